@@ -1,0 +1,160 @@
+"""Checkpoints: one file that is all a model needs, to be used or trained on."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unet.atomic import atomic_path
+from unet.config import Config, config_from_dict, config_to_dict
+from unet.data import Normalization
+from unet.device import pick_device, pick_dtype
+from unet.masks import ClassMap
+from unet.model import UNet
+from unet.tiling import sliding_window
+
+_FORMAT, _VERSION = "unet checkpoint", 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """A U-Net together with what its images and masks need.
+
+    Args:
+        net: the network, on `device`.
+        config: of the run that trained it.
+        normalization: of the training images.
+        device: where it runs.
+    """
+
+    net: UNet
+    config: Config
+    normalization: Normalization
+    device: torch.device
+
+    @property
+    def classes(self) -> ClassMap:
+        """The classes and their mask values."""
+        return ClassMap(self.config.data.classes, self.config.data.ignore)
+
+    @torch.inference_mode()
+    def logits(self, image: Tensor) -> Tensor:
+        """Score every class: normalised image (C, H, W) -> logits (K, H, W) on the device.
+
+        Images larger than the config's `tiling.size` go through in blended tiles.
+        """
+        dtype = pick_dtype(self.config.train.precision, self.device)
+        batch = image[None].to(self.device, memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            tiling = self.config.tiling
+            return sliding_window(self.net, batch, tiling.size, tiling.overlap)[0]
+
+
+def build_net(config: Config, device: torch.device) -> UNet:
+    """Make the config's network with fresh weights, in channels_last on the device."""
+    net = UNet(**vars(config.model), num_classes=len(config.data.classes))
+    return net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def save_checkpoint(
+    path: Path,
+    config: Config,
+    normalization: Normalization,
+    states: dict[str, Any],
+    progress: dict[str, Any],
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: the file.
+        config: of the run.
+        normalization: of the training images.
+        states: name -> state dict; `model` is enough to predict, all of training to resume.
+        progress: how far the run is.
+    """
+    contents = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "config": config_to_dict(config),
+        "normalization": asdict(normalization),
+        "progress": progress,
+        **states,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(contents, temporary)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU without running any code that it may hold.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, unsafe, or no checkpoint of this project.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
+        raise ValueError(
+            f"{path}: is not a checkpoint that can be loaded safely ({type(error).__name__}); it "
+            "is damaged, holds code to run, or is another kind of file: take a best.pt or last.pt "
+            "that 'unet train' wrote"
+        ) from error
+    if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
+        raise ValueError(
+            f"{path}: is not a checkpoint of unet; take a best.pt or last.pt that 'unet train' "
+            "wrote"
+        )
+    if contents["version"] != _VERSION:
+        raise ValueError(
+            f"{path}: got a checkpoint of format version {contents['version']}, expected "
+            f"{_VERSION}; use the version of unet that wrote it"
+        )
+    return contents
+
+
+def load_model(
+    path: str | Path, device: str | None = None, overrides: Sequence[str] = ()
+) -> TrainedModel:
+    """Load a trained model from its checkpoint alone.
+
+    Args:
+        path: a best.pt or last.pt.
+        device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
+        overrides: changes to the config, such as `tiling.overlap=64`; the model and its classes
+            cannot be changed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint, or an override does not fit it.
+    """
+    contents = load_checkpoint(Path(path))
+    config = config_from_dict(contents["config"], overrides, where=str(path))
+    trained = config_from_dict(contents["config"], where=str(path))
+    if list(config.data.classes) != list(trained.data.classes):
+        raise ValueError(
+            f"{path}: data.classes: got {', '.join(config.data.classes)}, expected the "
+            f"{len(trained.data.classes)} classes that the model was trained on, "
+            f"{', '.join(trained.data.classes)}"
+        )
+    if config.model != trained.model:
+        raise ValueError(
+            f"{path}: model: got {config.model}, expected {trained.model} as trained; leave it out"
+        )
+    chosen = pick_device(device or config.train.device)
+    net = build_net(config, chosen)
+    try:
+        net.load_state_dict(contents["model"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: the weights do not fit the model of the checkpoint's own config; it was "
+            "changed after training"
+        ) from error
+    normalization = Normalization(
+        **{name: tuple(values) for name, values in contents["normalization"].items()}
+    )
+    return TrainedModel(net=net.eval(), config=config, normalization=normalization, device=chosen)

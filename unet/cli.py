@@ -1,0 +1,126 @@
+"""The `unet` command. Torch is imported only once there is work for it."""
+
+import argparse
+import io
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from unet.config import load_config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 2 wrong input, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, FloatingPointError, OSError) as error:
+        if arguments.traceback:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments.config, arguments.overrides)
+    from unet.training import train
+
+    train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from unet.evaluation import evaluate
+
+    evaluate(
+        arguments.checkpoint,
+        arguments.overrides,
+        images=arguments.images,
+        masks=arguments.masks,
+        out=arguments.out,
+        overwrite=arguments.overwrite,
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from unet.prediction import predict_files
+
+    overrides = []
+    if arguments.tile is not None:
+        overrides.append(f"tiling.size={arguments.tile}")
+    if arguments.overlap is not None:
+        overrides.append(f"tiling.overlap={arguments.overlap}")
+    predict_files(
+        arguments.checkpoint,
+        arguments.inputs,
+        arguments.out,
+        draw_overlay=arguments.overlay,
+        overwrite=arguments.overwrite,
+        device=arguments.device,
+        overrides=overrides,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unet", description="Train, evaluate and run U-Net segmentation models."
+    )
+    parser.add_argument("--version", action="version", version=f"unet {version('unet')}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    shared.add_argument("--traceback", action="store_true", help="show where an error arose")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", parents=[shared], help="train the model of a config file")
+    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
+    train.add_argument("--resume", action="store_true", help="continue the run from its last.pt")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", parents=[shared], help="score a checkpoint")
+    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    evaluate.add_argument(
+        "--images", type=Path, metavar="DIR", help="score this folder, not the validation split"
+    )
+    evaluate.add_argument("--masks", type=Path, metavar="DIR", help="the masks of --images")
+    evaluate.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for metrics.json (default: evaluation_<checkpoint> beside the checkpoint)",
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+    for command in (train, evaluate):
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="KEY=VALUE",
+            help="change a setting, such as train.epochs=5 or data.root=my/data",
+        )
+
+    predict = commands.add_parser("predict", parents=[shared], help="write masks for images")
+    predict.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    predict.add_argument(
+        "inputs", nargs="+", metavar="IMAGES", help="files, folders or glob patterns"
+    )
+    predict.add_argument(
+        "-o", "--out", type=Path, metavar="DIR", required=True, help="folder for the masks"
+    )
+    predict.add_argument(
+        "--overlay", action="store_true", help="draw each mask over its image, too"
+    )
+    predict.add_argument(
+        "--tile", metavar="[H,W]", help="cut images above this size into tiles of it"
+    )
+    predict.add_argument("--overlap", metavar="N", help="pixels that tiles share and blend over")
+    predict.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    predict.set_defaults(run=_predict)
+    return parser

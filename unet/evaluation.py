@@ -1,0 +1,190 @@
+"""A model and pairs of files -> scores and a report."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from unet.atomic import atomic_path
+from unet.checkpoint import TrainedModel, load_model
+from unet.config import Config
+from unet.data import (
+    Pair,
+    SegmentationDataset,
+    find_pairs,
+    split_by_fraction,
+    split_by_stems,
+)
+from unet.metrics import Scores, confusion_matrix, scores
+
+
+def split_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
+    """Find the training and validation pairs that a config names.
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        ValueError: if files do not pair or the split does not fit them.
+    """
+    data, validation = config.data, config.data.validation
+    root = Path(data.root)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"data.root: there is no folder {root}; set data.root=FOLDER to where the data is"
+        )
+    pairs = find_pairs(root / data.images, root / data.masks)
+    if validation.fraction is not None:
+        return split_by_fraction(pairs, validation.fraction, config.train.seed)
+    if validation.stems is not None:
+        return split_by_stems(pairs, validation.stems)
+    assert validation.images is not None  # the config holds one of the three
+    assert validation.masks is not None
+    return pairs, find_pairs(root / validation.images, root / validation.masks)
+
+
+def confusion_of_pairs(model: TrainedModel, pairs: Sequence[Pair], what: str) -> Tensor:
+    """Predict every image and count its pixels at the mask's own size: (K, K) int64.
+
+    Args:
+        model: to be scored.
+        pairs: image and mask files.
+        what: the pairs' name on the progress bar.
+    """
+    classes, num_classes = model.classes, len(model.classes.names)
+    dataset = SegmentationDataset(
+        pairs, classes, model.config.model.in_channels, model.normalization
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=None,  # images one by one, as their sizes differ
+        sampler=[(0, index) for index in range(len(pairs))],
+        num_workers=model.config.train.num_workers,
+    )
+    model.net.eval()
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    for image, target in tqdm(loader, what, unit="image", leave=False, disable=None):
+        prediction = model.logits(image).argmax(0).cpu()
+        matrix += confusion_matrix(prediction, target, num_classes)
+    return matrix
+
+
+def evaluate(
+    checkpoint: Path,
+    overrides: Sequence[str] = (),
+    images: Path | None = None,
+    masks: Path | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Score a checkpoint, print a table and write `metrics.json`.
+
+    Args:
+        checkpoint: a best.pt or last.pt.
+        overrides: changes to its config, such as `data.root=...`.
+        images: folder to score instead of the validation split, together with `masks`.
+        masks: see `images`.
+        out: folder for the results; None for `evaluation_<checkpoint's stem>` beside it.
+        overwrite: whether to replace results that are there.
+
+    Returns:
+        The file written.
+
+    Raises:
+        FileExistsError: if there are results and not `overwrite`.
+        FileNotFoundError: if the checkpoint or a folder is missing.
+        ValueError: if the checkpoint, an override, or a file is not as it must be.
+    """
+    if (images is None) != (masks is None):
+        raise ValueError("evaluate: got one of --images and --masks, expected both or none")
+    path = (out or checkpoint.parent / f"evaluation_{checkpoint.stem}") / "metrics.json"
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
+        )
+    model = load_model(checkpoint, overrides=overrides)
+    if images is not None and masks is not None:
+        pairs, source = find_pairs(images, masks), f"{images} and {masks}"
+    else:
+        pairs, source = split_pairs(model.config)[1], "the validation split"
+    matrix = confusion_of_pairs(model, pairs, "evaluate")
+    result, names = scores(matrix), model.classes.names
+    print(f"{checkpoint} on {len(pairs)} images of {source}\n")
+    print(score_table(result, names))
+    print()
+    print(confusion_table(matrix, names))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "checkpoint": str(checkpoint),
+        "source": source,
+        "images": [str(pair.image) for pair in pairs],
+        "rule": "all pixels of all images in one confusion matrix, ignored pixels not counted; "
+        "means over the classes that have a score, background included; null: no score",
+        "classes": list(names),
+        **_without_nan(dataclasses.asdict(result)),
+        "confusion_matrix": matrix.tolist(),
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"\nwrote {path}")
+    return path
+
+
+def score_table(result: Scores, names: Sequence[str]) -> str:
+    """Lay out the scores as text, a line for each class, then the means."""
+    columns = ("IoU", "Dice", "precision", "recall")
+    values = zip(result.iou, result.dice, result.precision, result.recall, strict=True)
+    absent = sum(math.isnan(iou) for iou in result.iou)
+    rows = [
+        ("class", *columns),
+        *((name, *map(_show, row)) for name, row in zip(names, values, strict=True)),
+        ("mean", _show(result.mean_iou), _show(result.mean_dice), "", ""),
+    ]
+    note = f"; {absent} class(es) in neither target nor prediction have none" if absent else ""
+    return (
+        f"{_table(rows)}\n\npixel accuracy {_show(result.pixel_accuracy)}"
+        f"\nmeans over classes, background included{note}"
+    )
+
+
+def confusion_table(matrix: Tensor, names: Sequence[str]) -> str:
+    """Lay out the confusion matrix as text, in percent of each target class."""
+    shares = 100 * matrix.double() / matrix.sum(1, keepdim=True)
+    # Columns are numbered: names side by side would not fit a terminal.
+    rows = [
+        ("% of target", *(str(i) for i in range(len(names)))),
+        *(
+            (f"{i} {name}", *("-" if math.isnan(x) else f"{x:.1f}" for x in row))
+            for i, (name, row) in enumerate(zip(names, shares.tolist(), strict=True))
+        ),
+    ]
+    return f"confusion matrix: rows are targets, columns predictions\n{_table(rows)}"
+
+
+def _show(score: float) -> str:
+    return "-" if math.isnan(score) else f"{score:.4f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null says that there is no score."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if math.isnan(value) else value

@@ -1,0 +1,142 @@
+"""Image files -> tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+
+
+def open_image(path: Path) -> Image.Image:
+    """Open and decode one image, turned as its EXIF orientation says.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no image, is damaged, or holds more than one page.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; check the path")
+    try:
+        with Image.open(path) as image:
+            pages = getattr(image, "n_frames", 1)
+            cut_to_8_bits = image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(image.tile)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
+        ) from error
+    if pages > 1:
+        raise ValueError(
+            f"{path}: got a file of {pages} pages, expected one image; save each page as a file"
+        )
+    if cut_to_8_bits:
+        raise ValueError(
+            f"{path}: got colours of 16 bits, which are read from PNG images only; save an image "
+            "as PNG, a mask with 8 bits"
+        )
+    return image
+
+
+def read_image(path: Path, in_channels: int) -> Tensor:
+    """Read one image file as `to_tensor` gives it; a palette becomes its colours.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read as an image of `in_channels` channels.
+    """
+    if _is_16_bit_colour_png(path):
+        pixels = _decode_16_bit_png(path)
+    else:
+        pixels = to_pixels(open_image(path), str(path))
+    return to_tensor(pixels, in_channels, str(path))
+
+
+def to_pixels(image: Image.Image, where: str) -> np.ndarray:
+    """Pillow image -> (H, W) or (H, W, bands), uint8 or uint16.
+
+    Raises:
+        ValueError: beginning with `where`, if the image has another kind of values.
+    """
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    elif image.mode == "1":
+        image = image.convert("L")
+    if image.mode in {"L", "LA", "RGB", "RGBA"}:
+        return np.asarray(image)
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        raise ValueError(
+            f"{where}: got an image of Pillow's mode {image.mode}, expected grey, RGB or RGBA of "
+            "8 bits or grey of 16 bits; convert the image"
+        )
+    pixels = np.asarray(image)
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(
+            f"{where}: got values from {pixels.min()} to {pixels.max()}, expected 0 to 65535; "
+            "save the image with 16 bits"
+        )
+    return pixels.astype(np.uint16)
+
+
+def to_tensor(pixels: np.ndarray, in_channels: int, where: str) -> Tensor:
+    """(H, W) or (H, W, bands), uint8 or uint16 -> float32 (C, H, W), 0 to 1 the whole range.
+
+    Only what loses nothing is converted: a grey image is repeated to three channels, three equal
+    channels are read as one, a constant alpha channel is dropped.
+
+    Raises:
+        ValueError: beginning with `where`, if the image has other channels or an alpha channel
+            that means something.
+    """
+    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or not pixels.size:
+        raise ValueError(
+            f"{where}: got an array of shape {pixels.shape} and dtype {pixels.dtype}, expected "
+            "(H, W) or (H, W, C) of uint8 or uint16"
+        )
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[2] in (2, 4):
+        alpha = pixels[:, :, -1]
+        if alpha.min() != alpha.max():
+            raise ValueError(
+                f"{where}: got an alpha channel with values from {alpha.min()} to {alpha.max()}, "
+                "expected a constant one, which means nothing; save the image without it"
+            )
+        pixels = pixels[:, :, :-1]
+    bands = pixels.shape[2]
+    if bands == 1 and in_channels == 3:
+        pixels = np.repeat(pixels, 3, axis=2)
+    elif bands == 3 and in_channels == 1 and (pixels == pixels[:, :, :1]).all():
+        pixels = pixels[:, :, :1]
+    elif bands != in_channels:
+        raise ValueError(
+            f"{where}: got an image of {bands} channel(s), expected model.in_channels, "
+            f"{in_channels}; convert the image, or train with model.in_channels={bands}"
+        )
+    scale = np.float32(np.iinfo(pixels.dtype).max)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / scale)
+
+
+def _is_16_bit_colour_png(path: Path) -> bool:
+    """Whether it is a PNG whose 16 bits Pillow would cut down to 8."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        header = file.read(26)
+    depth, colour_type = header[24:25], header[25:26]
+    return header[:8] == b"\x89PNG\r\n\x1a\n" and depth == b"\x10" and colour_type in b"\2\4\6"
+
+
+def _decode_16_bit_png(path: Path) -> np.ndarray:
+    try:
+        tensor = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
+        ) from error
+    return tensor.numpy().transpose(1, 2, 0)

@@ -1,0 +1,91 @@
+"""Losses on logits (N, K, H, W) and a target (N, H, W) of class ids, int64."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Return the mean cross-entropy over the pixels that count, weighted by their class.
+
+    0 when no pixel counts (torch's own mean is NaN then).
+    """
+    total = F.cross_entropy(
+        logits.float(), target, class_weights, ignore_index=ignore_index, reduction="sum"
+    )
+    counted = target != ignore_index
+    if class_weights is None:
+        weight = counted.sum()
+    else:
+        weight = class_weights[target.where(counted, 0)].where(counted, 0).sum()
+    return total / weight.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def dice_loss(
+    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
+) -> Tensor:
+    """Return 1 - soft Dice, pooled over the batch, averaged over the classes in the target.
+
+    A class absent from the whole target has no Dice to improve and is left out of the mean;
+    0 when no pixel counts.
+
+    Source: Milletari, Navab and Ahmadi 2016, arXiv 1606.04797, equation in section 3, with the
+    sums instead of the squares in the denominator.
+    """
+    counted = (target != ignore_index).unsqueeze(1)
+    probabilities = logits.float().softmax(dim=1) * counted
+    truth = torch.zeros_like(probabilities).scatter_(
+        1, target.unsqueeze(1).where(counted, 0), counted.float()
+    )
+    pixels = (0, 2, 3)
+    present = truth.sum(pixels)
+    denominator = probabilities.sum(pixels) + present
+    dice = 2 * (probabilities * truth).sum(pixels) / denominator.clamp(min=1e-6)
+    weights = (present > 0).float()
+    if class_weights is not None:
+        weights = weights * class_weights
+    return ((1 - dice) * weights).sum() / weights.sum().clamp(min=1e-6)
+
+
+class SegmentationLoss(nn.Module):
+    """The weighted sum of cross-entropy and soft Dice loss.
+
+    Args:
+        cross_entropy: factor of the cross-entropy; 0 leaves it out.
+        dice: factor of the Dice loss; 0 leaves it out.
+        class_weights: one number for each class; None for all equal.
+        ignore_index: the class id whose pixels do not count.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        cross_entropy: float = 1.0,
+        dice: float = 1.0,
+        class_weights: Sequence[float] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        self.cross_entropy = cross_entropy
+        self.dice = dice
+        self.ignore_index = ignore_index
+        weights = None if class_weights is None else torch.tensor(class_weights)
+        self.register_buffer("class_weights", weights)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Logits (N, K, H, W) and target (N, H, W) -> a float32 scalar."""
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if self.cross_entropy:
+            loss = loss + self.cross_entropy * cross_entropy(
+                logits, target, self.class_weights, self.ignore_index
+            )
+        if self.dice:
+            loss = loss + self.dice * dice_loss(
+                logits, target, self.class_weights, self.ignore_index
+            )
+        return loss

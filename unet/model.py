@@ -1,0 +1,138 @@
+"""The U-Net: an encoder that halves the image, a decoder that doubles it, skips between them.
+
+Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with padded convolutions.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unet.conv_transpose import ConvTranspose2d
+
+Norm = Literal["batch", "group", "instance", "none"]
+Downsampling = Literal["max_pool", "conv"]
+
+
+def _norm(norm: Norm, channels: int) -> nn.Module:
+    match norm:
+        case "batch":
+            return nn.BatchNorm2d(channels)
+        case "group":  # the largest power of two up to 32 that divides the channels
+            return nn.GroupNorm(math.gcd(32, channels), channels)
+        case "instance":
+            return nn.InstanceNorm2d(channels, affine=True)
+        case "none":
+            return nn.Identity()
+
+
+class DoubleConv(nn.Sequential):
+    """Twice: 3 x 3 convolution that keeps the size, norm, ReLU. (N, C, H, W) -> (N, K, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            # A norm subtracts the mean, and a bias with it.
+            conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=norm == "none")
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # the paper's sqrt(2 / N)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+            layers += [conv, _norm(norm, out_channels), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+class Down(nn.Module):
+    """Halve the image, then DoubleConv. (N, C, H, W) -> (N, K, H / 2, W / 2)."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Norm = "batch",
+        downsampling: Downsampling = "max_pool",
+    ) -> None:
+        super().__init__()
+        self.halve = {
+            "max_pool": lambda: nn.MaxPool2d(2),
+            "conv": lambda: nn.Conv2d(in_channels, in_channels, 2, stride=2),
+        }[downsampling]()
+        self.conv = DoubleConv(in_channels, out_channels, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) with H and W even -> (N, K, H / 2, W / 2)."""
+        out: Tensor = self.conv(self.halve(x))
+        return out
+
+
+class Up(nn.Module):
+    """Double the image by kernel times pixel, put the skip beside it, then DoubleConv."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
+        super().__init__()
+        self.up = ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        self.conv = DoubleConv(2 * out_channels, out_channels, norm)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x (N, C, H, W) and skip (N, K, 2H, 2W) -> (N, K, 2H, 2W)."""
+        out: Tensor = self.conv(torch.cat([skip, self.up(x)], dim=1))
+        return out
+
+
+class UNet(nn.Module):
+    """The U-Net for images of any size.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: channels of the logits, background included.
+        widths: channels of each level from the full image down; each further level halves it.
+        norm: batch, group (up to 32 groups), instance (affine), or none.
+        downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
+
+    Raises:
+        ValueError: if a number is not positive.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        widths: Sequence[int] = (64, 128, 256, 512, 1024),
+        norm: Norm = "batch",
+        downsampling: Downsampling = "max_pool",
+    ) -> None:
+        super().__init__()
+        if min(in_channels, num_classes, *widths, len(widths)) < 1:
+            raise ValueError(
+                f"UNet: got in_channels {in_channels}, num_classes {num_classes}, widths "
+                f"{tuple(widths)}, expected positive numbers and at least one width"
+            )
+        self.in_channels = in_channels
+        self.num_classes = num_classes
+        # Sizes that the levels can halve are multiples of this; forward pads to them.
+        self.factor = 2 ** (len(widths) - 1)
+        levels = list(zip(widths[:-1], widths[1:], strict=True))
+        self.stem = DoubleConv(in_channels, widths[0], norm)
+        self.encoder = nn.ModuleList(
+            Down(shallow, deep, norm, downsampling) for shallow, deep in levels
+        )
+        self.decoder = nn.ModuleList(Up(deep, shallow, norm) for shallow, deep in reversed(levels))
+        self.head = nn.Conv2d(widths[0], num_classes, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (N, C, H, W), any H and W -> logits (N, K, H, W)."""
+        height, width = image.shape[-2:]
+        pad_height, pad_width = -height % self.factor, -width % self.factor
+        x = F.pad(image, (0, pad_width, 0, pad_height), mode="replicate")
+
+        x = self.stem(x)
+        skips = []
+        for down in self.encoder:
+            skips.append(x)
+            x = down(x)
+        for up, skip in zip(self.decoder, reversed(skips), strict=True):
+            x = up(x, skip)
+        logits: Tensor = self.head(x)
+        return logits[..., :height, :width]

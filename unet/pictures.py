@@ -1,0 +1,103 @@
+"""Pictures for people: masks in colour, overlays, preview sheets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unet.atomic import atomic_path
+from unet.masks import IGNORE_INDEX, Colour
+
+_IGNORED: Colour = (255, 255, 255)
+
+
+def image_to_rgb(image: Tensor) -> np.ndarray:
+    """Show an image (C, H, W) as (H, W, 3) uint8, its darkest value black, its brightest white.
+
+    Images of other than three channels show their first.
+    """
+    pixels = image.numpy() if image.shape[0] == 3 else image[:1].expand(3, -1, -1).numpy()
+    low, high = float(pixels.min()), float(pixels.max())
+    stretched = (pixels - low) * (255 / max(high - low, 1e-6))
+    return stretched.round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def mask_to_rgb(ids: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
+    """Show class ids (H, W) as (H, W, 3) uint8, ignored pixels white."""
+    table = np.full((256, 3), _IGNORED, dtype=np.uint8)
+    table[: len(colours)] = colours
+    table[IGNORE_INDEX] = _IGNORED
+    return table[ids]
+
+
+def overlay(image: np.ndarray, ids: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
+    """Lay the classes' colours half-transparently over an image (H, W, 3) uint8."""
+    return ((image.astype(np.uint16) + mask_to_rgb(ids, colours)) // 2).astype(np.uint8)
+
+
+def save_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
+    """Write (H, W, 3) uint8 or a Pillow image as PNG, whole or not at all."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def preview_sheet(
+    rows: Sequence[tuple[Tensor, np.ndarray, np.ndarray]],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    height: int = 256,
+) -> Image.Image:
+    """Draw a legend of the classes, then image | target | prediction, a row each.
+
+    Args:
+        rows: image (C, H, W), target (H, W) and prediction (H, W) as class ids.
+        names: the classes.
+        colours: a colour for each class.
+        height: of each row in pixels.
+    """
+    gap, font = 8, ImageFont.load_default(16)
+    strips = []
+    for image, target, prediction in rows:
+        panels = [image_to_rgb(image), mask_to_rgb(target, colours)]
+        panels.append(mask_to_rgb(prediction, colours))
+        width = max(1, round(height * image.shape[2] / image.shape[1]))
+        strips.append(
+            [
+                Image.fromarray(panel).resize(
+                    (width, height),
+                    # A mask's colours are not mixed.
+                    Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST,
+                )
+                for i, panel in enumerate(panels)
+            ]
+        )
+    titles = ("image", "target", "prediction")
+    column = max(strip[0].width for strip in strips)
+    labels = [*zip(names, colours, strict=True), ("ignored", _IGNORED)]
+    sheet_width = max(3 * column + 4 * gap, 480)
+
+    # The legend, as many lines as its labels need.
+    places, x, y = [], gap, gap
+    for name, colour in labels:
+        label_width = 24 + round(font.getlength(name)) + 16
+        if x + label_width > sheet_width and x > gap:
+            x, y = gap, y + 24
+        places.append((x, y, name, colour))
+        x += label_width
+    top = y + 24 + gap
+    sheet = Image.new(
+        "RGB", (sheet_width, top + 24 + len(strips) * (height + gap)), color=(32, 32, 32)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for x, y, name, colour in places:
+        draw.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=(160, 160, 160))
+        draw.text((x + 24, y), name, font=font, fill="white")
+    for i, title in enumerate(titles):
+        draw.text((gap + i * (column + gap), top), title, font=font, fill="white")
+    for i, strip in enumerate(strips):
+        for j, panel in enumerate(strip):
+            sheet.paste(panel, (gap + j * (column + gap), top + 24 + i * (height + gap)))
+    return sheet

@@ -1,0 +1,135 @@
+"""A model and images -> masks."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from unet.checkpoint import TrainedModel, load_model
+from unet.data import list_images
+from unet.images import read_image, to_pixels, to_tensor
+from unet.pictures import image_to_rgb, overlay, save_picture
+
+
+def predict(model: TrainedModel, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+    """Segment one image.
+
+    Args:
+        model: from `load_model`.
+        image: a file, a Pillow image, or an array (H, W) or (H, W, C) of uint8 or uint16.
+
+    Returns:
+        (H, W) uint8: the class ids, places in `model.classes.names`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the image cannot be read or does not have the model's channels.
+    """
+    in_channels = model.config.model.in_channels
+    match image:
+        case np.ndarray():
+            tensor = to_tensor(image, in_channels, "image")
+        case Image.Image():
+            tensor = to_tensor(to_pixels(image, "image"), in_channels, "image")
+        case _:
+            tensor = read_image(Path(image), in_channels)
+    logits = model.logits(model.normalization(tensor))
+    return logits.argmax(0).cpu().numpy().astype(np.uint8)
+
+
+def predict_files(
+    checkpoint: Path,
+    inputs: Sequence[str],
+    out: Path,
+    draw_overlay: bool = False,
+    overwrite: bool = False,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Path]:
+    """Segment image files and write a PNG mask for each, of the same stem.
+
+    Args:
+        checkpoint: a best.pt or last.pt.
+        inputs: files, folders, and glob patterns.
+        out: folder for the masks, made if need be.
+        draw_overlay: whether to write <stem>_overlay.png too, the mask over the image.
+        overwrite: whether to replace masks that are there.
+        device: auto, cpu, cuda or cuda:N; None for the config's.
+        overrides: changes to the checkpoint's config, such as `tiling.overlap=64`.
+
+    Returns:
+        The masks written.
+
+    Raises:
+        FileExistsError: if a file to write is there and not `overwrite`.
+        FileNotFoundError: if an input or the checkpoint is missing.
+        ValueError: if the checkpoint or an image is not as it must be. The images that can be
+            read are segmented all the same.
+    """
+    files = _find_inputs(inputs)
+    masks = {out / f"{path.stem}.png": path for path in files}
+    overlays = {mask: out / f"{mask.stem}_overlay.png" for mask in masks}
+    if len(masks) < len(files):
+        stems = [path.stem for path in files]
+        first, second = [path for path in files if stems.count(path.stem) > 1][:2]
+        raise ValueError(
+            f"{first} and {second}: got two images of one stem, expected one mask name for each; "
+            "predict them into different folders"
+        )
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: is a file; give a folder for the masks")
+    wanted = [*masks, *(overlays.values() if draw_overlay else ())]
+    present = [path for path in wanted if path.exists()]
+    if present and not overwrite:
+        raise FileExistsError(
+            f"{present[0]}: exists, as do {len(present) - 1} more; pass --overwrite to replace "
+            "them, or -o FOLDER for another place"
+        )
+    for path in wanted:
+        if path.resolve() in {file.resolve() for file in files}:
+            raise ValueError(f"{path}: is an image to predict; give another folder with -o")
+    model = load_model(checkpoint, device, overrides)
+    colours = model.classes.colours
+    out.mkdir(parents=True, exist_ok=True)
+    faults = []
+    for mask, path in tqdm(masks.items(), "predict", unit="image", disable=None):
+        try:
+            image = read_image(path, model.config.model.in_channels)
+        except ValueError as error:
+            faults.append(str(error))
+            continue
+        ids = model.logits(model.normalization(image)).argmax(0).cpu().numpy().astype(np.uint8)
+        if draw_overlay:
+            save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
+        model.classes.write(mask, ids)
+    print(f"wrote {len(masks) - len(faults)} mask(s) to {out}")
+    values = zip(model.classes.names, model.classes.values, strict=True)
+    print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
+    if faults:
+        raise ValueError(
+            "\n".join(faults) + f"\n{len(faults)} of {len(files)} images were not predicted"
+        )
+    return list(masks)
+
+
+def _find_inputs(inputs: Sequence[str]) -> list[Path]:
+    """Files, folders and patterns -> image files, each once."""
+    files: dict[Path, None] = {}
+    for entry in inputs:
+        path = Path(entry)
+        if path.is_dir():
+            found = list_images(path)
+        elif path.is_file():
+            found = [path]
+        elif glob.has_magic(entry):
+            found = [Path(name) for name in sorted(glob.glob(entry, recursive=True))]
+            found = [name for name in found if name.is_file()]
+            if not found:
+                raise FileNotFoundError(f"{entry}: matches no file; check the pattern")
+        else:
+            raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
+        files.update(dict.fromkeys(found))
+    return list(files)

@@ -1,0 +1,333 @@
+"""The composition root of training: a config -> a trained model in runs/<name>/."""
+
+import csv
+import math
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from unet.atomic import atomic_path
+from unet.augment import Augment
+from unet.checkpoint import TrainedModel, build_net, load_checkpoint, save_checkpoint
+from unet.config import (
+    Config,
+    OptimizerConfig,
+    ScheduleConfig,
+    config_from_dict,
+    config_to_dict,
+    dotted,
+)
+from unet.data import (
+    Check,
+    EpochSampler,
+    Pair,
+    SegmentationDataset,
+    check_pairs,
+    read_pair,
+)
+from unet.device import pick_device, pick_dtype
+from unet.evaluation import confusion_of_pairs, split_pairs
+from unet.losses import SegmentationLoss
+from unet.masks import ClassMap
+from unet.metrics import Scores, scores
+from unet.pictures import preview_sheet, save_picture
+from unet.quickstart import draw_quickstart
+
+# What may differ between a run and its resumption: it does not change the weights.
+_FREE_TO_CHANGE = {"train.num_workers", "train.device"}
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train a model as the config says.
+
+    Args:
+        config: of the run.
+        resume: whether to continue the run from its last.pt.
+        overwrite: whether to delete a run of the same name first.
+
+    Returns:
+        The run's folder, with config.yaml, metrics.csv, last.pt, best.pt and previews/.
+
+    Raises:
+        FileExistsError: if the run exists and is neither resumed nor overwritten.
+        FileNotFoundError: if a folder, or the run to resume, is missing.
+        FloatingPointError: if the loss is no longer a finite number.
+        ValueError: if the data is not as the config says, or the run to resume had another config.
+    """
+    run = Path("runs") / config.name
+    state = _load_run(run, config) if resume else None
+    if run.exists() and not resume and not overwrite:
+        raise FileExistsError(
+            f"{run}: exists; pass --resume to continue it, --overwrite to delete it and start "
+            "anew, or name=OTHER for another run"
+        )
+    device = pick_device(config.train.device)
+    dtype = pick_dtype(config.train.precision, device)
+    classes = ClassMap(config.data.classes, config.data.ignore)
+
+    # The data, read once in full: what is wrong with it is said now.
+    if config.data.draw_quickstart and not Path(config.data.root).exists():
+        print(f"drawing the quickstart data into {config.data.root}")
+        draw_quickstart(Path(config.data.root))
+    train_pairs, val_pairs = split_pairs(config)
+    in_channels = config.model.in_channels
+    check = check_pairs(train_pairs, classes, in_channels, "check training images")
+    check_pairs(val_pairs, classes, in_channels, "check validation images")
+    _check_sizes(config, check)
+    print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
+    for name, pixels in zip(classes.names, check.class_pixels, strict=True):
+        print(f"  {name}: {pixels / sum(check.class_pixels):.1%} of the training pixels")
+    dataset = SegmentationDataset(
+        train_pairs,
+        classes,
+        in_channels,
+        check.normalization,
+        Augment(**vars(config.augment)),
+        config.train.seed,
+    )
+    sampler = EpochSampler(len(dataset), config.train.seed)
+    loader = DataLoader(
+        dataset,
+        batch_size=config.train.batch_size,
+        sampler=sampler,
+        num_workers=config.train.num_workers,
+        persistent_workers=config.train.num_workers > 0,
+        pin_memory=device.type == "cuda",
+    )
+
+    # The model, and all that learns with it.
+    torch.manual_seed(config.train.seed)
+    net = build_net(config, device)
+    model = TrainedModel(net=net, config=config, normalization=check.normalization, device=device)
+    loss_function = SegmentationLoss(**vars(config.loss)).to(device)
+    optimizer = _optimizer(config.optimizer, net)
+    schedule = _schedule(config.schedule, optimizer, len(loader), config.train.epochs)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    stateful: dict[str, Any] = {
+        "model": net,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "scaler": scaler,
+    }
+    history: list[dict[str, Any]] = []
+    if state is not None:
+        for name, part in stateful.items():
+            part.load_state_dict(state[name])
+        history = state["progress"]["history"]
+    else:
+        if run.exists():
+            _delete_run(run)
+        (run / "previews").mkdir(parents=True)
+        with atomic_path(run / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+    print(
+        f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million parameters, {device}, "
+        f"{str(dtype).removeprefix('torch.')}; results go to {run}"
+    )
+
+    epochs = config.train.epochs
+    first_epoch = history[-1]["epoch"] if history else 0
+    seconds_before = history[-1]["seconds"] if history else 0.0
+    start = time.monotonic()
+    bar = tqdm(
+        total=epochs * len(loader),
+        initial=first_epoch * len(loader),
+        unit="step",
+        disable=None,
+        dynamic_ncols=True,
+    )
+    loss_sum, samples = torch.zeros((), device=device), 0
+    for epoch in range(first_epoch, epochs):
+        net.train()
+        sampler.epoch = epoch
+        bar.set_description(f"epoch {epoch + 1}/{epochs}")
+        for images, targets in loader:
+            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+            targets = targets.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = loss_function(net(images), targets)
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            loss_sum += loss.detach() * len(images)
+            samples += len(images)
+            bar.update()
+
+        if (epoch + 1) % config.train.validate_every and epoch + 1 < epochs:
+            continue
+        train_loss = float(loss_sum) / samples
+        loss_sum, samples = torch.zeros((), device=device), 0
+        if not math.isfinite(train_loss):
+            raise FloatingPointError(
+                f"train: the loss is {train_loss} by epoch {epoch + 1}; lower optimizer.lr "
+                f"({config.optimizer.lr:g}) or lengthen schedule.warmup_epochs. The last good "
+                f"checkpoint is kept in {run}"
+            )
+        result = scores(confusion_of_pairs(model, val_pairs, "validate"))
+        if math.isnan(result.mean_iou):
+            raise ValueError("data.validation: got no pixel to score, all are ignored")
+        row = _row(epoch + 1, schedule.get_last_lr()[0], train_loss, result, classes)
+        row["seconds"] = round(seconds_before + time.monotonic() - start, 1)
+        is_best = all(result.mean_iou > earlier["mean_iou"] for earlier in history)
+        history.append(row)
+        progress = {"history": history}
+        if is_best:
+            # To be used, not trained on: the weights are enough.
+            weights = {"model": net.state_dict()}
+            save_checkpoint(run / "best.pt", config, check.normalization, weights, progress)
+        _write_metrics(run / "metrics.csv", history)
+        _draw_previews(run / "previews" / f"epoch_{epoch + 1:04d}.png", model, val_pairs)
+        # last.pt comes last: with it, the epoch is done.
+        states = {name: part.state_dict() for name, part in stateful.items()}
+        save_checkpoint(run / "last.pt", config, check.normalization, states, progress)
+        bar.write(
+            f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  loss {train_loss:.4f}  "
+            f"mean IoU {result.mean_iou:.4f}  pixel accuracy {result.pixel_accuracy:.4f}"
+            f"{'  best' if is_best else ''}"
+        )
+    bar.close()
+
+    best = max(history, key=lambda row: float(row["mean_iou"]))
+    print(
+        f"\nbest mean IoU {best['mean_iou']:.4f} in epoch {best['epoch']}; "
+        f"{history[-1]['seconds'] / 60:.1f} minutes in all\n"
+        f"pictures: {run / 'previews'}\n"
+        f"next:     unet evaluate {run / 'best.pt'}\n"
+        f"          unet predict {run / 'best.pt'} IMAGES -o masks"
+    )
+    return run
+
+
+def _optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
+    match config.name:
+        case "adamw":
+            return torch.optim.AdamW(
+                net.parameters(),
+                lr=config.lr,
+                betas=(config.momentum, 0.999),
+                weight_decay=config.weight_decay,
+            )
+        case "sgd":
+            return torch.optim.SGD(
+                net.parameters(),
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                nesterov=True,
+            )
+
+
+def _schedule(
+    config: ScheduleConfig, optimizer: torch.optim.Optimizer, epoch_steps: int, epochs: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rate of each step: a rise over the warm-up, then a fall to 0."""
+    warmup = round(config.warmup_epochs * epoch_steps)
+    total = epochs * epoch_steps
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        left = 1 - (step - warmup) / (total - warmup)
+        if config.name == "polynomial":
+            assert config.power is not None  # the config sees to it
+            return float(max(left, 0) ** config.power)
+        return (1 - math.cos(math.pi * left)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _check_sizes(config: Config, check: Check) -> None:
+    """Images that are not cropped must fit into a batch and through the network."""
+    if config.augment.crop is not None:
+        return
+    if len(check.sizes) > 1 and config.train.batch_size > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(check.sizes)[:5])
+        raise ValueError(
+            f"augment.crop: got none, but training images of {len(check.sizes)} sizes ({shown}"
+            f"{', ...' if len(check.sizes) > 5 else ''}), expected one size in a batch; set "
+            "augment.crop=[HEIGHT, WIDTH] or train.batch_size=1"
+        )
+    smallest = 2 ** len(config.model.widths)
+    if min(map(min, check.sizes)) < smallest:
+        raise ValueError(
+            f"augment.crop: got none, but training images smaller than {smallest} pixels, expected "
+            f"at least {smallest} for the {len(config.model.widths)} levels of model.widths; set "
+            "augment.crop or shorten model.widths"
+        )
+
+
+def _load_run(run: Path, config: Config) -> dict[str, Any]:
+    """The state to resume from; the run must have had the same config."""
+    path = run / "last.pt"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is nothing to resume; train without --resume"
+            + (" and with --overwrite" if run.exists() else "")
+        )
+    state = load_checkpoint(path)
+    before = dotted(config_from_dict(state["config"], where=str(path)))
+    now = dotted(config)
+    changed = [
+        f"{key} was {before.get(key)} and is now {now.get(key)}"
+        for key in before | now
+        if key not in _FREE_TO_CHANGE and before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
+            "same, or start another run with name=OTHER"
+        )
+    return state
+
+
+def _delete_run(run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise FileExistsError(
+            f"{run}: holds no config.yaml and is no run's folder; remove it yourself or take "
+            "name=OTHER"
+        )
+    shutil.rmtree(run)
+
+
+def _row(
+    epoch: int, lr: float, train_loss: float, result: Scores, classes: ClassMap
+) -> dict[str, Any]:
+    """One line of metrics.csv."""
+    return {
+        "epoch": epoch,
+        "lr": lr,
+        "train_loss": train_loss,
+        "mean_iou": result.mean_iou,
+        "mean_dice": result.mean_dice,
+        "pixel_accuracy": result.pixel_accuracy,
+        **{f"iou_{name}": iou for name, iou in zip(classes.names, result.iou, strict=True)},
+    }
+
+
+def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def _draw_previews(path: Path, model: TrainedModel, pairs: list[Pair]) -> None:
+    """Draw some validation images, spread over all of them, each time the same."""
+    count = min(model.config.train.previews, len(pairs))
+    if not count:
+        return
+    rows = []
+    for pair in pairs[:: len(pairs) // count][:count]:
+        image, target = read_pair(pair, model.classes, model.config.model.in_channels)
+        prediction = model.logits(model.normalization(image)).argmax(0).cpu()
+        rows.append((image, target.numpy(), prediction.numpy()))
+    save_picture(path, preview_sheet(rows, model.classes.names, model.classes.colours))
