@@ -50,13 +50,13 @@ class TrainedModel:
         batch = image[None].to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             tiling = self.config.tiling
-            return sliding_window(self.net, batch, tiling.size, tiling.overlap)[0]
+            return sliding_window(self.net, batch, tiling.size, tiling.overlap, self.net.factor)[0]
 
 
 def build_net(config: Config, device: torch.device) -> UNet:
     """Make the config's network with fresh weights, in channels_last on the device."""
-    net = UNet(**vars(config.model), num_classes=len(config.data.classes))
-    return net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = UNet(**vars(config.model), num_classes=len(config.data.classes)).to(device)
+    return net.to(memory_format=torch.channels_last)
 
 
 def save_checkpoint(

@@ -272,7 +272,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float):
                 if key in seen:
                     raise yaml.MarkedYAMLError(
@@ -313,13 +313,15 @@ def _read(annotation: Any, value: Any, path: str, faults: list[str]) -> Any:
     if dataclasses.is_dataclass(annotation):
         return _read_section(annotation, value, path, faults)
     if origin is Annotated:
-        number = _read(args[0], value, path, inner_faults := [])
-        if not inner_faults and number in args[1]:
+        unread: list[str] = []
+        number = _read(args[0], value, path, unread)
+        if not unread and number in args[1]:
             return number
     elif origin in (Union, types.UnionType):
         for option in args:
-            result = _read(option, value, path, option_faults := [])
-            if not option_faults:
+            unfit: list[str] = []
+            result = _read(option, value, path, unfit)
+            if not unfit:
                 return result
     elif origin is Literal:
         if isinstance(value, str) and value in args:
@@ -336,7 +338,7 @@ def _read(annotation: Any, value: Any, path: str, faults: list[str]) -> Any:
         for key in value:
             if not isinstance(key, str):
                 faults.append(
-                    f"{path}: got the name {_describe_value(key)}, expected text; write it in quotes"
+                    f"{path}: got the name {_describe_value(key)}, expected text; put it in quotes"
                 )
         return {key: _read(args[1], item, f"{path}.{key}", faults) for key, item in value.items()}
     elif annotation is float:
@@ -468,9 +470,11 @@ def _contradictions(config: Config) -> list[str]:
         )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
-    if config.tiling.overlap >= min(config.tiling.size):
+    # Tiles start at multiples of the network's factor.
+    largest = min(config.tiling.size) - smallest // 2
+    if config.tiling.overlap > largest:
         faults.append(
-            f"tiling.overlap: got {config.tiling.overlap}, expected less than tiling.size, "
-            f"{min(config.tiling.size)}"
+            f"tiling.overlap: got {config.tiling.overlap}, expected at most {largest} for tiles of "
+            f"{list(config.tiling.size)} and the {len(config.model.widths)} levels of model.widths"
         )
     return faults

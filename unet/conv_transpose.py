@@ -32,10 +32,12 @@ def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
     n, _, height, width = input.shape
     # One matrix product over the pixels: (N, H, W, C) @ (C, kH * kW * K).
     kernels = weight.permute(0, 2, 3, 1).flatten(1)
-    blocks = (input.permute(0, 2, 3, 1) @ kernels).unflatten(3, (kernel_height, kernel_width, -1))
+    blocks = input.permute(0, 2, 3, 1) @ kernels
     # Row h of the blocks is kH rows of the image: (N, H, W, kH, kW, K) -> (N, H, kH, W, kW, K).
-    output = blocks.transpose(2, 3).reshape(
-        n, height * kernel_height, width * kernel_width, out_channels
+    output = (
+        blocks.reshape(n, height, width, kernel_height, kernel_width, out_channels)
+        .transpose(2, 3)
+        .reshape(n, height * kernel_height, width * kernel_width, out_channels)
     )
     if bias is not None:
         output = output + bias

@@ -1,45 +1,32 @@
 """Image files -> tensors."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
 
 
+# Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
 def open_image(path: Path) -> Image.Image:
-    """Open and decode one image, turned as its EXIF orientation says.
+    """Open and decode one image file, turned as its EXIF orientation says.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no image, is damaged, or holds more than one page.
+        ValueError: if the file is no image, is damaged, holds more than one page, or colours of
+            16 bits, which Pillow's images cannot hold.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; check the path")
-    try:
-        with Image.open(path) as image:
-            pages = getattr(image, "n_frames", 1)
-            cut_to_8_bits = image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(image.tile)
-            image.load()
-            image = ImageOps.exif_transpose(image)
-    except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from error
-    if pages > 1:
-        raise ValueError(
-            f"{path}: got a file of {pages} pages, expected one image; save each page as a file"
-        )
-    if cut_to_8_bits:
-        raise ValueError(
-            f"{path}: got colours of 16 bits, which are read from PNG images only; save an image "
-            "as PNG, a mask with 8 bits"
-        )
+    image, cut = _decode(path)
+    if cut:
+        raise ValueError(f"{path}: got colours of 16 bits, expected 8; save it with 8 bits")
     return image
 
 
@@ -50,11 +37,44 @@ def read_image(path: Path, in_channels: int) -> Tensor:
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read as an image of `in_channels` channels.
     """
-    if _is_16_bit_colour_png(path):
-        pixels = _decode_16_bit_png(path)
-    else:
-        pixels = to_pixels(open_image(path), str(path))
+    image, cut = _decode(path)
+    pixels = to_pixels(image, str(path))
+    if cut:
+        low, _ = _decode(path, low_bytes=True)
+        pixels = pixels.astype(np.uint16) << 8 | np.asarray(low)
     return to_tensor(pixels, in_channels, str(path))
+
+
+def _decode(path: Path, low_bytes: bool = False) -> tuple[Image.Image, bool]:
+    """Decode a file; say whether its colours have 16 bits, of which this is the high (low) byte."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; check the path")
+    try:
+        with Image.open(path) as file:
+            pages = getattr(file, "n_frames", 1)
+            cut = file.mode in {"LA", "RGB", "RGBA"} and ";16" in str(file.tile)
+            if low_bytes:
+                file.tile = [_swap_bytes(tile) for tile in file.tile]
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
+        ) from error
+    if pages > 1:
+        raise ValueError(
+            f"{path}: got a file of {pages} pages, expected one image; save each page as a file"
+        )
+    return image, cut
+
+
+def _swap_bytes(tile: Any) -> Any:
+    """Pillow's description of how pixels are packed (such as RGB;16B), in the other byte order."""
+    if isinstance(tile.args, str):
+        return tile._replace(args=tile.args[:-1] + _OTHER_BYTE[tile.args[-1]])
+    packing, *rest = tile.args
+    return tile._replace(args=(packing[:-1] + _OTHER_BYTE[packing[-1]], *rest))
 
 
 def to_pixels(image: Image.Image, where: str) -> np.ndarray:
@@ -119,24 +139,3 @@ def to_tensor(pixels: np.ndarray, in_channels: int, where: str) -> Tensor:
         )
     scale = np.float32(np.iinfo(pixels.dtype).max)
     return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / scale)
-
-
-def _is_16_bit_colour_png(path: Path) -> bool:
-    """Whether it is a PNG whose 16 bits Pillow would cut down to 8."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        header = file.read(26)
-    depth, colour_type = header[24:25], header[25:26]
-    return header[:8] == b"\x89PNG\r\n\x1a\n" and depth == b"\x10" and colour_type in b"\2\4\6"
-
-
-def _decode_16_bit_png(path: Path) -> np.ndarray:
-    try:
-        tensor = decode_image(read_file(str(path)), ImageReadMode.UNCHANGED)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from error
-    return tensor.numpy().transpose(1, 2, 0)

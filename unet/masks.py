@@ -105,7 +105,8 @@ class ClassMap:
                 f"{path}: got the mask value {found}{more}, expected {expected}{ignored}; "
                 "add the value to data.classes or data.ignore, or correct the mask"
             )
-        return self._ids[places]
+        ids: np.ndarray = self._ids[places]
+        return ids
 
     def write(self, path: Path, ids: np.ndarray) -> None:
         """Write class ids (H, W) as a PNG mask with the classes' values or colours."""
@@ -127,7 +128,8 @@ class ClassMap:
                     "data.classes gives colours; convert the mask or give grey values"
                 )
             red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
-            return red << 16 | green << 8 | blue
+            codes: np.ndarray = red << 16 | green << 8 | blue
+            return codes
         if image.mode in {"LA", "RGB", "RGBA"}:
             bands = np.asarray(image)[:, :, : 3 if image.mode != "LA" else 1]
             if (bands != bands[:, :, :1]).any():

@@ -5,6 +5,7 @@ Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with pad
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -55,10 +56,11 @@ class Down(nn.Module):
         downsampling: Downsampling = "max_pool",
     ) -> None:
         super().__init__()
-        self.halve = {
-            "max_pool": lambda: nn.MaxPool2d(2),
-            "conv": lambda: nn.Conv2d(in_channels, in_channels, 2, stride=2),
-        }[downsampling]()
+        self.halve = (
+            nn.MaxPool2d(2)
+            if downsampling == "max_pool"
+            else nn.Conv2d(in_channels, in_channels, 2, stride=2)
+        )
         self.conv = DoubleConv(in_channels, out_channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ class Up(nn.Module):
         self.conv = DoubleConv(2 * out_channels, out_channels, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """x (N, C, H, W) and skip (N, K, 2H, 2W) -> (N, K, 2H, 2W)."""
+        """Image features (N, C, H, W) and skip (N, K, 2H, 2W) -> (N, K, 2H, 2W)."""
         out: Tensor = self.conv(torch.cat([skip, self.up(x)], dim=1))
         return out
 
@@ -113,7 +115,7 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         # Sizes that the levels can halve are multiples of this; forward pads to them.
         self.factor = 2 ** (len(widths) - 1)
-        levels = list(zip(widths[:-1], widths[1:], strict=True))
+        levels = list(pairwise(widths))
         self.stem = DoubleConv(in_channels, widths[0], norm)
         self.encoder = nn.ModuleList(
             Down(shallow, deep, norm, downsampling) for shallow, deep in levels

@@ -21,7 +21,8 @@ def image_to_rgb(image: Tensor) -> np.ndarray:
     pixels = image.numpy() if image.shape[0] == 3 else image[:1].expand(3, -1, -1).numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) * (255 / max(high - low, 1e-6))
-    return stretched.round().astype(np.uint8).transpose(1, 2, 0)
+    shown: np.ndarray = stretched.round().astype(np.uint8).transpose(1, 2, 0)
+    return shown
 
 
 def mask_to_rgb(ids: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
@@ -29,12 +30,14 @@ def mask_to_rgb(ids: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     table = np.full((256, 3), _IGNORED, dtype=np.uint8)
     table[: len(colours)] = colours
     table[IGNORE_INDEX] = _IGNORED
-    return table[ids]
+    shown: np.ndarray = table[ids]
+    return shown
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     """Lay the classes' colours half-transparently over an image (H, W, 3) uint8."""
-    return ((image.astype(np.uint16) + mask_to_rgb(ids, colours)) // 2).astype(np.uint8)
+    both: np.ndarray = (image.astype(np.uint16) + mask_to_rgb(ids, colours)) // 2
+    return both.astype(np.uint8)
 
 
 def save_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
@@ -76,7 +79,9 @@ def preview_sheet(
         )
     titles = ("image", "target", "prediction")
     column = max(strip[0].width for strip in strips)
-    labels = [*zip(names, colours, strict=True), ("ignored", _IGNORED)]
+    labels = list(zip(names, colours, strict=True))
+    if any((target == IGNORE_INDEX).any() for _, target, _ in rows):
+        labels.append(("ignored", _IGNORED))
     sheet_width = max(3 * column + 4 * gap, 480)
 
     # The legend, as many lines as its labels need.

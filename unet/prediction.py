@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from unet.checkpoint import TrainedModel, load_model
-from unet.data import list_images
+from unet.data import list_images, natural_key
 from unet.images import read_image, to_pixels, to_tensor
 from unet.pictures import image_to_rgb, overlay, save_picture
 
@@ -125,8 +125,10 @@ def _find_inputs(inputs: Sequence[str]) -> list[Path]:
         elif path.is_file():
             found = [path]
         elif glob.has_magic(entry):
-            found = [Path(name) for name in sorted(glob.glob(entry, recursive=True))]
-            found = [name for name in found if name.is_file()]
+            # Path.glob takes no absolute patterns before Python 3.13.
+            names = glob.glob(entry, recursive=True)  # noqa: PTH207
+            paths = filter(Path.is_file, map(Path, names))
+            found = sorted(paths, key=lambda name: natural_key(str(name)))
             if not found:
                 raise FileNotFoundError(f"{entry}: matches no file; check the pattern")
         else:

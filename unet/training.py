@@ -175,7 +175,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         result = scores(confusion_of_pairs(model, val_pairs, "validate"))
         if math.isnan(result.mean_iou):
             raise ValueError("data.validation: got no pixel to score, all are ignored")
-        row = _row(epoch + 1, schedule.get_last_lr()[0], train_loss, result, classes)
+        row = _row(epoch + 1, float(schedule.get_last_lr()[0]), train_loss, result, classes)
         row["seconds"] = round(seconds_before + time.monotonic() - start, 1)
         is_best = all(result.mean_iou > earlier["mean_iou"] for earlier in history)
         history.append(row)

@@ -1,0 +1,78 @@
+"""A tiny data set, and runs on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet.config import Config, config_from_dict
+
+HEIGHT, WIDTH = 36, 52
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads() -> None:
+    """Sums of floats depend on the number of threads: keep it the same in every test."""
+    torch.set_num_threads(1)
+
+
+def draw_pair(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A bright rectangle (mask value 200) on a dark, noisy ground (mask value 0)."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    top, left = rng.integers(4, 12), rng.integers(4, 20)
+    mask[top : top + 16, left : left + 20] = 200
+    image = np.where(mask > 0, 170, 80) + rng.normal(0, 10, mask.shape)
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def write_pairs(root: Path, count: int, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for i in range(count):
+        image, mask = draw_pair(rng)
+        Image.fromarray(image).save(root / "images" / f"{i}.png")
+        Image.fromarray(mask).save(root / "masks" / f"{i}.png")
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    write_pairs(root, 6)
+    return root
+
+
+def make_config(root: Path, *overrides: str) -> Config:
+    return config_from_dict(
+        {
+            "name": "tiny",
+            "data": {
+                "root": str(root),
+                "classes": {"ground": 0, "box": 200},
+                "validation": {"fraction": 0.34},
+            },
+            "augment": {
+                "crop": [24, 32],
+                "flip_horizontal": True,
+                "rotate": 5,
+                "elastic_std": 1,
+                "brightness": 0.1,
+                "contrast": 0.1,
+            },
+            "model": {"in_channels": 1, "widths": [4, 8]},
+            "optimizer": {"lr": 0.01},
+            "train": {"epochs": 3, "batch_size": 2, "num_workers": 0},
+        },
+        overrides,
+    )
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in a folder of the test's own: runs/ is relative."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

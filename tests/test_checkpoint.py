@@ -1,0 +1,117 @@
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_config
+
+from unet import load_model
+from unet.checkpoint import build_net, load_checkpoint, save_checkpoint
+from unet.data import Normalization
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "best.pt"
+    config = make_config(tmp_path)
+    torch.manual_seed(0)
+    states = {"model": build_net(config, torch.device("cpu")).state_dict()}
+    normalization = Normalization(mean=(0.4,), std=(0.2,))
+    save_checkpoint(path, config, normalization, states, {"history": []})
+    return path
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    torch.save({**load_checkpoint(path), **changes}, path)
+
+
+def test_a_model_is_loaded_from_its_checkpoint_alone(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    assert model.classes.names == ("ground", "box")
+    assert model.normalization == Normalization(mean=(0.4,), std=(0.2,))
+    assert not model.net.training
+    logits = model.logits(torch.randn(1, 21, 33))
+    assert logits.shape == (2, 21, 33)
+    assert torch.equal(load_model(checkpoint).logits(torch.zeros(1, 9, 9)), model.logits(
+        torch.zeros(1, 9, 9)
+    ))  # fmt: skip
+
+
+def test_large_images_go_through_in_tiles(checkpoint: Path) -> None:
+    whole = load_model(checkpoint)
+    tiled = load_model(checkpoint, overrides=["tiling={size: [64, 64], overlap: 24}"])
+    image = torch.randn(1, 150, 119)
+    a, b = whole.logits(image), tiled.logits(image)
+    assert a.shape == b.shape
+    assert not torch.equal(a, b)
+    # Only near the tiles' edges does the network see less.
+    assert ((a - b).abs() < 1e-5).float().mean() > 0.5
+    assert ((a - b).abs() < 0.05).float().mean() > 0.9
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
+        load_model(tmp_path / "no.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[: int(share * checkpoint.stat().st_size)])
+    with pytest.raises(ValueError, match=r"best\.pt: is not a checkpoint that can be loaded"):
+        load_model(checkpoint)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, plain: bool) -> None:
+    path, sign = tmp_path / "best.pt", tmp_path / "it ran"
+    if plain:
+        path.write_bytes(pickle.dumps(Bomb(sign)))
+    else:
+        torch.save({"format": Bomb(sign)}, path)
+    with pytest.raises(ValueError, match=r"best\.pt: is not a checkpoint .* holds code to run"):
+        load_model(path)
+    assert not sign.exists()
+
+
+def test_other_files_are_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: is not a checkpoint of unet"):
+        load_model(tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt: is not a checkpoint that can be loaded"):
+        load_model(tmp_path / "text.pt")
+
+
+def test_another_format_version_is_refused(checkpoint: Path) -> None:
+    rewrite(checkpoint, version=99)
+    with pytest.raises(ValueError, match="got a checkpoint of format version 99, expected 1"):
+        load_model(checkpoint)
+
+
+def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
+    rewrite(checkpoint, model={})
+    with pytest.raises(ValueError, match=r"best\.pt: the weights do not fit the model"):
+        load_model(checkpoint)
+
+
+def test_classes_that_the_checkpoint_does_not_have_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"data\.classes: got ground, box, third, expected the 2 classes .*ground, box",
+    ):
+        load_model(checkpoint, overrides=["data.classes.third=3"])
+
+
+def test_another_model_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"best\.pt: model: got .*expected .*as trained"):
+        load_model(checkpoint, overrides=["model.widths=[4, 16]"])

@@ -1,0 +1,154 @@
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from unet.augment import Augment
+from unet.config import (
+    AugmentConfig,
+    Config,
+    LossConfig,
+    ModelConfig,
+    config_from_dict,
+    config_to_dict,
+    dotted,
+    load_config,
+)
+from unet.losses import SegmentationLoss
+from unet.model import UNet
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = """
+data:
+  root: somewhere
+  classes: {ground: 0, cell: 255}
+  validation: {fraction: 0.2}
+train: {epochs: 5}
+"""
+
+
+def load(tmp_path: Path, text: str = SMALL, *overrides: str) -> Config:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_loads(path: Path) -> None:
+    assert load_config(path).name == path.stem
+
+
+def test_the_file_names_the_run(tmp_path: Path) -> None:
+    assert load(tmp_path).name == "mine"
+    assert load(tmp_path, SMALL + "name: other").name == "other"
+
+
+def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
+    config = load(tmp_path, SMALL, "data.ignore=[7, 8]", "data.classes.cell=9")
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
+    config = load(tmp_path, SMALL, "optimizer.lr=1e-4", "model.widths=[8, 16]", "train.epochs=9")
+    assert config.optimizer.lr == 1e-4
+    assert config.model.widths == (8, 16)
+    assert config.train.epochs == 9
+
+
+def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
+    flat = dotted(load(tmp_path))
+    assert flat["train.epochs"] == 5
+    assert flat["data.classes.cell"] == 255
+    assert flat["model.widths"] == [64, 128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize(
+    ("section", "part", "besides"),
+    [
+        (AugmentConfig, Augment, set()),
+        (ModelConfig, UNet, {"num_classes"}),  # as many as data.classes has
+        (LossConfig, SegmentationLoss, {"ignore_index"}),  # of the project, not of a run
+    ],
+)
+def test_settings_are_the_arguments_of_what_they_feed(
+    section: type, part: type, besides: set[str]
+) -> None:
+    parameters = inspect.signature(part).parameters
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    assert fields.keys() == parameters.keys() - besides
+    for name, field in fields.items():
+        assert field.default == parameters[name].default
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.widht=[8]", "model.widht: unknown key; did you mean model.widths?"),
+        ("modle.widths=[8]", "modle: unknown key; did you mean model?"),
+        ("train.zzz=1", "train.zzz: unknown key; known: epochs, batch_size,"),
+        ("train.epochs=ten", "train.epochs: got the text 'ten', expected a whole number at least"),
+        ("train.epochs=2.5", "train.epochs: got 2.5, expected a whole number"),
+        ("train.epochs=true", "train.epochs: got true, expected a whole number"),
+        ("train.epochs=0", "train.epochs: got 0, expected a whole number at least 1"),
+        ("train.epochs=", "train.epochs: got nothing, expected a whole number"),
+        ("train=5", "train: got 5, expected a section with keys"),
+        ("optimizer.lr=-1", "optimizer.lr: got -1, expected a number above 0"),
+        ("optimizer.lr=.nan", "optimizer.lr: got nan, expected a number"),
+        ("optimizer.name=adam", "optimizer.name: got the text 'adam', expected one of adamw, sgd"),
+        ("model.widths=8", "model.widths: got 8, expected a list, each item a whole number"),
+        ("model.widths=[8, 0]", "model.widths[1]: got 0, expected a whole number at least 1"),
+        ("model.widths=[]", "model.widths: got an empty list"),
+        ("augment.crop=[64]", "augment.crop: got the list [64], expected a list of 2"),
+        ("augment.crop=[16, 64]", "augment.crop: got [16, 64], expected at least 32 x 32"),
+        ("augment.scale=[2, 1]", "augment.scale: got [2.0, 1.0], expected the smaller"),
+        ("augment.flip_vertical=1", "augment.flip_vertical: got 1, expected true or false"),
+        ("data.classes.cell=-3", "data.classes.cell: got -3, expected a whole number at least 0"),
+        ("data.classes={1: 0, 2: 1}", "data.classes: got the name 1, expected text; put it in"),
+        ("data.validation.stems=[7]", "data.validation.stems: got the list [7], expected a list"),
+        ("data.validation.stems=['7']", "data.validation: expected one of fraction, stems, or"),
+        ("data.validation={}", "data.validation: expected one of fraction, stems, or images"),
+        ("data.validation={images: x}", "data.validation: expected one of fraction, stems, or"),
+        ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
+        ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
+        ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
+        ("schedule.power=0.9", "schedule.power: expected a number (mostly 0.9) with"),
+        ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
+        ("tiling={size: [64, 32], overlap: 17}", "tiling.overlap: got 17, expected at most 16 for"),
+        ("name=a/b", "name: got 'a/b', expected letters"),
+        ("name=..", "name: got '..', expected letters"),
+        ("epochs", "'epochs': expected an override such as train.epochs=5"),
+        ("train.epochs=[", "'train.epochs=[': is not YAML"),
+    ],
+)
+def test_a_fault_is_named_with_its_path(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match="mine") as caught:
+        load(tmp_path, SMALL, override)
+    assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: ")
+    assert message in str(caught.value)
+
+
+def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.rot") as caught:
+        load(tmp_path, SMALL.replace("root", "rot").replace("epochs: 5", "epochs: five"))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert "data.rot: unknown key; did you mean data.root?" in lines[0]
+    assert "data.root: missing, expected text" in lines[1]
+    assert "train.epochs: got the text 'five'" in lines[2]
+
+
+def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the key 'train' stands here twice.*line 7"):
+        load(tmp_path, SMALL + "train: {epochs: 6}")
+
+
+@pytest.mark.parametrize("text", ["a: [", "\tx", "just text", "", "- 1"])
+def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"mine\.yaml: (is not YAML|got .*, expected sections)"):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no\.yaml: there is no such config file"):
+        load_config(tmp_path / "no.yaml")

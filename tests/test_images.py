@@ -1,0 +1,165 @@
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet.images import read_image, to_tensor
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
+GREY16 = RNG.integers(0, 65536, (9, 13), dtype=np.uint16)
+COLOUR16 = RNG.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
+
+
+def write_png16(path: Path, pixels: np.ndarray) -> None:
+    """Write 16-bit RGB, which Pillow cannot."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
+def test_grey_and_colour_are_read_exactly(tmp_path: Path, ending: str) -> None:
+    for pixels, channels in ((GREY, 1), (COLOUR, 3)):
+        path = tmp_path / f"{channels}.{ending}"
+        Image.fromarray(pixels).save(path)
+        image = read_image(path, channels)
+        assert image.dtype == torch.float32
+        expected = pixels.reshape(9, 13, -1).transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(image.numpy(), expected, rtol=1e-6)
+
+
+def test_jpeg_is_read(tmp_path: Path) -> None:
+    smooth = np.tile(np.arange(16, dtype=np.uint8) * 8, (16, 1))
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg", 1)
+    np.testing.assert_allclose(image[0].numpy(), smooth / 255, atol=0.02)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bits_are_kept(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(GREY16).save(path)
+    np.testing.assert_allclose(read_image(path, 1)[0].numpy(), GREY16 / 65535, rtol=1e-6)
+
+
+def test_16_bit_colour_png_is_kept_although_pillow_would_cut_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png16(path, COLOUR16)
+    expected = COLOUR16.transpose(2, 0, 1) / 65535
+    np.testing.assert_allclose(read_image(path, 3).numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_colour_tiff_is_kept(tmp_path: Path, order: str) -> None:
+    data = COLOUR16.astype(f"{order}u2").tobytes()
+    height, width = COLOUR16.shape[:2]
+    bits_at = 8 + 2 + 8 * 12 + 4
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits_at), (259, 4, 1, 1),
+        (262, 4, 1, 2), (273, 4, 1, bits_at + 6), (277, 4, 1, 3), (279, 4, 1, len(data)),
+    ]  # fmt: skip
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    fields = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
+    bits = struct.pack(f"{order}IHHH", 0, 16, 16, 16)
+    (tmp_path / "a.tif").write_bytes(header + fields + bits + data)
+    expected = COLOUR16.transpose(2, 0, 1) / 65535
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif", 3).numpy(), expected, rtol=1e-6)
+
+
+def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
+    alpha = np.full((9, 13, 1), 200, np.uint8)
+    Image.fromarray(np.concatenate([COLOUR, alpha], 2)).save(tmp_path / "a.png")
+    Image.fromarray(np.concatenate([GREY[..., None], alpha], 2)).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "a.png", 3).shape == (3, 9, 13)
+    assert read_image(tmp_path / "b.png", 1).shape == (1, 9, 13)
+
+
+def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: got an alpha channel with values from"):
+        read_image(tmp_path / "a.png", 3)
+
+
+def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    three = read_image(tmp_path / "grey.png", 3)
+    assert torch.equal(three[0], three[2])
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "rgb.png")
+    assert torch.equal(read_image(tmp_path / "rgb.png", 1)[0], three[0])
+    palette = Image.fromarray(COLOUR).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(read_image(tmp_path / "palette.png", 3), expected, rtol=1e-6)
+
+
+def test_colours_are_not_made_grey(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: got an image of 3 channel\(s\), expected"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png", 1).shape == (1, 13, 9)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\.png: there is no such file"):
+        read_image(tmp_path / "a.png", 1)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_damaged_files_are_named(tmp_path: Path, ending: str, share: float) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=rf"a\.{ending}: cannot be read as an image \(.+\)"):
+        read_image(path, 1)
+
+
+def test_a_damaged_16_bit_colour_png_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png16(path, COLOUR16)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        read_image(path, 3)
+
+
+def test_a_text_file_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_pages_are_not_dropped(tmp_path: Path) -> None:
+    page = Image.fromarray(GREY)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(ValueError, match=r"a\.tif: got a file of 3 pages, expected one image"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+def test_floats_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="Pillow's mode F"):
+        read_image(tmp_path / "a.tif", 1)
+    with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype float64"):
+        to_tensor(np.zeros((4, 4)), 1, "image")

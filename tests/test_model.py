@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unet import ConvTranspose2d, UNet
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (16, 16), (17, 31), (40, 23)])
+def test_logits_have_the_size_of_the_image(size: tuple[int, int]) -> None:
+    net = UNet(in_channels=2, num_classes=5, widths=(4, 6, 8)).eval()
+    assert net(torch.randn(3, 2, *size)).shape == (3, 5, *size)
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+@pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
+def test_every_parameter_learns(norm: str, downsampling: str) -> None:
+    net = UNet(1, 2, widths=(4, 6, 8), norm=norm, downsampling=downsampling)
+    net(torch.randn(2, 1, 19, 21)).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_odd_images_are_padded_then_cropped_back() -> None:
+    net = UNet(1, 2, widths=(4, 6, 8)).eval()
+    image = torch.randn(1, 1, 13, 18)
+    padded = F.pad(image, (0, 2, 0, 3), mode="replicate")
+    assert torch.equal(net(image), net(padded)[..., :13, :18])
+
+
+def test_upsampling_is_our_layer_and_never_torchs() -> None:
+    net = UNet(widths=(4, 6, 8))
+    assert sum(isinstance(module, ConvTranspose2d) for module in net.modules()) == 2
+    assert not any(isinstance(module, nn.ConvTranspose2d) for module in net.modules())
+
+
+def test_the_standard_net_is_the_papers_size() -> None:
+    net = UNet(in_channels=1, num_classes=2, norm="none")
+    # Counted by hand from figure 1 of the paper: 3 x 3 convolutions, 2 x 2 up-convolutions, head.
+    widths = (64, 128, 256, 512, 1024)
+    expected = 0
+    channels = 1
+    for width in widths:
+        expected += (9 * channels + 1) * width + (9 * width + 1) * width
+        channels = width
+    for deep, shallow in zip(widths[:0:-1], widths[-2::-1], strict=True):
+        expected += (4 * deep + 1) * shallow
+        expected += (9 * 2 * shallow + 1) * shallow + (9 * shallow + 1) * shallow
+    expected += (64 + 1) * 2
+    assert sum(parameter.numel() for parameter in net.parameters()) == expected
+
+
+def test_a_single_width_is_a_net_without_levels() -> None:
+    assert UNet(1, 2, widths=(4,)).eval()(torch.zeros(1, 1, 5, 7)).shape == (1, 2, 5, 7)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"in_channels": 0}, {"num_classes": 0}, {"widths": ()}, {"widths": (4, 0)}]
+)
+def test_numbers_that_are_not_positive_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=r"UNet: got .*expected positive numbers"):
+        UNet(**wrong)
