@@ -4,6 +4,7 @@ import argparse
 import io
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong input, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
-    arguments = _parser().parse_args(argv)
+    warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, we say
+    arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except (ValueError, FloatingPointError, OSError) as error:
@@ -68,15 +70,16 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    result = argparse.ArgumentParser(
         prog="unet", description="Train, evaluate and run U-Net segmentation models."
     )
-    parser.add_argument("--version", action="version", version=f"unet {version('unet')}")
+    result.add_argument("--version", action="version", version=f"unet {version('unet')}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--overwrite", action="store_true", help="replace results that exist")
     shared.add_argument("--traceback", action="store_true", help="show where an error arose")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = result.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", parents=[shared], help="train the model of a config file")
     train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
@@ -123,4 +126,4 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--overlap", metavar="N", help="pixels that tiles share and blend over")
     predict.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     predict.set_defaults(run=_predict)
-    return parser
+    return result

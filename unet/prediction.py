@@ -73,11 +73,17 @@ def predict_files(
     masks = {out / f"{path.stem}.png": path for path in files}
     overlays = {mask: out / f"{mask.stem}_overlay.png" for mask in masks}
     if len(masks) < len(files):
-        stems = [path.stem for path in files]
-        first, second = [path for path in files if stems.count(path.stem) > 1][:2]
+        kept = {path.stem: path for path in reversed(files)}
+        second = next(path for path in files if kept[path.stem] != path)
+        first = kept[second.stem]
         raise ValueError(
             f"{first} and {second}: got two images of one stem, expected one mask name for each; "
             "predict them into different folders"
+        )
+    if draw_overlay and (clashes := [path for path in overlays.values() if path in masks]):
+        raise ValueError(
+            f"{clashes[0]}: would be both an overlay and a mask; predict these images into "
+            "different folders"
         )
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: is a file; give a folder for the masks")

@@ -1,0 +1,92 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import make_config
+
+from unet.cli import main
+from unet.config import config_to_dict
+
+pytestmark = pytest.mark.usefixtures("workdir")
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def config(data_root: Path) -> Path:
+    path = data_root.parent / "tiny.yaml"
+    settings = config_to_dict(make_config(data_root, "train.epochs=2", "train.previews=1"))
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_train_evaluate_and_predict(config: Path, data_root: Path) -> None:
+    assert main(["train", str(config), "model.widths=[4, 4]"]) == 0
+    assert main(["evaluate", "runs/tiny/best.pt", "train.device=cpu"]) == 0
+    arguments = ["--overlay", "--tile", "[32,32]", "--overlap", "8", "--device", "cpu"]
+    images = str(data_root / "images")
+    assert main(["predict", "runs/tiny/best.pt", images, "-o", "masks", *arguments]) == 0
+    assert len(list(Path("masks").iterdir())) == 12
+    assert main(["train", str(config), "model.widths=[4, 4]", "--resume"]) == 0
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+
+
+def test_the_module_and_the_scripts_are_the_command() -> None:
+    assert "COMMAND" in run("-m", "unet", "--help").stdout
+    for script in ("train", "evaluate", "predict"):
+        assert f"usage: unet {script}" in run(str(SCRIPTS / f"{script}.py"), "--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "missing.yaml"]])
+def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys, unet.cli\n"
+        "try: unet.cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    result = run("-c", code, *arguments)
+    assert result.returncode == 0, result.stderr
+
+
+def test_wrong_input_gives_a_message_and_code_2(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=none"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {config}: train.epochs: got the text 'none', expected")
+    assert "Traceback" not in error
+    assert main(["train", str(config), "train.epochs=none", "--traceback"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "missing.yaml"],
+        ["evaluate", "missing.pt"],
+        ["predict", "missing.pt", ".", "-o", "masks"],
+        ["predict", "missing.pt", "missing.png", "-o", "masks"],
+    ],
+)
+def test_every_command_answers_for_a_missing_file(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(Path.cwd().iterdir())
+
+
+def test_an_interrupt_is_no_traceback(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unet.training._write_metrics", interrupt)
+    assert main(["train", str(config)]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""What the documents say holds."""
+
+import ast
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import unet
+from unet.cli import parser
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = {path.stem: path for path in (ROOT / "unet").glob("*.py") if path.stem[0] != "_"}
+
+
+def test_modules_import_only_from_those_above_them_in_the_readme() -> None:
+    listing = re.search(r"\n    unet/\n((?:      .*\n)+)", README)
+    assert listing is not None
+    order = re.findall(r"^      (\w+)\.py ", listing.group(1), re.MULTILINE)
+    assert sorted(order) == sorted(MODULES)
+    for i, name in enumerate(order):
+        for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unet."):
+                imported = (node.module or "").removeprefix("unet.")
+                assert imported in order[:i], f"{name} imports {imported}"
+
+
+def test_torchs_own_transposed_convolution_is_never_called() -> None:
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                assert "transpose2d" not in node.attr.lower(), path
+                assert "transpose3d" not in node.attr.lower(), path
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+                assert not any("ranspose" in alias.name for alias in node.names), path
+
+
+def test_the_readmes_unet_commands_parse() -> None:
+    commands = re.findall(r"^(?:\$ )?unet (.*)$", README, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        parser().parse_args(shlex.split(command, comments=True))
+
+
+def test_files_that_the_readme_links_to_are_there() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in unet.__all__:
+        assert getattr(unet, name).__doc__, name
+    assert set(unet._MODULES) == set(unet.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = unet.nonsense
+
+
+def test_the_changelog_has_the_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {project['version']}" in changelog
+
+
+def test_every_module_has_its_tests() -> None:
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    assert set(MODULES) <= tests

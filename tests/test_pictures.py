@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import torch
+
+from unet.pictures import image_to_rgb, mask_to_rgb, overlay, preview_sheet
+
+COLOURS = [(10, 20, 30), (200, 100, 0)]
+
+
+def test_an_image_is_shown_from_its_darkest_to_its_brightest() -> None:
+    shown = image_to_rgb(torch.tensor([[[0.1, 0.1996], [0.3, 0.1]]]))
+    assert shown.shape == (2, 2, 3)
+    assert shown[:, :, 0].tolist() == [[0, 127], [255, 0]]
+    assert image_to_rgb(torch.full((3, 2, 2), 0.7)).max() == 0  # nothing to stretch
+
+
+def test_classes_are_shown_in_their_colours_and_ignored_pixels_white() -> None:
+    ids = np.array([[0, 1, 255]], np.uint8)
+    assert mask_to_rgb(ids, COLOURS).tolist() == [[[10, 20, 30], [200, 100, 0], [255, 255, 255]]]
+    black = np.zeros((1, 3, 3), np.uint8)
+    assert overlay(black, ids, COLOURS).tolist() == [[[5, 10, 15], [100, 50, 0], [127, 127, 127]]]
+
+
+@pytest.mark.parametrize("size", [(20, 30), (300, 40), (7, 500)])
+def test_a_sheet_shows_image_target_and_prediction_side_by_side(size: tuple[int, int]) -> None:
+    target, prediction = np.zeros(size, np.uint8), np.ones(size, np.uint8)
+    rows = [(torch.rand(1, *size), target, prediction)] * 2
+    sheet = np.asarray(preview_sheet(rows, ["ground", "cell"], COLOURS, height=100))
+    width = max(1, round(100 * size[1] / size[0]))
+    bottom = sheet[-50]  # through the lower row's panels
+    assert (bottom[8 + width + 8 : 8 + 2 * width] == COLOURS[0]).all()
+    assert (bottom[24 + 2 * width : 24 + 3 * width] == COLOURS[1]).all()
+
+
+def test_a_legend_of_many_classes_breaks_into_lines() -> None:
+    names = [f"a rather long class name {i}" for i in range(20)]
+    rows = [(torch.rand(1, 20, 20), np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8))]
+    few = preview_sheet(rows, names[:2], COLOURS)
+    many = preview_sheet(rows, names, COLOURS * 10)
+    assert many.width == few.width
+    assert many.height > few.height + 100
