@@ -7,9 +7,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+from conftest import make_config
 
 import unet
 from unet.cli import parser
+from unet.config import config_from_dict
+from unet.training import train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,3 +73,24 @@ def test_the_changelog_has_the_version() -> None:
 def test_every_module_has_its_tests() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert set(MODULES) <= tests
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readmes_config_loads() -> None:
+    for block in code_blocks("yaml"):
+        config_from_dict({"name": "mine", **yaml.safe_load(block)})
+
+
+def test_the_readmes_python_runs(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(make_config(data_root, "name=quickstart", "train.epochs=1"))
+    data_root.rename("renamed")
+    Path("data").mkdir()
+    Path("renamed").rename("data/quickstart")
+    for block in code_blocks("python"):
+        exec(block, {})

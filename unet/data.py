@@ -213,7 +213,7 @@ def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what
         return pixels.sum(1).numpy(), (pixels**2).sum(1).numpy(), counts.numpy(), (height, width)
 
     with ThreadPoolExecutor() as pool:
-        bar = tqdm(pool.map(read, pairs), what, len(pairs), unit="image", leave=False)
+        bar = tqdm(pool.map(read, pairs), what, len(pairs), unit="image", leave=False, disable=None)
         found = list(bar)
     faults = [result for result in found if isinstance(result, str)]
     if faults:
