@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from unet.checkpoint import SegmentationModel, build_net
 from unet.config import Config, config_from_dict
+from unet.data import Normalization
 
 HEIGHT, WIDTH = 36, 52
 
@@ -66,6 +68,18 @@ def make_config(root: Path, *overrides: str) -> Config:
             "train": {"epochs": 3, "batch_size": 2, "num_workers": 0},
         },
         overrides,
+    )
+
+
+def make_model(root: Path) -> SegmentationModel:
+    """An untrained model of the tiny data."""
+    config = make_config(root)
+    return SegmentationModel(
+        net=build_net(config, torch.device("cpu")),
+        config=config,
+        normalization=Normalization(mean=(0.4,), std=(0.2,)),
+        val_stems=("0", "4"),
+        device=torch.device("cpu"),
     )
 
 

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -97,12 +99,46 @@ def test_borders_are_mirrored() -> None:
     assert out.tolist() == [[3, 2, 1, 1, 2, 3, 3, 2, 1]]
 
 
-def test_scale_magnifies() -> None:
-    target = torch.zeros(40, 40, dtype=torch.long)
-    target[15:25, 15:25] = 1
-    _, out = Augment(scale=(2.0, 2.0))(target[None].float(), target, np.random.default_rng(0))
-    # Twice as wide and high; the window of 20 x 20 pixels may cut some of it off.
-    assert 200 <= int(out.sum()) <= 400
+def centred(**settings: object) -> torch.Tensor:
+    """A square of 10 x 10 in the middle of 41 x 41, with a crop of the middle after `settings`."""
+    target = torch.zeros(41, 41, dtype=torch.long)
+    target[15:26, 15:26] = 1
+    augment = Augment(crop=(81, 81), **settings)  # larger than the image: centred on it
+    return augment(target[None].float(), target, np.random.default_rng(0))[1][20:61, 20:61]
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 1.5])
+def test_scale_magnifies(scale: float) -> None:
+    out = centred(scale=(scale, scale))
+    if scale < 1:  # around it are mirrored ones
+        out = out[10:31, 10:31]
+    assert int(out.sum()) == pytest.approx((11 * scale) ** 2, rel=0.2)
+
+
+def test_scales_are_drawn_over_the_whole_range() -> None:
+    augment = Augment(scale=(0.5, 2.0), crop=(9, 9))
+    grids = [augment._grid(99, 99, np.random.default_rng(seed)) for seed in range(200)]
+    # A step of one pixel in the crop is 2 / 99 / scale in grid_sample's units.
+    scales = [2 / 99 / float(grid[0, 1, 0] - grid[0, 0, 0]) for grid in grids]
+    assert 0.5 <= min(scales) < 0.53
+    assert 1.9 < max(scales) <= 2.001
+    assert float(np.median(scales)) == pytest.approx(1, rel=0.15)  # as often smaller as larger
+
+
+def test_rotation_turns_by_up_to_the_given_angle() -> None:
+    augment = Augment(rotate=30, crop=(9, 9))
+    angles = []
+    for seed in range(200):
+        grid = augment._grid(99, 99, np.random.default_rng(seed))
+        step = grid[0, 1] - grid[0, 0]
+        angles.append(math.degrees(math.atan2(float(step[1]), float(step[0]))))
+    assert -30.01 <= min(angles) < -28
+    assert 28 < max(angles) <= 30.01
+
+
+def test_elastic_deformation_bends_what_was_straight() -> None:
+    straight, bent = centred(), centred(elastic_std=6.0, elastic_spacing=10)
+    assert (straight != bent).float().mean() > 0.02
 
 
 def test_elastic_displacements_have_the_given_standard_deviation() -> None:
@@ -122,7 +158,9 @@ def test_brightness_shifts_and_contrast_scales_the_image_only() -> None:
     gain = out.std() / image.std()
     assert 0.5 <= float(gain) <= 1.5
     assert float(gain) != pytest.approx(1, abs=0.01)
-    torch.testing.assert_close(out, image * gain + (out - image * gain).mean(), atol=1e-3, rtol=0)
+    shift = (out - image * gain).mean()
+    assert 0.01 < abs(float(shift)) <= 0.5
+    torch.testing.assert_close(out, image * gain + shift, atol=1e-3, rtol=0)
     assert torch.equal(same, target)
 
 

@@ -5,21 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_config
+from conftest import make_model
 
 from unet import load_model
-from unet.checkpoint import build_net, load_checkpoint, save_checkpoint
+from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.data import Normalization
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "best.pt"
-    config = make_config(tmp_path)
     torch.manual_seed(0)
-    states = {"model": build_net(config, torch.device("cpu")).state_dict()}
-    normalization = Normalization(mean=(0.4,), std=(0.2,))
-    save_checkpoint(path, config, normalization, states, {"history": []})
+    save_checkpoint(path, make_model(tmp_path), {"history": []})
     return path
 
 
@@ -104,14 +101,20 @@ def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
         load_model(checkpoint)
 
 
-def test_classes_that_the_checkpoint_does_not_have_are_refused(checkpoint: Path) -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"data\.classes: got ground, box, third, expected the 2 classes .*ground, box",
-    ):
-        load_model(checkpoint, overrides=["data.classes.third=3"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.classes.third=3", "data.classes.third was not there and is now 3"),
+        ("model.widths=[4, 16]", r"model.widths was \[4, 8\] and is now \[4, 16\]"),
+        ("train.seed=3", "train.seed was 0 and is now 3"),
+        ("data.validation={fraction: 0.5}", "data.validation.fraction was 0.34 and is now 0.5"),
+    ],
+)
+def test_what_was_learned_cannot_be_changed(checkpoint: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"best\.pt: a trained model keeps .*{message}"):
+        load_model(checkpoint, overrides=[override])
 
 
-def test_another_model_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match=r"best\.pt: model: got .*expected .*as trained"):
-        load_model(checkpoint, overrides=["model.widths=[4, 16]"])
+def test_where_and_how_it_runs_can(checkpoint: Path) -> None:
+    overrides = ["data.root=elsewhere", "tiling.overlap=64", "train.precision=bfloat16"]
+    assert load_model(checkpoint, overrides=overrides).config.tiling.overlap == 64

@@ -24,11 +24,46 @@ def config(data_root: Path) -> Path:
 def test_train_evaluate_and_predict(config: Path, data_root: Path) -> None:
     assert main(["train", str(config), "model.widths=[4, 4]"]) == 0
     assert main(["evaluate", "runs/tiny/best.pt", "train.device=cpu"]) == 0
-    arguments = ["--overlay", "--tile", "[32,32]", "--overlap", "8", "--device", "cpu"]
+    arguments = ["tiling.size=[32,32]", "--overlay", "tiling.overlap=8", "train.device=cpu"]
     images = str(data_root / "images")
     assert main(["predict", "runs/tiny/best.pt", images, "-o", "masks", *arguments]) == 0
     assert len(list(Path("masks").iterdir())) == 12
-    assert main(["train", str(config), "model.widths=[4, 4]", "--resume"]) == 0
+    assert main(["train", str(config), "--resume", "model.widths=[4, 4]"]) == 0
+
+
+def test_a_typo_in_a_setting_is_helped_with(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "modle.widths=[4]", str(config)]) == 2
+    assert "modle: unknown key; did you mean model?" in capsys.readouterr().err
+
+
+def test_resume_and_overwrite_exclude_each_other(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "--resume", "--overwrite"]) == 2
+    assert "got --resume and --overwrite, expected one of them" in capsys.readouterr().err
+
+
+def test_a_bad_mask_is_named_by_evaluate_whatever_loads_it(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=1", "data.validation={stems: ['3']}"]) == 0
+    (data_root / "masks" / "3.png").write_bytes(b"damaged")
+    capsys.readouterr()
+    assert main(["evaluate", "runs/tiny/best.pt", "train.num_workers=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {data_root / 'masks' / '3.png'}: cannot be read")
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_leaves_is_no_error(config: Path) -> None:
+    assert main(["train", str(config)]) == 0
+    command = f"{sys.executable} -m unet evaluate runs/tiny/best.pt"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | true"], capture_output=True, text=True, timeout=120
+    )
+    assert result.stderr == ""
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ from unet.config import (
     ModelConfig,
     config_from_dict,
     config_to_dict,
+    differences,
     dotted,
     load_config,
 )
@@ -100,7 +101,6 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("model.widths=[8, 0]", "model.widths[1]: got 0, expected a whole number at least 1"),
         ("model.widths=[]", "model.widths: got an empty list"),
         ("augment.crop=[64]", "augment.crop: got the list [64], expected a list of 2"),
-        ("augment.crop=[16, 64]", "augment.crop: got [16, 64], expected at least 32 x 32"),
         ("augment.scale=[2, 1]", "augment.scale: got [2.0, 1.0], expected the smaller"),
         ("augment.flip_vertical=1", "augment.flip_vertical: got 1, expected true or false"),
         ("data.classes.cell=-3", "data.classes.cell: got -3, expected a whole number at least 0"),
@@ -114,7 +114,13 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
         ("schedule.power=0.9", "schedule.power: expected a number (mostly 0.9) with"),
         ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
-        ("tiling={size: [64, 32], overlap: 17}", "tiling.overlap: got 17, expected at most 16 for"),
+        ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
+        ("data.classes={a: 0, b: 0}", "data.classes: got the value 0 twice"),
+        ("data.classes={a: 0}", "data.classes: got 1 class(es), expected 2 to 254"),
+        ("data.ignore=[255]", "data.classes: got the value 255 twice"),
+        ("optimizer.lr=1e999", "optimizer.lr: got the text '1e999', expected a number"),
+        (f"optimizer.lr={10**400}", f"optimizer.lr: got {10**400}, expected a number"),
+        ("data.validation={stems: []}", "data.validation.stems: got an empty list"),
         ("name=a/b", "name: got 'a/b', expected letters"),
         ("name=..", "name: got '..', expected letters"),
         ("epochs", "'epochs': expected an override such as train.epochs=5"),
@@ -136,6 +142,25 @@ def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
     assert "data.rot: unknown key; did you mean data.root?" in lines[0]
     assert "data.root: missing, expected text" in lines[1]
     assert "train.epochs: got the text 'five'" in lines[2]
+
+
+def test_yaml_merges_are_read(tmp_path: Path) -> None:
+    text = SMALL.replace("{epochs: 5}", "{<<: {epochs: 3, batch_size: 2}, epochs: 5}")
+    assert load(tmp_path, text).train.epochs == 5
+    assert load(tmp_path, text).train.batch_size == 2
+
+
+def test_differences_name_the_setting_and_see_the_order_of_the_classes(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    other = load(tmp_path, SMALL, "optimizer.lr=0.5", "train.num_workers=7")
+    assert differences(config, other, ("train.num_workers",)) == [
+        "optimizer.lr was 0.001 and is now 0.5"
+    ]
+    turned = load(tmp_path, SMALL.replace("ground: 0, cell: 255", "cell: 255, ground: 0"))
+    assert differences(config, turned, ()) == [
+        "the order of data.classes was ground, cell and is now cell, ground"
+    ]
+    assert differences(config, config, ()) == []
 
 
 def test_a_key_twice_is_refused(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ CLASSES = ClassMap({"ground": 0, "box": 200})
 
 
 def test_files_come_in_natural_order(tmp_path: Path) -> None:
-    for name in ("10.tif", "2.TIF", "1.png", "a10b2.png", "a9b10.png", "a9b9.png"):
+    for name in ("10.tif", "2.TIF", "1.png", "a10b2.png", "a9b10.png", "a9b9.png", "01.png"):
         (tmp_path / name).touch()
     for name in (".hidden.png", "notes.txt"):
         (tmp_path / name).touch()
     names = [path.name for path in list_images(tmp_path)]
-    assert names == ["1.png", "2.TIF", "10.tif", "a9b9.png", "a9b10.png", "a10b2.png"]
+    assert names == ["01.png", "1.png", "2.TIF", "10.tif", "a9b9.png", "a9b10.png", "a10b2.png"]
 
 
 def test_images_pair_with_masks_of_the_same_stem(data_root: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_check_measures_the_training_images(data_root: Path) -> None:
     masks = np.stack([np.asarray(Image.open(pair.mask)) for pair in pairs])
     assert check.class_pixels == ((masks == 0).sum(), (masks == 200).sum())
     assert check.sizes == {(HEIGHT, WIDTH)}
-    image = check.normalization(read_image(pairs[0].image, 1))
+    image = check.normalization(torch.from_numpy(read_image(pairs[0].image, 1)))
     assert abs(float(image.mean())) < 0.5
 
 
@@ -110,7 +110,8 @@ def test_a_constant_channel_does_not_divide_by_0(data_root: Path) -> None:
     pairs = find_pairs(data_root / "images", data_root / "masks")
     normalization = check_pairs(pairs, CLASSES, 1, "check").normalization
     assert torch.equal(
-        normalization(read_image(pairs[0].image, 1)).round(), torch.zeros(1, HEIGHT, WIDTH)
+        normalization(torch.from_numpy(read_image(pairs[0].image, 1))).round(),
+        torch.zeros(1, HEIGHT, WIDTH),
     )
 
 
@@ -126,6 +127,12 @@ def test_the_check_reports_every_fault_at_once(data_root: Path) -> None:
     assert f"expected {HEIGHT} x {WIDTH} as" in lines[0]
     assert "got the mask value 5" in lines[1]
     assert "4.png: cannot be read as an image" in lines[2]
+
+
+def test_masks_that_are_ignored_throughout_are_refused(data_root: Path) -> None:
+    pairs = find_pairs(data_root / "images", data_root / "masks")
+    with pytest.raises(ValueError, match="got masks in which every pixel is ignored"):
+        check_pairs(pairs, ClassMap({"a": 1, "b": 2}, ignore=[0, 200]), 1, "check")
 
 
 def dataset(root: Path, seed: int = 0) -> SegmentationDataset:
@@ -156,7 +163,9 @@ def test_workers_change_no_sample_and_no_order(data_root: Path, num_workers: int
         loader = DataLoader(dataset(data_root), 4, sampler=sampler, num_workers=workers)
         return [image for image, _ in loader]
 
-    assert all(map(torch.equal, batches(0), batches(num_workers)))
+    here, there = batches(0), batches(num_workers)
+    assert len(here) == len(there) == 2
+    assert all(map(torch.equal, here, there))
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -57,6 +58,19 @@ def test_another_folder_is_scored(run: Path, tmp_path: Path) -> None:
     report = json.loads(path.read_text())
     matrix = counted_by_hand(run / "last.pt", find_pairs(images, masks))
     assert report["confusion_matrix"] == matrix.tolist()
+
+
+def test_the_validation_images_stay_those_of_the_run(run: Path, data_root: Path) -> None:
+    before = json.loads(evaluate(run / "best.pt").read_text())
+    write_pairs(data_root / "more", 4, seed=8)
+    for i, folder in itertools.product(range(4), ("images", "masks")):
+        (data_root / "more" / folder / f"{i}.png").rename(data_root / folder / f"1{i}.png")
+    assert json.loads(evaluate(run / "best.pt", overwrite=True).read_text()) == before
+    stem = Path(before["images"][0]).stem
+    for folder in ("images", "masks"):
+        (data_root / folder / f"{stem}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"got no image {stem}, expected the 2 validation"):
+        evaluate(run / "best.pt", overwrite=True)
 
 
 def test_data_that_moved_is_found_by_an_override(run: Path, data_root: Path) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from unet.images import read_image, to_tensor
+from unet.images import read_image, to_channels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -33,53 +32,66 @@ def write_png16(path: Path, pixels: np.ndarray) -> None:
     )
 
 
+def write_tiff16(path: Path, pixels: np.ndarray, order: str, planes: bool = False) -> None:
+    """Write 16-bit RGB, which Pillow cannot, interleaved or as three planes."""
+    height, width = pixels.shape[:2]
+    data = (pixels.transpose(2, 0, 1) if planes else pixels).astype(f"{order}u2").tobytes()
+    lists_at = 8 + 2 + 9 * 12 + 4
+    data_at = lists_at + 6 + 24
+    if planes:
+        strips = [data_at + i * len(data) // 3 for i in range(3)]
+        strip_tags = [(273, 4, 3, lists_at + 6), (279, 4, 3, lists_at + 18)]
+    else:
+        strips = [data_at] * 3
+        strip_tags = [(273, 4, 1, data_at), (279, 4, 1, len(data))]
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, lists_at), (259, 4, 1, 1),
+        (262, 4, 1, 2), strip_tags[0], (277, 4, 1, 3), strip_tags[1],
+        (284, 4, 1, 2 if planes else 1),
+    ]  # fmt: skip
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    fields = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
+    lists = struct.pack(f"{order}I3H6I", 0, 16, 16, 16, *strips, *[len(data) // 3] * 3)
+    path.write_bytes(header + fields + lists + data)
+
+
 @pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
 def test_grey_and_colour_are_read_exactly(tmp_path: Path, ending: str) -> None:
     for pixels, channels in ((GREY, 1), (COLOUR, 3)):
         path = tmp_path / f"{channels}.{ending}"
         Image.fromarray(pixels).save(path)
         image = read_image(path, channels)
-        assert image.dtype == torch.float32
+        assert image.dtype == np.float32
         expected = pixels.reshape(9, 13, -1).transpose(2, 0, 1) / 255
-        np.testing.assert_allclose(image.numpy(), expected, rtol=1e-6)
+        np.testing.assert_allclose(image, expected, rtol=1e-6)
 
 
 def test_jpeg_is_read(tmp_path: Path) -> None:
     smooth = np.tile(np.arange(16, dtype=np.uint8) * 8, (16, 1))
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
     image = read_image(tmp_path / "a.jpg", 1)
-    np.testing.assert_allclose(image[0].numpy(), smooth / 255, atol=0.02)
+    np.testing.assert_allclose(image[0], smooth / 255, atol=0.02)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif"])
 def test_16_bits_are_kept(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     Image.fromarray(GREY16).save(path)
-    np.testing.assert_allclose(read_image(path, 1)[0].numpy(), GREY16 / 65535, rtol=1e-6)
+    np.testing.assert_allclose(read_image(path, 1)[0], GREY16 / 65535, rtol=1e-6)
 
 
 def test_16_bit_colour_png_is_kept_although_pillow_would_cut_it(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     write_png16(path, COLOUR16)
     expected = COLOUR16.transpose(2, 0, 1) / 65535
-    np.testing.assert_allclose(read_image(path, 3).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_image(path, 3), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_16_bit_colour_tiff_is_kept(tmp_path: Path, order: str) -> None:
-    data = COLOUR16.astype(f"{order}u2").tobytes()
-    height, width = COLOUR16.shape[:2]
-    bits_at = 8 + 2 + 8 * 12 + 4
-    tags = [
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits_at), (259, 4, 1, 1),
-        (262, 4, 1, 2), (273, 4, 1, bits_at + 6), (277, 4, 1, 3), (279, 4, 1, len(data)),
-    ]  # fmt: skip
-    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
-    fields = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
-    bits = struct.pack(f"{order}IHHH", 0, 16, 16, 16)
-    (tmp_path / "a.tif").write_bytes(header + fields + bits + data)
+    write_tiff16(tmp_path / "a.tif", COLOUR16, order)
     expected = COLOUR16.transpose(2, 0, 1) / 65535
-    np.testing.assert_allclose(read_image(tmp_path / "a.tif", 3).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_image(tmp_path / "a.tif", 3), expected, rtol=1e-6)
 
 
 def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
@@ -88,6 +100,25 @@ def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
     Image.fromarray(np.concatenate([GREY[..., None], alpha], 2)).save(tmp_path / "b.png")
     assert read_image(tmp_path / "a.png", 3).shape == (3, 9, 13)
     assert read_image(tmp_path / "b.png", 1).shape == (1, 9, 13)
+
+
+def test_four_channels_can_be_asked_for(tmp_path: Path) -> None:
+    Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
+    np.testing.assert_allclose(read_image(tmp_path / "a.png", 4)[3], GREY / 255, rtol=1e-6)
+
+
+def test_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write_tiff16(path, COLOUR16, "<", planes=True)
+    with pytest.raises(ValueError, match=r"a\.tif: .*planes of 16 bits; interleave the colours"):
+        read_image(path, 3)
+
+
+def test_the_real_format_must_be_one_of_ours(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.gif")
+    (tmp_path / "a.gif").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        read_image(tmp_path / "a.png", 1)
 
 
 def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> None:
@@ -99,9 +130,9 @@ def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> Non
 def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "grey.png")
     three = read_image(tmp_path / "grey.png", 3)
-    assert torch.equal(three[0], three[2])
+    assert np.array_equal(three[0], three[2])
     Image.fromarray(GREY).convert("RGB").save(tmp_path / "rgb.png")
-    assert torch.equal(read_image(tmp_path / "rgb.png", 1)[0], three[0])
+    assert np.array_equal(read_image(tmp_path / "rgb.png", 1)[0], three[0])
     palette = Image.fromarray(COLOUR).quantize(16)
     palette.save(tmp_path / "palette.png")
     expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1) / 255
@@ -162,4 +193,4 @@ def test_floats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Pillow's mode F"):
         read_image(tmp_path / "a.tif", 1)
     with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype float64"):
-        to_tensor(np.zeros((4, 4)), 1, "image")
+        to_channels(np.zeros((4, 4)), 1, "image")

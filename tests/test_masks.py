@@ -43,9 +43,20 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path: Path) -> None:
 
 def test_grey_stored_as_rgb_is_read_as_grey(tmp_path: Path) -> None:
     grey = np.array([[0, 7]], np.uint8)
-    for bands in (3, 4):
-        path = save(tmp_path / f"{bands}.png", np.stack([grey] * bands, axis=2))
+    opaque = np.full((1, 2), 255, np.uint8)
+    for name, bands in (
+        ("rgb", [grey] * 3),
+        ("rgba", [grey] * 3 + [opaque]),
+        ("la", [grey, opaque]),
+    ):
+        path = save(tmp_path / f"{name}.png", np.stack(bands, axis=2))
         assert ClassMap({"a": 0, "b": 7}).read(path).tolist() == [[0, 1]]
+
+
+def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[[0, 255], [7, 0]]], np.uint8))
+    with pytest.raises(ValueError, match=r"a\.png: got an alpha channel with values from 0 to 255"):
+        ClassMap({"a": 0, "b": 7}).read(path)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +103,7 @@ def test_contradicting_class_maps_are_refused() -> None:
         ClassMap({"a": 3, "b": 4}, ignore=[3])
     with pytest.raises(ValueError, match="expected grey values only or colours"):
         ClassMap({"a": 3, "b": (1, 2, 3)})
-    with pytest.raises(ValueError, match="got 1 classes, expected 2 to 254"):
+    with pytest.raises(ValueError, match=r"got 1 class\(es\), expected 2 to 254"):
         ClassMap({"a": 3})
 
 

@@ -20,6 +20,35 @@ def test_every_parameter_learns(norm: str, downsampling: str) -> None:
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+def test_every_norm_takes_any_size(norm: str) -> None:
+    for training in (True, False):
+        net = UNet(1, 2, widths=(4, 6, 8), norm=norm).train(training)
+        assert net(torch.randn(1, 1, 3, 2)).isfinite().all()
+
+
+def test_group_norm_has_groups_of_several_channels() -> None:
+    net = UNet(1, 2, widths=(32, 36, 7), norm="group")
+    groups = [m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    assert set(groups) == {8, 4, 1}
+
+
+def test_convolutions_start_with_the_papers_standard_deviation() -> None:
+    weight = UNet(1, 2, widths=(64, 64)).stem[3].weight.detach()
+    assert float(weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+
+
+def test_channels_last_stays_so_through_the_net() -> None:
+    net = UNet(1, 2, widths=(8, 16, 32)).to(memory_format=torch.channels_last)
+    seen = []
+    for module in net.modules():
+        module.register_forward_hook(lambda _, __, out: seen.append(out))
+    net(torch.randn(2, 1, 16, 16).to(memory_format=torch.channels_last))
+    assert len(seen) > 20
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
 
 
 def test_odd_images_are_padded_then_cropped_back() -> None:
@@ -61,3 +90,10 @@ def test_a_single_width_is_a_net_without_levels() -> None:
 def test_numbers_that_are_not_positive_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"UNet: got .*expected positive numbers"):
         UNet(**wrong)
+
+
+def test_typos_are_refused() -> None:
+    with pytest.raises(ValueError, match="norm: got 'bach', expected one of batch, group,"):
+        UNet(norm="bach")
+    with pytest.raises(ValueError, match="downsampling: got 'maxpool', expected one of max_pool"):
+        UNet(downsampling="maxpool")

@@ -3,12 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import HEIGHT, WIDTH, make_config
+from conftest import HEIGHT, WIDTH, make_model
 from PIL import Image
 
 from unet import load_model, predict
-from unet.checkpoint import build_net, save_checkpoint
-from unet.data import Normalization
+from unet.checkpoint import save_checkpoint
 from unet.images import read_image
 from unet.prediction import predict_files
 
@@ -18,13 +17,11 @@ pytestmark = pytest.mark.usefixtures("workdir")
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """An untrained network that draws both classes."""
-    config = make_config(tmp_path)
     torch.manual_seed(3)
-    net = build_net(config, torch.device("cpu"))
-    torch.nn.init.normal_(net.head.weight)
+    model = make_model(tmp_path)
+    torch.nn.init.normal_(model.net.head.weight)
     path = tmp_path / "best.pt"
-    normalization = Normalization(mean=(0.4,), std=(0.2,))
-    save_checkpoint(path, config, normalization, {"model": net.state_dict()}, {})
+    save_checkpoint(path, model, {})
     return path
 
 
@@ -59,8 +56,19 @@ def test_files_pillow_images_and_arrays_give_the_same(checkpoint: Path, data_roo
     assert np.array_equal(predict(model, values_of(path)), ids)
     with Image.open(path) as image:
         assert np.array_equal(predict(model, image), ids)
-    logits = model.logits(model.normalization(read_image(path, 1)))
+    logits = model.logits(model.normalization(torch.from_numpy(read_image(path, 1))))
     assert np.array_equal(logits.argmax(0).numpy(), ids)
+
+
+def test_a_pillow_image_is_turned_as_its_file_is(checkpoint: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.effect_noise((40, 20), 50).save(tmp_path / "a.png", exif=exif)
+    model = load_model(checkpoint)
+    ids = predict(model, tmp_path / "a.png")
+    assert ids.shape == (40, 20)
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(predict(model, image), ids)
 
 
 def test_tiles_can_be_asked_for(checkpoint: Path, data_root: Path) -> None:

@@ -8,16 +8,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unet.checkpoint import TrainedModel, load_model
+    from unet.checkpoint import SegmentationModel, load_model
     from unet.conv_transpose import ConvTranspose2d, conv_transpose2d
     from unet.model import UNet
     from unet.prediction import predict
 
-__all__ = ["ConvTranspose2d", "TrainedModel", "UNet", "conv_transpose2d", "load_model", "predict"]
+__all__ = [
+    "ConvTranspose2d",
+    "SegmentationModel",
+    "UNet",
+    "conv_transpose2d",
+    "load_model",
+    "predict",
+]
 
 _MODULES = {
     "ConvTranspose2d": "conv_transpose",
-    "TrainedModel": "checkpoint",
+    "SegmentationModel": "checkpoint",
     "UNet": "model",
     "conv_transpose2d": "conv_transpose",
     "load_model": "checkpoint",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unet.atomic import atomic_path
-from unet.config import Config, config_from_dict, config_to_dict
+from unet.config import Config, config_from_dict, config_to_dict, differences
 from unet.data import Normalization
 from unet.device import pick_device, pick_dtype
 from unet.masks import ClassMap
@@ -18,21 +18,36 @@ from unet.tiling import sliding_window
 
 _FORMAT, _VERSION = "unet checkpoint", 1
 
+# Where files lie and how a model is run may change after training; what it has learned may not.
+_FREE_TO_CHANGE = (
+    "data.root",
+    "data.images",
+    "data.masks",
+    "data.validation.images",
+    "data.validation.masks",
+    "train.device",
+    "train.precision",
+    "train.num_workers",
+    "tiling.",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedModel:
+class SegmentationModel:
     """A U-Net together with what its images and masks need.
 
     Args:
         net: the network, on `device`.
         config: of the run that trained it.
         normalization: of the training images.
+        val_stems: the images that were kept from training.
         device: where it runs.
     """
 
     net: UNet
     config: Config
     normalization: Normalization
+    val_stems: tuple[str, ...]
     device: torch.device
 
     @property
@@ -46,11 +61,16 @@ class TrainedModel:
 
         Images larger than the config's `tiling.size` go through in blended tiles.
         """
+        self.net.eval()
         dtype = pick_dtype(self.config.train.precision, self.device)
         batch = image[None].to(self.device, memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             tiling = self.config.tiling
             return sliding_window(self.net, batch, tiling.size, tiling.overlap, self.net.factor)[0]
+
+    def predict(self, image: Tensor) -> Tensor:
+        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8."""
+        return self.logits(self.normalization(image)).argmax(0).to("cpu", torch.uint8)
 
 
 def build_net(config: Config, device: torch.device) -> UNet:
@@ -59,28 +79,21 @@ def build_net(config: Config, device: torch.device) -> UNet:
     return net.to(memory_format=torch.channels_last)
 
 
-def save_checkpoint(
-    path: Path,
-    config: Config,
-    normalization: Normalization,
-    states: dict[str, Any],
-    progress: dict[str, Any],
-) -> None:
+def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
         path: the file.
-        config: of the run.
-        normalization: of the training images.
-        states: name -> state dict; `model` is enough to predict, all of training to resume.
-        progress: how far the run is.
+        model: to predict with.
+        states: what else there is, by name: all that training needs to resume.
     """
     contents = {
         "format": _FORMAT,
         "version": _VERSION,
-        "config": config_to_dict(config),
-        "normalization": asdict(normalization),
-        "progress": progress,
+        "config": config_to_dict(model.config),
+        "normalization": asdict(model.normalization),
+        "val_stems": list(model.val_stems),
+        "model": model.net.state_dict(),
         **states,
     }
     with atomic_path(path) as temporary:
@@ -119,14 +132,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def load_model(
     path: str | Path, device: str | None = None, overrides: Sequence[str] = ()
-) -> TrainedModel:
+) -> SegmentationModel:
     """Load a trained model from its checkpoint alone.
 
     Args:
         path: a best.pt or last.pt.
         device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
-        overrides: changes to the config, such as `tiling.overlap=64`; the model and its classes
-            cannot be changed.
+        overrides: changes to the config, such as `tiling.overlap=64`, of where files lie and how
+            the model is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -135,15 +148,10 @@ def load_model(
     contents = load_checkpoint(Path(path))
     config = config_from_dict(contents["config"], overrides, where=str(path))
     trained = config_from_dict(contents["config"], where=str(path))
-    if list(config.data.classes) != list(trained.data.classes):
+    changes = differences(trained, config, _FREE_TO_CHANGE)
+    if changes:
         raise ValueError(
-            f"{path}: data.classes: got {', '.join(config.data.classes)}, expected the "
-            f"{len(trained.data.classes)} classes that the model was trained on, "
-            f"{', '.join(trained.data.classes)}"
-        )
-    if config.model != trained.model:
-        raise ValueError(
-            f"{path}: model: got {config.model}, expected {trained.model} as trained; leave it out"
+            f"{path}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
         )
     chosen = pick_device(device or config.train.device)
     net = build_net(config, chosen)
@@ -157,4 +165,10 @@ def load_model(
     normalization = Normalization(
         **{name: tuple(values) for name, values in contents["normalization"].items()}
     )
-    return TrainedModel(net=net.eval(), config=config, normalization=normalization, device=chosen)
+    return SegmentationModel(
+        net=net.eval(),
+        config=config,
+        normalization=normalization,
+        val_stems=tuple(contents["val_stems"]),
+        device=chosen,
+    )

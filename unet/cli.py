@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import os
+import re
 import sys
 import traceback
 import warnings
@@ -11,15 +13,24 @@ from pathlib import Path
 
 from unet.config import load_config
 
+# What a setting looks like: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
+_SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong input, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, we say
-    arguments = parser().parse_args(argv)
+    # Settings may stand anywhere among the other arguments.
+    words = list(sys.argv[1:] if argv is None else argv)
+    overrides = [word for word in words if _SETTING.match(word)]
+    arguments = parser().parse_args([word for word in words if not _SETTING.match(word)])
     try:
-        arguments.run(arguments)
+        arguments.run(arguments, overrides)
+    except BrokenPipeError:  # the reader left, as in `unet evaluate ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             traceback.print_exc()
@@ -31,19 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments.config, arguments.overrides)
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(arguments.config, overrides)
     from unet.training import train
 
     train(config, resume=arguments.resume, overwrite=arguments.overwrite)
 
 
-def _evaluate(arguments: argparse.Namespace) -> None:
+def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from unet.evaluation import evaluate
 
     evaluate(
         arguments.checkpoint,
-        arguments.overrides,
+        overrides,
         images=arguments.images,
         masks=arguments.masks,
         out=arguments.out,
@@ -51,29 +62,29 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )
 
 
-def _predict(arguments: argparse.Namespace) -> None:
+def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from unet.prediction import predict_files
 
-    overrides = []
-    if arguments.tile is not None:
-        overrides.append(f"tiling.size={arguments.tile}")
-    if arguments.overlap is not None:
-        overrides.append(f"tiling.overlap={arguments.overlap}")
     predict_files(
         arguments.checkpoint,
         arguments.inputs,
         arguments.out,
         draw_overlay=arguments.overlay,
         overwrite=arguments.overwrite,
-        device=arguments.device,
         overrides=overrides,
     )
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
+    settings = (
+        "Settings of the config are changed by KEY=VALUE anywhere on the command line, such as "
+        "train.epochs=5, data.root=my/data or tiling.size=[512,512]."
+    )
     result = argparse.ArgumentParser(
-        prog="unet", description="Train, evaluate and run U-Net segmentation models."
+        prog="unet",
+        description="Train, evaluate and run U-Net segmentation models.",
+        epilog=settings,
     )
     result.add_argument("--version", action="version", version=f"unet {version('unet')}")
     shared = argparse.ArgumentParser(add_help=False)
@@ -81,12 +92,16 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--traceback", action="store_true", help="show where an error arose")
     commands = result.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", parents=[shared], help="train the model of a config file")
+    train = commands.add_parser(
+        "train", parents=[shared], epilog=settings, help="train the model of a config file"
+    )
     train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="continue the run from its last.pt")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", parents=[shared], help="score a checkpoint")
+    evaluate = commands.add_parser(
+        "evaluate", parents=[shared], epilog=settings, help="score a checkpoint"
+    )
     evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
     evaluate.add_argument(
         "--images", type=Path, metavar="DIR", help="score this folder, not the validation split"
@@ -101,15 +116,9 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
 
-    for command in (train, evaluate):
-        command.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="KEY=VALUE",
-            help="change a setting, such as train.epochs=5 or data.root=my/data",
-        )
-
-    predict = commands.add_parser("predict", parents=[shared], help="write masks for images")
+    predict = commands.add_parser(
+        "predict", parents=[shared], epilog=settings, help="write masks for images"
+    )
     predict.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
     predict.add_argument(
         "inputs", nargs="+", metavar="IMAGES", help="files, folders or glob patterns"
@@ -120,10 +129,5 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--overlay", action="store_true", help="draw each mask over its image, too"
     )
-    predict.add_argument(
-        "--tile", metavar="[H,W]", help="cut images above this size into tiles of it"
-    )
-    predict.add_argument("--overlap", metavar="N", help="pixels that tiles share and blend over")
-    predict.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     predict.set_defaults(run=_predict)
     return result

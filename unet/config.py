@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 
+from unet.masks import ClassMap
+
 
 @dataclass(frozen=True)
 class Range:
@@ -266,12 +268,30 @@ def dotted(config: Config) -> dict[str, Any]:
     return flat("", config_to_dict(config))
 
 
+def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:
+    """Say which settings differ, but for those whose dotted path begins with one of `besides`."""
+    old, new = dotted(before), dotted(now)
+    changed = [
+        f"{key} was {old.get(key, 'not there')} and is now {new.get(key, 'not there')}"
+        for key in old | new
+        if not key.startswith(besides) and old.get(key) != new.get(key)
+    ]
+    if not changed and list(before.data.classes) != list(now.data.classes):
+        changed = [
+            f"the order of data.classes was {', '.join(before.data.classes)} and is now "
+            f"{', '.join(now.data.classes)}"
+        ]
+    return changed
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML in which a key stands once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float):
                 if key in seen:
@@ -344,9 +364,13 @@ def _read(annotation: Any, value: Any, path: str, faults: list[str]) -> Any:
     elif annotation is float:
         # PyYAML reads 1e-4 as text: it is a number for YAML 1.2 and for people.
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            return float(value)
-        if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value):
-            return float(value)
+            number = float(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            number = value
+        else:
+            number = math.nan
+        if -1e100 < number < 1e100:  # not inf, not nan, and no overflow
+            return float(number)
     elif annotation is types.NoneType:
         if value is None:
             return None
@@ -439,13 +463,12 @@ def _contradictions(config: Config) -> list[str]:
         )
     if not config.model.widths:
         faults.append("model.widths: got an empty list, expected at least one width")
-    # Norms need more than one pixel at the deepest level.
-    smallest = 2 ** len(config.model.widths)
-    if config.augment.crop is not None and min(config.augment.crop) < smallest:
-        faults.append(
-            f"augment.crop: got {list(config.augment.crop)}, expected at least {smallest} x "
-            f"{smallest} for the {len(config.model.widths)} levels of model.widths"
-        )
+    if validation.stems == ():
+        faults.append("data.validation.stems: got an empty list, expected at least one stem")
+    try:
+        ClassMap(config.data.classes, config.data.ignore)
+    except ValueError as error:
+        faults.append(str(error))
     if config.augment.scale[0] > config.augment.scale[1]:
         faults.append(
             f"augment.scale: got {list(config.augment.scale)}, expected the smaller number first"
@@ -471,10 +494,11 @@ def _contradictions(config: Config) -> list[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     # Tiles start at multiples of the network's factor.
-    largest = min(config.tiling.size) - smallest // 2
-    if config.tiling.overlap > largest:
+    smallest = config.tiling.overlap + 2 ** (len(config.model.widths) - 1)
+    if min(config.tiling.size) < smallest:
         faults.append(
-            f"tiling.overlap: got {config.tiling.overlap}, expected at most {largest} for tiles of "
-            f"{list(config.tiling.size)} and the {len(config.model.widths)} levels of model.widths"
+            f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
+            f"{smallest} for an overlap of {config.tiling.overlap} and the "
+            f"{len(config.model.widths)} levels of model.widths; or set a smaller tiling.overlap"
         )
     return faults

@@ -57,7 +57,7 @@ def list_images(folder: Path) -> list[Path]:
         raise ValueError(
             f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
         )
-    return sorted(files, key=lambda path: natural_key(path.name))
+    return sorted(files, key=lambda path: (natural_key(path.name), path.name))
 
 
 def find_pairs(images: Path, masks: Path) -> list[Pair]:
@@ -167,7 +167,7 @@ def read_pair(pair: Pair, classes: ClassMap, in_channels: int) -> tuple[Tensor, 
     Raises:
         ValueError: if one cannot be read, or their sizes differ.
     """
-    image = read_image(pair.image, in_channels)
+    image = torch.from_numpy(read_image(pair.image, in_channels))
     target = torch.from_numpy(classes.read(pair.mask)).long()
     if image.shape[1:] != target.shape:
         (height, width), (mask_height, mask_width) = image.shape[1:], target.shape
@@ -199,7 +199,7 @@ def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what
         what: the pairs' name on the progress bar.
 
     Raises:
-        ValueError: with every fault found, a line each (the first ten).
+        ValueError: with every fault found, a line each (the first ten); or if all is ignored.
     """
 
     def read(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]] | str:
@@ -207,10 +207,11 @@ def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what
             image, target = read_pair(pair, classes, in_channels)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
-        pixels = image.double().flatten(1)
+        sums = image.sum((1, 2), dtype=torch.float64)
+        squares = image.square().sum((1, 2), dtype=torch.float64)
         counts = torch.bincount(target.flatten(), minlength=256)[: len(classes.names)]
         height, width = target.shape
-        return pixels.sum(1).numpy(), (pixels**2).sum(1).numpy(), counts.numpy(), (height, width)
+        return sums.numpy(), squares.numpy(), counts.numpy(), (height, width)
 
     with ThreadPoolExecutor() as pool:
         bar = tqdm(pool.map(read, pairs), what, len(pairs), unit="image", leave=False, disable=None)
@@ -220,6 +221,12 @@ def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what
         more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ValueError("\n".join(faults[:10]) + more)
     read_pairs = [result for result in found if not isinstance(result, str)]
+    class_pixels = np.sum([counts for _, _, counts, _ in read_pairs], axis=0)
+    if not class_pixels.any():
+        raise ValueError(
+            f"{pairs[0].mask.parent}: got masks in which every pixel is ignored, expected some of "
+            "data.classes; correct data.ignore or the masks"
+        )
     pixels = sum(height * width for *_, (height, width) in read_pairs)
     mean = np.sum([sums for sums, *_ in read_pairs], axis=0) / pixels
     square = np.sum([squares for _, squares, *_ in read_pairs], axis=0) / pixels
@@ -227,7 +234,7 @@ def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what
     std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=0.5 / 255)
     return Check(
         normalization=Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist())),
-        class_pixels=tuple(np.sum([counts for _, _, counts, _ in read_pairs], axis=0).tolist()),
+        class_pixels=tuple(class_pixels.tolist()),
         sizes=frozenset(size for *_, size in read_pairs),
     )
 

@@ -13,16 +13,30 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.atomic import atomic_path
-from unet.checkpoint import TrainedModel, load_model
+from unet.checkpoint import SegmentationModel, load_model
 from unet.config import Config
 from unet.data import (
     Pair,
     SegmentationDataset,
+    check_pairs,
     find_pairs,
     split_by_fraction,
     split_by_stems,
 )
 from unet.metrics import Scores, confusion_matrix, scores
+
+
+def find_root(root: str) -> Path:
+    """Return `data.root` as a path.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"data.root: there is no folder {root}; set data.root=FOLDER to where the data is"
+        )
+    return Path(root)
 
 
 def split_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
@@ -33,11 +47,7 @@ def split_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
         ValueError: if files do not pair or the split does not fit them.
     """
     data, validation = config.data, config.data.validation
-    root = Path(data.root)
-    if not root.is_dir():
-        raise FileNotFoundError(
-            f"data.root: there is no folder {root}; set data.root=FOLDER to where the data is"
-        )
+    root = find_root(data.root)
     pairs = find_pairs(root / data.images, root / data.masks)
     if validation.fraction is not None:
         return split_by_fraction(pairs, validation.fraction, config.train.seed)
@@ -48,7 +58,27 @@ def split_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
     return pairs, find_pairs(root / validation.images, root / validation.masks)
 
 
-def confusion_of_pairs(model: TrainedModel, pairs: Sequence[Pair], what: str) -> Tensor:
+def validation_pairs(model: SegmentationModel) -> list[Pair]:
+    """Find the pairs that were kept from the model's training, whatever else has come since.
+
+    Raises:
+        FileNotFoundError: if a folder or one of the pairs is missing.
+        ValueError: if files do not pair.
+    """
+    data, folders = model.config.data, model.config.data.validation
+    root = find_root(data.root)
+    pairs = find_pairs(root / (folders.images or data.images), root / (folders.masks or data.masks))
+    by_stem = {pair.stem: pair for pair in pairs}
+    missing = [stem for stem in model.val_stems if stem not in by_stem]
+    if missing:
+        raise FileNotFoundError(
+            f"{pairs[0].image.parent}: got no image {', '.join(missing[:5])}, expected the "
+            f"{len(model.val_stems)} validation images of the run; set data.root=FOLDER"
+        )
+    return [by_stem[stem] for stem in model.val_stems]
+
+
+def confusion_of_pairs(model: SegmentationModel, pairs: Sequence[Pair], what: str) -> Tensor:
     """Predict every image and count its pixels at the mask's own size: (K, K) int64.
 
     Args:
@@ -66,7 +96,6 @@ def confusion_of_pairs(model: TrainedModel, pairs: Sequence[Pair], what: str) ->
         sampler=[(0, index) for index in range(len(pairs))],
         num_workers=model.config.train.num_workers,
     )
-    model.net.eval()
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     for image, target in tqdm(loader, what, unit="image", leave=False, disable=None):
         prediction = model.logits(image).argmax(0).cpu()
@@ -111,7 +140,8 @@ def evaluate(
     if images is not None and masks is not None:
         pairs, source = find_pairs(images, masks), f"{images} and {masks}"
     else:
-        pairs, source = split_pairs(model.config)[1], "the validation split"
+        pairs, source = validation_pairs(model), "the validation split"
+    check_pairs(pairs, model.classes, model.config.model.in_channels, "check")
     matrix = confusion_of_pairs(model, pairs, "evaluate")
     result, names = scores(matrix), model.classes.names
     print(f"{checkpoint} on {len(pairs)} images of {source}\n")

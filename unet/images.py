@@ -1,15 +1,18 @@
-"""Image files -> tensors."""
+"""Image files -> arrays."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+
+# Pillow takes images above 0.18 gigapixels for attacks; ours may have up to 1.
+Image.MAX_IMAGE_PIXELS = 500_000_000
 
 
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
@@ -30,8 +33,8 @@ def open_image(path: Path) -> Image.Image:
     return image
 
 
-def read_image(path: Path, in_channels: int) -> Tensor:
-    """Read one image file as `to_tensor` gives it; a palette becomes its colours.
+def read_image(path: Path, in_channels: int) -> np.ndarray:
+    """Read one image file as `to_channels` gives it; a palette becomes its colours.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -42,7 +45,7 @@ def read_image(path: Path, in_channels: int) -> Tensor:
     if cut:
         low, _ = _decode(path, low_bytes=True)
         pixels = pixels.astype(np.uint16) << 8 | np.asarray(low)
-    return to_tensor(pixels, in_channels, str(path))
+    return to_channels(pixels, in_channels, str(path))
 
 
 def _decode(path: Path, low_bytes: bool = False) -> tuple[Image.Image, bool]:
@@ -50,9 +53,14 @@ def _decode(path: Path, low_bytes: bool = False) -> tuple[Image.Image, bool]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check the path")
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=_FORMATS) as file:
             pages = getattr(file, "n_frames", 1)
             cut = file.mode in {"LA", "RGB", "RGBA"} and ";16" in str(file.tile)
+            # TIFFs that hold their colours apart do not say so in the tiles.
+            if isinstance(file, TiffImageFile) and not cut and file.mode in {"RGB", "RGBA"}:
+                bits = file.tag_v2.get(BITSPERSAMPLE, (8,))
+                if max(bits) > 8:
+                    raise ValueError(f"planes of {max(bits)} bits; interleave the colours")
             if low_bytes:
                 file.tile = [_swap_bytes(tile) for tile in file.tile]
             file.load()
@@ -103,7 +111,7 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
-def to_tensor(pixels: np.ndarray, in_channels: int, where: str) -> Tensor:
+def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     """(H, W) or (H, W, bands), uint8 or uint16 -> float32 (C, H, W), 0 to 1 the whole range.
 
     Only what loses nothing is converted: a grey image is repeated to three channels, three equal
@@ -119,14 +127,8 @@ def to_tensor(pixels: np.ndarray, in_channels: int, where: str) -> Tensor:
             "(H, W) or (H, W, C) of uint8 or uint16"
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    if pixels.shape[2] in (2, 4):
-        alpha = pixels[:, :, -1]
-        if alpha.min() != alpha.max():
-            raise ValueError(
-                f"{where}: got an alpha channel with values from {alpha.min()} to {alpha.max()}, "
-                "expected a constant one, which means nothing; save the image without it"
-            )
-        pixels = pixels[:, :, :-1]
+    if pixels.shape[2] in (2, 4) and pixels.shape[2] != in_channels:
+        pixels = without_alpha(pixels, where)
     bands = pixels.shape[2]
     if bands == 1 and in_channels == 3:
         pixels = np.repeat(pixels, 3, axis=2)
@@ -137,5 +139,20 @@ def to_tensor(pixels: np.ndarray, in_channels: int, where: str) -> Tensor:
             f"{where}: got an image of {bands} channel(s), expected model.in_channels, "
             f"{in_channels}; convert the image, or train with model.in_channels={bands}"
         )
-    scale = np.float32(np.iinfo(pixels.dtype).max)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / scale)
+    channels: np.ndarray = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+    return channels / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def without_alpha(pixels: np.ndarray, where: str) -> np.ndarray:
+    """Drop the last band of (H, W, bands), which must be the same everywhere.
+
+    Raises:
+        ValueError: beginning with `where`, if it is not.
+    """
+    alpha = pixels[:, :, -1]
+    if alpha.min() != alpha.max():
+        raise ValueError(
+            f"{where}: got an alpha channel with values from {alpha.min()} to {alpha.max()}, "
+            "expected a constant one, which means nothing; save the image without it"
+        )
+    return pixels[:, :, :-1]

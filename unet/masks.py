@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from unet.atomic import atomic_path
-from unet.images import open_image
+from unet.images import open_image, without_alpha
 
 Colour = tuple[int, int, int]
 Value = int | Colour
@@ -47,7 +47,7 @@ class ClassMap:
         self.ignore = tuple(ignore)
         if not 1 < len(self.names) < IGNORE_INDEX:
             raise ValueError(
-                f"data.classes: got {len(self.names)} classes, expected 2 to {IGNORE_INDEX - 1}"
+                f"data.classes: got {len(self.names)} class(es), expected 2 to {IGNORE_INDEX - 1}"
             )
         known = (*self.values, *self.ignore)
         self.coloured = isinstance(known[0], tuple)
@@ -127,11 +127,15 @@ class ClassMap:
                     f"{path}: got a mask of Pillow's mode {image.mode}, expected colours, as "
                     "data.classes gives colours; convert the mask or give grey values"
                 )
+            if image.mode in {"LA", "RGBA"}:
+                without_alpha(np.asarray(image), str(path))
             red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
             codes: np.ndarray = red << 16 | green << 8 | blue
             return codes
         if image.mode in {"LA", "RGB", "RGBA"}:
-            bands = np.asarray(image)[:, :, : 3 if image.mode != "LA" else 1]
+            bands = np.asarray(image)
+            if image.mode != "RGB":
+                bands = without_alpha(bands, str(path))
             if (bands != bands[:, :, :1]).any():
                 raise ValueError(
                     f"{path}: got a mask in colours, expected grey values, as data.classes gives "

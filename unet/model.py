@@ -6,7 +6,7 @@ Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with pad
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,25 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
     match norm:
         case "batch":
             return nn.BatchNorm2d(channels)
-        case "group":  # the largest power of two up to 32 that divides the channels
-            return nn.GroupNorm(math.gcd(32, channels), channels)
+        case "group":
+            return nn.GroupNorm(math.gcd(8, channels), channels)
         case "instance":
             return nn.InstanceNorm2d(channels, affine=True)
         case "none":
             return nn.Identity()
+        case _:
+            raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(get_args(Norm))}")
+
+
+def _halve(downsampling: Downsampling, channels: int) -> nn.Module:
+    match downsampling:
+        case "max_pool":
+            return nn.MaxPool2d(2)
+        case "conv":
+            return nn.Conv2d(channels, channels, 2, stride=2)
+        case _:
+            options = ", ".join(get_args(Downsampling))
+            raise ValueError(f"downsampling: got {downsampling!r}, expected one of {options}")
 
 
 class DoubleConv(nn.Sequential):
@@ -56,11 +69,7 @@ class Down(nn.Module):
         downsampling: Downsampling = "max_pool",
     ) -> None:
         super().__init__()
-        self.halve = (
-            nn.MaxPool2d(2)
-            if downsampling == "max_pool"
-            else nn.Conv2d(in_channels, in_channels, 2, stride=2)
-        )
+        self.halve = _halve(downsampling, in_channels)
         self.conv = DoubleConv(in_channels, out_channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,11 +99,11 @@ class UNet(nn.Module):
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
         widths: channels of each level from the full image down; each further level halves it.
-        norm: batch, group (up to 32 groups), instance (affine), or none.
+        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
 
     Raises:
-        ValueError: if a number is not positive.
+        ValueError: if a number is not positive, or norm or downsampling is none of these.
     """
 
     def __init__(
@@ -113,7 +122,7 @@ class UNet(nn.Module):
             )
         self.in_channels = in_channels
         self.num_classes = num_classes
-        # Sizes that the levels can halve are multiples of this; forward pads to them.
+        # Sizes that the levels can halve are multiples of this.
         self.factor = 2 ** (len(widths) - 1)
         levels = list(pairwise(widths))
         self.stem = DoubleConv(in_channels, widths[0], norm)
@@ -126,8 +135,11 @@ class UNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, C, H, W), any H and W -> logits (N, K, H, W)."""
         height, width = image.shape[-2:]
-        pad_height, pad_width = -height % self.factor, -width % self.factor
-        x = F.pad(image, (0, pad_width, 0, pad_height), mode="replicate")
+        # Each level halves evenly, and the deepest has at least 2 x 2 pixels, as norms need.
+        bottom, right = (
+            max(-side % self.factor, 2 * self.factor - side) for side in (height, width)
+        )
+        x = F.pad(image, (0, right, 0, bottom), mode="replicate")
 
         x = self.stem(x)
         skips = []

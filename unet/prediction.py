@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from unet.checkpoint import TrainedModel, load_model
+from unet.checkpoint import SegmentationModel, load_model
 from unet.data import list_images, natural_key
-from unet.images import read_image, to_pixels, to_tensor
+from unet.images import read_image, to_channels, to_pixels
 from unet.pictures import image_to_rgb, overlay, save_picture
 
 
-def predict(model: TrainedModel, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     """Segment one image.
 
     Args:
@@ -31,13 +32,13 @@ def predict(model: TrainedModel, image: str | Path | Image.Image | np.ndarray) -
     in_channels = model.config.model.in_channels
     match image:
         case np.ndarray():
-            tensor = to_tensor(image, in_channels, "image")
+            channels = to_channels(image, in_channels, "image")
         case Image.Image():
-            tensor = to_tensor(to_pixels(image, "image"), in_channels, "image")
+            upright = ImageOps.exif_transpose(image)
+            channels = to_channels(to_pixels(upright, "image"), in_channels, "image")
         case _:
-            tensor = read_image(Path(image), in_channels)
-    logits = model.logits(model.normalization(tensor))
-    return logits.argmax(0).cpu().numpy().astype(np.uint8)
+            channels = read_image(Path(image), in_channels)
+    return model.predict(torch.from_numpy(channels)).numpy()
 
 
 def predict_files(
@@ -46,7 +47,6 @@ def predict_files(
     out: Path,
     draw_overlay: bool = False,
     overwrite: bool = False,
-    device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Path]:
     """Segment image files and write a PNG mask for each, of the same stem.
@@ -57,7 +57,6 @@ def predict_files(
         out: folder for the masks, made if need be.
         draw_overlay: whether to write <stem>_overlay.png too, the mask over the image.
         overwrite: whether to replace masks that are there.
-        device: auto, cpu, cuda or cuda:N; None for the config's.
         overrides: changes to the checkpoint's config, such as `tiling.overlap=64`.
 
     Returns:
@@ -94,20 +93,21 @@ def predict_files(
             f"{present[0]}: exists, as do {len(present) - 1} more; pass --overwrite to replace "
             "them, or -o FOLDER for another place"
         )
+    resolved = {path.resolve() for path in files}
     for path in wanted:
-        if path.resolve() in {file.resolve() for file in files}:
+        if path.resolve() in resolved:
             raise ValueError(f"{path}: is an image to predict; give another folder with -o")
-    model = load_model(checkpoint, device, overrides)
+    model = load_model(checkpoint, overrides=overrides)
     colours = model.classes.colours
-    out.mkdir(parents=True, exist_ok=True)
     faults = []
     for mask, path in tqdm(masks.items(), "predict", unit="image", disable=None):
         try:
-            image = read_image(path, model.config.model.in_channels)
+            image = torch.from_numpy(read_image(path, model.config.model.in_channels))
         except ValueError as error:
             faults.append(str(error))
             continue
-        ids = model.logits(model.normalization(image)).argmax(0).cpu().numpy().astype(np.uint8)
+        out.mkdir(parents=True, exist_ok=True)
+        ids = model.predict(image).numpy()
         if draw_overlay:
             save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
         model.classes.write(mask, ids)

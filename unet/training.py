@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from unet.atomic import atomic_path
 from unet.augment import Augment
-from unet.checkpoint import TrainedModel, build_net, load_checkpoint, save_checkpoint
+from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
 from unet.config import (
     Config,
     OptimizerConfig,
     ScheduleConfig,
     config_from_dict,
     config_to_dict,
-    dotted,
+    differences,
 )
 from unet.data import (
     Check,
@@ -40,8 +40,9 @@ from unet.metrics import Scores, scores
 from unet.pictures import preview_sheet, save_picture
 from unet.quickstart import draw_quickstart
 
-# What may differ between a run and its resumption: it does not change the weights.
-_FREE_TO_CHANGE = {"train.num_workers", "train.device"}
+# What may differ between a run and its resumption without changing what is computed; of the
+# precision, what it comes to on the device is compared.
+_FREE_TO_CHANGE = ("train.num_workers", "train.device", "train.precision")
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -62,6 +63,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         ValueError: if the data is not as the config says, or the run to resume had another config.
     """
     run = Path("runs") / config.name
+    if resume and overwrite:
+        raise ValueError("train: got --resume and --overwrite, expected one of them")
     state = _load_run(run, config) if resume else None
     if run.exists() and not resume and not overwrite:
         raise FileExistsError(
@@ -82,6 +85,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     check_pairs(val_pairs, classes, in_channels, "check validation images")
     _check_sizes(config, check)
     print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
+    if state is not None:
+        _check_same(state, run, dtype, train_pairs, val_pairs, check)
     for name, pixels in zip(classes.names, check.class_pixels, strict=True):
         print(f"  {name}: {pixels / sum(check.class_pixels):.1%} of the training pixels")
     dataset = SegmentationDataset(
@@ -105,28 +110,30 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     # The model, and all that learns with it.
     torch.manual_seed(config.train.seed)
     net = build_net(config, device)
-    model = TrainedModel(net=net, config=config, normalization=check.normalization, device=device)
+    model = SegmentationModel(
+        net=net,
+        config=config,
+        normalization=check.normalization,
+        val_stems=tuple(pair.stem for pair in val_pairs),
+        device=device,
+    )
     loss_function = SegmentationLoss(**vars(config.loss)).to(device)
     optimizer = _optimizer(config.optimizer, net)
     schedule = _schedule(config.schedule, optimizer, len(loader), config.train.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    stateful: dict[str, Any] = {
-        "model": net,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "scaler": scaler,
-    }
+    stateful: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     history: list[dict[str, Any]] = []
     if state is not None:
-        for name, part in stateful.items():
+        for name, part in {"model": net, **stateful}.items():
             part.load_state_dict(state[name])
-        history = state["progress"]["history"]
+        history = state["history"]
     else:
         if run.exists():
             _delete_run(run)
         (run / "previews").mkdir(parents=True)
         with atomic_path(run / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False))
+            text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+            temporary.write_text(text, encoding="utf-8")
     print(
         f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million parameters, {device}, "
         f"{str(dtype).removeprefix('torch.')}; results go to {run}"
@@ -143,9 +150,9 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         disable=None,
         dynamic_ncols=True,
     )
-    loss_sum, samples = torch.zeros((), device=device), 0
     for epoch in range(first_epoch, epochs):
         net.train()
+        loss_sum = torch.zeros((), device=device)
         sampler.epoch = epoch
         bar.set_description(f"epoch {epoch + 1}/{epochs}")
         for images, targets in loader:
@@ -159,36 +166,32 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
             scaler.update()
             schedule.step()
             loss_sum += loss.detach() * len(images)
-            samples += len(images)
             bar.update()
 
-        if (epoch + 1) % config.train.validate_every and epoch + 1 < epochs:
-            continue
-        train_loss = float(loss_sum) / samples
-        loss_sum, samples = torch.zeros((), device=device), 0
+        train_loss = float(loss_sum) / len(dataset)
         if not math.isfinite(train_loss):
             raise FloatingPointError(
-                f"train: the loss is {train_loss} by epoch {epoch + 1}; lower optimizer.lr "
-                f"({config.optimizer.lr:g}) or lengthen schedule.warmup_epochs. The last good "
-                f"checkpoint is kept in {run}"
+                f"train: the loss is {train_loss} in epoch {epoch + 1}; lower optimizer.lr "
+                f"({config.optimizer.lr:g}) or lengthen schedule.warmup_epochs, and train anew "
+                "with --overwrite"
             )
+        if (epoch + 1) % config.train.validate_every and epoch + 1 < epochs:
+            continue
         result = scores(confusion_of_pairs(model, val_pairs, "validate"))
-        if math.isnan(result.mean_iou):
-            raise ValueError("data.validation: got no pixel to score, all are ignored")
         row = _row(epoch + 1, float(schedule.get_last_lr()[0]), train_loss, result, classes)
         row["seconds"] = round(seconds_before + time.monotonic() - start, 1)
         is_best = all(result.mean_iou > earlier["mean_iou"] for earlier in history)
         history.append(row)
-        progress = {"history": history}
         if is_best:
-            # To be used, not trained on: the weights are enough.
-            weights = {"model": net.state_dict()}
-            save_checkpoint(run / "best.pt", config, check.normalization, weights, progress)
+            save_checkpoint(run / "best.pt", model, {"history": history})
         _write_metrics(run / "metrics.csv", history)
         _draw_previews(run / "previews" / f"epoch_{epoch + 1:04d}.png", model, val_pairs)
         # last.pt comes last: with it, the epoch is done.
-        states = {name: part.state_dict() for name, part in stateful.items()}
-        save_checkpoint(run / "last.pt", config, check.normalization, states, progress)
+        states: dict[str, Any] = {name: part.state_dict() for name, part in stateful.items()}
+        states["history"] = history
+        states["train_stems"] = [pair.stem for pair in train_pairs]
+        states["dtype"] = str(dtype)
+        save_checkpoint(run / "last.pt", model, states)
         bar.write(
             f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  loss {train_loss:.4f}  "
             f"mean IoU {result.mean_iou:.4f}  pixel accuracy {result.pixel_accuracy:.4f}"
@@ -246,7 +249,7 @@ def _schedule(
 
 
 def _check_sizes(config: Config, check: Check) -> None:
-    """Images that are not cropped must fit into a batch and through the network."""
+    """Images that are not cropped must fit into a batch."""
     if config.augment.crop is not None:
         return
     if len(check.sizes) > 1 and config.train.batch_size > 1:
@@ -255,13 +258,6 @@ def _check_sizes(config: Config, check: Check) -> None:
             f"augment.crop: got none, but training images of {len(check.sizes)} sizes ({shown}"
             f"{', ...' if len(check.sizes) > 5 else ''}), expected one size in a batch; set "
             "augment.crop=[HEIGHT, WIDTH] or train.batch_size=1"
-        )
-    smallest = 2 ** len(config.model.widths)
-    if min(map(min, check.sizes)) < smallest:
-        raise ValueError(
-            f"augment.crop: got none, but training images smaller than {smallest} pixels, expected "
-            f"at least {smallest} for the {len(config.model.widths)} levels of model.widths; set "
-            "augment.crop or shorten model.widths"
         )
 
 
@@ -274,19 +270,42 @@ def _load_run(run: Path, config: Config) -> dict[str, Any]:
             + (" and with --overwrite" if run.exists() else "")
         )
     state = load_checkpoint(path)
-    before = dotted(config_from_dict(state["config"], where=str(path)))
-    now = dotted(config)
-    changed = [
-        f"{key} was {before.get(key)} and is now {now.get(key)}"
-        for key in before | now
-        if key not in _FREE_TO_CHANGE and before.get(key) != now.get(key)
-    ]
+    if "optimizer" not in state:
+        raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
+    before = config_from_dict(state["config"], where=str(path))
+    changed = differences(before, config, _FREE_TO_CHANGE)
     if changed:
         raise ValueError(
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
             "same, or start another run with name=OTHER"
         )
     return state
+
+
+def _check_same(
+    state: dict[str, Any],
+    run: Path,
+    dtype: torch.dtype,
+    train_pairs: list[Pair],
+    val_pairs: list[Pair],
+    check: Check,
+) -> None:
+    """A run resumes with the images and the dtype that it began with, or it would be another."""
+    other = "restore them, or start another run with name=OTHER"
+    for key, pairs in (("train_stems", train_pairs), ("val_stems", val_pairs)):
+        if state[key] != [pair.stem for pair in pairs]:
+            raise ValueError(
+                f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
+                f"{len(pairs)}); {other}"
+            )
+    if {key: tuple(v) for key, v in state["normalization"].items()} != vars(check.normalization):
+        raise ValueError(f"{run}: the training images have changed since the run began; {other}")
+    if state["dtype"] != str(dtype):
+        before = state["dtype"].removeprefix("torch.")
+        raise ValueError(
+            f"{run}: the run to resume computed in {before}, here it would be {dtype}; pass "
+            f"train.precision={before}"
+        )
 
 
 def _delete_run(run: Path) -> None:
@@ -314,20 +333,20 @@ def _row(
 
 
 def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
 
 
-def _draw_previews(path: Path, model: TrainedModel, pairs: list[Pair]) -> None:
+def _draw_previews(path: Path, model: SegmentationModel, pairs: list[Pair]) -> None:
     """Draw some validation images, spread over all of them, each time the same."""
     count = min(model.config.train.previews, len(pairs))
     if not count:
         return
     rows = []
-    for pair in pairs[:: len(pairs) // count][:count]:
+    for i in range(count):
+        pair = pairs[i * len(pairs) // count]
         image, target = read_pair(pair, model.classes, model.config.model.in_channels)
-        prediction = model.logits(model.normalization(image)).argmax(0).cpu()
-        rows.append((image, target.numpy(), prediction.numpy()))
+        rows.append((image, target.numpy(), model.predict(image).numpy()))
     save_picture(path, preview_sheet(rows, model.classes.names, model.classes.colours))
