@@ -1,82 +1,346 @@
-"""The project's own transposed convolution: kernel times pixel."""
+"""Transposed convolution: kernel times pixel, blocks laid down a stride apart, overlaps summed.
+
+Start from the reverse step. A 2 x 2 convolution with stride 2 and no padding halves an image: each
+2 x 2 region becomes one pixel, and no pixel is used twice.
+
+>>> import torch
+>>> image = torch.arange(16.0).reshape(1, 1, 4, 4)
+>>> torch.nn.functional.conv2d(image, torch.ones(1, 1, 2, 2), stride=2)
+tensor([[[[10., 18.],
+          [42., 50.]]]])
+
+The other way around, each pixel must become a 2 x 2 region, and the kernel must have a part in it.
+So a pixel becomes the kernel times that pixel:
+
+>>> pixels = torch.tensor([[1, 10, 100], [2, 20, 200]])
+>>> kernel = torch.tensor([[1, 2], [3, 4]])
+>>> blocks = kernel_times_pixel(pixels, kernel)
+>>> blocks.shape  # a 2 x 2 block for each of the 2 x 3 pixels
+torch.Size([2, 3, 2, 2])
+>>> blocks[0, 1]
+tensor([[10, 20],
+        [30, 40]])
+
+Laid down side by side, 2 apart, the blocks make an image of twice the height and width:
+
+>>> lay_blocks(blocks, stride=2)
+tensor([[  1,   2,  10,  20, 100, 200],
+        [  3,   4,  30,  40, 300, 400],
+        [  2,   4,  20,  40, 200, 400],
+        [  6,   8,  60,  80, 600, 800]])
+
+That is the U-Net's upsampling: to upsample by n, take an n x n kernel, stride n, and no padding.
+Laid down closer than they are large, blocks overlap, and what overlaps is summed:
+
+>>> lay_blocks(blocks, stride=1)
+tensor([[  1,  12, 120, 200],
+        [  5,  58, 580, 800],
+        [  6,  68, 680, 800]])
+
+`conv_transpose2d` does this for images of many channels: for every pixel and every output channel,
+the blocks of all input channels are summed. The sum over channels is one matrix product over the
+pixels, which is a 1 x 1 convolution.
+"""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+Size2d = int | Sequence[int]
 
 
-def conv_transpose2d(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Replace every pixel by the kernel times that pixel, block beside block.
+def kernel_times_pixel(input: Tensor, weight: Tensor) -> Tensor:
+    """Multiply each pixel by the whole kernel: (H, W) and (kH, kW) -> blocks (H, W, kH, kW)."""
+    return input[:, :, None, None] * weight
 
-    This is the transposed convolution whose stride is its kernel size, without padding: the
-    blocks tile the output, so nothing has to be summed but the channels.
+
+def lay_blocks(blocks: Tensor, stride: int) -> Tensor:
+    """Lay blocks (H, W, kH, kW) down `stride` pixels apart and sum what overlaps."""
+    height, width, kernel_height, kernel_width = blocks.shape
+    image = blocks.new_zeros(
+        (height - 1) * stride + kernel_height, (width - 1) * stride + kernel_width
+    )
+    for i in range(height):
+        for j in range(width):
+            top, left = i * stride, j * stride
+            image[top : top + kernel_height, left : left + kernel_width] += blocks[i, j]
+    return image
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2d = 1,
+    padding: Size2d = 0,
+    output_padding: Size2d = 0,
+    groups: int = 1,
+    dilation: Size2d = 1,
+) -> Tensor:
+    """Transposed convolution, as `torch.nn.functional.conv_transpose2d`.
 
     Args:
-        input: (N, C, H, W).
-        weight: (C, K, kH, kW), laid out as torch's.
+        input: (N, C, H, W) or (C, H, W); N may be 0.
+        weight: (C, K / groups, kH, kW).
         bias: (K,), added to every output pixel.
+        stride: pixels between the origins of neighbouring blocks.
+        padding: pixels cropped from every side of the output.
+        output_padding: pixels added below and to the right; less than stride or dilation.
+        groups: into which input and output channels are split, each group on its own.
+        dilation: pixels between the elements of a block.
 
     Returns:
-        (N, K, H * kH, W * kW), in the memory format of channels_last.
+        (N, K, H', W') or (K, H', W'), with H' = (H - 1) * stride - 2 * padding
+        + dilation * (kH - 1) + output_padding + 1; in channels_last if the input is.
 
     Raises:
-        ValueError: if the input does not have the weight's C channels.
+        ValueError: if shapes and arguments do not fit each other.
+
+    Source: the output size is relationship 14 of Dumoulin and Visin 2016, "A guide to convolution
+    arithmetic for deep learning", arXiv 1603.07285, chapter 4, for a kernel that dilation spreads.
     """
-    in_channels, out_channels, kernel_height, kernel_width = weight.shape
-    if input.dim() != 4 or input.shape[1] != in_channels:
-        raise ValueError(
-            f"conv_transpose2d: got input of shape {tuple(input.shape)}, "
-            f"expected (N, {in_channels}, H, W) for weight of shape {tuple(weight.shape)}"
-        )
-    n, _, height, width = input.shape
-    # One matrix product over the pixels: (N, H, W, C) @ (C, kH * kW * K).
-    kernels = weight.permute(0, 2, 3, 1).flatten(1)
-    blocks = input.permute(0, 2, 3, 1) @ kernels
-    # Row h of the blocks is kH rows of the image: (N, H, W, kH, kW, K) -> (N, H, kH, W, kW, K).
-    output = (
-        blocks.reshape(n, height, width, kernel_height, kernel_width, out_channels)
-        .transpose(2, 3)
-        .reshape(n, height * kernel_height, width * kernel_width, out_channels)
-    )
+    stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
+    output_padding = _pair("output_padding", output_padding, 0)
+    dilation = _pair("dilation", dilation, 1)
+    _check_shapes(input, weight, bias, groups)
+    _check_sizes(input, weight, stride, padding, output_padding, dilation)
+    if input.dim() == 3:
+        return conv_transpose2d(
+            input.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation
+        ).squeeze(0)
+
+    side_by_side = stride == tuple(weight.shape[2:]) and dilation == (1, 1)
+    if side_by_side and not any(padding + output_padding):
+        return _lay_side_by_side(input, weight, bias, groups)
+    if side_by_side:
+        output = _lay_side_by_side(input, weight, None, groups)
+    else:
+        output = _lay_overlapping(input, weight, groups, stride, dilation)
+    # Padding crops, as it does in the convolution that this one transposes.
+    bottom, right = output_padding[0] - padding[0], output_padding[1] - padding[1]
+    output = F.pad(output, (-padding[1], right, -padding[0], bottom))
+    return output if bias is None else output + bias.to(output.dtype)[:, None, None]
+
+
+def _lay_side_by_side(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Blocks a kernel size apart tile the output: nothing to sum, only to put in place."""
+    n, channels, height, width = input.shape
+    group_channels, kernel_height, kernel_width = weight.shape[1:]
+    shape = (groups, kernel_height, kernel_width, group_channels)
+    # (G, C / G, K / G, kH, kW) -> (G, kH, kW, K / G, C / G)
+    kernels = weight.reshape(groups, -1, *weight.shape[1:]).permute(0, 3, 4, 2, 1)
+    kernels = kernels.reshape(-1, channels // groups, 1, 1)
     if bias is not None:
-        output = output + bias
-    return output.permute(0, 3, 1, 2)
+        bias = bias.reshape(groups, 1, 1, group_channels).expand(shape).flatten()
+    blocks = F.conv2d(input, kernels, bias, groups=groups).reshape(n, *shape, height, width)
+    size = (height * kernel_height, width * kernel_width)
+    if _is_channels_last(input):
+        # (N, H, kH, W, kW, G, K / G)
+        image = blocks.permute(0, 5, 2, 6, 3, 1, 4).reshape(n, *size, groups * group_channels)
+        return image.permute(0, 3, 1, 2)
+    # (N, G, K / G, H, kH, W, kW)
+    return blocks.permute(0, 1, 4, 5, 2, 6, 3).reshape(n, groups * group_channels, *size)
+
+
+def _lay_overlapping(
+    input: Tensor,
+    weight: Tensor,
+    groups: int,
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Lay the blocks down, strides apart, and sum where they overlap."""
+    channels, kernel_size = input.shape[1], (weight.shape[2], weight.shape[3])
+    # (G, C / G, K / G * kH * kW) -> (K * kH * kW, C / G)
+    kernels = weight.reshape(groups, channels // groups, -1).transpose(1, 2)
+    kernels = kernels.reshape(-1, channels // groups, 1, 1)
+    blocks = F.conv2d(input, kernels, groups=groups).flatten(2)
+    height, width = (
+        _size_without_output_padding(pixels, kernel, step, 0, spread)
+        for pixels, kernel, step, spread in zip(
+            input.shape[2:], kernel_size, stride, dilation, strict=True
+        )
+    )
+    output = _fold(blocks, (height, width), kernel_size, dilation, stride)
+    if _is_channels_last(input):
+        output = output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return output
+
+
+def _fold(
+    blocks: Tensor,
+    size: tuple[int, int],
+    kernel_size: tuple[int, int],
+    dilation: tuple[int, int],
+    stride: tuple[int, int],
+) -> Tensor:
+    """`torch.nn.functional.fold`, for the dtypes too that it does not take."""
+
+    def fold(x: Tensor) -> Tensor:
+        return F.fold(x, size, kernel_size, dilation=dilation, stride=stride)
+
+    match blocks.dtype:
+        case torch.int64:  # exact in two halves: sums of 32 bits fit into the 53 of a double
+            high, low = fold((blocks >> 32).double()), fold((blocks & 0xFFFFFFFF).double())
+            return (high.long() << 32) + low.long()
+        case torch.complex32:
+            return fold(blocks.to(torch.complex64)).to(torch.complex32)
+        case _:
+            return fold(blocks)
+
+
+def _is_channels_last(input: Tensor) -> bool:
+    """Whether a pixel's channels lie side by side (asked so that vmap can answer)."""
+    return input.stride(1) == 1 and input.shape[2] * input.shape[3] > 1
+
+
+def _pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
+    """(height, width) of an argument that may be one number for both."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) == 1:
+        pair *= 2
+    if len(pair) != 2 or min(pair) < minimum:
+        raise ValueError(
+            f"conv_transpose2d: got {name} {value}, expected a number or a pair of them, at least "
+            f"{minimum}"
+        )
+    return pair[0], pair[1]
+
+
+def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if weight.dim() != 4:
+        raise ValueError(
+            f"conv_transpose2d: got weight of shape {tuple(weight.shape)}, expected "
+            "(C, K / groups, kH, kW)"
+        )
+    channels, group_channels = weight.shape[:2]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"conv_transpose2d: got groups {groups} and weight of shape {tuple(weight.shape)}, "
+            f"expected groups that divide its {channels} input channels"
+        )
+    if input.dim() not in (3, 4) or input.shape[-3] != channels:
+        raise ValueError(
+            f"conv_transpose2d: got input of shape {tuple(input.shape)}, expected "
+            f"(N, {channels}, H, W) or ({channels}, H, W) for weight of shape {tuple(weight.shape)}"
+        )
+    if 0 in input.shape[-3:] or 0 in weight.shape:
+        raise ValueError(
+            f"conv_transpose2d: got input of shape {tuple(input.shape)} and weight of shape "
+            f"{tuple(weight.shape)}, expected only the batch to be empty"
+        )
+    if bias is not None and tuple(bias.shape) != (groups * group_channels,):
+        raise ValueError(
+            f"conv_transpose2d: got bias of shape {tuple(bias.shape)}, expected "
+            f"({groups * group_channels},) for weight of shape {tuple(weight.shape)} and groups "
+            f"{groups}"
+        )
+
+
+def _check_sizes(
+    input: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    output_padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:
+    for axis, side in enumerate(("height", "width")):
+        limit = max(stride[axis], dilation[axis])
+        if output_padding[axis] >= limit:
+            raise ValueError(
+                f"conv_transpose2d: got output_padding {output_padding} with stride {stride} and "
+                f"dilation {dilation}, expected less than {limit} in {side}, the larger of the two"
+            )
+        pixels, kernel = input.shape[axis - 2], weight.shape[axis + 2]
+        size = output_padding[axis] + _size_without_output_padding(
+            pixels, kernel, stride[axis], padding[axis], dilation[axis]
+        )
+        if size < 1:
+            raise ValueError(
+                f"conv_transpose2d: got padding {padding} for {side} {pixels}, which leaves an "
+                f"output {side} of {size}, expected at least 1; lower the padding"
+            )
+
+
+def _size_without_output_padding(
+    pixels: int, kernel: int, stride: int, padding: int, dilation: int
+) -> int:
+    """Relationship 13 of Dumoulin and Visin 2016; 14 adds the output_padding to it."""
+    return stride * (pixels - 1) + dilation * (kernel - 1) + 1 - 2 * padding
 
 
 class ConvTranspose2d(nn.Module):
-    """Upsample by the factor `kernel_size`: every pixel becomes the kernel times that pixel.
+    """Transposed convolution as a layer, to be used in place of `torch.nn.ConvTranspose2d`.
 
-    Parameters, their names and their initialisation are those of `torch.nn.ConvTranspose2d`,
-    so that state dicts go both ways.
+    Arguments, parameters, their names and their initialisation are those of torch's layer, so that
+    state dicts go both ways. With `kernel_size=n, stride=n` it upsamples by n.
 
     Args:
         in_channels: C of the input (N, C, H, W).
-        out_channels: K of the output (N, K, H * kernel_size, W * kernel_size).
-        kernel_size: side of the block that a pixel becomes.
-        stride: pixels between the origins of two blocks; equal to `kernel_size`.
+        out_channels: K of the output (N, K, H', W').
+        kernel_size: (height, width) of the block that a pixel becomes; a number for both.
+        stride: pixels between the origins of neighbouring blocks.
+        padding: pixels cropped from every side of the output.
+        output_padding: pixels added below and to the right; less than stride or dilation.
+        groups: into which input and output channels are split, each group on its own.
         bias: whether to add a learned number to every output channel.
+        dilation: pixels between the elements of a block.
+        padding_mode: zeros, as with torch's layer.
+        device: of the parameters.
+        dtype: of the parameters.
 
     Raises:
-        ValueError: if `stride` is not `kernel_size`.
+        ValueError: if the arguments do not fit each other.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
-        stride: int,
+        kernel_size: Size2d,
+        stride: Size2d = 1,
+        padding: Size2d = 0,
+        output_padding: Size2d = 0,
+        groups: int = 1,
         bias: bool = True,
+        dilation: Size2d = 1,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if stride != kernel_size:
+        if (
+            min(in_channels, out_channels, groups) < 1
+            or in_channels % groups
+            or out_channels % groups
+        ):
             raise ValueError(
-                f"ConvTranspose2d: got stride {stride} and kernel_size {kernel_size}, expected "
-                "them equal, so that the blocks lie side by side"
+                f"ConvTranspose2d: got in_channels {in_channels}, out_channels {out_channels} and "
+                f"groups {groups}, expected groups that divide both"
             )
-        self.weight = nn.Parameter(torch.empty(in_channels, out_channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        if padding_mode != "zeros":
+            raise ValueError(
+                f"ConvTranspose2d: got padding_mode {padding_mode!r}, expected 'zeros', the only "
+                "one there is"
+            )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = _pair("stride", stride, 1)
+        self.padding = _pair("padding", padding, 0)
+        self.output_padding = _pair("output_padding", output_padding, 0)
+        self.groups = groups
+        self.dilation = _pair("dilation", dilation, 1)
+        self.padding_mode = padding_mode
+        shape = (in_channels, out_channels // groups, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        self.bias = (
+            nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        )
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -86,14 +350,58 @@ class ConvTranspose2d(nn.Module):
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, H * kernel_size, W * kernel_size)."""
-        return conv_transpose2d(input, self.weight, self.bias)
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, K, H', W'), of `output_size` (H', W') if that is given.
+
+        Raises:
+            ValueError: if no output_padding leads to `output_size`.
+        """
+        output_padding = self.output_padding
+        if output_size is not None:
+            output_padding = self._output_padding_for(input, tuple(output_size[-2:]))
+        return conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            output_padding,
+            self.groups,
+            self.dilation,
+        )
+
+    def _output_padding_for(self, input: Tensor, size: tuple[int, ...]) -> tuple[int, int]:
+        smallest = [
+            _size_without_output_padding(*sizes)
+            for sizes in zip(
+                input.shape[-2:],
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                strict=True,
+            )
+        ]
+        largest = [low + step - 1 for low, step in zip(smallest, self.stride, strict=True)]
+        if len(size) != 2 or not all(
+            low <= pixels <= high for low, pixels, high in zip(smallest, size, largest, strict=True)
+        ):
+            raise ValueError(
+                f"ConvTranspose2d: got output_size {size} for an input of {tuple(input.shape)}, "
+                f"expected from {tuple(smallest)} to {tuple(largest)}"
+            )
+        return size[0] - smallest[0], size[1] - smallest[1]
 
     def extra_repr(self) -> str:
-        """Describe the layer within `print(model)`."""
-        in_channels, out_channels, kernel_size, _ = self.weight.shape
-        return (
-            f"{in_channels}, {out_channels}, kernel_size={kernel_size}, stride={kernel_size}, "
-            f"bias={self.bias is not None}"
-        )
+        """Describe the layer within `print(model)`, as torch's."""
+        text = f"{self.in_channels}, {self.out_channels}"
+        text += f", kernel_size={self.kernel_size}, stride={self.stride}"
+        for name, default in (
+            ("padding", (0, 0)),
+            ("dilation", (1, 1)),
+            ("output_padding", (0, 0)),
+            ("groups", 1),
+        ):
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text if self.bias is not None else text + ", bias=False"

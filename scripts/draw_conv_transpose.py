@@ -1,0 +1,130 @@
+"""Draw the transposed convolution for the README."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from unet.atomic import atomic_path
+from unet.conv_transpose import kernel_times_pixel, lay_blocks
+
+SCALE = 2  # drawn larger, so that it is sharp on a dense screen
+CELL, GAP, MARGIN = 40 * SCALE, 28 * SCALE, 24 * SCALE
+INK, LINE, PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
+COLOURS = {(0, 0): (255, 200, 120), (0, 1): (150, 210, 245), (1, 0): (140, 215, 180),
+           (1, 1): (240, 170, 200)}  # fmt: skip
+PIXELS = torch.tensor([[1, 2], [3, 4]])
+
+
+def mix(colours: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The colour of a cell on which several blocks lie: their mean, darker."""
+    shade = 1 if len(colours) == 1 else 0.85
+    red, green, blue = (
+        round(shade * sum(band) / len(colours)) for band in zip(*colours, strict=True)
+    )
+    return red, green, blue
+
+
+class Picture:
+    """A canvas that grids and words are put on."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), PAPER)
+        self.draw = ImageDraw.Draw(self.image)
+        self.font = ImageFont.load_default(15 * SCALE)
+
+    def text(self, x: float, y: float, text: str, anchor: str = "lm") -> None:
+        """Write `text` at (x, y)."""
+        self.draw.text((x, y), text, font=self.font, fill=INK, anchor=anchor)
+
+    def arrow(self, x: float, y: float) -> None:
+        """Draw an arrow to the right around (x, y)."""
+        half, head = 10 * SCALE, 5 * SCALE
+        self.draw.line((x - half, y, x + half, y), INK, SCALE)
+        self.draw.polygon([(x + half, y), (x + head, y - head), (x + head, y + head)], INK)
+
+    def grid(self, x: float, y: float, numbers: Tensor, colours: dict) -> None:
+        """Draw a matrix with its top left corner at (x, y), cells in the colours of their place."""
+        for i, row in enumerate(numbers.tolist()):
+            for j, number in enumerate(row):
+                left, top = x + j * CELL, y + i * CELL
+                box = (left, top, left + CELL, top + CELL)
+                self.draw.rectangle(box, colours.get((i, j), PAPER), LINE, SCALE)
+                self.text(left + CELL / 2, top + CELL / 2, str(number), "mm")
+
+
+def draw_operation(title: str, kernel: Tensor, stride: int) -> Image.Image:
+    """Draw input, kernel, one block for each pixel, and the image that they are laid down to."""
+    blocks = kernel_times_pixel(PIXELS, kernel)
+    output = lay_blocks(blocks, stride)
+    n, side = kernel.shape[0] * CELL, output.shape[0] * CELL
+    middle = MARGIN + 60 * SCALE + max(side, 2 * n + GAP) / 2
+    picture = Picture(
+        round(2 * MARGIN + 2 * CELL + n + 2 * n + GAP + side + 6 * GAP),
+        round(2 * middle - 24 * SCALE),
+    )
+    picture.text(MARGIN, MARGIN, title)
+
+    def column(x: float, width: float, height: float, name: str) -> tuple[float, float]:
+        """Name a column; return its grid's corner."""
+        top = middle - height / 2
+        picture.text(x + width / 2, top - 14 * SCALE, name, "mm")
+        return x, top
+
+    x = float(MARGIN)
+    picture.grid(*column(x, 2 * CELL, 2 * CELL, "input"), PIXELS, COLOURS)
+    x += 2 * CELL + GAP
+    picture.text(x, middle, "x", "mm")
+    x += GAP
+    picture.grid(*column(x, n, n, "kernel"), kernel, {})
+    x += n + GAP
+    picture.text(x, middle, "=", "mm")
+    x += GAP
+    left, top = column(x, 2 * n + GAP, 2 * n + GAP, "kernel times pixel")
+    for place, colour in COLOURS.items():
+        cells = {(i, j): colour for i in range(len(kernel)) for j in range(len(kernel))}
+        corner = (left + place[1] * (n + GAP), top + place[0] * (n + GAP))
+        picture.grid(*corner, blocks[place], cells)
+    x += 2 * n + 2 * GAP
+    picture.arrow(x, middle)
+    x += GAP
+    under: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+    for (row, column_), colour in COLOURS.items():
+        for i in range(len(kernel)):
+            for j in range(len(kernel)):
+                under.setdefault((row * stride + i, column_ * stride + j), []).append(colour)
+    cells = {place: mix(colours) for place, colours in under.items()}
+    picture.grid(*column(x, side, side, "output"), output, cells)
+    return picture.image
+
+
+def main() -> None:
+    """Draw both cases, one below the other."""
+    parts = [
+        draw_operation(
+            "2 x 2 kernel, stride 2: the blocks lie side by side",
+            torch.tensor([[1, 2], [3, 4]]),
+            stride=2,
+        ),
+        draw_operation(
+            "3 x 3 kernel, stride 2: the blocks overlap, and what overlaps is summed",
+            torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]),
+            stride=2,
+        ),
+    ]
+    sheet = Image.new(
+        "RGB", (max(part.width for part in parts), sum(part.height for part in parts)), PAPER
+    )
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    path = Path(__file__).parent.parent / ".github" / "images" / "conv_transpose.png"
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG", optimize=True)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
