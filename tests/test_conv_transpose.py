@@ -51,9 +51,12 @@ def tensors(
     return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
 
 
-def with_gradients(function: Any, case: dict[str, Any], dtype: torch.dtype) -> list[Tensor]:
+def with_gradients(
+    function: Any, case: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format
+) -> list[Tensor]:
     leaves = tensors(case, dtype)
-    output = function(*leaves, **arguments(case))
+    x = leaves[0].to(memory_format=memory_format)
+    output = function(x, *leaves[1:], **arguments(case))
     torch.manual_seed(1)
     return [output, *torch.autograd.grad(output, leaves, torch.randn_like(output))]
 
@@ -67,19 +70,40 @@ def with_gradients(function: Any, case: dict[str, Any], dtype: torch.dtype) -> l
         (torch.bfloat16, 5e-2),
     ],
 )
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_equals_torch_over_the_grid_forward_and_every_gradient(
-    dtype: torch.dtype, tolerance: float
+    dtype: torch.dtype, tolerance: float, memory_format: torch.memory_format
 ) -> None:
     compared = 0
     for case in filter(fits, GRID):
-        ours = with_gradients(conv_transpose2d, case, dtype)
-        theirs = with_gradients(F.conv_transpose2d, case, dtype)
+        ours = with_gradients(conv_transpose2d, case, dtype, memory_format)
+        theirs = with_gradients(F.conv_transpose2d, case, dtype, memory_format)
         for mine, other in zip(ours, theirs, strict=True):
             assert mine.dtype == other.dtype
             scale = max(1.0, float(other.detach().abs().max()))
             torch.testing.assert_close(mine, other, rtol=0, atol=tolerance * scale, msg=str(case))
         compared += 1
     assert compared > 300
+
+
+@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_what_is_laid_in_several_parts_equals_torch(n: int, with_bias: bool) -> None:
+    torch.manual_seed(n)
+    x = torch.randn(2, 16, 96, 130).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(16, 12, n, n) / 4, torch.randn(12) if with_bias else None
+    assert len(unet.conv_transpose._parts(unet.conv_transpose._rows(x), weight)) > 1
+    results = []
+    for function in (conv_transpose2d, F.conv_transpose2d):
+        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        if bias is not None:
+            leaves.append(bias.clone().requires_grad_())
+        output = function(*leaves, stride=n)
+        torch.manual_seed(9)
+        results.append([output, *torch.autograd.grad(output, leaves, torch.randn_like(output))])
+    for mine, other in zip(*results, strict=True):
+        scale = float(other.detach().abs().max())
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +152,17 @@ def test_batches_may_be_missing_or_empty(kernel: int, stride: int) -> None:
 
 
 @pytest.mark.parametrize("case", GRID[::37], ids=str)
-def test_gradcheck_and_gradgradcheck(case: dict[str, Any]) -> None:
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradcheck_and_gradgradcheck(
+    case: dict[str, Any], memory_format: torch.memory_format
+) -> None:
     if not fits(case):
         case = {**case, "output_padding": 0}
     x, weight, bias = tensors(case)
     leaves = (x.detach()[:1, :, :3, :2].clone().requires_grad_(), weight, bias)
 
-    def function(*inputs: Tensor) -> Tensor:
-        return conv_transpose2d(*inputs, **arguments(case))
+    def function(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return conv_transpose2d(x.to(memory_format=memory_format), weight, bias, **arguments(case))
 
     assert torch.autograd.gradcheck(function, leaves, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, leaves, fast_mode=True)
@@ -340,10 +367,18 @@ def test_autocast_gives_the_dtype_that_torchs_layer_gives(
     assert ours.weight.grad.dtype == torch.float32
 
 
+def random_input(channels_last: bool, *shape: int) -> Tensor:
+    """Random float64 (..., 6, 5, 7) whose channels lie side by side, or not."""
+    if channels_last:
+        return torch.randn(*shape, 5, 7, 6, dtype=torch.float64).movedim(-1, -3)
+    return torch.randn(*shape, 6, 5, 7, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
-def test_vmap_over_input_and_over_weight(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_vmap_over_input_and_over_weight(settings: dict[str, Any], channels_last: bool) -> None:
     layer = ConvTranspose2d(6, 4, **settings).double().requires_grad_(False)
-    x = torch.randn(3, 2, 6, 5, 7, dtype=torch.float64)
+    x = random_input(channels_last, 3, 2)
     expected = torch.stack([layer(part) for part in x])
     torch.testing.assert_close(torch.vmap(layer)(x), expected)
     weights = torch.randn(3, *layer.weight.shape, dtype=torch.float64)
@@ -356,12 +391,24 @@ def test_vmap_over_input_and_over_weight(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
-def test_forward_mode_derivatives_and_hessian_vector_products(settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_forward_mode_derivatives_and_hessian_vector_products(
+    settings: dict[str, Any], channels_last: bool
+) -> None:
     layer = ConvTranspose2d(6, 4, **settings).double().requires_grad_(False)
-    x, direction = torch.randn(2, 2, 6, 3, 3, dtype=torch.float64)
+    x, direction = random_input(channels_last, 2), random_input(channels_last, 2)
     _, derivative = torch.func.jvp(layer, (x,), (direction,))
     bias = 0 if layer.bias is None else layer.bias[:, None, None]
     torch.testing.assert_close(derivative, layer(direction) - bias)  # it is linear
+    parameters = {name: torch.randn_like(value) for name, value in layer.named_parameters()}
+
+    def with_parameters(values: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, values, (x,))
+
+    _, derivative = torch.func.jvp(
+        with_parameters, (dict(layer.named_parameters()),), (parameters,)
+    )
+    torch.testing.assert_close(derivative, with_parameters(parameters))  # in these, too
 
     def loss(x: Tensor) -> Tensor:
         return layer(x).pow(4).sum()

@@ -84,9 +84,9 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     check = check_pairs(train_pairs, classes, in_channels, "check training images")
     check_pairs(val_pairs, classes, in_channels, "check validation images")
     _check_sizes(config, check)
-    print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
     if state is not None:
         _check_same(state, run, dtype, train_pairs, val_pairs, check)
+    print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
     for name, pixels in zip(classes.names, check.class_pixels, strict=True):
         print(f"  {name}: {pixels / sum(check.class_pixels):.1%} of the training pixels")
     dataset = SegmentationDataset(
