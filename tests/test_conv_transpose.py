@@ -86,26 +86,6 @@ def test_equals_torch_over_the_grid_forward_and_every_gradient(
     assert compared > 300
 
 
-@pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_what_is_laid_in_several_parts_equals_torch(n: int, with_bias: bool) -> None:
-    torch.manual_seed(n)
-    x = torch.randn(2, 16, 96, 130).to(memory_format=torch.channels_last)
-    weight, bias = torch.randn(16, 12, n, n) / 4, torch.randn(12) if with_bias else None
-    assert len(unet.conv_transpose._parts(unet.conv_transpose._rows(x), weight)) > 1
-    results = []
-    for function in (conv_transpose2d, F.conv_transpose2d):
-        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        if bias is not None:
-            leaves.append(bias.clone().requires_grad_())
-        output = function(*leaves, stride=n)
-        torch.manual_seed(9)
-        results.append([output, *torch.autograd.grad(output, leaves, torch.randn_like(output))])
-    for mine, other in zip(*results, strict=True):
-        scale = float(other.detach().abs().max())
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * scale)
-
-
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.complex64, torch.complex128, torch.complex32, torch.int64]
 )
