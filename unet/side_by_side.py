@@ -4,7 +4,6 @@ The blocks tile the output, so there is nothing to sum but the channels: a 1 x 1
 the blocks, and a copy puts them in place. The copy is what costs.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -113,15 +112,13 @@ class _LayByRows(torch.autograd.Function):
                 rows.shape[2], kernel_height, width, kernel_width * out_channels
             )
             shape = (channels, kernel_height * kernel_width * out_channels, 1, 1)
-            of_parts = []
             for part in _parts(rows, weight):
                 blocks = laid[part].transpose(1, 2).reshape(1, -1, width, shape[1])
                 blocks = blocks.permute(0, 3, 1, 2)
-                part_of_weight = conv2d_weight(  # type: ignore[no-untyped-call]
+                of_part = conv2d_weight(  # type: ignore[no-untyped-call]
                     blocks, shape, rows[:, :, part]
                 )
-                of_parts.append(part_of_weight)
-            of_weight = functools.reduce(torch.add, of_parts)
+                of_weight = of_part if of_weight is None else of_weight + of_part
             of_weight = of_weight.reshape(channels, kernel_height, kernel_width, out_channels)
             of_weight = of_weight.permute(0, 3, 1, 2)
         if ctx.needs_input_grad[2]:
