@@ -206,7 +206,7 @@ def test_validation_in_folders_of_their_own(data_root: Path) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_optimizers_and_precisions_train(data_root: Path, optimizer: str, precision: str) -> None:
     overrides = [
         "train.epochs=2",

@@ -103,7 +103,9 @@ class _LayByRows(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         _, channels, _, width = input.shape
         _, out_channels, kernel_height, kernel_width = weight.shape
-        of_input = of_weight = of_bias = None
+        of_input: Tensor | None = None
+        of_weight: Tensor | None = None
+        of_bias: Tensor | None = None
         if ctx.needs_input_grad[0]:  # the reverse step: the convolution that this one transposes
             of_input = F.conv2d(gradient, weight, stride=(kernel_height, kernel_width))
         if ctx.needs_input_grad[1]:
@@ -119,6 +121,7 @@ class _LayByRows(torch.autograd.Function):
                     blocks, shape, rows[:, :, part]
                 )
                 of_weight = of_part if of_weight is None else of_weight + of_part
+            assert of_weight is not None  # there is a row, so there is a part
             of_weight = of_weight.reshape(channels, kernel_height, kernel_width, out_channels)
             of_weight = of_weight.permute(0, 3, 1, 2)
         if ctx.needs_input_grad[2]:
