@@ -124,4 +124,39 @@ def test_an_interrupt_is_no_traceback(
 
     monkeypatch.setattr("unet.training._write_metrics", interrupt)
     assert main(["train", str(config)]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "interrupted" in shown.err
+    assert "--resume" not in shown.out  # there is no checkpoint yet
+    monkeypatch.undo()
+    monkeypatch.chdir(config.parent)
+    assert main(["train", str(config)]) == 0
+    monkeypatch.setattr("unet.training.check_pairs", interrupt)
+    assert main(["train", str(config), "--resume"]) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().out
+
+
+def test_a_setting_without_equals_is_helped_with(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(config), "train.epochs:3"])
+    assert "settings are written KEY=VALUE" in capsys.readouterr().err
+
+
+def test_folders_in_place_of_files_are_told_apart(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config.parent)]) == 2
+    assert "is a folder; give a config file in it" in capsys.readouterr().err
+    assert main(["evaluate", str(config.parent)]) == 2
+    assert "is a folder; give a checkpoint, such as" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_names_the_path(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config)]) == 0
+    Path("file").touch()
+    images = str(data_root / "images")
+    assert main(["predict", "runs/tiny/best.pt", images, "-o", "file/masks"]) == 2
+    assert "error: file/masks: Not a directory" in capsys.readouterr().err

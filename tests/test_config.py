@@ -93,7 +93,7 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("train.epochs=true", "train.epochs: got true, expected a whole number"),
         ("train.epochs=0", "train.epochs: got 0, expected a whole number at least 1"),
         ("train.epochs=", "train.epochs: got nothing, expected a whole number"),
-        ("train=5", "train: got 5, expected a section with keys"),
+        ("train=5", "train: got 5, expected a section of epochs, batch_size,"),
         ("optimizer.lr=-1", "optimizer.lr: got -1, expected a number above 0"),
         ("optimizer.lr=.nan", "optimizer.lr: got nan, expected a number"),
         ("optimizer.name=adam", "optimizer.name: got the text 'adam', expected one of adamw, sgd"),

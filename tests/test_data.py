@@ -14,8 +14,10 @@ from unet.data import (
     Normalization,
     SegmentationDataset,
     check_pairs,
+    class_pixels_of,
     find_pairs,
     list_images,
+    normalization_of,
     split_by_fraction,
     split_by_stems,
 )
@@ -93,14 +95,15 @@ def test_the_split_by_stems_takes_those(data_root: Path) -> None:
 
 def test_the_check_measures_the_training_images(data_root: Path) -> None:
     pairs = find_pairs(data_root / "images", data_root / "masks")
-    check = check_pairs(pairs, CLASSES, 1, "check")
+    summaries = check_pairs(pairs, CLASSES, 1, "check")
+    normalization = normalization_of(summaries)
     pixels = np.stack([np.asarray(Image.open(pair.image)) for pair in pairs]) / 255
-    assert check.normalization.mean == pytest.approx([pixels.mean()])
-    assert check.normalization.std == pytest.approx([pixels.std()])
+    assert normalization.mean == pytest.approx([pixels.mean()])
+    assert normalization.std == pytest.approx([pixels.std()])
     masks = np.stack([np.asarray(Image.open(pair.mask)) for pair in pairs])
-    assert check.class_pixels == ((masks == 0).sum(), (masks == 200).sum())
-    assert check.sizes == {(HEIGHT, WIDTH)}
-    image = check.normalization(torch.from_numpy(read_image(pairs[0].image, 1)))
+    assert class_pixels_of(summaries, "all") == [(masks == 0).sum(), (masks == 200).sum()]
+    assert {summary.size for summary in summaries} == {(HEIGHT, WIDTH)}
+    image = normalization(torch.from_numpy(read_image(pairs[0].image, 1)))
     assert abs(float(image.mean())) < 0.5
 
 
@@ -108,7 +111,7 @@ def test_a_constant_channel_does_not_divide_by_0(data_root: Path) -> None:
     for path in (data_root / "images").iterdir():
         Image.fromarray(np.full((HEIGHT, WIDTH), 7, np.uint8)).save(path)
     pairs = find_pairs(data_root / "images", data_root / "masks")
-    normalization = check_pairs(pairs, CLASSES, 1, "check").normalization
+    normalization = normalization_of(check_pairs(pairs, CLASSES, 1, "check"))
     assert torch.equal(
         normalization(torch.from_numpy(read_image(pairs[0].image, 1))).round(),
         torch.zeros(1, HEIGHT, WIDTH),
@@ -124,15 +127,16 @@ def test_the_check_reports_every_fault_at_once(data_root: Path) -> None:
         check_pairs(pairs, CLASSES, 1, "check")
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert f"expected {HEIGHT} x {WIDTH} as" in lines[0]
+    assert f"expected {HEIGHT} x {WIDTH} as its image" in lines[0]
     assert "got the mask value 5" in lines[1]
     assert "4.png: cannot be read as an image" in lines[2]
 
 
 def test_masks_that_are_ignored_throughout_are_refused(data_root: Path) -> None:
     pairs = find_pairs(data_root / "images", data_root / "masks")
-    with pytest.raises(ValueError, match="got masks in which every pixel is ignored"):
-        check_pairs(pairs, ClassMap({"a": 1, "b": 2}, ignore=[0, 200]), 1, "check")
+    summaries = check_pairs(pairs, ClassMap({"a": 1, "b": 2}, ignore=[0, 200]), 1, "check")
+    with pytest.raises(ValueError, match="got training masks in which every pixel is ignored"):
+        class_pixels_of(summaries, "training")
 
 
 def dataset(root: Path, seed: int = 0) -> SegmentationDataset:

@@ -72,10 +72,22 @@ def test_an_unknown_value_is_named_with_its_pixels_and_the_classes(tmp_path: Pat
     path = save(tmp_path / "a.png", np.array([[0, 1, 3], [3, 0, 254]], np.uint8))
     with pytest.raises(
         ValueError,
-        match=r"a\.png: got the mask value 3 \(2 pixels\), 254 \(1 pixels\), "
+        match=r"a\.png: got the mask value 3 \(2 pixels\), 254 \(1 pixel\), "
         r"expected ground 0, cell 1, ignored 9; add the value to data\.classes or data\.ignore",
     ):
         ClassMap({"ground": 0, "cell": 1}, ignore=[9]).read(path)
+
+
+def test_a_mask_that_lost_its_values_is_told_so(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    with pytest.raises(ValueError, match=r"and 57 more, .*resized smoothly, or saved as JPEG"):
+        ClassMap({"a": 0, "b": 1}).read(path)
+
+
+def test_the_size_is_checked_before_the_values(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
+    with pytest.raises(ValueError, match=r"got a mask of 8 x 8 pixels .*expected 9 x 8 as its"):
+        ClassMap({"a": 0, "b": 1}).read(path, (9, 8))
 
 
 def test_16_bit_colours_are_refused(tmp_path: Path) -> None:

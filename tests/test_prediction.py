@@ -91,7 +91,7 @@ def test_overlays_lie_beside_the_masks(checkpoint: Path, data_root: Path) -> Non
 def test_masks_that_exist_are_kept_unless_asked(checkpoint: Path, data_root: Path) -> None:
     Path("out").mkdir()
     Path("out/3.png").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"3\.png: exists, .*pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"3\.png: exists; pass --overwrite"):
         predict_files(checkpoint, [str(data_root / "images")], Path("out"))
     assert [path.name for path in Path("out").iterdir()] == ["3.png"]
     assert Path("out/3.png").read_text() == "mine"

@@ -129,6 +129,30 @@ def test_resuming_nothing_is_refused(data_root: Path) -> None:
     assert not Path("runs").exists()
 
 
+def test_faults_on_both_sides_of_the_split_are_reported_together(data_root: Path) -> None:
+    for stem in "0123":
+        (data_root / "masks" / f"{stem}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        train(make_config(data_root, "data.validation={stems: ['3', '4']}"))
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_a_run_without_a_checkpoint_is_not_said_to_resume(data_root: Path) -> None:
+    Path("runs/tiny").mkdir(parents=True)
+    Path("runs/tiny/config.yaml").touch()
+    with pytest.raises(FileExistsError, match=r"exists; pass --overwrite to delete it"):
+        train(make_config(data_root))
+
+
+def test_resuming_a_complete_run_says_so(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(data_root, "train.epochs=1")
+    train(config)
+    train(config, resume=True)
+    assert "the run is complete: there is nothing left to train" in capsys.readouterr().out
+
+
 def test_wrong_data_leaves_no_run(data_root: Path) -> None:
     (data_root / "masks" / "3.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"3\.png: cannot be read"):

@@ -107,15 +107,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, unsafe, or no checkpoint of this project.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
         raise ValueError(
-            f"{path}: is not a checkpoint that can be loaded safely ({type(error).__name__}); it "
-            "is damaged, holds code to run, or is another kind of file: take a best.pt or last.pt "
-            "that 'unet train' wrote"
+            f"{path}: is not a checkpoint that can be loaded safely; it is another kind of file, "
+            "is damaged, or holds code to run: take a best.pt or last.pt that 'unet train' wrote"
         ) from error
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         raise ValueError(

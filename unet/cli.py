@@ -25,7 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Settings may stand anywhere among the other arguments.
     words = list(sys.argv[1:] if argv is None else argv)
     overrides = [word for word in words if _SETTING.match(word)]
-    arguments = parser().parse_args([word for word in words if not _SETTING.match(word)])
+    command_line = parser()
+    arguments, unknown = command_line.parse_known_args(
+        [word for word in words if not _SETTING.match(word)]
+    )
+    if unknown:
+        command_line.error(
+            f"got {' '.join(unknown)}, which means nothing here; settings are written KEY=VALUE, "
+            "such as train.epochs=5"
+        )
     try:
         arguments.run(arguments, overrides)
     except BrokenPipeError:  # the reader left, as in `unet evaluate ... | head`
@@ -34,10 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:  # the system's, not ours
+            text = f"{error.filename}: {error.strerror}; check the path, its rights and the space"
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted (a training goes on with --resume)", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -46,7 +57,12 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     from unet.training import train
 
-    train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    try:
+        train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    except KeyboardInterrupt:
+        if (Path("runs") / config.name / "last.pt").exists():
+            print("\nthe same command with --resume goes on from the last validation", end="")
+        raise
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -211,6 +211,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: if there is no such file.
         ValueError: with every fault found, a line each.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a config file in it")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such config file; check the path")
     try:
@@ -383,7 +385,7 @@ def _read(annotation: Any, value: Any, path: str, faults: list[str]) -> Any:
 def _read_section(section: Any, value: Any, path: str, faults: list[str]) -> Any:
     """Read a mapping as a dataclass: every key known, none missing."""
     if not isinstance(value, Mapping):
-        faults.append(f"{path}: got {_describe_value(value)}, expected a section with keys")
+        faults.append(f"{path}: got {_describe_value(value)}, expected {_describe_type(section)}")
         return None
     prefix = f"{path}." if path else ""
     hints = get_type_hints(section, include_extras=True)
@@ -423,7 +425,7 @@ def _describe_value(value: Any) -> str:
 def _describe_type(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if dataclasses.is_dataclass(annotation):
-        return "a section with keys"
+        return f"a section of {', '.join(item.name for item in dataclasses.fields(annotation))}"
     if origin is Annotated:
         return f"{_describe_type(args[0])} {args[1]}"
     if origin in (Union, types.UnionType):
@@ -484,7 +486,7 @@ def _contradictions(config: Config) -> list[str]:
     if schedule.warmup_epochs >= train.epochs:
         faults.append(
             f"schedule.warmup_epochs: got {schedule.warmup_epochs:g}, expected less than "
-            f"train.epochs, {train.epochs}"
+            f"train.epochs, {train.epochs}; set schedule.warmup_epochs=0 for a short run"
         )
     if (schedule.power is not None) != (schedule.name == "polynomial"):
         faults.append(

@@ -168,50 +168,52 @@ def read_pair(pair: Pair, classes: ClassMap, in_channels: int) -> tuple[Tensor, 
         ValueError: if one cannot be read, or their sizes differ.
     """
     image = torch.from_numpy(read_image(pair.image, in_channels))
-    target = torch.from_numpy(classes.read(pair.mask)).long()
-    if image.shape[1:] != target.shape:
-        (height, width), (mask_height, mask_width) = image.shape[1:], target.shape
-        raise ValueError(
-            f"{pair.mask}: got a mask of {mask_height} x {mask_width} pixels (height x width), "
-            f"expected {height} x {width} as {pair.image}; correct the one that is wrong"
-        )
+    height, width = image.shape[1:]
+    target = torch.from_numpy(classes.read(pair.mask, (height, width))).long()
     return image, target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
-    """What one reading of all pairs found."""
+class PairSummary:
+    """What is kept of a pair that was read once."""
 
-    normalization: Normalization
-    class_pixels: tuple[int, ...]
-    """Pixels of each class."""
-    sizes: frozenset[tuple[int, int]]
-    """(height, width) of the images."""
+    size: tuple[int, int]
+    """(height, width)."""
+    class_pixels: np.ndarray
+    """Pixels of each class, (K,)."""
+    sums: np.ndarray
+    """Of the values of each channel, (C,)."""
+    squares: np.ndarray
+    """Of the squared values of each channel, (C,)."""
 
 
-def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what: str) -> Check:
+def check_pairs(
+    pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what: str
+) -> list[PairSummary]:
     """Read every pair once, so that whatever is wrong with the files is known before work starts.
 
     Args:
-        pairs: at least one.
+        pairs: image and mask files.
         classes: of the masks.
         in_channels: channels that the images must have.
         what: the pairs' name on the progress bar.
 
     Raises:
-        ValueError: with every fault found, a line each (the first ten); or if all is ignored.
+        ValueError: with every fault found, a line each (the first ten).
     """
 
-    def read(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]] | str:
+    def read(pair: Pair) -> PairSummary | str:
         try:
             image, target = read_pair(pair, classes, in_channels)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
-        sums = image.sum((1, 2), dtype=torch.float64)
-        squares = image.square().sum((1, 2), dtype=torch.float64)
         counts = torch.bincount(target.flatten(), minlength=256)[: len(classes.names)]
-        height, width = target.shape
-        return sums.numpy(), squares.numpy(), counts.numpy(), (height, width)
+        return PairSummary(
+            size=(target.shape[0], target.shape[1]),
+            class_pixels=counts.numpy(),
+            sums=image.sum((1, 2), dtype=torch.float64).numpy(),
+            squares=image.square().sum((1, 2), dtype=torch.float64).numpy(),
+        )
 
     with ThreadPoolExecutor() as pool:
         bar = tqdm(pool.map(read, pairs), what, len(pairs), unit="image", leave=False, disable=None)
@@ -220,23 +222,32 @@ def check_pairs(pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what
     if faults:
         more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
         raise ValueError("\n".join(faults[:10]) + more)
-    read_pairs = [result for result in found if not isinstance(result, str)]
-    class_pixels = np.sum([counts for _, _, counts, _ in read_pairs], axis=0)
-    if not class_pixels.any():
-        raise ValueError(
-            f"{pairs[0].mask.parent}: got masks in which every pixel is ignored, expected some of "
-            "data.classes; correct data.ignore or the masks"
-        )
-    pixels = sum(height * width for *_, (height, width) in read_pairs)
-    mean = np.sum([sums for sums, *_ in read_pairs], axis=0) / pixels
-    square = np.sum([squares for _, squares, *_ in read_pairs], axis=0) / pixels
+    return [result for result in found if not isinstance(result, str)]
+
+
+def normalization_of(summaries: Sequence[PairSummary]) -> Normalization:
+    """Mean and standard deviation over all pixels of the images."""
+    pixels = sum(height * width for height, width in (one.size for one in summaries))
+    mean = np.sum([one.sums for one in summaries], axis=0) / pixels
+    square = np.sum([one.squares for one in summaries], axis=0) / pixels
     # A channel that is the same everywhere has no contrast to scale: half a step of 8 bits.
     std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=0.5 / 255)
-    return Check(
-        normalization=Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist())),
-        class_pixels=tuple(class_pixels.tolist()),
-        sizes=frozenset(size for *_, size in read_pairs),
-    )
+    return Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def class_pixels_of(summaries: Sequence[PairSummary], which: str) -> list[int]:
+    """Pixels of each class over all masks.
+
+    Raises:
+        ValueError: naming `which` images, if every pixel is ignored.
+    """
+    pixels = np.sum([one.class_pixels for one in summaries], axis=0)
+    if not pixels.any():
+        raise ValueError(
+            f"data.ignore: got {which} masks in which every pixel is ignored, expected some of "
+            "data.classes; correct data.ignore or the masks"
+        )
+    return [int(count) for count in pixels]
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):

@@ -16,11 +16,11 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N")
+        raise ValueError(f"train.device: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA device(s); "
-            "take auto or cpu"
+            f"train.device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA "
+            "device(s); take auto or cpu"
         )
     return device
 

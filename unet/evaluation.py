@@ -144,10 +144,6 @@ def evaluate(
     check_pairs(pairs, model.classes, model.config.model.in_channels, "check")
     matrix = confusion_of_pairs(model, pairs, "evaluate")
     result, names = scores(matrix), model.classes.names
-    print(f"{checkpoint} on {len(pairs)} images of {source}\n")
-    print(score_table(result, names))
-    print()
-    print(confusion_table(matrix, names))
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "checkpoint": str(checkpoint),
@@ -161,6 +157,10 @@ def evaluate(
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"{checkpoint} on {len(pairs)} images of {source}\n")
+    print(score_table(result, names))
+    print()
+    print(confusion_table(matrix, names))
     print(f"\nwrote {path}")
     return path
 

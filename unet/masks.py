@@ -80,30 +80,46 @@ class ClassMap:
             for r, g, b in [_PALETTE[i % size]]
         )
 
-    def read(self, path: Path) -> np.ndarray:
+    def read(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
         """Read a mask file as class ids (H, W) uint8, `IGNORE_INDEX` for ignored values.
+
+        Args:
+            path: the file.
+            size: (height, width) that it must have; None for any.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            ValueError: if it cannot be read, or holds a value that is neither class nor ignored.
+            ValueError: if it cannot be read, has another size, or holds a value that is neither
+                class nor ignored.
         """
         codes = self._read_codes(path)
+        if size is not None and codes.shape != size:
+            height, width = codes.shape
+            raise ValueError(
+                f"{path}: got a mask of {height} x {width} pixels (height x width), expected "
+                f"{size[0]} x {size[1]} as its image; correct the one that is wrong"
+            )
         places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         unknown = self._codes[places] != codes
         if unknown.any():
             values, counts = np.unique(codes[unknown], return_counts=True)
             found = ", ".join(
-                f"{self._value(code)} ({count} pixels)"
+                f"{self._value(code)} ({count} pixel{'s' * (count > 1)})"
                 for code, count in list(zip(values.tolist(), counts.tolist(), strict=True))[:5]
             )
-            more = f" and {len(values) - 5} more" if len(values) > 5 else ""
+            more, cure = "", "add the value to data.classes or data.ignore, or correct the mask"
+            if len(values) > 5:
+                more = f" and {len(values) - 5} more"
+                cure = (
+                    "a mask that was resized smoothly, or saved as JPEG, has lost its values: save "
+                    "it again from the original"
+                )
             expected = ", ".join(
                 f"{name} {value}" for name, value in zip(self.names, self.values, strict=True)
             )
             ignored = f", ignored {', '.join(map(str, self.ignore))}" if self.ignore else ""
             raise ValueError(
-                f"{path}: got the mask value {found}{more}, expected {expected}{ignored}; "
-                "add the value to data.classes or data.ignore, or correct the mask"
+                f"{path}: got the mask value {found}{more}, expected {expected}{ignored}; {cure}"
             )
         ids: np.ndarray = self._ids[places]
         return ids

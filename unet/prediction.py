@@ -89,9 +89,10 @@ def predict_files(
     wanted = [*masks, *(overlays.values() if draw_overlay else ())]
     present = [path for path in wanted if path.exists()]
     if present and not overwrite:
+        more = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
         raise FileExistsError(
-            f"{present[0]}: exists, as do {len(present) - 1} more; pass --overwrite to replace "
-            "them, or -o FOLDER for another place"
+            f"{present[0]}: exists{more}; pass --overwrite to replace it, or -o FOLDER for another "
+            "place"
         )
     resolved = {path.resolve() for path in files}
     for path in wanted:
@@ -111,9 +112,10 @@ def predict_files(
         if draw_overlay:
             save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
         model.classes.write(mask, ids)
-    print(f"wrote {len(masks) - len(faults)} mask(s) to {out}")
-    values = zip(model.classes.names, model.classes.values, strict=True)
-    print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
+    if len(faults) < len(files):
+        print(f"wrote {len(files) - len(faults)} of {len(files)} masks to {out}")
+        values = zip(model.classes.names, model.classes.values, strict=True)
+        print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
     if faults:
         raise ValueError(
             "\n".join(faults) + f"\n{len(faults)} of {len(files)} images were not predicted"

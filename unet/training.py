@@ -25,11 +25,13 @@ from unet.config import (
     differences,
 )
 from unet.data import (
-    Check,
     EpochSampler,
+    Normalization,
     Pair,
     SegmentationDataset,
     check_pairs,
+    class_pixels_of,
+    normalization_of,
     read_pair,
 )
 from unet.device import pick_device, pick_dtype
@@ -67,9 +69,10 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         raise ValueError("train: got --resume and --overwrite, expected one of them")
     state = _load_run(run, config) if resume else None
     if run.exists() and not resume and not overwrite:
+        goes_on = "--resume to continue it, " if (run / "last.pt").exists() else ""
         raise FileExistsError(
-            f"{run}: exists; pass --resume to continue it, --overwrite to delete it and start "
-            "anew, or name=OTHER for another run"
+            f"{run}: exists; pass {goes_on}--overwrite to delete it and start anew, or name=OTHER "
+            "for another run"
         )
     device = pick_device(config.train.device)
     dtype = pick_dtype(config.train.precision, device)
@@ -80,20 +83,23 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         print(f"drawing the quickstart data into {config.data.root}")
         draw_quickstart(Path(config.data.root))
     train_pairs, val_pairs = split_pairs(config)
-    in_channels = config.model.in_channels
-    check = check_pairs(train_pairs, classes, in_channels, "check training images")
-    check_pairs(val_pairs, classes, in_channels, "check validation images")
-    _check_sizes(config, check)
+    everything = [*train_pairs, *val_pairs]
+    summaries = check_pairs(everything, classes, config.model.in_channels, "check images")
+    train_summaries, val_summaries = summaries[: len(train_pairs)], summaries[len(train_pairs) :]
+    class_pixels = class_pixels_of(train_summaries, "training")
+    class_pixels_of(val_summaries, "validation")
+    normalization = normalization_of(train_summaries)
+    _check_sizes(config, {summary.size for summary in train_summaries})
     if state is not None:
-        _check_same(state, run, dtype, train_pairs, val_pairs, check)
+        _check_same(state, run, dtype, train_pairs, val_pairs, normalization)
     print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
-    for name, pixels in zip(classes.names, check.class_pixels, strict=True):
-        print(f"  {name}: {pixels / sum(check.class_pixels):.1%} of the training pixels")
+    for name, pixels in zip(classes.names, class_pixels, strict=True):
+        print(f"  {name}: {pixels / sum(class_pixels):.1%} of the training pixels")
     dataset = SegmentationDataset(
         train_pairs,
         classes,
-        in_channels,
-        check.normalization,
+        config.model.in_channels,
+        normalization,
         Augment(**vars(config.augment)),
         config.train.seed,
     )
@@ -113,7 +119,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     model = SegmentationModel(
         net=net,
         config=config,
-        normalization=check.normalization,
+        normalization=normalization,
         val_stems=tuple(pair.stem for pair in val_pairs),
         device=device,
     )
@@ -140,6 +146,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     )
 
     epochs = config.train.epochs
+    if history and history[-1]["epoch"] == epochs:
+        print("the run is complete: there is nothing left to train")
     first_epoch = history[-1]["epoch"] if history else 0
     seconds_before = history[-1]["seconds"] if history else 0.0
     start = time.monotonic()
@@ -199,10 +207,12 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         )
     bar.close()
 
+    seconds = history[-1]["seconds"]
+    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     best = max(history, key=lambda row: float(row["mean_iou"]))
     print(
         f"\nbest mean IoU {best['mean_iou']:.4f} in epoch {best['epoch']}; "
-        f"{history[-1]['seconds'] / 60:.1f} minutes in all\n"
+        f"{duration} in all\n"
         f"pictures: {run / 'previews'}\n"
         f"next:     unet evaluate {run / 'best.pt'}\n"
         f"          unet predict {run / 'best.pt'} IMAGES -o masks"
@@ -248,16 +258,14 @@ def _schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _check_sizes(config: Config, check: Check) -> None:
+def _check_sizes(config: Config, sizes: set[tuple[int, int]]) -> None:
     """Images that are not cropped must fit into a batch."""
-    if config.augment.crop is not None:
-        return
-    if len(check.sizes) > 1 and config.train.batch_size > 1:
-        shown = ", ".join(f"{height} x {width}" for height, width in sorted(check.sizes)[:5])
+    if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:5])
         raise ValueError(
-            f"augment.crop: got none, but training images of {len(check.sizes)} sizes ({shown}"
-            f"{', ...' if len(check.sizes) > 5 else ''}), expected one size in a batch; set "
-            "augment.crop=[HEIGHT, WIDTH] or train.batch_size=1"
+            f"augment.crop: got none, but training images of {len(sizes)} sizes ({shown}"
+            f"{', ...' if len(sizes) > 5 else ''}), expected one size in a batch; set "
+            "augment.crop=[HEIGHT,WIDTH] or train.batch_size=1"
         )
 
 
@@ -288,7 +296,7 @@ def _check_same(
     dtype: torch.dtype,
     train_pairs: list[Pair],
     val_pairs: list[Pair],
-    check: Check,
+    normalization: Normalization,
 ) -> None:
     """A run resumes with the images and the dtype that it began with, or it would be another."""
     other = "restore them, or start another run with name=OTHER"
@@ -298,7 +306,7 @@ def _check_same(
                 f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
                 f"{len(pairs)}); {other}"
             )
-    if {key: tuple(v) for key, v in state["normalization"].items()} != vars(check.normalization):
+    if {key: tuple(v) for key, v in state["normalization"].items()} != vars(normalization):
         raise ValueError(f"{run}: the training images have changed since the run began; {other}")
     if state["dtype"] != str(dtype):
         before = state["dtype"].removeprefix("torch.")
