@@ -6,6 +6,7 @@ import pytest
 import yaml
 from conftest import make_config
 
+import unet.training
 from unet.cli import main
 from unet.config import config_to_dict
 
@@ -150,6 +151,41 @@ def test_folders_in_place_of_files_are_told_apart(
     assert "is a folder; give a config file in it" in capsys.readouterr().err
     assert main(["evaluate", str(config.parent)]) == 2
     assert "is a folder; give a checkpoint, such as" in capsys.readouterr().err
+
+
+def test_out_of_memory_says_what_to_lower(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(config), "augment.crop=[9000000,9000000]"]) == 2
+    error = capsys.readouterr().err
+    assert "error: out of memory; lower augment.crop, train.batch_size" in error
+    assert "Traceback" not in error
+
+
+def test_a_file_that_looks_like_a_setting_is_a_file(config: Path, data_root: Path) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    (data_root / "images" / "0.png").rename("img=1.png")
+    assert main(["predict", "runs/tiny/best.pt", "img=1.png", "-o", "masks"]) == 0
+    assert Path("masks/img=1.png").exists()
+
+
+def test_a_fault_in_a_worker_is_shown_without_its_way(
+    config: Path,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    draw = unet.training._write_metrics
+
+    def remove_one(path: Path, history: list) -> None:
+        draw(path, history)
+        for image in (data_root / "images").iterdir():
+            image.unlink()
+
+    monkeypatch.setattr("unet.training._write_metrics", remove_one)
+    assert main(["train", str(config), "train.num_workers=1", "train.previews=0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {data_root / 'images'}")
+    assert "there is no such file; check the path" in error
+    assert "Traceback" not in error
 
 
 def test_what_the_system_refuses_names_the_path(

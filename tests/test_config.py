@@ -125,6 +125,8 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("name=..", "name: got '..', expected letters"),
         ("epochs", "'epochs': expected an override such as train.epochs=5"),
         ("train.epochs=[", "'train.epochs=[': is not YAML"),
+        ("train.epochs=2024-13-45", "is not YAML: month must be in 1..12"),
+        ("train.epochs=" + "[" * 5000, "is not YAML"),
     ],
 )
 def test_a_fault_is_named_with_its_path(tmp_path: Path, override: str, message: str) -> None:

@@ -112,11 +112,21 @@ def test_every_dtype_that_torch_takes(dtype: torch.dtype) -> None:
             torch.testing.assert_close(mine, other, rtol=0, atol=0.05 if half else 1e-5)
 
 
-def test_a_float_input_and_a_bias_of_another_dtype_behave_as_torchs() -> None:
-    x, weight = torch.randn(1, 2, 3, 3), torch.randn(2, 3, 2, 2, dtype=torch.float64)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_dtypes_do_as_with_torch(stride: int) -> None:
+    x, weight, bias = torch.randn(1, 2, 3, 3), torch.randn(2, 3, 2, 2), torch.randn(3).double()
     for function in (conv_transpose2d, F.conv_transpose2d):
         with pytest.raises(RuntimeError, match="type"):
-            function(x, weight, stride=2)
+            function(x, weight.double(), stride=stride)
+    ours, theirs = (f(x, weight, bias, stride) for f in (conv_transpose2d, F.conv_transpose2d))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    x, weight = torch.randn(1, 2, 3, 3), torch.randn(2, 3, 2, 2)
+    expected = conv_transpose2d(x, weight, stride=2)
+    assert torch.equal(conv_transpose2d(x, weight, stride=np.int64(2)), expected)
+    assert torch.equal(conv_transpose2d(x, weight, stride=torch.Size([2, 2])), expected)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2)])

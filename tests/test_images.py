@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.images import read_image, to_channels
+from unet.images import read_image, to_channels, to_pixels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -16,7 +16,7 @@ COLOUR16 = RNG.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
 
 
 def write_png16(path: Path, pixels: np.ndarray) -> None:
-    """Write 16-bit RGB, which Pillow cannot."""
+    """Write 16-bit RGB, or grey and alpha, which Pillow cannot."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = zlib.crc32(kind + data)
@@ -26,7 +26,10 @@ def write_png16(path: Path, pixels: np.ndarray) -> None:
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+        + chunk(
+            b"IHDR",
+            struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2}[pixels.shape[2]], 0, 0, 0),
+        )
         + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
@@ -105,6 +108,18 @@ def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
 def test_four_channels_can_be_asked_for(tmp_path: Path) -> None:
     Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
     np.testing.assert_allclose(read_image(tmp_path / "a.png", 4)[3], GREY / 255, rtol=1e-6)
+
+
+def test_grey_with_alpha_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", COLOUR16[:, :, :2])
+    with pytest.raises(ValueError, match="grey with alpha of 16 bits; save it without the alpha"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_an_open_image_that_lost_its_low_bytes_is_refused(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", COLOUR16)
+    with Image.open(tmp_path / "a.png") as image, pytest.raises(ValueError, match="give its path"):
+        to_pixels(image, "image")
 
 
 def test_planes_of_16_bits_are_refused(tmp_path: Path) -> None:

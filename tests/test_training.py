@@ -194,6 +194,24 @@ def test_resuming_needs_the_same_images(data_root: Path) -> None:
         train(config, resume=True)
 
 
+def test_resuming_keeps_the_normalization_to_the_last_digit(data_root: Path) -> None:
+    config = make_config(data_root, "train.epochs=1")
+    last = train(config) / "last.pt"
+    state = load_checkpoint(last)
+    state["normalization"]["mean"] = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
+    torch.save(state, last)
+    train(config, resume=True)
+
+
+def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:
+    train(make_config(data_root, "train.epochs=1", "schedule.warmup_epochs=0.9"))
+
+
+def test_validating_on_the_training_images_is_refused(data_root: Path) -> None:
+    with pytest.raises(ValueError, match="the folder of the training images, expected another"):
+        train(make_config(data_root, "data.validation={images: images, masks: masks}"))
+
+
 def test_resuming_in_another_precision_is_refused(data_root: Path) -> None:
     train(make_config(data_root, "train.epochs=1"))
     with pytest.raises(ValueError, match=r"computed in float32, here it would be torch\.bfloat16"):

@@ -24,10 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, we say
     # Settings may stand anywhere among the other arguments.
     words = list(sys.argv[1:] if argv is None else argv)
-    overrides = [word for word in words if _SETTING.match(word)]
+    overrides = [word for word in words if _SETTING.match(word) and not Path(word).exists()]
     command_line = parser()
     arguments, unknown = command_line.parse_known_args(
-        [word for word in words if not _SETTING.match(word)]
+        [word for word in words if word not in overrides]
     )
     if unknown:
         command_line.error(
@@ -42,10 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         if arguments.traceback:
             traceback.print_exc()
-        text = str(error)
+        text = str(error).strip()
+        if "DataLoader worker process" in text:  # its last line is the error, the rest the way
+            text = text.splitlines()[-1].partition(": ")[2]
         if isinstance(error, OSError) and error.strerror:  # the system's, not ours
             text = f"{error.filename}: {error.strerror}; check the path, its rights and the space"
         print(f"error: {text}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if arguments.traceback or not re.search("memory", str(error), re.IGNORECASE):
+            raise
+        print(
+            "error: out of memory; lower augment.crop, train.batch_size or model.widths, or for "
+            f"large images tiling.size ({' '.join(str(error).split())[:200]})",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -217,7 +217,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise FileNotFoundError(f"{path}: there is no such config file; check the path")
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: got {_describe_value(raw)}, expected sections such as 'data:'")
@@ -315,7 +315,7 @@ def _override(
             continue
         try:
             value = yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             faults.append(f"{override!r}: is not YAML: {' '.join(str(error).split())}")
             continue
         raw = _set(raw, path.split("."), value)

@@ -43,6 +43,7 @@ pixels, which is a 1 x 1 convolution.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -115,6 +116,7 @@ def conv_transpose2d(
         ).squeeze(0)
 
     input, weight, bias = _as_autocast(input, weight, bias)
+    bias = None if bias is None else bias.to(weight.dtype)  # as torch does
     if stride == tuple(weight.shape[2:]) and dilation == (1, 1):
         if not any(padding + output_padding):
             return lay_side_by_side(input, weight, bias, groups)
@@ -191,7 +193,8 @@ def _fold(
 
 def _pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
     """(height, width) of an argument that may be one number for both."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    numbers = value if isinstance(value, Sequence) else (value,)
+    pair = tuple(map(operator.index, numbers))
     if len(pair) == 1:
         pair *= 2
     if len(pair) != 2 or min(pair) < minimum:

@@ -55,7 +55,13 @@ def split_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
         return split_by_stems(pairs, validation.stems)
     assert validation.images is not None  # the config holds one of the three
     assert validation.masks is not None
-    return pairs, find_pairs(root / validation.images, root / validation.masks)
+    val_pairs = find_pairs(root / validation.images, root / validation.masks)
+    if {pair.image for pair in pairs} & {pair.image for pair in val_pairs}:
+        raise ValueError(
+            f"data.validation.images: got {root / validation.images}, the folder of the training "
+            "images, expected another"
+        )
+    return pairs, val_pairs
 
 
 def validation_pairs(model: SegmentationModel) -> list[Pair]:
@@ -132,6 +138,8 @@ def evaluate(
     if (images is None) != (masks is None):
         raise ValueError("evaluate: got one of --images and --masks, expected both or none")
     path = (out or checkpoint.parent / f"evaluation_{checkpoint.stem}") / "metrics.json"
+    if path.parent.exists() and not path.parent.is_dir():
+        raise FileExistsError(f"{path.parent}: is a file; give a folder with -o")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path}: exists; pass --overwrite to replace it, or -o FOLDER for another place"

@@ -61,6 +61,8 @@ def _decode(path: Path, low_bytes: bool = False) -> tuple[Image.Image, bool]:
                 bits = file.tag_v2.get(BITSPERSAMPLE, (8,))
                 if max(bits) > 8:
                     raise ValueError(f"planes of {max(bits)} bits; interleave the colours")
+            if "LA;16" in str(file.tile):
+                raise ValueError("grey with alpha of 16 bits; save it without the alpha channel")
             if low_bytes:
                 file.tile = [_swap_bytes(tile) for tile in file.tile]
             file.load()
@@ -91,6 +93,11 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
     Raises:
         ValueError: beginning with `where`, if the image has another kind of values.
     """
+    if image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
+        raise ValueError(
+            f"{where}: got an open image with colours of 16 bits, which Pillow cuts to 8; give its "
+            "path instead"
+        )
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "1":

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -92,6 +93,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     _check_sizes(config, {summary.size for summary in train_summaries})
     if state is not None:
         _check_same(state, run, dtype, train_pairs, val_pairs, normalization)
+        # The very numbers: measured with other threads, they differ in the last digit.
+        normalization = Normalization(**{k: tuple(v) for k, v in state["normalization"].items()})
     print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
     for name, pixels in zip(classes.names, class_pixels, strict=True):
         print(f"  {name}: {pixels / sum(class_pixels):.1%} of the training pixels")
@@ -243,8 +246,8 @@ def _schedule(
     config: ScheduleConfig, optimizer: torch.optim.Optimizer, epoch_steps: int, epochs: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     """The learning rate of each step: a rise over the warm-up, then a fall to 0."""
-    warmup = round(config.warmup_epochs * epoch_steps)
     total = epochs * epoch_steps
+    warmup = min(round(config.warmup_epochs * epoch_steps), total - 1)
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -306,13 +309,14 @@ def _check_same(
                 f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
                 f"{len(pairs)}); {other}"
             )
-    if {key: tuple(v) for key, v in state["normalization"].items()} != vars(normalization):
+    before, now = state["normalization"], vars(normalization)
+    if not all(np.allclose(before[key], now[key], rtol=1e-5) for key in now):
         raise ValueError(f"{run}: the training images have changed since the run began; {other}")
     if state["dtype"] != str(dtype):
-        before = state["dtype"].removeprefix("torch.")
+        precision = state["dtype"].removeprefix("torch.")
         raise ValueError(
-            f"{run}: the run to resume computed in {before}, here it would be {dtype}; pass "
-            f"train.precision={before}"
+            f"{run}: the run to resume computed in {precision}, here it would be {dtype}; pass "
+            f"train.precision={precision}"
         )
 
 
