@@ -16,6 +16,9 @@ from unet.config import load_config
 # What a setting looks like: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
 _SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
 
+# What torch says on CUDA, what its CPU allocator says, and what numpy says.
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 2 wrong input, 130 interrupted."""
@@ -50,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {text}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if arguments.traceback or not re.search("memory", str(error), re.IGNORECASE):
+        if arguments.traceback or not _OUT_OF_MEMORY.search(str(error)):
             raise
         print(
             "error: out of memory; lower augment.crop, train.batch_size or model.widths, or for "
-            f"large images tiling.size ({' '.join(str(error).split())[:200]})",
+            f"large images tiling.size ({str(error).strip().splitlines()[-1][:200]})",
             file=sys.stderr,
         )
         return 2
