@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.images import read_image, to_channels, to_pixels
+from unet.images import read_image, to_channels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -114,12 +114,6 @@ def test_grey_with_alpha_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
     write_png16(tmp_path / "a.png", COLOUR16[:, :, :2])
     with pytest.raises(ValueError, match="grey with alpha of 16 bits; save it without the alpha"):
         read_image(tmp_path / "a.png", 1)
-
-
-def test_an_open_image_that_lost_its_low_bytes_is_refused(tmp_path: Path) -> None:
-    write_png16(tmp_path / "a.png", COLOUR16)
-    with Image.open(tmp_path / "a.png") as image, pytest.raises(ValueError, match="give its path"):
-        to_pixels(image, "image")
 
 
 def test_planes_of_16_bits_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import HEIGHT, WIDTH, make_model
 from PIL import Image
+from test_images import write_png16
 
 from unet import load_model, predict
 from unet.checkpoint import save_checkpoint
@@ -69,6 +70,17 @@ def test_a_pillow_image_is_turned_as_its_file_is(checkpoint: Path, tmp_path: Pat
     assert ids.shape == (40, 20)
     with Image.open(tmp_path / "a.png") as image:
         assert np.array_equal(predict(model, image), ids)
+
+
+def test_open_images_that_are_cut_or_damaged_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    model, path = load_model(checkpoint), tmp_path / "a.png"
+    write_png16(path, np.full((20, 20, 3), 9000, np.uint16))
+    with Image.open(path) as image, pytest.raises(ValueError, match="give its path instead"):
+        predict(model, image)
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with Image.open(path) as image, pytest.raises(ValueError, match="image: cannot be decoded"):
+        predict(model, image)
 
 
 def test_tiles_can_be_asked_for(checkpoint: Path, data_root: Path) -> None:

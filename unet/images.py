@@ -87,17 +87,30 @@ def _swap_bytes(tile: Any) -> Any:
     return tile._replace(args=(packing[:-1] + _OTHER_BYTE[packing[-1]], *rest))
 
 
-def to_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Pillow image -> (H, W) or (H, W, bands), uint8 or uint16.
+def open_pixels(image: Image.Image, where: str) -> np.ndarray:
+    """Pixels as `to_pixels` gives them, of an image that the caller opened; turned as by its EXIF.
 
     Raises:
-        ValueError: beginning with `where`, if the image has another kind of values.
+        ValueError: beginning with `where`, if the image is damaged or cannot be read so exactly.
     """
     if image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
         raise ValueError(
             f"{where}: got an open image with colours of 16 bits, which Pillow cuts to 8; give its "
             "path instead"
         )
+    try:
+        image = ImageOps.exif_transpose(image)  # decodes it, if that is still to be done
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be decoded ({error}); open another file") from error
+    return to_pixels(image, where)
+
+
+def to_pixels(image: Image.Image, where: str) -> np.ndarray:
+    """Pillow image -> (H, W) or (H, W, bands), uint8 or uint16.
+
+    Raises:
+        ValueError: beginning with `where`, if the image has another kind of values.
+    """
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "1":

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from unet.checkpoint import SegmentationModel, load_model
 from unet.data import list_images, natural_key
-from unet.images import read_image, to_channels, to_pixels
+from unet.images import open_pixels, read_image, to_channels
 from unet.pictures import image_to_rgb, overlay, save_picture
 
 
@@ -34,8 +34,7 @@ def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarr
         case np.ndarray():
             channels = to_channels(image, in_channels, "image")
         case Image.Image():
-            upright = ImageOps.exif_transpose(image)
-            channels = to_channels(to_pixels(upright, "image"), in_channels, "image")
+            channels = to_channels(open_pixels(image, "image"), in_channels, "image")
         case _:
             channels = read_image(Path(image), in_channels)
     return model.predict(torch.from_numpy(channels)).numpy()
