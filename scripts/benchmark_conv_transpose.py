@@ -7,6 +7,7 @@ noisy machine slows them alike; compare the columns of one row, not rows of two 
 import argparse
 import ctypes
 import math
+import random
 import statistics
 import sys
 import time
@@ -160,8 +161,9 @@ def main() -> None:
                     for name, one in row.items():
                         one.peak = peak_memory(runs[name], device)
                     for _ in range(repeats):
-                        for name, one in row.items():
-                            one.time(runs[name], device)
+                        # In random order: what ran before leaves its mark on cache and heap.
+                        for name in random.sample(list(row), len(row)):
+                            row[name].time(runs[name], device)
                     theirs = min(
                         row["torch"], row["torch, channels_last"], key=lambda one: one.median
                     )

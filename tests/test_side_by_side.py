@@ -1,55 +1,111 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from unet.side_by_side import _lay_at_once, _parts, _rows, lay_side_by_side
+from unet import side_by_side
+from unet.side_by_side import (
+    _lay_few_pixels,
+    _lay_products,
+    _lay_rows_in_place,
+    lay_side_by_side,
+)
+
+WAYS = [_lay_products, _lay_rows_in_place, _lay_few_pixels]
+Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-@pytest.mark.parametrize("n", [2, 3])
+def draw(
+    *size: int, kernel: tuple[int, int], out_channels: int = 3, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A channels_last input of `size`, a weight and a bias."""
+    torch.manual_seed(0)
+    x = torch.randn(*size).to(dtype).to(memory_format=torch.channels_last)
+    return x, torch.randn(size[1], out_channels, *kernel).to(dtype), torch.randn(3).to(dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (4, 1), (3, 2)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_what_is_laid_in_several_parts_equals_torch(n: int, with_bias: bool) -> None:
-    torch.manual_seed(n)
-    x = torch.randn(2, 16, 96, 130).to(memory_format=torch.channels_last)
-    weight, bias = torch.randn(16, 12, n, n) / 4, torch.randn(12) if with_bias else None
-    assert len(_parts(_rows(x), weight)) > 1
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_way_equals_torch_forward_and_backward(
+    way: Way, kernel: tuple[int, int], with_bias: bool, dtype: torch.dtype
+) -> None:
+    x, weight, bias = draw(2, 4, 5, 6, kernel=kernel, dtype=dtype)
     results = []
-    for function in (lay_side_by_side, torchs):
-        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        if bias is not None:
-            leaves.append(bias.clone().requires_grad_())
-        output = function(*leaves)
+    for function in (way, torchs):
+        leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, bias)[: 2 + with_bias]]
+        output = function(*leaves, *[None][with_bias:])
         torch.manual_seed(9)
         results.append([output, *torch.autograd.grad(output, leaves, torch.randn_like(output))])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     for mine, other in zip(*results, strict=True):
         scale = float(other.detach().abs().max())
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-5 * scale)
+        torch.testing.assert_close(mine, other, rtol=0, atol=tolerance * scale)
+    assert results[0][0].is_contiguous(memory_format=torch.channels_last)
 
 
-def torchs(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return F.conv_transpose2d(x, weight, bias, stride=weight.shape[2])
+def torchs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.conv_transpose2d(x, weight, bias, stride=tuple(weight.shape[2:]))
 
 
-@pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 2)])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_by_rows_equals_at_once(kernel: tuple[int, int], dtype: torch.dtype) -> None:
-    x = torch.randn(2, 4, 5, 6).to(dtype).to(memory_format=torch.channels_last)
-    weight, bias = torch.randn(4, 3, *kernel).to(dtype), torch.randn(3).to(dtype)
-    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
-    by_rows, at_once = lay_side_by_side(x, weight, bias), _lay_at_once(x, weight, bias)
-    assert by_rows.stride() == at_once.stride()
-    torch.testing.assert_close(by_rows, at_once, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize("way", WAYS)
+def test_second_derivatives_of_every_way(way: Way) -> None:
+    leaves = draw(1, 2, 2, 3, kernel=(2, 2), dtype=torch.float64)
+    assert torch.autograd.gradgradcheck(way, tuple(leaf.requires_grad_() for leaf in leaves))
 
 
-def test_parts_cover_every_row_once() -> None:
-    weight = torch.zeros(8, 16, 2, 2)
-    for height in (1, 7, 100, 1000):
-        rows = _rows(torch.zeros(2, 8, height, 300).to(memory_format=torch.channels_last))
-        covered = [i for part in _parts(rows, weight) for i in range(2 * height)[part]]
-        assert covered == list(range(2 * height))
+@pytest.mark.parametrize("way", WAYS)
+def test_vmap_and_forward_mode_of_every_way(way: Way) -> None:
+    leaves = draw(3, 2, 4, 5, kernel=(2, 2), dtype=torch.float64)
+    inputs = leaves[0].unsqueeze(1)
+    mapped = torch.vmap(way, in_dims=(0, None, None))(inputs, *leaves[1:])
+    torch.testing.assert_close(mapped.squeeze(1), torchs(*leaves))
+    tangents = tuple(torch.randn_like(leaf) for leaf in leaves)
+    _, derivative = torch.func.jvp(way, leaves, tangents)
+    step = 1e-6
+    moved = [leaf + step * tangent for leaf, tangent in zip(leaves, tangents, strict=True)]
+    expected = (torchs(*moved) - torchs(*leaves)) / step
+    torch.testing.assert_close(derivative, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_second_derivatives_by_rows() -> None:
-    x = torch.randn(1, 2, 2, 3, dtype=torch.float64).to(memory_format=torch.channels_last)
-    leaves = (x, torch.randn(2, 2, 2, 2).double(), torch.randn(2).double())
-    leaves = tuple(leaf.requires_grad_() for leaf in leaves)
-    assert torch.autograd.gradgradcheck(lay_side_by_side, leaves)
+@pytest.mark.parametrize("way", WAYS)
+def test_nan_in_a_pixel_stays_in_its_block(way: Way) -> None:
+    x, weight, bias = draw(1, 2, 3, 3, kernel=(2, 2))
+    x[0, 1, 1, 2] = torch.nan
+    expected = torch.zeros(6, 6, dtype=torch.bool)
+    expected[2:4, 4:6] = True
+    assert torch.equal(way(x, weight, bias).isnan().all(1)[0], expected)
+    assert torch.equal(way(x, weight, bias).isnan().any(1)[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "way"),
+    [
+        ((1, 16, 3, 4), "_lay_few_pixels"),
+        ((2, 16, 3, 4), "_lay_products"),
+        ((2, 4, 3, 7), "_lay_rows_in_place"),
+        ((0, 4, 3, 7), "_lay_products"),
+    ],
+)
+def test_the_way_is_chosen_by_pixels_and_channels(
+    size: tuple[int, ...], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def spy(name: str) -> Way:
+        function: Way = getattr(side_by_side, name)
+
+        def run(*args: Tensor) -> Tensor:
+            taken.append(name)
+            return function(*args)
+
+        return run
+
+    for name in ("_lay_few_pixels", "_lay_products", "_lay_rows_in_place"):
+        monkeypatch.setattr(side_by_side, name, spy(name))
+    x, weight, bias = draw(*size, kernel=(2, 2))
+    lay_side_by_side(x, weight, bias)
+    assert taken == [way]
