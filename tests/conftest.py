@@ -79,6 +79,7 @@ def make_model(root: Path) -> SegmentationModel:
         config=config,
         normalization=Normalization(mean=(0.4,), std=(0.2,)),
         val_stems=("0", "4"),
+        palette=None,
         device=torch.device("cpu"),
     )
 

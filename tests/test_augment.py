@@ -117,7 +117,7 @@ def test_scale_magnifies(scale: float) -> None:
 
 def test_scales_are_drawn_over_the_whole_range() -> None:
     augment = Augment(scale=(0.5, 2.0), crop=(9, 9))
-    grids = [augment._grid(99, 99, np.random.default_rng(seed)) for seed in range(200)]
+    grids = [augment._grid(99, 99, np.random.default_rng(seed), None) for seed in range(200)]
     # A step of one pixel in the crop is 2 / 99 / scale in grid_sample's units.
     scales = [2 / 99 / float(grid[0, 1, 0] - grid[0, 0, 0]) for grid in grids]
     assert 0.5 <= min(scales) < 0.53
@@ -129,7 +129,7 @@ def test_rotation_turns_by_up_to_the_given_angle() -> None:
     augment = Augment(rotate=30, crop=(9, 9))
     angles = []
     for seed in range(200):
-        grid = augment._grid(99, 99, np.random.default_rng(seed))
+        grid = augment._grid(99, 99, np.random.default_rng(seed), None)
         step = grid[0, 1] - grid[0, 0]
         angles.append(math.degrees(math.atan2(float(step[1]), float(step[0]))))
     assert -30.01 <= min(angles) < -28

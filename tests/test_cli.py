@@ -131,7 +131,7 @@ def test_an_interrupt_is_no_traceback(
     monkeypatch.undo()
     monkeypatch.chdir(config.parent)
     assert main(["train", str(config)]) == 0
-    monkeypatch.setattr("unet.training.check_pairs", interrupt)
+    monkeypatch.setattr("unet.training.check_data", interrupt)
     assert main(["train", str(config), "--resume"]) == 130
     assert "the same command with --resume goes on" in capsys.readouterr().out
 

@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,143 +9,143 @@ from torch.utils.data import DataLoader
 
 from unet.augment import Augment
 from unet.data import (
+    DecodedImages,
     EpochSampler,
     Normalization,
+    PairReader,
     SegmentationDataset,
-    check_pairs,
-    class_pixels_of,
-    find_pairs,
-    list_images,
     normalization_of,
-    split_by_fraction,
-    split_by_stems,
 )
-from unet.images import read_image
 from unet.masks import ClassMap
+from unet.pairs import Pair, find_pairs
 
-CLASSES = ClassMap({"ground": 0, "box": 200})
-
-
-def test_files_come_in_natural_order(tmp_path: Path) -> None:
-    for name in ("10.tif", "2.TIF", "1.png", "a10b2.png", "a9b10.png", "a9b9.png", "01.png"):
-        (tmp_path / name).touch()
-    for name in (".hidden.png", "notes.txt"):
-        (tmp_path / name).touch()
-    names = [path.name for path in list_images(tmp_path)]
-    assert names == ["01.png", "1.png", "2.TIF", "10.tif", "a9b9.png", "a9b10.png", "a10b2.png"]
+READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)
 
 
-def test_images_pair_with_masks_of_the_same_stem(data_root: Path) -> None:
-    (data_root / "masks" / "3.png").rename(data_root / "masks" / "3.tif")
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    assert [(pair.image.name, pair.mask.name) for pair in pairs][2:4] == [
-        ("2.png", "2.png"),
-        ("3.png", "3.tif"),
-    ]
+def pairs_of(root: Path) -> list[Pair]:
+    return find_pairs(root, ["images"], "masks")[0]
 
 
-def test_a_missing_half_is_named_on_both_sides(data_root: Path) -> None:
-    (data_root / "masks" / "3.png").unlink()
-    (data_root / "images" / "5.png").unlink()
-    with pytest.raises(ValueError, match=r"3\.png without a mask.*5\.png without an image"):
-        find_pairs(data_root / "images", data_root / "masks")
-
-
-def test_a_stem_twice_is_named(data_root: Path) -> None:
-    shutil.copy(data_root / "images" / "3.png", data_root / "images" / "3.bmp")
-    with pytest.raises(ValueError, match=r"got both 3\.bmp and 3\.png"):
-        find_pairs(data_root / "images", data_root / "masks")
-
-
-def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
-        list_images(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="got no image, expected files ending in"):
-        list_images(tmp_path)
-
-
-def test_the_split_by_fraction_is_a_function_of_the_seed(data_root: Path) -> None:
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    train, val = split_by_fraction(pairs, 0.34, seed=1)
-    assert len(val) == 2
-    assert sorted(pair.stem for pair in train + val) == list("012345")
-    assert split_by_fraction(pairs, 0.34, seed=1) == (train, val)
-    assert any(split_by_fraction(pairs, 0.34, seed=seed)[1] != val for seed in range(2, 9))
-    assert len(split_by_fraction(pairs, 0.001, seed=0)[1]) == 1
-    assert len(split_by_fraction(pairs[:2], 0.9, seed=0)[0]) == 1
-
-
-def test_one_pair_cannot_be_split(data_root: Path) -> None:
-    pairs = find_pairs(data_root / "images", data_root / "masks")[:1]
-    with pytest.raises(ValueError, match="got 1 pair to split"):
-        split_by_fraction(pairs, 0.5, seed=0)
-
-
-def test_the_split_by_stems_takes_those(data_root: Path) -> None:
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    train, val = split_by_stems(pairs, ["4", "0"])
-    assert [pair.stem for pair in val] == ["0", "4"]
-    assert [pair.stem for pair in train] == ["1", "2", "3", "5"]
-    with pytest.raises(ValueError, match=r"data\.validation\.stems: got '7', expected the stem"):
-        split_by_stems(pairs, ["7"])
-    with pytest.raises(ValueError, match="got every image"):
-        split_by_stems(pairs, list("012345"))
-
-
-def test_the_check_measures_the_training_images(data_root: Path) -> None:
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    summaries = check_pairs(pairs, CLASSES, 1, "check")
-    normalization = normalization_of(summaries)
-    pixels = np.stack([np.asarray(Image.open(pair.image)) for pair in pairs]) / 255
-    assert normalization.mean == pytest.approx([pixels.mean()])
-    assert normalization.std == pytest.approx([pixels.std()])
-    masks = np.stack([np.asarray(Image.open(pair.mask)) for pair in pairs])
-    assert class_pixels_of(summaries, "all") == [(masks == 0).sum(), (masks == 200).sum()]
-    assert {summary.size for summary in summaries} == {(HEIGHT, WIDTH)}
-    image = normalization(torch.from_numpy(read_image(pairs[0].image, 1)))
-    assert abs(float(image.mean())) < 0.5
-
-
-def test_a_constant_channel_does_not_divide_by_0(data_root: Path) -> None:
-    for path in (data_root / "images").iterdir():
-        Image.fromarray(np.full((HEIGHT, WIDTH), 7, np.uint8)).save(path)
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    normalization = normalization_of(check_pairs(pairs, CLASSES, 1, "check"))
-    assert torch.equal(
-        normalization(torch.from_numpy(read_image(pairs[0].image, 1))).round(),
-        torch.zeros(1, HEIGHT, WIDTH),
+def test_normalization_is_by_the_statistics_of_all_pixels() -> None:
+    image = torch.rand(2, 40, 50) * torch.tensor([1.0, 3.0])[:, None, None]
+    normalization = normalization_of(
+        2000, image.sum((1, 2)).double().numpy(), image.square().sum((1, 2)).double().numpy()
     )
+    assert normalization.mean == pytest.approx(image.mean((1, 2)).tolist(), rel=1e-4)
+    normalised = normalization(image)
+    torch.testing.assert_close(normalised.mean((1, 2)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalised.std((1, 2)), torch.ones(2), atol=1e-3, rtol=0)
 
 
-def test_the_check_reports_every_fault_at_once(data_root: Path) -> None:
-    Image.fromarray(np.zeros((8, 9), np.uint8)).save(data_root / "masks" / "1.png")
-    Image.fromarray(np.full((HEIGHT, WIDTH), 5, np.uint8)).save(data_root / "masks" / "2.png")
-    (data_root / "images" / "4.png").write_bytes(b"")
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    with pytest.raises(ValueError, match="got a mask of 8 x 9 pixels") as caught:
-        check_pairs(pairs, CLASSES, 1, "check")
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 3
-    assert f"expected {HEIGHT} x {WIDTH} as its image" in lines[0]
-    assert "got the mask value 5" in lines[1]
-    assert "4.png: cannot be read as an image" in lines[2]
+def test_a_constant_channel_does_not_divide_by_0() -> None:
+    image = torch.full((1, 4, 5), 0.25)
+    for one in (
+        normalization_of(20, np.array([5.0]), np.array([1.25])),
+        Normalization(method="image"),
+        Normalization(method="percentiles"),
+    ):
+        assert torch.equal(one(image), torch.zeros(1, 4, 5))
 
 
-def test_masks_that_are_ignored_throughout_are_refused(data_root: Path) -> None:
-    pairs = find_pairs(data_root / "images", data_root / "masks")
-    summaries = check_pairs(pairs, ClassMap({"a": 1, "b": 2}, ignore=[0, 200]), 1, "check")
-    with pytest.raises(ValueError, match="got training masks in which every pixel is ignored"):
-        class_pixels_of(summaries, "training")
+def test_each_image_by_its_own_statistics() -> None:
+    image = torch.rand(2, 30, 40) * torch.tensor([5.0, 0.1])[:, None, None] + 7
+    normalised = Normalization(method="image")(image)
+    torch.testing.assert_close(normalised.mean((1, 2)), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(normalised.std((1, 2)), torch.ones(2), atol=1e-3, rtol=0)
 
 
-def dataset(root: Path, seed: int = 0) -> SegmentationDataset:
+def test_percentiles_cut_off_what_is_far_out() -> None:
+    image = torch.rand(1, 100, 100)
+    plain = Normalization(method="percentiles")(image)
+    image[0, 3, 4] = 1e6
+    spiked = Normalization(method="percentiles")(image)
+    plain[0, 3, 4] = spiked[0, 3, 4]
+    torch.testing.assert_close(spiked, plain, atol=0.05, rtol=0)
+    assert float(Normalization(method="image")(image).std()) == pytest.approx(1, rel=1e-3)
+    assert float(Normalization(method="image")(image)[0, 50, 50]) == pytest.approx(-0.01, abs=0.01)
+
+
+@pytest.mark.parametrize("limit", [0, 2.5 * 2 * HEIGHT * WIDTH, 1e9])
+def test_what_is_kept_in_memory_changes_no_sample(data_root: Path, limit: float) -> None:
+    pairs = pairs_of(data_root)
+    num_bytes = np.full(6, 2 * HEIGHT * WIDTH)
+    decoded = DecodedImages(pairs, READER, num_bytes, limit)
+    assert decoded.count == {0: 0, 1e9: 6}.get(limit, 2)
+    anew, kept = dataset(data_root), dataset(data_root, decoded=decoded)
+    for place in ((0, 0), (1, 1), (5, 5)):
+        assert all(map(torch.equal, anew[place], kept[place]))
+
+
+def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path: Path) -> None:
+    rng, pairs = np.random.default_rng(0), []
+    arrays = [
+        rng.integers(0, 65536, (5, 7), dtype=np.uint16),
+        rng.random((3, 3), dtype=np.float32),
+        rng.integers(0, 256, (4, 9), dtype=np.uint8),
+    ]
+    for i, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{i}.tif")
+        Image.fromarray(np.full(array.shape, 200, np.uint8)).save(tmp_path / f"{i}.png")
+        pairs.append(
+            Pair(stem=str(i), images=(f"{tmp_path}/{i}.tif",), masks=(f"{tmp_path}/{i}.png",))
+        )
+    num_bytes = np.array([array.nbytes + array.size for array in arrays])
+    decoded = DecodedImages(pairs, READER, num_bytes, 1e6)
+    for i, array in enumerate(arrays):
+        image, ids = decoded[i]
+        assert image.dtype == array.dtype
+        assert np.array_equal(image[0], array)
+        assert ids.shape == array.shape
+        assert (ids == 1).all()
+
+
+def test_crops_are_drawn_around_rare_classes(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    mask = np.zeros((200, 300), np.uint8)
+    mask[20:23, 280:283] = 200
+    for folder in ("images", "masks"):
+        Image.fromarray(mask).save(tmp_path / folder / "0.png")
+
+    def share(rare_share: float) -> float:
+        samples = SegmentationDataset(
+            pairs_of(tmp_path),
+            READER,
+            Normalization(mean=(0.4,), std=(0.2,)),
+            Augment(crop=(40, 40), rotate=20, quarter_turns=True, scale=(0.8, 1.2)),
+            crops_per_image=200,
+            rare=[1],
+            rare_share=rare_share,
+        )
+        assert len(samples) == 200
+        return float(np.mean([bool((samples[(0, i)][1] == 1).any()) for i in range(200)]))
+
+    assert share(0.0) < 0.1
+    assert 0.4 < share(0.5) < 0.65
+    assert share(1.0) == 1.0
+
+
+def test_several_crops_of_an_image_differ(data_root: Path) -> None:
+    samples = dataset(data_root)
+    samples.crops_per_image = 2
+    assert len(samples) == 12
+    assert not torch.equal(samples[(0, 1)][0], samples[(0, 7)][0])
+
+
+def test_a_workers_memory_does_not_grow_with_the_pairs_it_has_seen(data_root: Path) -> None:
+    pairs = dataset(data_root).pairs
+    assert list(pairs) == pairs_of(data_root)
+    assert not any(isinstance(part, list) for part in vars(pairs).values())
+
+
+def dataset(root: Path, seed: int = 0, decoded: DecodedImages | None = None) -> SegmentationDataset:
     return SegmentationDataset(
-        find_pairs(root / "images", root / "masks"),
-        CLASSES,
-        1,
+        pairs_of(root),
+        READER,
         Normalization(mean=(0.4,), std=(0.2,)),
         Augment(crop=(20, 24), flip_horizontal=True, rotate=20, elastic_std=2, brightness=0.2),
         seed,
+        decoded=decoded,
     )
 
 

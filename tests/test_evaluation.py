@@ -9,9 +9,10 @@ from conftest import make_config, write_pairs
 from PIL import Image
 
 from unet import load_model, predict
-from unet.data import find_pairs
-from unet.evaluation import confusion_table, evaluate, score_table, split_pairs
+from unet.check import check_data
+from unet.evaluation import confusion_table, evaluate, score_table
 from unet.metrics import scores
+from unet.pairs import find_pairs
 from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -26,9 +27,9 @@ def run(data_root: Path, workdir: Path) -> Path:
 def counted_by_hand(checkpoint: Path, pairs: list) -> np.ndarray:
     model, matrix = load_model(checkpoint), np.zeros((2, 2), int)
     for pair in pairs:
-        with Image.open(pair.mask) as mask:
+        with Image.open(pair.masks[0]) as mask:
             truth = (np.asarray(mask) == 200).astype(int)
-        np.add.at(matrix, (truth, predict(model, pair.image)), 1)
+        np.add.at(matrix, (truth, predict(model, pair.images[0])), 1)
     return matrix
 
 
@@ -38,10 +39,10 @@ def test_the_validation_split_is_scored_from_the_checkpoint_alone(
     path = evaluate(run / "best.pt")
     assert path == run / "evaluation_best" / "metrics.json"
     report = json.loads(path.read_text())
-    _, val_pairs = split_pairs(make_config(data_root))
+    val_pairs = check_data(make_config(data_root)).val_pairs
     matrix = counted_by_hand(run / "best.pt", val_pairs)
     assert report["confusion_matrix"] == matrix.tolist()
-    assert report["images"] == [str(pair.image) for pair in val_pairs]
+    assert report["images"] == [pair.stem for pair in val_pairs]
     assert report["iou"][1] == pytest.approx(
         matrix[1, 1] / (matrix[1].sum() + matrix[:, 1].sum() - matrix[1, 1])
     )
@@ -54,9 +55,9 @@ def test_the_validation_split_is_scored_from_the_checkpoint_alone(
 def test_another_folder_is_scored(run: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path / "new", 3, seed=7)
     images, masks = tmp_path / "new" / "images", tmp_path / "new" / "masks"
-    path = evaluate(run / "last.pt", images=images, masks=masks, out=tmp_path / "scores")
+    path = evaluate(run / "last.pt", images=str(images), masks=str(masks), out=tmp_path / "scores")
     report = json.loads(path.read_text())
-    matrix = counted_by_hand(run / "last.pt", find_pairs(images, masks))
+    matrix = counted_by_hand(run / "last.pt", find_pairs(Path(), [str(images)], str(masks))[0])
     assert report["confusion_matrix"] == matrix.tolist()
 
 
@@ -66,10 +67,10 @@ def test_the_validation_images_stay_those_of_the_run(run: Path, data_root: Path)
     for i, folder in itertools.product(range(4), ("images", "masks")):
         (data_root / "more" / folder / f"{i}.png").rename(data_root / folder / f"1{i}.png")
     assert json.loads(evaluate(run / "best.pt", overwrite=True).read_text()) == before
-    stem = Path(before["images"][0]).stem
+    stem = before["images"][0]
     for folder in ("images", "masks"):
         (data_root / folder / f"{stem}.png").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"got no image {stem}, expected the 2 validation"):
+    with pytest.raises(FileNotFoundError, match=rf"got no pair {stem}, expected the 2 validation"):
         evaluate(run / "best.pt", overwrite=True)
 
 
@@ -94,7 +95,7 @@ def test_masks_of_other_values_are_refused_before_anything_is_written(
     mask = tmp_path / "new" / "masks" / "0.png"
     Image.fromarray(np.full((36, 52), 77, np.uint8)).save(mask)
     with pytest.raises(ValueError, match=r"0\.png: got the mask value 77"):
-        evaluate(run / "best.pt", images=tmp_path / "new/images", masks=tmp_path / "new/masks")
+        evaluate(run / "best.pt", images=f"{tmp_path}/new/images", masks=f"{tmp_path}/new/masks")
     assert not (run / "evaluation_best").exists()
 
 

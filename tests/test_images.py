@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.images import read_image, to_channels
+from unet.images import UnreadableError, count_pages, read_image, to_channels, to_float
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -58,12 +58,16 @@ def write_tiff16(path: Path, pixels: np.ndarray, order: str, planes: bool = Fals
     path.write_bytes(header + fields + lists + data)
 
 
+def read_scaled(path: Path, in_channels: int) -> np.ndarray:
+    return to_float(read_image(path, in_channels))
+
+
 @pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
 def test_grey_and_colour_are_read_exactly(tmp_path: Path, ending: str) -> None:
     for pixels, channels in ((GREY, 1), (COLOUR, 3)):
         path = tmp_path / f"{channels}.{ending}"
         Image.fromarray(pixels).save(path)
-        image = read_image(path, channels)
+        image = read_scaled(path, channels)
         assert image.dtype == np.float32
         expected = pixels.reshape(9, 13, -1).transpose(2, 0, 1) / 255
         np.testing.assert_allclose(image, expected, rtol=1e-6)
@@ -72,7 +76,7 @@ def test_grey_and_colour_are_read_exactly(tmp_path: Path, ending: str) -> None:
 def test_jpeg_is_read(tmp_path: Path) -> None:
     smooth = np.tile(np.arange(16, dtype=np.uint8) * 8, (16, 1))
     Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
-    image = read_image(tmp_path / "a.jpg", 1)
+    image = read_scaled(tmp_path / "a.jpg", 1)
     np.testing.assert_allclose(image[0], smooth / 255, atol=0.02)
 
 
@@ -80,21 +84,21 @@ def test_jpeg_is_read(tmp_path: Path) -> None:
 def test_16_bits_are_kept(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     Image.fromarray(GREY16).save(path)
-    np.testing.assert_allclose(read_image(path, 1)[0], GREY16 / 65535, rtol=1e-6)
+    np.testing.assert_allclose(read_scaled(path, 1)[0], GREY16 / 65535, rtol=1e-6)
 
 
 def test_16_bit_colour_png_is_kept_although_pillow_would_cut_it(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     write_png16(path, COLOUR16)
     expected = COLOUR16.transpose(2, 0, 1) / 65535
-    np.testing.assert_allclose(read_image(path, 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_scaled(path, 3), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_16_bit_colour_tiff_is_kept(tmp_path: Path, order: str) -> None:
     write_tiff16(tmp_path / "a.tif", COLOUR16, order)
     expected = COLOUR16.transpose(2, 0, 1) / 65535
-    np.testing.assert_allclose(read_image(tmp_path / "a.tif", 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_scaled(tmp_path / "a.tif", 3), expected, rtol=1e-6)
 
 
 def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
@@ -107,7 +111,7 @@ def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
 
 def test_four_channels_can_be_asked_for(tmp_path: Path) -> None:
     Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
-    np.testing.assert_allclose(read_image(tmp_path / "a.png", 4)[3], GREY / 255, rtol=1e-6)
+    np.testing.assert_allclose(read_scaled(tmp_path / "a.png", 4)[3], GREY / 255, rtol=1e-6)
 
 
 def test_grey_with_alpha_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
@@ -124,8 +128,8 @@ def test_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_real_format_must_be_one_of_ours(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "a.gif")
-    (tmp_path / "a.gif").rename(tmp_path / "a.png")
+    Image.fromarray(GREY).save(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").rename(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
         read_image(tmp_path / "a.png", 1)
 
@@ -145,7 +149,7 @@ def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
     palette = Image.fromarray(COLOUR).quantize(16)
     palette.save(tmp_path / "palette.png")
     expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1) / 255
-    np.testing.assert_allclose(read_image(tmp_path / "palette.png", 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(read_scaled(tmp_path / "palette.png", 3), expected, rtol=1e-6)
 
 
 def test_colours_are_not_made_grey(tmp_path: Path) -> None:
@@ -197,9 +201,82 @@ def test_pages_are_not_dropped(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif", 1)
 
 
-def test_floats_are_refused(tmp_path: Path) -> None:
-    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match="Pillow's mode F"):
+def test_floats_are_kept_as_they_are(tmp_path: Path) -> None:
+    numbers = GREY.astype(np.float32) * 1000 - 7
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    assert np.array_equal(read_scaled(tmp_path / "a.tif", 1)[0], numbers)
+    numbers[2, 3:5] = np.nan
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: got 2 pixel\(s\) of NaN or infinity"):
         read_image(tmp_path / "a.tif", 1)
     with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype float64"):
         to_channels(np.zeros((4, 4)), 1, "image")
+
+
+def test_a_page_of_a_stack_is_read(tmp_path: Path) -> None:
+    pages = [Image.fromarray(GREY // (i + 1)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert count_pages(tmp_path / "a.tif") == 3
+    for i in range(3):
+        assert np.array_equal(read_image(tmp_path / "a.tif", 1, page=i)[0], GREY // (i + 1))
+    Image.fromarray(GREY).save(tmp_path / "b.png")
+    assert count_pages(tmp_path / "b.png") == 1
+
+
+def test_several_files_are_channels(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        Image.fromarray(GREY16 // (i + 1)).save(tmp_path / f"{name}.tif")
+    paths = [str(tmp_path / f"{name}.tif") for name in "abc"]
+    image = read_image(paths, 3)
+    assert image.dtype == np.uint16
+    assert np.array_equal(image, np.stack([GREY16, GREY16 // 2, GREY16 // 3]))
+    with pytest.raises(ValueError, match=r"got 3 files as channels, expected .*in_channels, 2"):
+        read_image(paths, 2)
+    Image.fromarray(GREY).save(paths[1])
+    with pytest.raises(ValueError, match=r"b\.tif: got .* pixels of uint8, expected those of"):
+        read_image(paths, 3)
+
+
+def test_a_gif_is_read_by_its_palettes_colours(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.gif")
+    assert np.array_equal(read_image(tmp_path / "a.gif", 1)[0], GREY)
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", 1)[0], GREY)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg", "bmp", "gif"])
+def test_what_is_cut_off_anywhere_is_unreadable(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for tenth in range(10):
+        path.write_bytes(whole[: len(whole) * tenth // 10])
+        with pytest.raises(
+            UnreadableError, match=rf"a\.{ending}: cannot be read as an image \(.+\)"
+        ):
+            read_image(path, 1)
+
+
+def test_a_small_file_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\x00\x00\x00\x00IDAT"
+        + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
+    with pytest.raises(UnreadableError, match=r"exceeds limit .* decompression"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is a folder, expected an image"):
+        read_image(tmp_path, 1)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from test_images import write_png16
 
-from unet.masks import IGNORE_INDEX, ClassMap
+from unet.masks import IGNORE_INDEX, ClassMap, StrayValueError, palette_of, read_parts
 
 IDS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -73,14 +73,16 @@ def test_an_unknown_value_is_named_with_its_pixels_and_the_classes(tmp_path: Pat
     with pytest.raises(
         ValueError,
         match=r"a\.png: got the mask value 3 \(2 pixels\), 254 \(1 pixel\), "
-        r"expected ground 0, cell 1, ignored 9; add the value to data\.classes or data\.ignore",
+        r"expected \{ground: 0, cell: 1\}, ignored \[9\]; data\.classes that would fit: "
+        r"\{ground: 0, cell: 1, new_1: 3, new_2: 254\}, or data\.ignore: \[9, 3, 254\]; "
+        r"data\.tolerance=245 takes the nearest class",
     ):
         ClassMap({"ground": 0, "cell": 1}, ignore=[9]).read(path)
 
 
 def test_a_mask_that_lost_its_values_is_told_so(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
-    with pytest.raises(ValueError, match=r"and 57 more, .*resized smoothly, or saved as JPEG"):
+    with pytest.raises(ValueError, match=r"and 57 more, .*data\.tolerance=62 .*saved as JPEG"):
         ClassMap({"a": 0, "b": 1}).read(path)
 
 
@@ -98,7 +100,7 @@ def test_16_bit_colours_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_colour_is_named(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.full((2, 2, 3), 9, np.uint8))
-    with pytest.raises(ValueError, match=r"got the mask value \(9, 9, 9\) \(4 pixels\)"):
+    with pytest.raises(ValueError, match=r"got the mask value \[9, 9, 9\] \(4 pixels\)"):
         ClassMap({"a": (0, 0, 0), "b": (1, 1, 1)}).read(path)
 
 
@@ -115,8 +117,97 @@ def test_contradicting_class_maps_are_refused() -> None:
         ClassMap({"a": 3, "b": 4}, ignore=[3])
     with pytest.raises(ValueError, match="expected grey values only or colours"):
         ClassMap({"a": 3, "b": (1, 2, 3)})
-    with pytest.raises(ValueError, match=r"got 1 class\(es\), expected 2 to 254"):
+    with pytest.raises(ValueError, match=r"got 1 class\(es\), expected 2 to 253"):
         ClassMap({"a": 3})
+
+
+def test_many_values_mean_one_class(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 127, 128, 7, 300, 65535]], np.uint16))
+    classes = ClassMap({"none": [0, 7], "myelin": "127, 128", "cell": "200-70000"})
+    assert classes.read(path).tolist() == [[0, 1, 1, 0, 2, 2]]
+    assert classes.values == (0, 127, 200)
+    path = save(tmp_path / "b.png", np.array([[[1, 1, 1], [2, 2, 2], [3, 3, 3]]], np.uint8))
+    colours = ClassMap({"a": [(1, 1, 1), (3, 3, 3)], "b": (2, 2, 2)})
+    assert colours.read(path).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "I", "F", "I;16"])
+def test_the_rule_holds_for_every_kind_of_file(tmp_path: Path, mode: str) -> None:
+    ids = np.array([[0, 1, 0], [1, 1, 0]], np.uint8)
+    values = Image.fromarray(ids * 200)
+    if mode == "I;16":
+        values = Image.fromarray(ids.astype(np.uint16) * 200)
+    else:
+        values = values.convert(mode)
+    values.save(tmp_path / "a.tif")
+    assert np.array_equal(ClassMap({"a": 0, "b": 200}).read(tmp_path / "a.tif"), ids)
+
+
+def test_one_bit_is_0_and_1_or_0_and_255(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "a.png")
+    for one in (1, 255):
+        assert ClassMap({"a": 0, "b": one}).read(tmp_path / "a.png").tolist() == [[0, 1]]
+
+
+def test_numbers_with_a_fraction_are_no_classes(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1.5]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: got 1 pixel\(s\) such as 1\.5, expected whole"):
+        ClassMap({"a": 0, "b": 1}).read(tmp_path / "a.tif")
+
+
+def test_a_tolerance_takes_the_nearest(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 12, 99, 100, 120, 244]], np.uint8))
+    classes = {"a": 0, "b": 100, "c": 255}
+    assert ClassMap(classes, tolerance=20).read(path).tolist() == [[0, 0, 1, 1, 1, 2]]
+    assert ClassMap(classes, ignore=[14], tolerance=20).read(path)[0, 1] == 255
+    with pytest.raises(StrayValueError, match=r"120 \(1 pixel\), expected") as caught:
+        ClassMap(classes, tolerance=19).read(path)
+    assert caught.value.pixels == {120: 1}
+
+
+def test_a_jpeg_of_colours_is_read_with_a_tolerance(tmp_path: Path) -> None:
+    ids = np.kron(np.random.default_rng(0).integers(0, 3, (6, 8)), np.ones((9, 9), int))
+    colours = np.array([(0, 0, 0), (255, 0, 0), (0, 200, 90)], np.uint8)
+    Image.fromarray(colours[ids]).save(tmp_path / "a.jpg", quality=90, subsampling=0)
+    classes = {"abc"[i]: tuple(colour) for i, colour in enumerate(colours.tolist())}
+    with pytest.raises(ValueError, match="saved as JPEG"):
+        ClassMap(classes).read(tmp_path / "a.jpg")
+    read = ClassMap(classes, tolerance=90).read(tmp_path / "a.jpg")
+    assert (read == ids).mean() > 0.97
+
+
+def test_a_palette_is_written_again(tmp_path: Path) -> None:
+    image = Image.fromarray(IDS)
+    image.putpalette([9, 9, 9, 255, 0, 0, 0, 0, 255])
+    image.save(tmp_path / "a.png")
+    palette = palette_of(tmp_path / "a.png")
+    assert palette is not None
+    assert palette[:3] == ((9, 9, 9), (255, 0, 0), (0, 0, 255))
+    classes = ClassMap({"a": 0, "b": 1, "c": 2})
+    classes.write(tmp_path / "b.png", classes.read(tmp_path / "a.png"), palette)
+    assert np.array_equal(classes.read(tmp_path / "b.png"), IDS)
+    with Image.open(tmp_path / "a.png") as one, Image.open(tmp_path / "b.png") as other:
+        assert np.array_equal(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))
+    assert palette_of(save(tmp_path / "c.png", IDS)) is None
+
+
+def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:
+    axon = save(tmp_path / "axon.png", np.array([[0, 255, 0], [0, 255, 0]], np.uint8))
+    myelin = save(tmp_path / "myelin.png", np.array([[1, 0, 0], [1, 0, 0]], np.uint8))
+    assert read_parts([axon, myelin], ["axon", "myelin"]).tolist() == [[2, 1, 0], [2, 1, 0]]
+    save(myelin, np.array([[1, 1, 0], [1, 0, 0]], np.uint8))
+    with pytest.raises(ValueError, match=r"myelin\.png: got 1 pixel\(s\) that axon claims too"):
+        read_parts([axon, myelin], ["axon", "myelin"])
+    save(myelin, np.array([[9, 0, 0], [254, 0, 0]], np.uint8))
+    with pytest.raises(ValueError, match=r"got the mask value 9 \(1 pixel\), expected \{none: 0"):
+        read_parts([axon, myelin], ["axon", "myelin"])
+    assert read_parts([axon, myelin], ["axon", "myelin"], tolerance=9)[:, 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("values", ["", "1-", "3-1", "a", "-1", "1;2"])
+def test_text_that_is_no_values_is_refused(values: str) -> None:
+    with pytest.raises(ValueError, match=r"expected values such as '127, 128' or '1-255'"):
+        ClassMap({"a": 0, "b": values})
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:

@@ -9,7 +9,7 @@ from test_images import write_png16
 
 from unet import load_model, predict
 from unet.checkpoint import save_checkpoint
-from unet.images import read_image
+from unet.images import read_image, to_float
 from unet.prediction import predict_files
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -57,7 +57,7 @@ def test_files_pillow_images_and_arrays_give_the_same(checkpoint: Path, data_roo
     assert np.array_equal(predict(model, values_of(path)), ids)
     with Image.open(path) as image:
         assert np.array_equal(predict(model, image), ids)
-    logits = model.logits(model.normalization(torch.from_numpy(read_image(path, 1))))
+    logits = model.logits(model.normalization(torch.from_numpy(to_float(read_image(path, 1)))))
     assert np.array_equal(logits.argmax(0).numpy(), ids)
 
 

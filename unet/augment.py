@@ -56,20 +56,26 @@ class Augment:
         self.contrast = contrast
 
     def __call__(
-        self, image: Tensor, target: Tensor, rng: np.random.Generator
+        self,
+        image: Tensor,
+        target: Tensor,
+        rng: np.random.Generator,
+        around: tuple[int, int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw one augmentation from `rng` and apply it.
 
         Args:
             image: (C, H, W) float32, normalised to mean 0 and standard deviation 1.
-            target: (H, W) int64 class ids.
+            target: (H, W) class ids.
             rng: the only source of randomness.
+            around: (y, x) of a pixel that the crop is drawn around; it will not be near its border
+                unless it is near the image's.
 
         Returns:
             Image (C, h, w) and target (h, w) of the crop's size.
         """
         height, width = image.shape[-2:]
-        grid = self._grid(height, width, rng)[None]
+        grid = self._grid(height, width, rng, around)[None]
         image = F.grid_sample(
             image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )[0]
@@ -85,7 +91,9 @@ class Augment:
         shift = rng.uniform(-self.brightness, self.brightness)
         return image * gain + shift, target
 
-    def _grid(self, height: int, width: int, rng: np.random.Generator) -> Tensor:
+    def _grid(
+        self, height: int, width: int, rng: np.random.Generator, around: tuple[int, int] | None
+    ) -> Tensor:
         """Where each pixel of the crop comes from: (h, w, 2) as (x, y) in grid_sample's units."""
         crop_height, crop_width = self.crop or (height, width)
         scale = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
@@ -116,7 +124,11 @@ class Augment:
         window = (crop_width, crop_height) if turns % 2 else (crop_height, crop_width)
         for axis, (size, image_size) in enumerate(zip(window, (height, width), strict=True)):
             free = image_size - size / scale
-            start = int(rng.integers(int(free) + 1)) if free > 0 else math.floor(free / 2)
+            low, high = 0, int(free)
+            if around is not None:  # between a quarter and three quarters of the window
+                low = min(max(0, math.ceil(around[axis] - 0.75 * size / scale)), high)
+                high = max(min(high, math.floor(around[axis] - 0.25 * size / scale)), low)
+            start = int(rng.integers(low, high + 1)) if free > 0 else math.floor(free / 2)
             source[axis] += start + size / scale / 2
             source[axis] = 2 * source[axis] / image_size - 1
         return source.flip(0).permute(1, 2, 0)

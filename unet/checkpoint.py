@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from unet.atomic import atomic_path
+from unet.check import class_map
 from unet.config import Config, config_from_dict, config_to_dict, differences
 from unet.data import Normalization
 from unet.device import pick_device, pick_dtype
-from unet.masks import ClassMap
+from unet.masks import ClassMap, Colour
 from unet.model import UNet
 from unet.tiling import sliding_window
 
@@ -22,7 +23,11 @@ _FORMAT, _VERSION = "unet checkpoint", 1
 _FREE_TO_CHANGE = (
     "data.root",
     "data.images",
-    "data.masks",
+    "data.channels",
+    "data.csv",
+    "data.stacks",
+    "data.cache",
+    "data.tolerance",
     "data.validation.images",
     "data.validation.masks",
     "train.device",
@@ -41,6 +46,7 @@ class SegmentationModel:
         config: of the run that trained it.
         normalization: of the training images.
         val_stems: the images that were kept from training.
+        palette: of the training masks, if they have one.
         device: where it runs.
     """
 
@@ -48,12 +54,13 @@ class SegmentationModel:
     config: Config
     normalization: Normalization
     val_stems: tuple[str, ...]
+    palette: tuple[Colour, ...] | None
     device: torch.device
 
     @property
     def classes(self) -> ClassMap:
         """The classes and their mask values."""
-        return ClassMap(self.config.data.classes, self.config.data.ignore)
+        return class_map(self.config)
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Tensor:
@@ -93,6 +100,7 @@ def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]
         "config": config_to_dict(model.config),
         "normalization": asdict(model.normalization),
         "val_stems": list(model.val_stems),
+        "palette": model.palette,
         "model": model.net.state_dict(),
         **states,
     }
@@ -163,13 +171,11 @@ def load_model(
             f"{path}: the weights do not fit the model of the checkpoint's own config; it was "
             "changed after training"
         ) from error
-    normalization = Normalization(
-        **{name: tuple(values) for name, values in contents["normalization"].items()}
-    )
     return SegmentationModel(
         net=net.eval(),
         config=config,
-        normalization=normalization,
+        normalization=Normalization(**contents["normalization"]),
         val_stems=tuple(contents["val_stems"]),
+        palette=contents["palette"],
         device=chosen,
     )

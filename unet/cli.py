@@ -21,7 +21,10 @@ _OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Una
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 2 wrong input, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    0 done, 1 faults found by check, 2 wrong input, 130 interrupted.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, we say
@@ -38,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "such as train.epochs=5"
         )
     try:
-        arguments.run(arguments, overrides)
+        return int(arguments.run(arguments, overrides) or 0)
     except BrokenPipeError:  # the reader left, as in `unet evaluate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -64,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -77,6 +79,26 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
         if (Path("runs") / config.name / "last.pt").exists():
             print("\nthe same command with --resume goes on from the last validation", end="")
         raise
+
+
+def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    config = load_config(arguments.config, overrides)
+    from unet.check import check_data, describe, draw_samples
+    from unet.quickstart import draw_quickstart
+
+    if config.data.draw_quickstart and not Path(config.data.root).exists():
+        draw_quickstart(Path(config.data.root))
+    data = check_data(config)
+    print(describe(data, list(config.data.classes)))
+    for note in data.notes:
+        print(f"note: {note}")
+    if arguments.pictures is not None and data.train_pairs:
+        draw_samples(config, data, arguments.pictures)
+        print(f"wrote {arguments.pictures}")
+    for fault in data.faults:
+        print(f"error: {fault}", file=sys.stderr)
+    print(f"{len(data.faults)} fault(s) found" if data.faults else "nothing is wrong")
+    return 1 if data.faults else 0
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -129,14 +151,23 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run from its last.pt")
     train.set_defaults(run=_train)
 
+    check = commands.add_parser(
+        "check", parents=[shared], epilog=settings, help="read all data of a config; report faults"
+    )
+    check.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
+    check.add_argument(
+        "--pictures", type=Path, metavar="FILE", help="draw samples, also augmented, as this PNG"
+    )
+    check.set_defaults(run=_check)
+
     evaluate = commands.add_parser(
         "evaluate", parents=[shared], epilog=settings, help="score a checkpoint"
     )
     evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
     evaluate.add_argument(
-        "--images", type=Path, metavar="DIR", help="score this folder, not the validation split"
+        "--images", metavar="DIR", help="score this folder or pattern, not the validation split"
     )
-    evaluate.add_argument("--masks", type=Path, metavar="DIR", help="the masks of --images")
+    evaluate.add_argument("--masks", metavar="DIR", help="the masks of --images")
     evaluate.add_argument(
         "-o",
         "--out",

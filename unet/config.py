@@ -50,38 +50,91 @@ Positive = Annotated[int, Range(minimum=1)]
 Share = Annotated[float, Range(minimum=0, maximum=1)]
 NotNegative = Annotated[float, Range(minimum=0)]
 Byte = Annotated[int, Range(minimum=0, maximum=255)]
-MaskValue = Annotated[int, Range(minimum=0, maximum=65535)] | tuple[Byte, Byte, Byte]
+MaskValues = (
+    Annotated[int, Range(minimum=0, maximum=65535)]
+    | tuple[Byte, Byte, Byte]
+    | tuple[Annotated[int, Range(minimum=0, maximum=65535)], ...]
+    | tuple[tuple[Byte, Byte, Byte], ...]
+    | str
+)
 Size = tuple[Positive, Positive]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Which pairs are kept from training, to be scored. One way of the three."""
+    """Which pairs are kept from training, to be scored. One way of the five, and perhaps group."""
 
-    # Share of the pairs, drawn by train.seed.
+    # Share of the pairs, drawn by train.seed, of every combination of classes alike.
     fraction: Annotated[float, Range(above=0, maximum=0.9)] | None = None
-    # The pairs of these stems (file names without ending).
-    stems: tuple[str, ...] | None = None
-    # Folders of their own, relative to data.root.
+    # The pairs of these stems (see data.images), or a file of data.root with one on each line.
+    stems: tuple[str, ...] | str | None = None
+    # Folders or patterns of their own, as data.images and data.masks.
     images: str | None = None
     masks: str | None = None
+    # The rows of data.csv whose column split says this; those that say train are trained on.
+    split: str | None = None
+    # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1.
+    folds: Annotated[int, Range(minimum=2)] | None = None
+    fold: Annotated[int, Range(minimum=0)] | None = None
+    # Regular expression: stems in which it finds the same (its first group, if it has one), such
+    # as one patient's, stay on one side of fraction or folds.
+    group: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedNormalizationConfig:
+    """Numbers for each channel, of images scaled from 0 to 1 (floats as they are)."""
+
+    mean: tuple[float, ...]
+    std: tuple[Annotated[float, Range(above=0)], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Image and mask files, and what the mask values mean."""
 
-    # Folder that the other folders are relative to; itself relative to the current directory.
+    # Folder that the other paths are relative to; itself relative to the current directory.
     root: str
+    # A folder, with all that lies in it, or a pattern: {stem} stands for what image and mask have
+    # in common, * for anything else within a name. Such as scans/{stem}.tif.
     images: str = "images"
-    masks: str = "masks"
-    # Name -> value in the mask files: a grey value or index, or a colour [R, G, B].
-    classes: dict[str, MaskValue]
+    # Likewise, such as scans/{stem}_mask.tif; or one for each class but the first, by its name.
+    masks: str | dict[str, str] = "masks"
+    # Instead of images: a pattern for each channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
+    channels: tuple[str, ...] | None = None
+    # Instead of images and masks: a table with the columns image, mask and, if need be, split.
+    csv: str | None = None
+    # Whether files are stacks of which page i of an image belongs to page i of its mask.
+    stacks: bool = False
+    # Name -> what means it in the mask files: a grey value or index; several, as [127, 128], or
+    # in text with ranges, as "1-3, 7"; a colour [R, G, B]; or a list of colours.
+    classes: dict[str, MaskValues]
     # Mask values that are neither learned nor scored.
-    ignore: tuple[MaskValue, ...] = ()
+    ignore: tuple[MaskValues, ...] = ()
+    # Mask values this close to one of the above are taken for the nearest; others are errors.
+    tolerance: Annotated[int, Range(minimum=0, maximum=65535)] = 0
+    # From the training images together (dataset), from each image (image), the same without its
+    # darkest and brightest 0.5 % (percentiles), or by given numbers.
+    normalization: Literal["dataset", "image", "percentiles"] | FixedNormalizationConfig = "dataset"
+    # Leave out files that cannot be read, and say how many.
+    skip_unreadable: bool = False
+    # GiB of decoded images that are kept in memory, shared by all workers.
+    cache: NotNegative = 2.0
     validation: ValidationConfig
     # Draw the quickstart data into root if root is not there.
     draw_quickstart: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """Which crops are drawn."""
+
+    # Crops of each image in an epoch.
+    crops_per_image: Positive = 1
+    # Share of the crops that are drawn around a pixel of a class in rare, where the image has one.
+    rare_share: Share = 0.0
+    # Names of classes.
+    rare: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +182,9 @@ class LossConfig:
 
     cross_entropy: NotNegative = 1.0
     dice: NotNegative = 1.0
-    # One number for each class, in the order of data.classes; null for all equal.
-    class_weights: tuple[NotNegative, ...] | None = None
+    # One number for each class, in the order of data.classes; balanced for the inverse of each
+    # class's share of the training pixels; null for all equal.
+    class_weights: tuple[NotNegative, ...] | Literal["balanced"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +249,7 @@ class Config:
     # Results go to runs/<name>. The file's own name where it says none.
     name: str
     data: DataConfig
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -451,13 +506,68 @@ def _describe_type(annotation: Any) -> str:
 def _contradictions(config: Config) -> list[str]:
     """Settings that are possible each, but not together."""
     faults = []
-    validation, train, schedule = config.data.validation, config.train, config.schedule
+    data, validation = config.data, config.data.validation
+    train, schedule = config.train, config.schedule
     folders = validation.images is not None or validation.masks is not None
-    ways = (validation.fraction is not None) + (validation.stems is not None) + folders
-    if ways != 1 or (folders and None in (validation.images, validation.masks)):
+    folds = validation.folds is not None or validation.fold is not None
+    ways = sum(one is not None for one in (validation.fraction, validation.stems, validation.split))
+    if (
+        ways + folders + folds != 1
+        or (folders and None in (validation.images, validation.masks))
+        or (folds and None in (validation.folds, validation.fold))
+    ):
         faults.append(
-            "data.validation: expected one of fraction, stems, or images together with masks"
+            "data.validation: expected one of fraction, stems, split, folds together with fold, "
+            "or images together with masks"
         )
+    elif validation.folds is not None and (validation.fold or 0) >= validation.folds:
+        faults.append(
+            f"data.validation.fold: got {validation.fold}, expected 0 to {validation.folds - 1}"
+        )
+    if validation.split is not None and data.csv is None:
+        faults.append("data.validation.split: expected data.csv, whose column it refers to")
+    if validation.group is not None:
+        if validation.fraction is None and validation.folds is None:
+            faults.append("data.validation.group: expected fraction or folds, which it divides")
+        try:
+            re.compile(validation.group)
+        except re.error as error:
+            faults.append(
+                f"data.validation.group: got {validation.group!r}, expected a regular expression "
+                f"({error})"
+            )
+    if data.csv is not None and (data.images, data.masks) != ("images", "masks"):
+        faults.append("data.csv: got images or masks besides, expected the table's alone")
+    if data.channels is not None and (data.images != "images" or data.csv is not None or folders):
+        faults.append("data.channels: got another place of images besides, expected one alone")
+    if data.channels is not None and len(data.channels) != config.model.in_channels:
+        faults.append(
+            f"data.channels: got {len(data.channels)} patterns, expected model.in_channels, "
+            f"{config.model.in_channels}"
+        )
+    if isinstance(data.masks, dict) and list(data.masks) != list(data.classes)[1:]:
+        faults.append(
+            f"data.masks: got {', '.join(data.masks)}, expected a pattern for each of "
+            f"data.classes but the first: {', '.join(list(data.classes)[1:])}"
+        )
+    if isinstance(data.normalization, FixedNormalizationConfig):
+        for name, numbers in vars(data.normalization).items():
+            if len(numbers) != config.model.in_channels:
+                faults.append(
+                    f"data.normalization.{name}: got {len(numbers)} numbers, expected "
+                    f"model.in_channels, {config.model.in_channels}"
+                )
+    if unknown := [name for name in config.sampling.rare if name not in data.classes]:
+        faults.append(
+            f"sampling.rare: got {', '.join(unknown)}, expected names of data.classes: "
+            f"{', '.join(data.classes)}"
+        )
+    if bool(config.sampling.rare) != (config.sampling.rare_share > 0):
+        faults.append("sampling: expected both rare and a rare_share above 0, or neither")
+    if config.augment.crop is None and (
+        config.sampling.rare or config.sampling.crops_per_image > 1
+    ):
+        faults.append("sampling: expected an augment.crop, which is what it draws")
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) == {"."}:
         faults.append(
             f"name: got {config.name!r}, expected letters, digits, '.', '_', '+' and '-' only, as "
@@ -468,7 +578,7 @@ def _contradictions(config: Config) -> list[str]:
     if validation.stems == ():
         faults.append("data.validation.stems: got an empty list, expected at least one stem")
     try:
-        ClassMap(config.data.classes, config.data.ignore)
+        ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
     except ValueError as error:
         faults.append(str(error))
     if config.augment.scale[0] > config.augment.scale[1]:
@@ -478,7 +588,9 @@ def _contradictions(config: Config) -> list[str]:
     if config.loss.cross_entropy == 0 == config.loss.dice:
         faults.append("loss: got 0 for cross_entropy and dice, expected one of them above 0")
     weights = config.loss.class_weights
-    if weights is not None and (len(weights) != len(config.data.classes) or sum(weights) == 0):
+    if isinstance(weights, tuple) and (
+        len(weights) != len(config.data.classes) or sum(weights) == 0
+    ):
         faults.append(
             f"loss.class_weights: got {list(weights)}, expected {len(config.data.classes)} numbers "
             "as there are classes in data.classes, not all 0"

@@ -1,11 +1,11 @@
-"""Image and mask files: find, pair, split, check, and load them."""
+"""Pairs of files -> samples for training and scoring."""
 
-import difflib
-import re
+import pickle
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import repeat
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,240 +14,136 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from unet.augment import Augment
-from unet.images import SUFFIXES, read_image
-from unet.masks import ClassMap
+from unet.images import read_image, to_float
+from unet.masks import ClassMap, read_parts
+from unet.pairs import Pair
 
-# First words of the seeds, so that no two uses draw the same numbers.
-_SPLIT_STREAM, _ORDER_STREAM, _AUGMENT_STREAM = 1, 2, 3
+# First words of the seeds, so that no two uses draw the same numbers; 1 is the split's.
+_ORDER_STREAM, _AUGMENT_STREAM = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """An image file and its mask file."""
+class PairReader:
+    """Reads pairs of one data set.
 
-    image: Path
-    mask: Path
-
-    @property
-    def stem(self) -> str:
-        """The name that both share."""
-        return self.image.stem
-
-
-def natural_key(text: str) -> list[str | int]:
-    """Sort key by which `2.tif` comes before `10.tif`."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))]
-
-
-def list_images(folder: Path) -> list[Path]:
-    """All image files of a folder in natural order; hidden files and other endings are not.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no image.
+    Args:
+        classes: of the masks.
+        in_channels: C of the images.
+        in_parts: whether a mask lies in several files, one for each class but the first.
     """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
-    files = [
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
-    if not files:
-        raise ValueError(
-            f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
-        )
-    return sorted(files, key=lambda path: (natural_key(path.name), path.name))
 
+    classes: ClassMap
+    in_channels: int
+    in_parts: bool = False
 
-def find_pairs(images: Path, masks: Path) -> list[Pair]:
-    """Pair the files of two folders by their stem, in natural order.
+    def __call__(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+        """Read an image (C, H, W), as `read_image` gives it, and class ids (H, W) uint8.
 
-    Raises:
-        FileNotFoundError: if a folder is missing.
-        ValueError: if a stem is there twice, or without its other half.
-    """
-    image_files, mask_files = _by_stem(images), _by_stem(masks)
-    without_mask = [path for stem, path in image_files.items() if stem not in mask_files]
-    without_image = [path for stem, path in mask_files.items() if stem not in image_files]
-    faults = []
-    if without_mask:
-        faults.append(f"{images}: {_some(without_mask)} without a mask in {masks}")
-    if without_image:
-        faults.append(f"{masks}: {_some(without_image)} without an image in {images}")
-    if faults:
-        raise ValueError(
-            "; ".join(faults) + "; expected a mask of the same stem for every image and none "
-            "besides: add or move the files"
-        )
-    return [Pair(image=path, mask=mask_files[stem]) for stem, path in image_files.items()]
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in list_images(folder):
-        if path.stem in files:
-            raise ValueError(
-                f"{folder}: got both {files[path.stem].name} and {path.name}, expected one file "
-                "of each stem; remove one"
-            )
-        files[path.stem] = path
-    return files
-
-
-def _some(paths: Sequence[Path]) -> str:
-    """Name the first few of many files."""
-    names = ", ".join(path.name for path in paths[:5])
-    return names + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
-
-
-def split_by_fraction(
-    pairs: Sequence[Pair], fraction: float, seed: int
-) -> tuple[list[Pair], list[Pair]]:
-    """Choose a share of the pairs by lot for validation, at least one and not all.
-
-    Returns:
-        Training and validation pairs, each in the order given.
-    """
-    if len(pairs) < 2:
-        raise ValueError(
-            f"data.validation.fraction: got {len(pairs)} pair to split, expected at least 2; add "
-            "images or give data.validation.images and data.validation.masks"
-        )
-    count = min(max(1, round(fraction * len(pairs))), len(pairs) - 1)
-    chosen = set(
-        np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(pairs))[:count].tolist()
-    )
-    return (
-        [pair for i, pair in enumerate(pairs) if i not in chosen],
-        [pair for i, pair in enumerate(pairs) if i in chosen],
-    )
-
-
-def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> tuple[list[Pair], list[Pair]]:
-    """Take the pairs of the given stems for validation.
-
-    Returns:
-        Training and validation pairs, each in the order given.
-
-    Raises:
-        ValueError: if a stem is not among the pairs, or none is left to train on.
-    """
-    known = [pair.stem for pair in pairs]
-    for stem in stems:
-        if stem not in known:
-            near = difflib.get_close_matches(stem, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(
-                f"data.validation.stems: got {stem!r}, expected the stem of an image in "
-                f"{pairs[0].image.parent}{hint}"
-            )
-    train = [pair for pair in pairs if pair.stem not in set(stems)]
-    if not train:
-        raise ValueError("data.validation.stems: got every image, expected some left to train on")
-    return train, [pair for pair in pairs if pair.stem in set(stems)]
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if one cannot be read, or their sizes differ.
+        """
+        image = read_image(pair.images, self.in_channels, pair.page)
+        size = (image.shape[1], image.shape[2])
+        names = self.classes.names
+        if self.in_parts:
+            return image, read_parts(pair.masks, names[1:], self.classes.tolerance, size, pair.page)
+        return image, self.classes.read(pair.masks[0], size, pair.page)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalization:
-    """Mean and standard deviation of each channel, of images scaled from 0 to 1."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """(C, H, W) from 0 to 1 -> mean 0 and standard deviation 1 over the training images."""
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return (image - mean[:, None, None]) / std[:, None, None]
-
-
-def read_pair(pair: Pair, classes: ClassMap, in_channels: int) -> tuple[Tensor, Tensor]:
-    """Read image (C, H, W) float32 from 0 to 1 and target (H, W) int64 of class ids.
-
-    Raises:
-        ValueError: if one cannot be read, or their sizes differ.
-    """
-    image = torch.from_numpy(read_image(pair.image, in_channels))
-    height, width = image.shape[1:]
-    target = torch.from_numpy(classes.read(pair.mask, (height, width))).long()
-    return image, target
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairSummary:
-    """What is kept of a pair that was read once."""
-
-    size: tuple[int, int]
-    """(height, width)."""
-    class_pixels: np.ndarray
-    """Pixels of each class, (K,)."""
-    sums: np.ndarray
-    """Of the values of each channel, (C,)."""
-    squares: np.ndarray
-    """Of the squared values of each channel, (C,)."""
-
-
-def check_pairs(
-    pairs: Sequence[Pair], classes: ClassMap, in_channels: int, what: str
-) -> list[PairSummary]:
-    """Read every pair once, so that whatever is wrong with the files is known before work starts.
+    """To a mean of 0 and a standard deviation of 1.
 
     Args:
-        pairs: image and mask files.
-        classes: of the masks.
-        in_channels: channels that the images must have.
-        what: the pairs' name on the progress bar.
-
-    Raises:
-        ValueError: with every fault found, a line each (the first ten).
+        method: by the numbers given, each image by its own, or that without its darkest and
+            brightest 0.5 %, which are cut off.
+        mean: of each channel, for given numbers.
+        std: likewise.
     """
 
-    def read(pair: Pair) -> PairSummary | str:
-        try:
-            image, target = read_pair(pair, classes, in_channels)
-        except (ValueError, FileNotFoundError) as error:
-            return str(error)
-        counts = torch.bincount(target.flatten(), minlength=256)[: len(classes.names)]
-        return PairSummary(
-            size=(target.shape[0], target.shape[1]),
-            class_pixels=counts.numpy(),
-            sums=image.sum((1, 2), dtype=torch.float64).numpy(),
-            squares=image.square().sum((1, 2), dtype=torch.float64).numpy(),
-        )
+    method: Literal["given", "image", "percentiles"] = "given"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
-    with ThreadPoolExecutor() as pool:
-        bar = tqdm(pool.map(read, pairs), what, len(pairs), unit="image", leave=False, disable=None)
-        found = list(bar)
-    faults = [result for result in found if isinstance(result, str)]
-    if faults:
-        more = f"\n... and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise ValueError("\n".join(faults[:10]) + more)
-    return [result for result in found if not isinstance(result, str)]
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, H, W), integers scaled from 0 to 1 -> normalised."""
+        if self.method == "given":
+            mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+            return (image - mean[:, None, None]) / std[:, None, None]
+        if self.method == "percentiles":
+            # NumPy's, since torch.quantile takes 16 million numbers at most.
+            low, high = np.percentile(image.flatten(1).numpy(), (0.5, 99.5), axis=1)
+            image = torch.clamp(
+                image, *(torch.from_numpy(x).float()[:, None, None] for x in (low, high))
+            )
+        mean = image.mean((1, 2), dtype=torch.float64, keepdim=True).float()
+        std = (image - mean).square().mean((1, 2), keepdim=True).sqrt()
+        return (image - mean) / std.clamp(min=_NO_CONTRAST)
 
 
-def normalization_of(summaries: Sequence[PairSummary]) -> Normalization:
-    """Mean and standard deviation over all pixels of the images."""
-    pixels = sum(height * width for height, width in (one.size for one in summaries))
-    mean = np.sum([one.sums for one in summaries], axis=0) / pixels
-    square = np.sum([one.squares for one in summaries], axis=0) / pixels
-    # A channel that is the same everywhere has no contrast to scale: half a step of 8 bits.
-    std = np.sqrt(np.maximum(square - mean**2, 0)).clip(min=0.5 / 255)
+# A channel that is the same everywhere has no contrast to scale: half a step of 8 bits.
+_NO_CONTRAST = 0.5 / 255
+
+
+def normalization_of(pixels: int, sums: np.ndarray, squares: np.ndarray) -> Normalization:
+    """Mean and standard deviation from the number, sums (C,) and squares (C,) of all pixels."""
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0)).clip(min=_NO_CONTRAST)
     return Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
-def class_pixels_of(summaries: Sequence[PairSummary], which: str) -> list[int]:
-    """Pixels of each class over all masks.
+class DecodedImages:
+    """The first pairs of a data set, decoded, in one block of memory that processes share.
 
-    Raises:
-        ValueError: naming `which` images, if every pixel is ignored.
+    Args:
+        pairs: the files.
+        reader: of them.
+        num_bytes: (N,) that each pair takes decoded.
+        limit: bytes that all may take; those that do not fit are read anew each time.
     """
-    pixels = np.sum([one.class_pixels for one in summaries], axis=0)
-    if not pixels.any():
-        raise ValueError(
-            f"data.ignore: got {which} masks in which every pixel is ignored, expected some of "
-            "data.classes; correct data.ignore or the masks"
-        )
-    return [int(count) for count in pixels]
+
+    def __init__(
+        self, pairs: Sequence[Pair], reader: PairReader, num_bytes: np.ndarray, limit: float
+    ) -> None:
+        # Starts are multiples of 8 bytes, as numbers of any kind like it.
+        ends = np.cumsum(-(-num_bytes // 8) * 8)
+        self.count = int(np.searchsorted(ends, limit, side="right"))
+        self._starts = np.concatenate([[0], ends])[: self.count]
+        # A tensor: where workers are not forked, torch passes it on without copying it.
+        size = int(ends[self.count - 1]) if self.count else 0
+        self._block = torch.empty(size, dtype=torch.uint8)
+        self._shapes = np.zeros((self.count, 3), np.int64)
+        self._dtypes = np.zeros(self.count, "U8")
+        bar = tqdm(total=self.count, desc="load", unit="image", leave=False, disable=None)
+        with ThreadPoolExecutor() as pool:
+            for first in range(0, self.count, _AT_ONCE):
+                block = range(first, min(first + _AT_ONCE, self.count))
+                for _ in pool.map(
+                    self._store, block, map(pairs.__getitem__, block), repeat(reader)
+                ):
+                    bar.update()
+        bar.close()
+
+    def _store(self, index: int, pair: Pair, reader: PairReader) -> None:
+        image, ids = reader(pair)
+        self._shapes[index], self._dtypes[index] = image.shape, image.dtype.name
+        here, target = self[index]
+        here[:] = image
+        target[:] = ids
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image and class ids of a pair before `count`, as the reader gave them."""
+        channels, height, width = self._shapes[index]
+        dtype, start = np.dtype(str(self._dtypes[index])), self._starts[index]
+        end = start + channels * height * width * dtype.itemsize
+        block = self._block.numpy()
+        image = block[start:end].view(dtype).reshape(channels, height, width)
+        return image, block[end : end + height * width].reshape(height, width)
+
+
+_AT_ONCE = 1024
+"""Files that wait for a thread: a list of all would be large."""
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -255,41 +151,63 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         pairs: the files.
-        classes: of the masks.
-        in_channels: channels of the images.
+        reader: of them.
         normalization: of the images.
         augment: drawn anew for every epoch and index; None for whole images as they are.
         seed: of all augmentations.
+        crops_per_image: samples of each pair in an epoch.
+        rare: ids of classes that a share of the crops is drawn around.
+        rare_share: that share.
+        decoded: what is in memory of these pairs.
     """
 
     def __init__(
         self,
         pairs: Sequence[Pair],
-        classes: ClassMap,
-        in_channels: int,
+        reader: PairReader,
         normalization: Normalization,
         augment: Augment | None = None,
         seed: int = 0,
+        crops_per_image: int = 1,
+        rare: Sequence[int] = (),
+        rare_share: float = 0.0,
+        decoded: DecodedImages | None = None,
     ) -> None:
-        self.pairs = pairs
-        self.classes = classes
-        self.in_channels = in_channels
+        self.pairs = _Packed(pairs)
+        self.reader = reader
         self.normalization = normalization
         self.augment = augment
         self.seed = seed
+        self.crops_per_image = crops_per_image
+        self.rare = rare
+        self.rare_share = rare_share
+        self.decoded = decoded
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.pairs) * self.crops_per_image
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """(epoch, index) -> image (C, h, w) float32 and target (h, w) int64."""
         epoch, index = place
-        image, target = read_pair(self.pairs[index], self.classes, self.in_channels)
-        image = self.normalization(image)
+        which = index % len(self.pairs)
+        if self.decoded is not None and which < self.decoded.count:
+            pixels, ids = self.decoded[which]
+        else:
+            pixels, ids = self.reader(self.pairs[which])
+        image = self.normalization(torch.from_numpy(to_float(pixels)))
         if self.augment is None:
-            return image, target
+            return image, torch.from_numpy(ids).long()
         rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, epoch, index])
-        return self.augment(image, target, rng)
+        around = self._rare_pixel(ids, rng) if rng.random() < self.rare_share else None
+        return self.augment(image, torch.from_numpy(ids), rng, around)
+
+    def _rare_pixel(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+        """(y, x) of a pixel of a rare class, each class of the image as likely as another."""
+        for i in rng.permutation(self.rare).tolist():
+            if len(places := np.flatnonzero(ids == i)):
+                y, x = divmod(int(rng.choice(places)), ids.shape[1])
+                return y, x
+        return None
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -305,4 +223,26 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([_ORDER_STREAM, self.seed, self.epoch]).permutation(self.size)
-        return iter([(self.epoch, index) for index in order.tolist()])
+        return ((self.epoch, int(index)) for index in order)
+
+
+class _Packed(Sequence[Pair]):
+    """Pairs in one array of bytes.
+
+    A list's items count who refers to them, and that writes to the memory that a forked worker
+    shares with its parent, page by page, until it has a copy of all.
+    """
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        packed = [pickle.dumps(pair) for pair in pairs]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
+        start, end = self._ends[index], self._ends[index + 1]
+        pair = pickle.loads(self._bytes[start:end].data)  # noqa: S301 (packed above)
+        assert isinstance(pair, Pair)
+        return pair

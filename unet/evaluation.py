@@ -13,55 +13,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.atomic import atomic_path
+from unet.check import list_pairs, listed, pair_reader, read_pairs, table
 from unet.checkpoint import SegmentationModel, load_model
-from unet.config import Config
-from unet.data import (
-    Pair,
-    SegmentationDataset,
-    check_pairs,
-    find_pairs,
-    split_by_fraction,
-    split_by_stems,
-)
+from unet.data import SegmentationDataset
 from unet.metrics import Scores, confusion_matrix, scores
-
-
-def find_root(root: str) -> Path:
-    """Return `data.root` as a path.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-    """
-    if not Path(root).is_dir():
-        raise FileNotFoundError(
-            f"data.root: there is no folder {root}; set data.root=FOLDER to where the data is"
-        )
-    return Path(root)
-
-
-def split_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
-    """Find the training and validation pairs that a config names.
-
-    Raises:
-        FileNotFoundError: if a folder is missing.
-        ValueError: if files do not pair or the split does not fit them.
-    """
-    data, validation = config.data, config.data.validation
-    root = find_root(data.root)
-    pairs = find_pairs(root / data.images, root / data.masks)
-    if validation.fraction is not None:
-        return split_by_fraction(pairs, validation.fraction, config.train.seed)
-    if validation.stems is not None:
-        return split_by_stems(pairs, validation.stems)
-    assert validation.images is not None  # the config holds one of the three
-    assert validation.masks is not None
-    val_pairs = find_pairs(root / validation.images, root / validation.masks)
-    if {pair.image for pair in pairs} & {pair.image for pair in val_pairs}:
-        raise ValueError(
-            f"data.validation.images: got {root / validation.images}, the folder of the training "
-            "images, expected another"
-        )
-    return pairs, val_pairs
+from unet.pairs import Pair, find_pairs
 
 
 def validation_pairs(model: SegmentationModel) -> list[Pair]:
@@ -71,15 +27,14 @@ def validation_pairs(model: SegmentationModel) -> list[Pair]:
         FileNotFoundError: if a folder or one of the pairs is missing.
         ValueError: if files do not pair.
     """
-    data, folders = model.config.data, model.config.data.validation
-    root = find_root(data.root)
-    pairs = find_pairs(root / (folders.images or data.images), root / (folders.masks or data.masks))
-    by_stem = {pair.stem: pair for pair in pairs}
+    pairs, own_pairs, faults = list_pairs(model.config)
+    by_stem = {pair.stem: pair for pair in own_pairs or pairs}
     missing = [stem for stem in model.val_stems if stem not in by_stem]
     if missing:
         raise FileNotFoundError(
-            f"{pairs[0].image.parent}: got no image {', '.join(missing[:5])}, expected the "
+            f"{model.config.data.root}: got no pair {', '.join(missing[:5])}, expected the "
             f"{len(model.val_stems)} validation images of the run; set data.root=FOLDER"
+            + "".join(f"\n{fault}" for fault in faults[:5])
         )
     return [by_stem[stem] for stem in model.val_stems]
 
@@ -92,10 +47,8 @@ def confusion_of_pairs(model: SegmentationModel, pairs: Sequence[Pair], what: st
         pairs: image and mask files.
         what: the pairs' name on the progress bar.
     """
-    classes, num_classes = model.classes, len(model.classes.names)
-    dataset = SegmentationDataset(
-        pairs, classes, model.config.model.in_channels, model.normalization
-    )
+    num_classes = len(model.classes.names)
+    dataset = SegmentationDataset(pairs, pair_reader(model.config), model.normalization)
     loader = DataLoader(
         dataset,
         batch_size=None,  # images one by one, as their sizes differ
@@ -112,8 +65,8 @@ def confusion_of_pairs(model: SegmentationModel, pairs: Sequence[Pair], what: st
 def evaluate(
     checkpoint: Path,
     overrides: Sequence[str] = (),
-    images: Path | None = None,
-    masks: Path | None = None,
+    images: str | None = None,
+    masks: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -122,7 +75,8 @@ def evaluate(
     Args:
         checkpoint: a best.pt or last.pt.
         overrides: changes to its config, such as `data.root=...`.
-        images: folder to score instead of the validation split, together with `masks`.
+        images: folder or pattern, as `data.images`, to score instead of the validation split,
+            together with `masks`.
         masks: see `images`.
         out: folder for the results; None for `evaluation_<checkpoint's stem>` beside it.
         overwrite: whether to replace results that are there.
@@ -146,17 +100,20 @@ def evaluate(
         )
     model = load_model(checkpoint, overrides=overrides)
     if images is not None and masks is not None:
-        pairs, source = find_pairs(images, masks), f"{images} and {masks}"
+        pairs, faults = find_pairs(Path(), [images], masks, model.config.data.stacks)
+        source = f"{images} and {masks}"
     else:
-        pairs, source = validation_pairs(model), "the validation split"
-    check_pairs(pairs, model.classes, model.config.model.in_channels, "check")
+        pairs, faults, source = validation_pairs(model), [], "the validation split"
+    _, _, unreadable, wrong = read_pairs(pairs, pair_reader(model.config))
+    if faults := faults + unreadable + wrong:
+        raise ValueError(listed(faults))
     matrix = confusion_of_pairs(model, pairs, "evaluate")
     result, names = scores(matrix), model.classes.names
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
         "checkpoint": str(checkpoint),
         "source": source,
-        "images": [str(pair.image) for pair in pairs],
+        "images": [pair.stem for pair in pairs],
         "rule": "all pixels of all images in one confusion matrix, ignored pixels not counted; "
         "means over the classes that have a score, background included; null: no score",
         "classes": list(names),
@@ -185,7 +142,7 @@ def score_table(result: Scores, names: Sequence[str]) -> str:
     ]
     note = f"; {absent} class(es) in neither target nor prediction have none" if absent else ""
     return (
-        f"{_table(rows)}\n\npixel accuracy {_show(result.pixel_accuracy)}"
+        f"{table(rows)}\n\npixel accuracy {_show(result.pixel_accuracy)}"
         f"\nmeans over classes, background included{note}"
     )
 
@@ -201,22 +158,11 @@ def confusion_table(matrix: Tensor, names: Sequence[str]) -> str:
             for i, (name, row) in enumerate(zip(names, shares.tolist(), strict=True))
         ),
     ]
-    return f"confusion matrix: rows are targets, columns predictions\n{_table(rows)}"
+    return f"confusion matrix: rows are targets, columns predictions\n{table(rows)}"
 
 
 def _show(score: float) -> str:
     return "-" if math.isnan(score) else f"{score:.4f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _without_nan(value: Any) -> Any:

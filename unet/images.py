@@ -1,82 +1,180 @@
 """Image files -> arrays."""
 
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"})
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif"})
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
 
-# Pillow takes images above 0.18 gigapixels for attacks; ours may have up to 1.
-Image.MAX_IMAGE_PIXELS = 500_000_000
+# Pillow refuses twice as many: a small file that claims to be huge must not fill the memory.
+Image.MAX_IMAGE_PIXELS = 250_000_000
 
 
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
 
-def open_image(path: Path) -> Image.Image:
+class UnreadableError(ValueError):
+    """A file that is no image or is damaged."""
+
+
+def open_image(path: str | Path, page: int | None = None) -> Image.Image:
     """Open and decode one image file, turned as its EXIF orientation says.
+
+    Args:
+        path: the file; what it holds decides how it is read, not its name.
+        page: which one of a stack, from 0; None for the only one.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no image, is damaged, holds more than one page, or colours of
-            16 bits, which Pillow's images cannot hold.
+        UnreadableError: if the file is no image or is damaged.
+        ValueError: if it holds several pages and `page` is None, or colours of 16 bits, which
+            Pillow's images cannot hold.
     """
-    image, cut = _decode(path)
+    image, cut = _decode(Path(path), page)
     if cut:
         raise ValueError(f"{path}: got colours of 16 bits, expected 8; save it with 8 bits")
     return image
 
 
-def read_image(path: Path, in_channels: int) -> np.ndarray:
-    """Read one image file as `to_channels` gives it; a palette becomes its colours.
+def read_pixels(path: str | Path, page: int | None = None) -> np.ndarray:
+    """Read one image file: (H, W) or (H, W, bands), uint8, uint16 or float32.
+
+    A palette becomes its colours.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read as an image of `in_channels` channels.
+        FileNotFoundError, UnreadableError, ValueError: as `open_image`; also if the values are of
+            another kind.
     """
-    image, cut = _decode(path)
+    image, cut = _decode(Path(path), page)
     pixels = to_pixels(image, str(path))
     if cut:
-        low, _ = _decode(path, low_bytes=True)
+        low, _ = _decode(Path(path), page, low_bytes=True)
         pixels = pixels.astype(np.uint16) << 8 | np.asarray(low)
-    return to_channels(pixels, in_channels, str(path))
+    return pixels
 
 
-def _decode(path: Path, low_bytes: bool = False) -> tuple[Image.Image, bool]:
-    """Decode a file; say whether its colours have 16 bits, of which this is the high (low) byte."""
+def read_image(
+    paths: str | Path | Sequence[str], in_channels: int, page: int | None = None
+) -> np.ndarray:
+    """Read an image (C, H, W) of uint8, uint16 or float32, as `to_channels` gives it.
+
+    Args:
+        paths: its file, or one file for each channel.
+        in_channels: C.
+        page: as `open_image`.
+
+    Raises:
+        FileNotFoundError, UnreadableError, ValueError: if a file cannot be read as such.
+    """
+    if isinstance(paths, str | Path):
+        return to_channels(read_pixels(paths, page), in_channels, str(paths))
+    if len(paths) == 1:
+        return read_image(paths[0], in_channels, page)
+    if len(paths) != in_channels:
+        raise ValueError(
+            f"{paths[0]}: got {len(paths)} files as channels, expected model.in_channels, "
+            f"{in_channels}"
+        )
+    channels = [to_channels(read_pixels(path, page), 1, path) for path in paths]
+    for path, channel in zip(paths, channels, strict=True):
+        if channel.shape != channels[0].shape or channel.dtype != channels[0].dtype:
+            raise ValueError(
+                f"{path}: got {channel.shape[1]} x {channel.shape[2]} pixels of {channel.dtype}, "
+                f"expected those of {paths[0]}, {channels[0].shape[1]} x {channels[0].shape[2]} of "
+                f"{channels[0].dtype}, as both are channels of one image"
+            )
+    return np.concatenate(channels)
+
+
+def to_float(channels: np.ndarray) -> np.ndarray:
+    """Scale integers to float32 from 0 to 1, the whole range of their bits; floats stay."""
+    if channels.dtype == np.float32:
+        return channels.copy()
+    return channels.astype(np.float32) / np.float32(np.iinfo(channels.dtype).max)
+
+
+def count_pages(path: str | Path) -> int:
+    """How many images a file holds.
+
+    Raises:
+        FileNotFoundError, UnreadableError: as `open_image`.
+    """
+    with _open(Path(path)) as file:
+        return _pages(file)
+
+
+def image_mode(path: str | Path) -> str:
+    """Pillow's name of a file's kind of pixels, such as RGBA.
+
+    Raises:
+        FileNotFoundError, UnreadableError: as `open_image`.
+    """
+    with _open(Path(path)) as file:
+        return file.mode
+
+
+def _pages(file: ImageFile) -> int:
+    # MPO is a phone's JPEG with a second picture in it, which is not meant.
+    return 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[ImageFile]:
+    """Open a file, and say of whatever goes wrong with it that it cannot be read."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file; check the path")
+        what = "is a folder, expected an image" if path.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"{path}: {what}; check the path")
     try:
         with Image.open(path, formats=_FORMATS) as file:
-            pages = getattr(file, "n_frames", 1)
-            cut = file.mode in {"LA", "RGB", "RGBA"} and ";16" in str(file.tile)
-            # TIFFs that hold their colours apart do not say so in the tiles.
-            if isinstance(file, TiffImageFile) and not cut and file.mode in {"RGB", "RGBA"}:
-                bits = file.tag_v2.get(BITSPERSAMPLE, (8,))
-                if max(bits) > 8:
-                    raise ValueError(f"planes of {max(bits)} bits; interleave the colours")
-            if "LA;16" in str(file.tile):
-                raise ValueError("grey with alpha of 16 bits; save it without the alpha channel")
+            yield file
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no PNG, JPEG, TIFF, BMP or GIF" if path.stat().st_size else "0 bytes"
+        raise UnreadableError(
+            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
+        ) from error
+
+
+def _decode(
+    path: Path, page: int | None = None, low_bytes: bool = False
+) -> tuple[Image.Image, bool]:
+    """Decode a file; say whether its colours have 16 bits, of which this is the high (low) byte."""
+    with _open(path) as file:
+        pages = _pages(file)
+        if page is not None or pages == 1:
+            file.seek(page or 0)
+            cut = _is_cut(file)
             if low_bytes:
                 file.tile = [_swap_bytes(tile) for tile in file.tile]
             file.load()
-            image = ImageOps.exif_transpose(file)
-    except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from error
-    if pages > 1:
-        raise ValueError(
-            f"{path}: got a file of {pages} pages, expected one image; save each page as a file"
-        )
-    return image, cut
+            return ImageOps.exif_transpose(file), cut
+    raise ValueError(
+        f"{path}: got a file of {pages} pages, expected one image; set data.stacks=true if page i "
+        "of each image belongs to page i of its mask"
+    )
+
+
+def _is_cut(file: ImageFile) -> bool:
+    """Whether Pillow will keep only the high byte of this file's colours."""
+    if "LA;16" in str(file.tile):
+        raise ValueError("grey with alpha of 16 bits; save it without the alpha channel")
+    cut = file.mode in {"RGB", "RGBA"} and ";16" in str(file.tile)
+    # TIFFs that hold their colours apart do not say so in the tiles.
+    if isinstance(file, TiffImageFile) and not cut and file.mode in {"RGB", "RGBA"}:
+        bits = file.tag_v2.get(BITSPERSAMPLE, (8,))
+        if max(bits) > 8:
+            raise ValueError(f"planes of {max(bits)} bits; interleave the colours")
+    return cut
 
 
 def _swap_bytes(tile: Any) -> Any:
@@ -106,7 +204,7 @@ def open_pixels(image: Image.Image, where: str) -> np.ndarray:
 
 
 def to_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Pillow image -> (H, W) or (H, W, bands), uint8 or uint16.
+    """Pillow image -> (H, W) or (H, W, bands), uint8, uint16 or float32.
 
     Raises:
         ValueError: beginning with `where`, if the image has another kind of values.
@@ -117,10 +215,18 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
         image = image.convert("L")
     if image.mode in {"L", "LA", "RGB", "RGBA"}:
         return np.asarray(image)
+    if image.mode == "F":
+        numbers = np.asarray(image)
+        if not np.isfinite(numbers).all():
+            raise ValueError(
+                f"{where}: got {np.count_nonzero(~np.isfinite(numbers))} pixel(s) of NaN or "
+                "infinity, expected finite numbers; correct the image"
+            )
+        return numbers
     if image.mode != "I" and not image.mode.startswith("I;16"):
         raise ValueError(
             f"{where}: got an image of Pillow's mode {image.mode}, expected grey, RGB or RGBA of "
-            "8 bits or grey of 16 bits; convert the image"
+            "8 bits, grey of 16 bits or of floating-point numbers; convert the image"
         )
     pixels = np.asarray(image)
     if pixels.min() < 0 or pixels.max() > 65535:
@@ -132,7 +238,7 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
-    """(H, W) or (H, W, bands), uint8 or uint16 -> float32 (C, H, W), 0 to 1 the whole range.
+    """(H, W) or (H, W, bands) of uint8, uint16 or float32 -> (C, H, W) of the same.
 
     Only what loses nothing is converted: a grey image is repeated to three channels, three equal
     channels are read as one, a constant alpha channel is dropped.
@@ -141,10 +247,14 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
         ValueError: beginning with `where`, if the image has other channels or an alpha channel
             that means something.
     """
-    if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3) or not pixels.size:
+    if (
+        pixels.dtype not in (np.uint8, np.uint16, np.float32)
+        or pixels.ndim not in (2, 3)
+        or not pixels.size
+    ):
         raise ValueError(
             f"{where}: got an array of shape {pixels.shape} and dtype {pixels.dtype}, expected "
-            "(H, W) or (H, W, C) of uint8 or uint16"
+            "(H, W) or (H, W, C) of uint8, uint16 or float32"
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] in (2, 4) and pixels.shape[2] != in_channels:
@@ -159,8 +269,7 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
             f"{where}: got an image of {bands} channel(s), expected model.in_channels, "
             f"{in_channels}; convert the image, or train with model.in_channels={bands}"
         )
-    channels: np.ndarray = np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-    return channels / np.float32(np.iinfo(pixels.dtype).max)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def without_alpha(pixels: np.ndarray, where: str) -> np.ndarray:

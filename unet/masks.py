@@ -1,7 +1,10 @@
 """Mask files <-> class ids."""
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,10 +13,14 @@ from unet.atomic import atomic_path
 from unet.images import open_image, without_alpha
 
 Colour = tuple[int, int, int]
-Value = int | Colour
+Values = int | str | Colour | Sequence[int] | Sequence[Colour]
+"""What means a class: a grey value or index; several as `[127, 128]` or text such as
+`"1-3, 7"`, a range included; a colour; or a list of colours."""
 
 IGNORE_INDEX = 255
 """The class id of pixels that are neither learned nor scored."""
+
+_STRAY = 254
 
 # Distinct at a glance, and for the colour-blind: Okabe and Ito 2008, "Color Universal Design",
 # with grey for the first class, which mostly is the background.
@@ -29,43 +36,64 @@ _PALETTE: tuple[Colour, ...] = (
 )
 
 
+class StrayValueError(ValueError):
+    """A mask holds values that are neither class nor ignored; `pixels` counts each."""
+
+    def __init__(self, text: str, pixels: dict[int | Colour, int]) -> None:
+        super().__init__(text)
+        self.pixels = pixels
+
+
 class ClassMap:
     """Which mask value means which class; the class id is the place in the order given.
 
     Args:
-        classes: name -> the value in mask files: a grey value or index (8 or 16 bits), or an RGB
-            colour. All of one kind.
+        classes: name -> the values in mask files that mean it: grey values or indices (8 or 16
+            bits), or RGB colours. All of one kind.
         ignore: values of the same kind whose pixels are neither learned nor scored.
+        tolerance: a value that is none of these is taken for the nearest within this distance (of
+            the channel that differs most); 0 makes it an error.
 
     Raises:
         ValueError: if there are no or too many classes, values of two kinds, or a value twice.
     """
 
-    def __init__(self, classes: Mapping[str, Value], ignore: Sequence[Value] = ()) -> None:
+    def __init__(
+        self, classes: Mapping[str, Values], ignore: Sequence[Values] = (), tolerance: int = 0
+    ) -> None:
         self.names = tuple(classes)
-        self.values = tuple(classes.values())
-        self.ignore = tuple(ignore)
-        if not 1 < len(self.names) < IGNORE_INDEX:
+        self.tolerance = tolerance
+        if not 1 < len(self.names) < _STRAY:
             raise ValueError(
-                f"data.classes: got {len(self.names)} class(es), expected 2 to {IGNORE_INDEX - 1}"
+                f"data.classes: got {len(self.names)} class(es), expected 2 to {_STRAY - 1}"
             )
-        known = (*self.values, *self.ignore)
-        self.coloured = isinstance(known[0], tuple)
-        for value in known:
-            if isinstance(value, tuple) != self.coloured:
+        # Each value as (lowest, highest, class id), of colours as 0xRRGGBB.
+        ranges: list[tuple[int, int, int]] = []
+        self.coloured = _is_coloured([*classes.values(), *ignore][0])
+        for given, i in (
+            *zip(classes.values(), range(len(classes)), strict=True),
+            *((given, IGNORE_INDEX) for given in ignore),
+        ):
+            if _is_coloured(given) != self.coloured:
                 raise ValueError(
-                    f"data.classes: got both {known[0]} and {value}, expected grey values only or "
-                    "colours [R, G, B] only, in data.ignore too"
+                    f"data.classes: got both {_show(next(iter(classes.values())))} and "
+                    f"{_show(given)}, expected grey values only or colours [R, G, B] only, in "
+                    "data.ignore too; write three grey values as '1, 2, 3'"
                 )
-            if known.count(value) > 1:
+            ranges.extend((low, high, i) for low, high in _ranges(given))
+        self.values = tuple(
+            self._value(next(low for low, _, j in ranges if j == i)) for i in range(len(classes))
+        )
+        """The value that is written for each class: the first of its values."""
+        ranges.sort()
+        for (_, end, _), (start, _, _) in pairwise(ranges):
+            if start <= end:
                 raise ValueError(
-                    f"data.classes: got the value {value} twice, expected each value to mean one "
-                    "class, in data.ignore too"
+                    f"data.classes: got the value {_show(self._value(start))} twice, expected each "
+                    "value to mean one class, in data.ignore too"
                 )
-        codes = np.array([self._code(value) for value in known], dtype=np.int64)
-        ids = np.array([*range(len(self.values)), *[IGNORE_INDEX] * len(self.ignore)], np.uint8)
-        order = np.argsort(codes)
-        self._codes, self._ids = codes[order], ids[order]
+        self._lows, self._highs, self._ids = np.array(ranges, dtype=np.int64).T
+        self._given, self._ignore = dict(classes), list(ignore)
 
     @property
     def colours(self) -> tuple[Colour, ...]:
@@ -80,94 +108,269 @@ class ClassMap:
             for r, g, b in [_PALETTE[i % size]]
         )
 
-    def read(self, path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    def read(
+        self, path: str | Path, size: tuple[int, int] | None = None, page: int | None = None
+    ) -> np.ndarray:
         """Read a mask file as class ids (H, W) uint8, `IGNORE_INDEX` for ignored values.
 
         Args:
             path: the file.
             size: (height, width) that it must have; None for any.
+            page: which one of a stack, from 0; None for the only one.
 
         Raises:
             FileNotFoundError: if there is no such file.
             ValueError: if it cannot be read, has another size, or holds a value that is neither
                 class nor ignored.
         """
-        codes = self._read_codes(path)
-        if size is not None and codes.shape != size:
-            height, width = codes.shape
-            raise ValueError(
-                f"{path}: got a mask of {height} x {width} pixels (height x width), expected "
-                f"{size[0]} x {size[1]} as its image; correct the one that is wrong"
+        image = open_image(path, page)
+        codes = _colour_codes(image, path) if self.coloured else _grey_codes(image, path)
+        if image.mode == "1" and self._lookup(np.array([255]))[0] == _STRAY:
+            codes = codes // 255  # 0 and 1 are meant, not 0 and 255
+        _check_size(codes, size, path)
+        return self.ids_of(codes, path)
+
+    def ids_of(self, codes: np.ndarray, path: str | Path) -> np.ndarray:
+        """Class ids (H, W) uint8 of grey values, or of colours as 0xRRGGBB, from a file.
+
+        Raises:
+            StrayValueError: if a value is neither class nor ignored, nor near enough to one.
+        """
+        if codes.size and codes.min() >= 0 and codes.max() < 65536:
+            ids: np.ndarray = self._lookup(np.arange(codes.max() + 1))[codes]
+        else:
+            ids = self._lookup(codes)
+        stray = ids == _STRAY
+        if stray.any():
+            numbers, inverse, counts = np.unique(
+                codes[stray], return_inverse=True, return_counts=True
             )
-        places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        unknown = self._codes[places] != codes
-        if unknown.any():
-            values, counts = np.unique(codes[unknown], return_counts=True)
-            found = ", ".join(
-                f"{self._value(code)} ({count} pixel{'s' * (count > 1)})"
-                for code, count in list(zip(values.tolist(), counts.tolist(), strict=True))[:5]
-            )
-            more, cure = "", "add the value to data.classes or data.ignore, or correct the mask"
-            if len(values) > 5:
-                more = f" and {len(values) - 5} more"
-                cure = (
-                    "a mask that was resized smoothly, or saved as JPEG, has lost its values: save "
-                    "it again from the original"
+            distances, nearest = self._nearest(numbers)
+            if distances.max() > self.tolerance:
+                far = distances > self.tolerance
+                pixels = {
+                    self._value(code): count
+                    for code, count in zip(numbers[far].tolist(), counts[far].tolist(), strict=True)
+                }
+                ignored = f", ignored {_show(self._ignore)}" if self._ignore else ""
+                raise StrayValueError(
+                    f"{path}: got the mask value {_some_values(pixels)}, expected "
+                    f"{_show(self._given)}{ignored}; {self.that_would_fit(pixels)}",
+                    pixels,
                 )
-            expected = ", ".join(
-                f"{name} {value}" for name, value in zip(self.names, self.values, strict=True)
-            )
-            ignored = f", ignored {', '.join(map(str, self.ignore))}" if self.ignore else ""
-            raise ValueError(
-                f"{path}: got the mask value {found}{more}, expected {expected}{ignored}; {cure}"
-            )
-        ids: np.ndarray = self._ids[places]
+            ids[stray] = nearest[inverse]
         return ids
 
-    def write(self, path: Path, ids: np.ndarray) -> None:
-        """Write class ids (H, W) as a PNG mask with the classes' values or colours."""
+    def that_would_fit(self, pixels: Mapping[int | Colour, int]) -> str:
+        """Say which setting would take these values (value -> number of pixels) too."""
+        codes = np.array([_code(value) for value in pixels], dtype=np.int64)
+        tolerance = int(self._nearest(codes)[0].max())
+        nearest = f"data.tolerance={tolerance} takes the nearest class"
+        if len(pixels) > 5:
+            return (
+                f"{nearest}, as for a mask that was resized smoothly or saved as JPEG; or save it "
+                "again from the original"
+            )
+        classes = {**self._given, **{f"new_{i}": value for i, value in enumerate(pixels, 1)}}
+        return (
+            f"data.classes that would fit: {_show(classes)}, or data.ignore: "
+            f"{_show([*self._ignore, *pixels])}; {nearest}"
+        )
+
+    def write(self, path: Path, ids: np.ndarray, palette: Sequence[Colour] | None = None) -> None:
+        """Write class ids (H, W) as a PNG mask with the classes' values or colours.
+
+        Args:
+            path: the file.
+            ids: (H, W).
+            palette: colours of the indices, for a file with a palette.
+        """
         values = np.array(self.values)
         dtype = np.uint8 if self.coloured or values.max() < 256 else np.uint16
         image = Image.fromarray(values.astype(dtype)[ids])
+        if palette is not None and not self.coloured and dtype == np.uint8:
+            image.putpalette([band for colour in palette for band in colour])
         with atomic_path(path) as temporary:
             image.save(temporary, format="PNG")
 
-    def _read_codes(self, path: Path) -> np.ndarray:
-        """(H, W) integers: the grey value, or the colour as 0xRRGGBB."""
-        image = open_image(path)
-        if image.mode == "1":
-            image = image.convert("L")  # 0 and 255, as everywhere else
+    def _lookup(self, codes: np.ndarray) -> np.ndarray:
+        """Class ids of codes, uint8; `_STRAY` for what is neither class nor ignored."""
+        places = np.searchsorted(self._lows, codes, side="right") - 1
+        known = (places >= 0) & (codes <= self._highs[places])
+        return np.where(known, self._ids[places], _STRAY).astype(np.uint8)
+
+    def _nearest(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distance of each code (U,) to the nearest known value, and that value's id."""
         if self.coloured:
-            if image.mode not in {"L", "LA", "P", "RGB", "RGBA"}:
-                raise ValueError(
-                    f"{path}: got a mask of Pillow's mode {image.mode}, expected colours, as "
-                    "data.classes gives colours; convert the mask or give grey values"
-                )
-            if image.mode in {"LA", "RGBA"}:
-                without_alpha(np.asarray(image), str(path))
-            red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
-            codes: np.ndarray = red << 16 | green << 8 | blue
-            return codes
-        if image.mode in {"LA", "RGB", "RGBA"}:
-            bands = np.asarray(image)
-            if image.mode != "RGB":
-                bands = without_alpha(bands, str(path))
-            if (bands != bands[:, :, :1]).any():
-                raise ValueError(
-                    f"{path}: got a mask in colours, expected grey values, as data.classes gives "
-                    "numbers; write each class's colour as [R, G, B]"
-                )
-            return bands[:, :, 0].astype(np.int64)
-        if image.mode not in {"L", "P", "I"} and not image.mode.startswith("I;16"):
-            raise ValueError(
-                f"{path}: got a mask of Pillow's mode {image.mode}, expected grey values, palette "
-                "indices or RGB colours; convert the mask"
-            )
-        return np.asarray(image).astype(np.int64)
+            distances = np.abs(_bands(codes)[:, None] - _bands(self._lows)).max(2)
+        else:
+            codes = codes[:, None]
+            distances = np.maximum(np.maximum(self._lows - codes, codes - self._highs), 0)
+        return distances.min(1), self._ids[distances.argmin(1)].astype(np.uint8)
 
-    @staticmethod
-    def _code(value: Value) -> int:
-        return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
-
-    def _value(self, code: int) -> Value:
+    def _value(self, code: int) -> int | Colour:
         return (code >> 16, code >> 8 & 255, code & 255) if self.coloured else code
+
+
+def read_parts(
+    paths: Sequence[str | Path],
+    names: Sequence[str],
+    tolerance: int = 0,
+    size: tuple[int, int] | None = None,
+    page: int | None = None,
+) -> np.ndarray:
+    """Read a mask that lies in several files, one for each class, as class ids (H, W) uint8.
+
+    In each, 0 is not the class, and the highest value is. Class 0 is where none is.
+
+    Args:
+        paths: a file for each class but the first.
+        names: of these classes.
+        tolerance: as `ClassMap`.
+        size: (height, width) that they must have; None for any.
+        page: which one of a stack, from 0; None for the only one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if one cannot be read, has another size or other values, or two classes claim
+            a pixel.
+    """
+    ids: np.ndarray | None = None
+    for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+        codes = _grey_codes(open_image(path, page), path)
+        _check_size(codes, size, path)
+        found = ClassMap({"none": 0, name: max(1, int(codes.max()))}, (), tolerance)
+        there = found.ids_of(codes, path) == 1
+        if ids is None:
+            ids, size = np.zeros(codes.shape, np.uint8), (codes.shape[0], codes.shape[1])
+        both = there & (ids != 0)
+        if both.any():
+            other = names[int(ids[both][0]) - 1]
+            raise ValueError(
+                f"{path}: got {np.count_nonzero(both)} pixel(s) that {other} claims too, expected "
+                "one class for each pixel; correct one of the masks"
+            )
+        ids[there] = i
+    assert ids is not None
+    return ids
+
+
+def palette_of(path: str | Path, page: int | None = None) -> tuple[Colour, ...] | None:
+    """The palette of a mask file; None if it has none."""
+    image = open_image(path, page)
+    if image.mode != "P":
+        return None
+    bands = image.getpalette() or []
+    return tuple((r, g, b) for r, g, b in zip(*[iter(bands)] * 3, strict=True))
+
+
+def _check_size(codes: np.ndarray, size: tuple[int, int] | None, path: str | Path) -> None:
+    if size is not None and codes.shape != size:
+        height, width = codes.shape
+        raise ValueError(
+            f"{path}: got a mask of {height} x {width} pixels (height x width), expected "
+            f"{size[0]} x {size[1]} as its image; correct the one that is wrong"
+        )
+
+
+def _colour_codes(image: Image.Image, path: str | Path) -> np.ndarray:
+    """(H, W) integers 0xRRGGBB."""
+    if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA"}:
+        raise ValueError(
+            f"{path}: got a mask of Pillow's mode {image.mode}, expected colours, as data.classes "
+            "gives colours; convert the mask or give grey values"
+        )
+    if image.mode in {"LA", "RGBA"}:
+        without_alpha(np.asarray(image), str(path))
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
+    codes: np.ndarray = red << 16 | green << 8 | blue
+    return codes
+
+
+def _grey_codes(image: Image.Image, path: str | Path) -> np.ndarray:
+    """(H, W) integers: the grey value or the palette's index; 1 bit as 0 and 255."""
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode in {"LA", "RGB", "RGBA"}:
+        bands = np.asarray(image)
+        if image.mode != "RGB":
+            bands = without_alpha(bands, str(path))
+        if (bands != bands[:, :, :1]).any():
+            raise ValueError(
+                f"{path}: got a mask in colours, expected grey values, as data.classes gives "
+                "numbers; write each class's colour as [R, G, B]"
+            )
+        return bands[:, :, 0].astype(np.int64)
+    if image.mode == "F":
+        numbers = np.asarray(image)
+        whole = np.isfinite(numbers) & (numbers == np.round(numbers))
+        if not whole.all():
+            raise ValueError(
+                f"{path}: got {np.count_nonzero(~whole)} pixel(s) such as "
+                f"{numbers[~whole][0]:g}, expected whole numbers in a mask; save it with integers"
+            )
+        return numbers.astype(np.int64)
+    if image.mode not in {"L", "P", "I"} and not image.mode.startswith("I;16"):
+        raise ValueError(
+            f"{path}: got a mask of Pillow's mode {image.mode}, expected grey values, palette "
+            "indices or RGB colours; convert the mask"
+        )
+    return np.asarray(image).astype(np.int64)
+
+
+def _is_coloured(given: Values) -> bool:
+    """Whether values are colours: three numbers, or a list of three numbers each."""
+    if isinstance(given, int | str) or not given:
+        return False
+    return not isinstance(given[0], int) or len(given) == 3
+
+
+def _ranges(given: Values) -> list[tuple[int, int]]:
+    """The values as (lowest, highest), colours as 0xRRGGBB."""
+    match given:
+        case int():
+            return [(given, given)]
+        case str():
+            parts = [
+                re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+                for part in given.split(",")
+            ]
+            ranges = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
+            if len(ranges) < len(parts) or any(low > high for low, high in ranges):
+                raise ValueError(
+                    f"data.classes: got {given!r}, expected values such as '127, 128' or '1-255'"
+                )
+            return ranges
+        case _:
+            values = [given] if len(given) == 3 and isinstance(given[0], int) else given
+            codes = [_code(value) for value in values]
+            if not codes:
+                raise ValueError("data.classes: got an empty list, expected a value for each class")
+            return [(code, code) for code in codes]
+
+
+def _code(value: Any) -> int:
+    """A value as a number, a colour as 0xRRGGBB."""
+    return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
+
+
+def _bands(codes: np.ndarray) -> np.ndarray:
+    """0xRRGGBB (U,) -> (U, 3)."""
+    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
+
+
+def _show(value: Any) -> str:
+    """A value or values as YAML has them."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_show(one)}' for name, one in value.items())}}}"
+    return str(value) if isinstance(value, int) else f"[{', '.join(map(_show, value))}]"
+
+
+def _some_values(pixels: Mapping[int | Colour, int]) -> str:
+    shown = ", ".join(
+        f"{_show(value)} ({count} pixel{'s' * (count > 1)})"
+        for value, count in list(pixels.items())[:5]
+    )
+    return shown + (f" and {len(pixels) - 5} more" if len(pixels) > 5 else "")

@@ -61,28 +61,67 @@ def preview_sheet(
         colours: a colour for each class.
         height: of each row in pixels.
     """
+    panels = [
+        [image_to_rgb(image), mask_to_rgb(target, colours), mask_to_rgb(prediction, colours)]
+        for image, target, prediction in rows
+    ]
+    ignored = any((target == IGNORE_INDEX).any() for _, target, _ in rows)
+    return _sheet(panels, ("image", "target", "prediction"), names, colours, ignored, height)
+
+
+def sample_sheet(
+    rows: Sequence[Sequence[tuple[Tensor, np.ndarray]]],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+) -> Image.Image:
+    """Draw a legend of the classes, then image | its mask over it | augmented ..., a row each.
+
+    Args:
+        rows: image (C, H, W) and target (H, W) as they are, then as augmented.
+        names: the classes.
+        colours: a colour for each class.
+    """
+    panels = [
+        [
+            image_to_rgb(row[0][0]),
+            *(overlay(image_to_rgb(image), target, colours) for image, target in row),
+        ]
+        for row in rows
+    ]
+    ignored = any((target == IGNORE_INDEX).any() for row in rows for _, target in row)
+    titles = ("image", "mask over it", *["augmented"] * (len(rows[0]) - 1))
+    return _sheet(panels, titles, names, colours, ignored)
+
+
+def _sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    names: Sequence[str],
+    colours: Sequence[Colour],
+    ignored: bool,
+    height: int = 256,
+) -> Image.Image:
+    """Draw a legend, then panels (H, W, 3) scaled to a height, a column for each title."""
     gap, font = 8, ImageFont.load_default(16)
-    strips = []
-    for image, target, prediction in rows:
-        panels = [image_to_rgb(image), mask_to_rgb(target, colours)]
-        panels.append(mask_to_rgb(prediction, colours))
-        width = max(1, round(height * image.shape[2] / image.shape[1]))
-        strips.append(
-            [
-                Image.fromarray(panel).resize(
-                    (width, height),
-                    # A mask's colours are not mixed.
-                    Image.Resampling.BILINEAR if i == 0 else Image.Resampling.NEAREST,
-                )
-                for i, panel in enumerate(panels)
-            ]
-        )
-    titles = ("image", "target", "prediction")
-    column = max(strip[0].width for strip in strips)
+    strips = [
+        [
+            Image.fromarray(panel).resize(
+                (max(1, round(height * panel.shape[1] / panel.shape[0])), height),
+                # A mask's colours are not mixed.
+                Image.Resampling.NEAREST
+                if title in {"target", "prediction"}
+                else Image.Resampling.BILINEAR,
+            )
+            for panel, title in zip(panels, titles, strict=True)
+        ]
+        for panels in rows
+    ]
+    columns = [max(panel.width for panel in column) for column in zip(*strips, strict=True)]
+    lefts = [gap + sum(columns[:i]) + i * gap for i in range(len(columns) + 1)]
     labels = list(zip(names, colours, strict=True))
-    if any((target == IGNORE_INDEX).any() for _, target, _ in rows):
+    if ignored:
         labels.append(("ignored", _IGNORED))
-    sheet_width = max(3 * column + 4 * gap, 480)
+    sheet_width = max(lefts[-1], 480)
 
     # The legend, as many lines as its labels need.
     places, x, y = [], gap, gap
@@ -100,9 +139,9 @@ def preview_sheet(
     for x, y, name, colour in places:
         draw.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=(160, 160, 160))
         draw.text((x + 24, y), name, font=font, fill="white")
-    for i, title in enumerate(titles):
-        draw.text((gap + i * (column + gap), top), title, font=font, fill="white")
+    for left, title in zip(lefts, titles, strict=False):
+        draw.text((left, top), title, font=font, fill="white")
     for i, strip in enumerate(strips):
-        for j, panel in enumerate(strip):
-            sheet.paste(panel, (gap + j * (column + gap), top + 24 + i * (height + gap)))
+        for left, panel in zip(lefts, strip, strict=False):
+            sheet.paste(panel, (left, top + 24 + i * (height + gap)))
     return sheet

@@ -10,8 +10,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from unet.checkpoint import SegmentationModel, load_model
-from unet.data import list_images, natural_key
-from unet.images import open_pixels, read_image, to_channels
+from unet.images import open_pixels, read_image, to_channels, to_float
+from unet.pairs import list_images, natural_key
 from unet.pictures import image_to_rgb, overlay, save_picture
 
 
@@ -20,7 +20,8 @@ def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarr
 
     Args:
         model: from `load_model`.
-        image: a file, a Pillow image, or an array (H, W) or (H, W, C) of uint8 or uint16.
+        image: a file, a Pillow image, or an array (H, W) or (H, W, C) of uint8, uint16
+            or float32.
 
     Returns:
         (H, W) uint8: the class ids, places in `model.classes.names`.
@@ -37,7 +38,7 @@ def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarr
             channels = to_channels(open_pixels(image, "image"), in_channels, "image")
         case _:
             channels = read_image(Path(image), in_channels)
-    return model.predict(torch.from_numpy(channels)).numpy()
+    return model.predict(torch.from_numpy(to_float(channels))).numpy()
 
 
 def predict_files(
@@ -102,7 +103,7 @@ def predict_files(
     faults = []
     for mask, path in tqdm(masks.items(), "predict", unit="image", disable=None):
         try:
-            image = torch.from_numpy(read_image(path, model.config.model.in_channels))
+            image = torch.from_numpy(to_float(read_image(path, model.config.model.in_channels)))
         except ValueError as error:
             faults.append(str(error))
             continue
@@ -110,7 +111,7 @@ def predict_files(
         ids = model.predict(image).numpy()
         if draw_overlay:
             save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
-        model.classes.write(mask, ids)
+        model.classes.write(mask, ids, model.palette)
     if len(faults) < len(files):
         print(f"wrote {len(files) - len(faults)} of {len(files)} masks to {out}")
         values = zip(model.classes.names, model.classes.values, strict=True)

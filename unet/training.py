@@ -16,36 +16,31 @@ from tqdm import tqdm
 
 from unet.atomic import atomic_path
 from unet.augment import Augment
+from unet.check import check_data, describe, listed, pair_reader
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
 from unet.config import (
     Config,
+    LossConfig,
     OptimizerConfig,
     ScheduleConfig,
     config_from_dict,
     config_to_dict,
     differences,
 )
-from unet.data import (
-    EpochSampler,
-    Normalization,
-    Pair,
-    SegmentationDataset,
-    check_pairs,
-    class_pixels_of,
-    normalization_of,
-    read_pair,
-)
+from unet.data import DecodedImages, EpochSampler, Normalization, SegmentationDataset
 from unet.device import pick_device, pick_dtype
-from unet.evaluation import confusion_of_pairs, split_pairs
+from unet.evaluation import confusion_of_pairs
+from unet.images import to_float
 from unet.losses import SegmentationLoss
-from unet.masks import ClassMap
+from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
+from unet.pairs import Pair
 from unet.pictures import preview_sheet, save_picture
 from unet.quickstart import draw_quickstart
 
 # What may differ between a run and its resumption without changing what is computed; of the
 # precision, what it comes to on the device is compared.
-_FREE_TO_CHANGE = ("train.num_workers", "train.device", "train.precision")
+_FREE_TO_CHANGE = ("train.num_workers", "train.device", "train.precision", "data.cache")
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -77,34 +72,35 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         )
     device = pick_device(config.train.device)
     dtype = pick_dtype(config.train.precision, device)
-    classes = ClassMap(config.data.classes, config.data.ignore)
+    reader = pair_reader(config)
+    classes = reader.classes
 
     # The data, read once in full: what is wrong with it is said now.
     if config.data.draw_quickstart and not Path(config.data.root).exists():
         print(f"drawing the quickstart data into {config.data.root}")
         draw_quickstart(Path(config.data.root))
-    train_pairs, val_pairs = split_pairs(config)
-    everything = [*train_pairs, *val_pairs]
-    summaries = check_pairs(everything, classes, config.model.in_channels, "check images")
-    train_summaries, val_summaries = summaries[: len(train_pairs)], summaries[len(train_pairs) :]
-    class_pixels = class_pixels_of(train_summaries, "training")
-    class_pixels_of(val_summaries, "validation")
-    normalization = normalization_of(train_summaries)
-    _check_sizes(config, {summary.size for summary in train_summaries})
+    data = check_data(config)
+    if data.faults:
+        raise ValueError(listed(data.faults))
+    train_pairs, val_pairs = data.train_pairs, data.val_pairs
+    normalization = data.normalization(config)
     if state is not None:
         _check_same(state, run, dtype, train_pairs, val_pairs, normalization)
         # The very numbers: measured with other threads, they differ in the last digit.
-        normalization = Normalization(**{k: tuple(v) for k, v in state["normalization"].items()})
-    print(f"{len(train_pairs)} training and {len(val_pairs)} validation images, classes:")
-    for name, pixels in zip(classes.names, class_pixels, strict=True):
-        print(f"  {name}: {pixels / sum(class_pixels):.1%} of the training pixels")
+        normalization = Normalization(**state["normalization"])
+    print(describe(data, classes.names))
+    for note in data.notes:
+        print(f"note: {note}")
     dataset = SegmentationDataset(
         train_pairs,
-        classes,
-        config.model.in_channels,
+        reader,
         normalization,
         Augment(**vars(config.augment)),
         config.train.seed,
+        config.sampling.crops_per_image,
+        [classes.names.index(name) for name in config.sampling.rare],
+        config.sampling.rare_share,
+        DecodedImages(train_pairs, reader, data.train.num_bytes, config.data.cache * 2**30),
     )
     sampler = EpochSampler(len(dataset), config.train.seed)
     loader = DataLoader(
@@ -118,15 +114,16 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
 
     # The model, and all that learns with it.
     torch.manual_seed(config.train.seed)
-    net = build_net(config, device)
+    net, first = build_net(config, device), train_pairs[0]
     model = SegmentationModel(
         net=net,
         config=config,
         normalization=normalization,
         val_stems=tuple(pair.stem for pair in val_pairs),
+        palette=None if reader.in_parts else palette_of(first.masks[0], first.page),
         device=device,
     )
-    loss_function = SegmentationLoss(**vars(config.loss)).to(device)
+    loss_function = _loss(config.loss, data.train.class_pixels.sum(0)).to(device)
     optimizer = _optimizer(config.optimizer, net)
     schedule = _schedule(config.schedule, optimizer, len(loader), config.train.epochs)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -213,6 +210,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     seconds = history[-1]["seconds"]
     duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     best = max(history, key=lambda row: float(row["mean_iou"]))
+    if data.skipped:
+        print(f"\nleft out {data.skipped} pair(s) of files that cannot be read, as listed above")
     print(
         f"\nbest mean IoU {best['mean_iou']:.4f} in epoch {best['epoch']}; "
         f"{duration} in all\n"
@@ -221,6 +220,14 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         f"          unet predict {run / 'best.pt'} IMAGES -o masks"
     )
     return run
+
+
+def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
+    weights = config.class_weights
+    if weights == "balanced":  # a class of the mean number of pixels weighs 1, one without none 0
+        shares = class_pixels / class_pixels.mean()
+        weights = tuple(1 / share if share else 0.0 for share in shares.tolist())
+    return SegmentationLoss(**{**vars(config), "class_weights": weights})
 
 
 def _optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
@@ -261,17 +268,6 @@ def _schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _check_sizes(config: Config, sizes: set[tuple[int, int]]) -> None:
-    """Images that are not cropped must fit into a batch."""
-    if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
-        shown = ", ".join(f"{height} x {width}" for height, width in sorted(sizes)[:5])
-        raise ValueError(
-            f"augment.crop: got none, but training images of {len(sizes)} sizes ({shown}"
-            f"{', ...' if len(sizes) > 5 else ''}), expected one size in a batch; set "
-            "augment.crop=[HEIGHT,WIDTH] or train.batch_size=1"
-        )
-
-
 def _load_run(run: Path, config: Config) -> dict[str, Any]:
     """The state to resume from; the run must have had the same config."""
     path = run / "last.pt"
@@ -309,8 +305,10 @@ def _check_same(
                 f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
                 f"{len(pairs)}); {other}"
             )
-    before, now = state["normalization"], vars(normalization)
-    if not all(np.allclose(before[key], now[key], rtol=1e-5) for key in now):
+    before = Normalization(**state["normalization"])
+    if not np.allclose(
+        [*before.mean, *before.std], [*normalization.mean, *normalization.std], rtol=1e-5
+    ):
         raise ValueError(f"{run}: the training images have changed since the run began; {other}")
     if state["dtype"] != str(dtype):
         precision = state["dtype"].removeprefix("torch.")
@@ -359,6 +357,7 @@ def _draw_previews(path: Path, model: SegmentationModel, pairs: list[Pair]) -> N
     rows = []
     for i in range(count):
         pair = pairs[i * len(pairs) // count]
-        image, target = read_pair(pair, model.classes, model.config.model.in_channels)
-        rows.append((image, target.numpy(), model.predict(image).numpy()))
+        pixels, target = pair_reader(model.config)(pair)
+        image = torch.from_numpy(to_float(pixels))
+        rows.append((image, target, model.predict(image).numpy()))
     save_picture(path, preview_sheet(rows, model.classes.names, model.classes.colours))

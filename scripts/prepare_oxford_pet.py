@@ -1,0 +1,64 @@
+"""Download the Oxford-IIIT pets by torchvision, and list them in pairs.csv.
+
+The set's own lists are trainval and test. Of trainval a tenth of each breed's images is val, to
+validate on: drawn by lot, but always the same. The rest is train. The images of test are listed as
+test and have no part in training. All stay where the archives have them; pairs.csv names them
+relative to the folder.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets import OxfordIIITPet
+
+from unet.preparation import Archive, prepare
+
+
+def draw_validation(stems: Sequence[str]) -> set[str]:
+    """Choose a tenth of each breed's images; the breed is the stem up to its last underscore."""
+    breeds = defaultdict(list)
+    for stem in sorted(stems):
+        breeds[stem.rpartition("_")[0]].append(stem)
+    rng = np.random.default_rng(0)
+    return {
+        stem
+        for breed in breeds.values()
+        for stem in rng.permutation(breed)[: round(len(breed) / 10)].tolist()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare the folder and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "root",
+        nargs="?",
+        type=Path,
+        default=Path("data/oxford_pet"),
+        metavar="DIR",
+        help="folder for the data (default: %(default)s)",
+    )
+    root = parser.parse_args(argv).root
+
+    def rows() -> Iterator[tuple[Path, Path, str]]:
+        trainval, test = (OxfordIIITPet(root, split=split) for split in ("trainval", "test"))
+        validation = draw_validation([image.stem for image in trainval._images])
+        for image, mask in zip(trainval._images, trainval._segs, strict=True):
+            yield image, mask, "val" if image.stem in validation else "train"
+        for image, mask in zip(test._images, test._segs, strict=True):
+            yield image, mask, "test"
+
+    folder = root / "oxford-iiit-pet"  # torchvision's name for it
+    archives = [
+        Archive(path=folder / url.rpartition("/")[2], url=url, md5=md5)
+        for url, md5 in OxfordIIITPet._RESOURCES
+    ]
+    return prepare(root, archives, rows, "configs/oxford_pet.yaml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

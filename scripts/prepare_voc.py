@@ -1,0 +1,50 @@
+"""Download Pascal VOC's images for segmentation by torchvision, and list them in pairs.csv.
+
+The splits are VOC's own: train to learn from, val to validate on. The images stay where the archive
+has them; pairs.csv names them relative to the folder.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torchvision.datasets import VOCSegmentation
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+from unet.preparation import Archive, prepare
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare the folder and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "root",
+        nargs="?",
+        type=Path,
+        default=Path("data/voc"),
+        metavar="DIR",
+        help="folder for the data (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--year",
+        choices=[year for year in DATASET_YEAR_DICT if year.isdigit()],  # the rest is no training
+        default="2012",
+        help="of the challenge (default: %(default)s)",
+    )
+    arguments = parser.parse_args(argv)
+    root, year = arguments.root, arguments.year
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        for split in ("train", "val"):
+            pairs = VOCSegmentation(root, year=year, image_set=split)
+            for image, mask in zip(pairs.images, pairs.masks, strict=True):
+                yield image, mask, split
+
+    source = DATASET_YEAR_DICT[year]
+    archive = Archive(path=root / source["filename"], url=source["url"], md5=source["md5"])
+    return prepare(root, [archive], rows, "configs/voc.yaml")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

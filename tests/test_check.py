@@ -1,0 +1,178 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HEIGHT, WIDTH, make_config, write_pairs
+from PIL import Image
+
+import unet.check
+from unet.check import check_data, describe, draw_samples, listed, pair_reader, read_pairs
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(workdir: Path) -> None:
+    """What is remembered goes to runs/ of a folder of the test's own."""
+
+
+def test_what_is_found_is_what_is_there(data_root: Path) -> None:
+    config = make_config(data_root)
+    data = check_data(config)
+    assert not data.faults
+    assert len(data.train_pairs) == 4
+    assert len(data.val_pairs) == 2
+    images = np.stack([np.asarray(Image.open(pair.images[0])) for pair in data.train_pairs]) / 255
+    masks = np.stack([np.asarray(Image.open(pair.masks[0])) for pair in data.train_pairs])
+    assert data.train.class_pixels.sum(0).tolist() == [(masks == 0).sum(), (masks == 200).sum()]
+    assert (data.train.sizes == (HEIGHT, WIDTH)).all()
+    normalization = data.normalization(config)
+    assert normalization.mean == pytest.approx([images.mean()])
+    assert normalization.std == pytest.approx([images.std()])
+    assert data.normalization(make_config(data_root, "data.normalization=image")).method == "image"
+    given = make_config(data_root, "data.normalization={mean: [0.5], std: [0.25]}")
+    assert data.normalization(given).mean == (0.5,)
+
+
+def test_every_fault_is_reported_at_once(data_root: Path) -> None:
+    images, masks = data_root / "images", data_root / "masks"
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(masks / "1.png")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 5, np.uint8)).save(masks / "2.png")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 6, np.uint8)).save(masks / "3.png")
+    (images / "4.png").write_bytes(b"")
+    shutil.copy(images / "0.png", images / "lonely.png")
+    faults = check_data(make_config(data_root)).faults
+    expected = [
+        "got nothing for",
+        "4.png: cannot be read as an image (0 bytes); replace or remove the file",
+        f"1.png: got a mask of 8 x 9 pixels (height x width), expected {HEIGHT} x {WIDTH} as its",
+        "2.png: got the mask value 5 (1872 pixels), expected {ground: 0, box: 200}; data.classes",
+        "3.png: got the mask value 6",
+        "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
+    ]
+    assert len(faults) == len(expected)
+    for fault, text in zip(faults, expected, strict=True):
+        assert text in fault
+
+
+def test_the_same_image_on_both_sides_is_a_fault(data_root: Path) -> None:
+    write_pairs(data_root / "held_out", 2, seed=9)
+    shutil.copy(data_root / "images" / "3.png", data_root / "held_out" / "images" / "1.png")
+    config = make_config(
+        data_root, "data.validation={images: held_out/images, masks: held_out/masks}"
+    )
+    faults = check_data(config).faults
+    assert len(faults) == 1
+    assert "images/3.png: is trained on, and" in faults[0]
+    assert "held_out/images/1.png, the same image pixel by pixel, is scored" in faults[0]
+
+
+def test_files_that_cannot_be_read_are_left_out_only_if_asked_for(data_root: Path) -> None:
+    (data_root / "images" / "4.png").write_text("no image")
+    assert len(check_data(make_config(data_root)).faults) == 1
+    data = check_data(make_config(data_root, "data.skip_unreadable=true"))
+    assert not data.faults
+    assert data.skipped == 1
+    assert len(data.train_pairs) + len(data.val_pairs) == 5
+    assert "4.png: cannot be read as an image" in data.notes[0]
+    assert data.notes[1] == "left out 1 pair(s) that cannot be read"
+
+
+def test_what_is_odd_is_noted(data_root: Path) -> None:
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "masks" / "2.png")
+    data = check_data(make_config(data_root, "data.classes={ground: 0, box: 200, ring: 7}"))
+    assert not data.faults
+    assert any("1 of 6 masks hold one class only, such as" in note for note in data.notes)
+    assert "data.classes.ring: no training mask has a pixel of it" in data.notes
+
+
+def test_masks_that_are_ignored_throughout_are_a_fault(data_root: Path) -> None:
+    data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
+    assert "got training masks in which every pixel is ignored" in data.faults[0]
+
+
+def test_a_second_check_reads_nothing_that_has_not_changed(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data_root)
+    first = check_data(config)
+    read = []
+    summarize = unet.check._summarize
+
+    def spy(pair: unet.check.Pair, reader: unet.check.PairReader) -> object:
+        read.append(pair.stem)
+        return summarize(pair, reader)
+
+    monkeypatch.setattr(unet.check, "_summarize", spy)
+    again = check_data(config)
+    assert read == []
+    for name, column in vars(first.train).items():
+        assert np.array_equal(getattr(again.train, name), column), name
+    Image.fromarray(np.full((HEIGHT, WIDTH), 9, np.uint8)).save(data_root / "images" / "3.png")
+    os.utime(data_root / "masks" / "5.png", (1, 1))
+    check_data(config)
+    assert read == ["3", "5"]
+    read.clear()
+    check_data(make_config(data_root, "data.classes={ground: 0, box: 200, new: 1}"))
+    assert len(read) == 6
+
+
+def test_faults_are_found_again(data_root: Path) -> None:
+    (data_root / "images" / "4.png").write_text("no image")
+    config = make_config(data_root)
+    assert check_data(config).faults == check_data(config).faults != []
+
+
+def test_the_table_says_sizes_kinds_and_shares(data_root: Path) -> None:
+    text = describe(check_data(make_config(data_root)), ["ground", "box"])
+    assert "4 training and 2 validation images" in text
+    assert f"{HEIGHT} x {WIDTH} (6)" in text
+    assert "L, uint8 (6)" in text
+    assert "box              17.09%       4             17.09%       2" in text
+
+
+def test_samples_are_drawn(data_root: Path, tmp_path: Path) -> None:
+    config = make_config(data_root)
+    draw_samples(config, check_data(config), tmp_path / "samples.png", count=3)
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.height > 3 * 256
+        assert picture.width > 4 * 256
+
+
+def test_folds_and_tables_split(data_root: Path) -> None:
+    folds = [
+        check_data(make_config(data_root, f"data.validation={{folds: 3, fold: {fold}}}")).val_pairs
+        for fold in range(3)
+    ]
+    assert sorted(pair.stem for fold in folds for pair in fold) == list("012345")
+    rows = [
+        f"images/{i}.png,masks/{i}.png,{split}"
+        for i, split in enumerate(["train", "val", "test", "train", "val", "train"])
+    ]
+    (data_root / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]))
+    data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: val}"))
+    assert [pair.stem for pair in data.val_pairs] == ["images/1", "images/4"]
+    assert [pair.stem for pair in data.train_pairs] == ["images/0", "images/3", "images/5"]
+    assert data.notes == ["1 row(s) of pairs.csv are in no part"]
+    (data_root / "val.txt").write_text("2\n3\n")
+    data = check_data(make_config(data_root, "data.validation={stems: val.txt}"))
+    assert [pair.stem for pair in data.val_pairs] == ["2", "3"]
+    data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: dev}"))
+    assert (
+        "got no row whose column split is 'dev', expected some (test, train, val)" in data.faults[0]
+    )
+
+
+def test_masks_in_parts_are_read(data_root: Path) -> None:
+    (data_root / "masks").rename(data_root / "box")
+    config = make_config(data_root, "data.masks={box: box}")
+    data = check_data(config)
+    assert not data.faults
+    assert (data.train.class_pixels[:, 1] == 320).all()
+    _, found, _, _ = read_pairs(data.val_pairs, pair_reader(config))
+    assert (found.class_pixels[:, 1] == 320).all()
+
+
+def test_long_lists_of_faults_are_cut() -> None:
+    assert listed([str(i) for i in range(12)]).splitlines()[-2:] == ["9", "... and 2 more"]
+    assert listed(["a", "b"]) == "a\nb"

@@ -1,0 +1,468 @@
+"""The data of a config: found, read once in full, split, and described."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from unet.atomic import atomic_path
+from unet.augment import Augment
+from unet.config import Config, FixedNormalizationConfig
+from unet.data import Normalization, PairReader, normalization_of
+from unet.images import UnreadableError, image_mode, to_float
+from unet.masks import ClassMap, StrayValueError
+from unet.pairs import Pair, find_pairs, read_table
+from unet.pictures import sample_sheet, save_picture
+from unet.splits import read_stems, split_by_lot, split_by_stems
+
+_AT_ONCE = 1024
+"""Files that wait for a thread: a list of all would be large."""
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """What is kept of pairs that were read once, a row each.
+
+    Args:
+        sizes: (N, 2) height and width.
+        kinds: (N,) Pillow's mode, and the type of the numbers.
+        num_bytes: (N,) that image and class ids take in memory.
+        class_pixels: (N, K) pixels of each class.
+        sums: (N, C) of the values of each channel.
+        squares: (N, C) of the squared values of each channel.
+        contents: (N,) fingerprints of the images' pixels.
+    """
+
+    sizes: np.ndarray
+    kinds: np.ndarray
+    num_bytes: np.ndarray
+    class_pixels: np.ndarray
+    sums: np.ndarray
+    squares: np.ndarray
+    contents: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int, num_classes: int, channels: int) -> "Summaries":
+        """Make `count` rows to be filled."""
+        return cls(
+            sizes=np.zeros((count, 2), np.int64),
+            kinds=np.zeros(count, "U16"),
+            num_bytes=np.zeros(count, np.int64),
+            class_pixels=np.zeros((count, num_classes), np.int64),
+            sums=np.zeros((count, channels)),
+            squares=np.zeros((count, channels)),
+            contents=np.zeros(count, "S16"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, rows: np.ndarray) -> "Summaries":
+        return Summaries(**{name: column[rows] for name, column in vars(self).items()})
+
+    def __setitem__(self, rows: np.ndarray, values: "Summaries") -> None:
+        for name, column in vars(self).items():
+            column[rows] = getattr(values, name)
+
+    @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return int(self.sizes.prod(1).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedData:
+    """The pairs of a config that can be read, and what was found out about them.
+
+    Args:
+        train_pairs: to be trained on.
+        val_pairs: to be scored.
+        train: what was found in the training pairs.
+        val: what was found in the validation pairs.
+        faults: what must be corrected.
+        notes: what is worth knowing.
+        skipped: pairs left out because they cannot be read.
+    """
+
+    train_pairs: list[Pair]
+    val_pairs: list[Pair]
+    train: Summaries
+    val: Summaries
+    faults: list[str]
+    notes: list[str]
+    skipped: int
+
+    def normalization(self, config: Config) -> Normalization:
+        """Return the normalization that a config asks for."""
+        match config.data.normalization:
+            case FixedNormalizationConfig(mean=mean, std=std):
+                return Normalization(mean=mean, std=std)
+            case "dataset":
+                return normalization_of(
+                    self.train.pixels, self.train.sums.sum(0), self.train.squares.sum(0)
+                )
+            case method:
+                return Normalization(method=method)
+
+
+def pair_reader(config: Config) -> PairReader:
+    """Return what reads the pairs of a config."""
+    return PairReader(
+        classes=class_map(config),
+        in_channels=config.model.in_channels,
+        in_parts=isinstance(config.data.masks, dict),
+    )
+
+
+def class_map(config: Config) -> ClassMap:
+    """Return the classes of a config."""
+    return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
+
+
+def find_root(root: str) -> Path:
+    """Return `data.root` as a path.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"data.root: there is no folder {root}; set data.root=FOLDER to where the data is"
+        )
+    return Path(root)
+
+
+def list_pairs(config: Config) -> tuple[list[Pair], list[Pair], list[str]]:
+    """Find the files that a config names.
+
+    Returns:
+        All pairs; those of validation folders of their own, if it names such; and what is wrong.
+
+    Raises:
+        FileNotFoundError: if a folder or table is missing.
+        ValueError: if a pattern matches nothing.
+    """
+    data, validation = config.data, config.data.validation
+    root = find_root(data.root)
+    if data.csv is not None:
+        pairs, faults = read_table(root, data.csv, data.stacks)
+        return pairs, [], faults
+    pairs, faults = find_pairs(root, data.channels or [data.images], data.masks, data.stacks)
+    if validation.images is None or validation.masks is None:
+        return pairs, [], faults
+    val_pairs, val_faults = find_pairs(root, [validation.images], validation.masks, data.stacks)
+    if {pair.images for pair in pairs} & {pair.images for pair in val_pairs}:
+        val_faults.append(
+            f"data.validation.images: got {root / validation.images}, of which data.images names "
+            "files too, expected others"
+        )
+    return pairs, val_pairs, faults + val_faults
+
+
+def check_data(config: Config) -> CheckedData:
+    """Find, read and split everything that a config names; what was read before is remembered.
+
+    Raises:
+        FileNotFoundError: if a folder or table is missing.
+        ValueError: if a pattern matches nothing.
+    """
+    pairs, own_val_pairs, faults = list_pairs(config)
+    everything = [*pairs, *own_val_pairs]
+    kept, found, unreadable, read_faults = read_pairs(
+        everything, pair_reader(config), _memory_of(config)
+    )
+    notes = []
+    skipped = len(unreadable) if config.data.skip_unreadable else 0
+    if skipped:
+        notes = [*unreadable, f"left out {skipped} pair(s) that cannot be read"]
+    else:
+        faults += unreadable
+    faults += read_faults
+    # 0 trained on, 1 scored, -1 neither.
+    side = (kept >= len(pairs)).astype(np.int64)
+    readable = [everything[i] for i in kept.tolist()]
+    if readable and not own_val_pairs:
+        try:
+            side = _split(config, everything, kept, found.class_pixels > 0)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+    if (side < 0).any():
+        notes.append(f"{np.count_nonzero(side < 0)} row(s) of {config.data.csv} are in no part")
+    train_pairs, val_pairs = (
+        [readable[i] for i in np.flatnonzero(side == part).tolist()] for part in (0, 1)
+    )
+    train, val = found[side == 0], found[side == 1]
+    if not faults:
+        faults = _contradictions(config, train, val)
+    faults += _on_both_sides(train_pairs, val_pairs, train, val)
+    return CheckedData(
+        train_pairs=train_pairs,
+        val_pairs=val_pairs,
+        train=train,
+        val=val,
+        faults=faults,
+        notes=notes + _oddities(config, [*train_pairs, *val_pairs], train, val),
+        skipped=skipped,
+    )
+
+
+def read_pairs(
+    pairs: Sequence[Pair], reader: PairReader, memory: Path | None = None
+) -> tuple[np.ndarray, Summaries, list[str], list[str]]:
+    """Read every pair once, in parallel.
+
+    Args:
+        pairs: the files.
+        reader: of them.
+        memory: file that remembers what was found, by path, size and time of the files.
+
+    Returns:
+        The places of the pairs without fault; what was found in these; what is wrong with files
+        that cannot be read; what is wrong with others.
+    """
+    shape = len(reader.classes.names), reader.in_channels
+    found = Summaries.empty(len(pairs), *shape)
+    keys = np.array([_key(pair) for pair in pairs], dtype="S16")
+    good = _recall(memory, keys, found)
+    unreadable, faults = [], []
+    stray: Counter[Any] = Counter()
+    todo = np.flatnonzero(~good).tolist()
+    bar = tqdm(total=len(todo), desc="check", unit="image", leave=False, disable=None)
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(todo), _AT_ONCE):
+            places = todo[start : start + _AT_ONCE]
+            results = pool.map(_summarize, [pairs[i] for i in places], repeat(reader))
+            for i, result in zip(places, results, strict=True):
+                bar.update()
+                if isinstance(result, UnreadableError):
+                    unreadable.append(str(result))
+                elif isinstance(result, Exception):
+                    faults.append(str(result))
+                    if isinstance(result, StrayValueError):
+                        stray.update(result.pixels)
+                else:
+                    good[i] = True
+                    for column, value in zip(vars(found).values(), result, strict=True):
+                        column[i] = value
+    bar.close()
+    if len(stray) > 1 and not reader.in_parts:
+        faults.append(f"all masks together: {reader.classes.that_would_fit(stray)}")
+    if memory is not None and todo:
+        _remember(memory, keys[good], found[good])
+    return np.flatnonzero(good), found[good], unreadable, faults
+
+
+def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) -> None:
+    """Draw training images, spread over all, with their masks over them, then augmented thrice."""
+    reader = pair_reader(config)
+    augment = Augment(**vars(config.augment))
+    pairs = data.train_pairs
+    count = min(count, len(pairs))
+    rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []
+    for pair in (pairs[i * len(pairs) // count] for i in range(count)):
+        pixels, ids = reader(pair)
+        image = torch.from_numpy(to_float(pixels))
+        row = [(image, ids)]
+        for epoch in range(3):
+            changed, target = augment(
+                image, torch.from_numpy(ids), np.random.default_rng([epoch, len(rows)])
+            )
+            row.append((changed, target.numpy()))
+        rows.append(row)
+    save_picture(path, sample_sheet(rows, reader.classes.names, reader.classes.colours))
+
+
+def describe(data: CheckedData, names: Sequence[str]) -> str:
+    """Lay out sizes, modes and classes of checked data as text."""
+    sizes = np.concatenate([data.train.sizes, data.val.sizes])
+    kinds = np.concatenate([data.train.kinds, data.val.kinds])
+    lines = [
+        f"{len(data.train)} training and {len(data.val)} validation images",
+        "sizes    " + _most([f"{height} x {width}" for height, width in sizes.tolist()]),
+        "kinds    " + _most(kinds.tolist()),
+        "",
+    ]
+    rows = [("class", "training pixels", "images", "validation pixels", "images")]
+    columns = []
+    for part in (data.train, data.val):
+        pixels = part.class_pixels.sum(0)
+        columns.append([f"{share:.2%}" for share in pixels / max(1, pixels.sum())])
+        columns.append([str(count) for count in (part.class_pixels > 0).sum(0)])
+    rows += zip(names, *columns, strict=True)
+    return "\n".join(lines) + table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows as text, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def listed(faults: Sequence[str], most: int = 10) -> str:
+    """Faults, a line each, and how many more there are."""
+    more = f"\n... and {len(faults) - most} more" if len(faults) > most else ""
+    return "\n".join(faults[:most]) + more
+
+
+def _split(
+    config: Config, everything: Sequence[Pair], kept: np.ndarray, present: np.ndarray
+) -> np.ndarray:
+    """For the pairs kept: 0 for those to train on, 1 for those to score, -1 for others."""
+    validation, seed = config.data.validation, config.train.seed
+    pairs = [everything[i] for i in kept.tolist()]
+    if validation.fraction is not None:
+        shares = (1 - validation.fraction, validation.fraction)
+        return split_by_lot(pairs, present, shares, seed, validation.group)
+    if validation.folds is not None:
+        parts = split_by_lot(
+            pairs, present, (1 / validation.folds,) * validation.folds, seed, validation.group
+        )
+        return np.where(parts == validation.fold, 1, 0)
+    if validation.split is not None:
+        return _split_by_table(pairs, validation.split)
+    stems = validation.stems
+    assert stems is not None  # the config holds one of these
+    if isinstance(stems, str):
+        stems = tuple(read_stems(find_root(config.data.root) / stems))
+    return split_by_stems(everything, stems)[kept].astype(np.int64)
+
+
+def _split_by_table(pairs: Sequence[Pair], split: str) -> np.ndarray:
+    names = [pair.split for pair in pairs]
+    for name in ("train", split):
+        if name not in names:
+            known = ", ".join(sorted(set(names)))
+            raise ValueError(
+                f"data.validation.split: got no row whose column split is {name!r}, expected some "
+                f"({known or 'the column is empty'}); correct it or the table"
+            )
+    return np.array([0 if name == "train" else 1 if name == split else -1 for name in names])
+
+
+def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[str]:
+    """What of the images does not go together with the config."""
+    faults = []
+    for which, part in (("training", train), ("validation", val)):
+        if not part.class_pixels.any():
+            faults.append(
+                f"data.ignore: got {which} masks in which every pixel is ignored, expected some "
+                "of data.classes; correct data.ignore or the masks"
+            )
+    sizes = sorted({(height, width) for height, width in train.sizes.tolist()})
+    if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5])
+        faults.append(
+            f"augment.crop: got none, but training images of {len(sizes)} sizes ({shown}"
+            f"{', ...' if len(sizes) > 5 else ''}), expected one size in a batch; set "
+            "augment.crop=[HEIGHT,WIDTH] or train.batch_size=1"
+        )
+    return faults
+
+
+def _on_both_sides(
+    train_pairs: Sequence[Pair], val_pairs: Sequence[Pair], train: Summaries, val: Summaries
+) -> list[str]:
+    """Images that are trained on and scored."""
+    _, ours, theirs = np.intersect1d(train.contents, val.contents, return_indices=True)
+    return [
+        f"{train_pairs[i].images[0]}: is trained on, and {val_pairs[j].images[0]}, the same image "
+        "pixel by pixel, is scored, expected it on one side; remove one, or keep them together "
+        "with data.validation.group"
+        for i, j in zip(ours.tolist(), theirs.tolist(), strict=True)
+    ]
+
+
+def _oddities(config: Config, pairs: Sequence[Pair], train: Summaries, val: Summaries) -> list[str]:
+    """What is possible, but mostly a mistake."""
+    notes = []
+    present = np.concatenate([train.class_pixels, val.class_pixels]) > 0
+    if len(single := np.flatnonzero(present.sum(1) <= 1)):
+        notes.append(
+            f"{len(single)} of {len(pairs)} masks hold one class only, such as "
+            f"{pairs[single[0]].masks[0]}"
+        )
+    for name, pixels in zip(config.data.classes, train.class_pixels.sum(0), strict=True):
+        if not pixels and len(train):
+            notes.append(f"data.classes.{name}: no training mask has a pixel of it")
+    return notes
+
+
+def _most(values: Sequence[str]) -> str:
+    """The most common values, and how often each is there."""
+    counts = Counter(values).most_common()
+    more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
+    return ", ".join(f"{value} ({count})" for value, count in counts[:5]) + more
+
+
+def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
+    """The row of a pair in `Summaries`, or what is wrong with it."""
+    try:
+        image, ids = reader(pair)
+        mode = image_mode(pair.images[0])
+    except (ValueError, FileNotFoundError) as error:
+        return error
+    values = to_float(image).reshape(len(image), -1)
+    shape = str(image.shape).encode()
+    return (
+        ids.shape,
+        f"{mode}, {image.dtype}",
+        image.nbytes + ids.nbytes,
+        np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)],
+        values.sum(1, dtype=np.float64),
+        np.square(values).sum(1, dtype=np.float64),
+        hashlib.blake2b(image.tobytes(), digest_size=16, key=shape).digest(),
+    )
+
+
+def _key(pair: Pair) -> bytes:
+    """A fingerprint of a pair's files: where they are, how large, and when they were written."""
+    parts = [str(pair.page)]
+    for path in pair.files:
+        status = os.stat(path)  # noqa: PTH116 (of text, twice as fast)
+        parts += [path, str(status.st_size), str(status.st_mtime_ns)]
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
+def _memory_of(config: Config) -> Path:
+    """The file that remembers what was found with the same data settings."""
+    data = config.data
+    settings = (data.classes, data.ignore, data.tolerance, data.masks, config.model.in_channels)
+    text = f"{Path(data.root).resolve()} {settings}"
+    name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return Path("runs") / ".checked" / f"{name}.npz"
+
+
+def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarray:
+    """Fill in what is remembered; return (N,) which rows that were."""
+    known = np.zeros(len(keys), bool)
+    if memory is None or not memory.exists() or not len(keys):
+        return known
+    with np.load(memory, allow_pickle=False) as file:
+        old = Summaries(**{name: file[name] for name in vars(found)})
+        old_keys = file["keys"]
+    rows = {key: row for row, key in enumerate(old_keys.tolist())}
+    places = np.array([rows.get(key, -1) for key in keys.tolist()])
+    known = places >= 0
+    found[known] = old[places[known]]
+    return known
+
+
+def _remember(memory: Path, keys: np.ndarray, found: Summaries) -> None:
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(memory) as temporary, temporary.open("wb") as file:
+        np.savez(file, keys=keys, **vars(found))

@@ -1,0 +1,267 @@
+"""Which image file belongs to which mask file."""
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet.images import SUFFIXES, count_pages
+
+_ENDING = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """The files of an image and of its mask.
+
+    Paths are text, because there may be hundreds of thousands.
+    """
+
+    stem: str
+    """What both names have in common; with `#` and the page, of a stack."""
+    images: tuple[str, ...]
+    """One file, or one for each channel."""
+    masks: tuple[str, ...]
+    """One file, or one for each class but the first."""
+    page: int | None = None
+    """Which image of a stack, from 0."""
+    split: str = ""
+    """What the table says."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All its files."""
+        return self.images + self.masks
+
+
+def find_pairs(
+    root: Path, images: Sequence[str], masks: str | Mapping[str, str], stacks: bool = False
+) -> tuple[list[Pair], list[str]]:
+    """Find the files that patterns describe, and pair those of one stem.
+
+    Args:
+        root: the folder that the patterns are relative to.
+        images: a folder or pattern, or one for each channel. `{stem}` stands for what image and
+            mask have in common (it may hold folders), `*` for anything else within a name. A
+            folder means all that lies in it.
+        masks: likewise; or one for each class but the first.
+        stacks: whether each file is a stack of images.
+
+    Returns:
+        The pairs in natural order, and what is wrong: files that lack their other half, stems that
+        are there twice.
+
+    Raises:
+        FileNotFoundError: if a folder is missing.
+        ValueError: if a pattern describes no file.
+    """
+    mask_patterns = list(masks.values()) if isinstance(masks, Mapping) else [masks]
+    faults: list[str] = []
+    # A file that is a mask is no image: both may lie in one folder.
+    of_masks = [_compile(root, pattern) for pattern in mask_patterns]
+    distinct = set(images).isdisjoint(mask_patterns)
+    sides = []
+    for pattern in [*images, *mask_patterns]:
+        others = of_masks if distinct and pattern in images else []
+        sides.append((pattern, _find(root, pattern, others, faults)))
+    # In the order of the first side; what others have besides comes after.
+    stems = dict.fromkeys(stem for _, files in sides for stem in files)
+    for pattern, files in sides:
+        if lacking := [stem for stem in stems if stem not in files]:
+            have = {s: file for _, other in sides for s, file in other.items()}
+            faults.append(
+                f"{root / pattern}: got nothing for {_some(have[stem] for stem in lacking)}, "
+                "expected a file of the same stem: add or move the files, or correct the pattern"
+            )
+    pairs = [
+        Pair(
+            stem=stem,
+            images=tuple(files[stem] for _, files in sides[: len(images)]),
+            masks=tuple(files[stem] for _, files in sides[len(images) :]),
+        )
+        for stem in sorted(stems, key=natural_key)
+        if all(stem in files for _, files in sides)
+    ]
+    return (_unstack(pairs, faults) if stacks else pairs), faults
+
+
+def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair], list[str]]:
+    """Read pairs from a CSV file with the columns image and mask, and split if there is one.
+
+    Args:
+        root: the folder that the table and the paths in it are relative to.
+        table: the file.
+        stacks: whether each file is a stack of images.
+
+    Returns:
+        The pairs in the table's order, and what is wrong: files that are not there, rows that
+        lack one, images that are there twice.
+
+    Raises:
+        FileNotFoundError: if there is no such table.
+        ValueError: if it lacks a column or has no rows.
+    """
+    path = root / table
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such table; check data.csv")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
+    if lacking := {"image", "mask"} - set(reader.fieldnames or ()):
+        raise ValueError(
+            f"{path}: got the columns {', '.join(reader.fieldnames or ())}, expected "
+            f"{' and '.join(sorted(lacking))} too, with commas in between"
+        )
+    faults: list[str] = []
+    pairs: dict[str, Pair] = {}
+    for number, row in enumerate(rows, start=2):
+        files = [row["image"], row["mask"]]
+        if not all(files):
+            faults.append(f"{path}: line {number} lacks an image or a mask; complete it")
+            continue
+        missing = [name for name in files if not (root / name).is_file()]
+        if missing:
+            faults.append(f"{path}: line {number}: there is no file {root / missing[0]}")
+            continue
+        stem = Path(files[0]).with_suffix("").as_posix()
+        if stem in pairs:
+            faults.append(f"{path}: line {number}: {stem} is there twice; remove one")
+            continue
+        pairs[stem] = Pair(
+            stem=stem,
+            images=(str(root / files[0]),),
+            masks=(str(root / files[1]),),
+            split=row.get("split") or "",
+        )
+    if not rows:
+        raise ValueError(f"{path}: got no rows, expected one for each image")
+    found = list(pairs.values())
+    return (_unstack(found, faults) if stacks else found), faults
+
+
+def natural_key(text: str) -> list[str | int]:
+    """Sort key by which `2.tif` comes before `10.tif`."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """All image files of a folder in natural order; hidden files and other endings are not.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it holds no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+    if not files:
+        raise ValueError(
+            f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
+        )
+    return sorted(files, key=lambda path: (natural_key(path.name), path.name))
+
+
+def _find(
+    root: Path, pattern: str, others: Sequence[re.Pattern[str]], faults: list[str]
+) -> dict[str, str]:
+    """Find the files of a pattern that no other describes, by their stems."""
+    base = root / _fixed_part(pattern)
+    if not base.is_dir():
+        raise FileNotFoundError(f"{base}: there is no such folder; check the path")
+    expression = _compile(root, pattern)
+    files: dict[str, str] = {}
+    for path in _walk(str(base)):
+        match = expression.fullmatch(path)
+        if match is None or any(other.fullmatch(path) for other in others):
+            continue
+        stem = match["stem"]
+        if stem in files:
+            faults.append(
+                f"{path}: has the stem {stem!r} of {files[stem]}, expected one file of each stem; "
+                "remove one, or let {stem} in the pattern hold what differs"
+            )
+        files[stem] = path
+    if not files:
+        raise ValueError(
+            f"{root / pattern}: matches no file in {base}, expected names ending in "
+            f"{', '.join(sorted(SUFFIXES))}; check the pattern"
+        )
+    return files
+
+
+def _compile(root: Path, pattern: str) -> re.Pattern[str]:
+    """A regular expression of whole paths, with a group `stem`."""
+    path = (root / pattern).as_posix()
+    if "{stem}" not in path:
+        path += "/{stem}"
+    if Path(path).suffix.lower() not in SUFFIXES:
+        path += "{ending}"
+    text = re.escape(path)
+    text = text.replace(r"\{stem\}", "(?P<stem>.+)", 1).replace(r"\{stem\}", "(?P=stem)")
+    return re.compile(text.replace(r"\{ending\}", _ENDING).replace(r"\*", "[^/]*"))
+
+
+def _fixed_part(pattern: str) -> Path:
+    """The folders of a pattern before anything that varies."""
+    parts = Path(pattern).parts
+    if "{stem}" not in pattern:
+        pattern += "/{stem}"
+        parts = (*parts, "{stem}")
+    fixed = next(i for i, part in enumerate(parts) if "*" in part or "{stem}" in part)
+    return Path(*parts[:fixed])
+
+
+def _walk(folder: str) -> Iterable[str]:
+    """All files in a folder and the folders in it but hidden ones, in no certain order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path)
+            else:
+                yield entry.path.replace(os.sep, "/")
+
+
+def _unstack(pairs: Sequence[Pair], faults: list[str]) -> list[Pair]:
+    """Make a pair of each page."""
+    result = []
+    for pair in pairs:
+        try:
+            pages = [count_pages(path) for path in pair.files]
+        except (ValueError, FileNotFoundError) as error:
+            faults.append(str(error))
+            continue
+        if len(set(pages)) > 1:
+            faults.append(
+                f"{pair.files[pages.index(min(pages))]}: got {min(pages)} pages, expected "
+                f"{max(pages)} as in {pair.files[pages.index(max(pages))]}"
+            )
+            continue
+        result += [
+            Pair(
+                stem=f"{pair.stem}#{page}",
+                images=pair.images,
+                masks=pair.masks,
+                page=page,
+                split=pair.split,
+            )
+            for page in range(pages[0])
+        ]
+    return result
+
+
+def _some(paths: Iterable[str]) -> str:
+    """Name the first few of many files."""
+    names = list(paths)
+    shown = ", ".join(names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

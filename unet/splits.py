@@ -1,0 +1,114 @@
+"""Which pairs are trained on, and which are kept to be scored."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from unet.pairs import Pair
+
+# The first word of the seed, so that no two uses draw the same numbers.
+_SPLIT_STREAM = 1
+
+
+def split_by_lot(
+    pairs: Sequence[Pair],
+    present: np.ndarray,
+    shares: Sequence[float],
+    seed: int,
+    group: str | None = None,
+) -> np.ndarray:
+    """Deal the pairs out to parts by lot, every combination of classes alike.
+
+    Args:
+        pairs: to be dealt out.
+        present: (N, K), whether a pair has a class.
+        shares: of each part; they sum to 1.
+        seed: of the lot.
+        group: regular expression; stems in which it finds the same (its first group, if it has
+            one) stay together.
+
+    Returns:
+        (N,) the part of each pair. No part is empty.
+
+    Raises:
+        ValueError: if there are fewer groups than parts, or `group` finds nothing in a stem.
+    """
+    units: dict[str, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        units.setdefault(_group_of(pair.stem, group), []).append(i)
+    if len(units) < len(shares):
+        what = "pair" if group is None else "group"
+        raise ValueError(
+            f"data.validation: got {len(units)} {what}(s) to split, expected at least "
+            f"{len(shares)}; add images, or give those to keep by data.validation.images"
+        )
+    members = list(units.values())
+    order = np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(members)).tolist()
+    # Units of the same classes follow each other, so that dealing in turn divides them evenly.
+    classes = [present[member].any(0).tobytes() for member in members]
+    order.sort(key=lambda unit: classes[unit])
+    parts = np.zeros(len(pairs), np.int64)
+    counts, seen = np.zeros(len(shares)), 0
+    for unit in order:
+        seen += len(members[unit])
+        part = int(np.argmax(np.multiply(shares, seen) - counts))
+        parts[members[unit]] = part
+        counts[part] += len(members[unit])
+    for part in np.flatnonzero(counts == 0).tolist():  # so small a share that none fell to it
+        largest = int(np.bincount(parts, minlength=len(shares)).argmax())
+        unit = next(unit for unit in order if parts[members[unit][0]] == largest)
+        parts[members[unit]] = part
+    return parts
+
+
+def _group_of(stem: str, group: str | None) -> str:
+    if group is None:
+        return stem
+    match = re.search(group, stem)
+    if match is None:
+        raise ValueError(
+            f"data.validation.group: {group!r} finds nothing in {stem!r}, expected something in "
+            "every stem"
+        )
+    return str(match[1] if match.re.groups else match[0])
+
+
+def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
+    """Take the pairs of the given stems for validation: (N,) of bool.
+
+    Raises:
+        ValueError: if a stem is not among the pairs, or none is left to train on.
+    """
+    known = [pair.stem for pair in pairs]
+    for stem in sorted(set(stems) - set(known)):
+        near = difflib.get_close_matches(stem, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"data.validation.stems: got {stem!r}, expected the stem of an image such as "
+            f"{pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
+        )
+    chosen = set(stems)
+    if chosen == set(known):
+        raise ValueError("data.validation.stems: got every image, expected some left to train on")
+    return np.array([stem in chosen for stem in known])
+
+
+def read_stems(path: Path) -> list[str]:
+    """Read a file with a stem on each line.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is empty or no text.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file; check data.validation.stems")
+    try:
+        stems = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no text ({error}); give a stem on each line") from error
+    if not any(stems):
+        raise ValueError(f"{path}: is empty, expected a stem on each line")
+    return [stem for stem in stems if stem]
