@@ -332,14 +332,14 @@ def _split(
         parts = split_by_lot(
             pairs, present, (1 / validation.folds,) * validation.folds, seed, validation.group
         )
-        return np.where(parts == validation.fold, 1, 0)
+        return np.array([int(part == validation.fold) for part in parts.tolist()])
     if validation.split is not None:
         return _split_by_table(pairs, validation.split)
     stems = validation.stems
     assert stems is not None  # the config holds one of these
     if isinstance(stems, str):
         stems = tuple(read_stems(find_root(config.data.root) / stems))
-    return split_by_stems(everything, stems)[kept].astype(np.int64)
+    return np.array(split_by_stems(everything, stems)[kept], dtype=np.int64)
 
 
 def _split_by_table(pairs: Sequence[Pair], split: str) -> np.ndarray:

@@ -81,6 +81,23 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
         raise
 
 
+def _init(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides:
+        raise ValueError(f"init: got {' '.join(overrides)}, which a config is to hold; edit that")
+    out: Path = arguments.out
+    if out.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{out}: exists; pass --overwrite to replace it, or another -o FILE")
+    from unet.atomic import atomic_path
+    from unet.proposal import propose
+
+    text = propose(arguments.folder, out.stem)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    load_config(out)
+    print(f"wrote {out}; read it, then:\n  unet check {out}\n  unet train {out}")
+
+
 def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = load_config(arguments.config, overrides)
     from unet.check import check_data, describe, draw_samples
@@ -150,6 +167,15 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
     train.add_argument("--resume", action="store_true", help="continue the run from its last.pt")
     train.set_defaults(run=_train)
+
+    init = commands.add_parser(
+        "init", parents=[shared], help="look at a folder of images and masks; write a config for it"
+    )
+    init.add_argument("folder", type=Path, metavar="DIR", help="folder of images and masks")
+    init.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", required=True, help="YAML file to write"
+    )
+    init.set_defaults(run=_init)
 
     check = commands.add_parser(
         "check", parents=[shared], epilog=settings, help="read all data of a config; report faults"

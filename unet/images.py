@@ -122,6 +122,16 @@ def image_mode(path: str | Path) -> str:
         return file.mode
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) in pixels as the file's header says, before any turn by its EXIF.
+
+    Raises:
+        FileNotFoundError, UnreadableError: as `open_image`.
+    """
+    with _open(Path(path)) as file:
+        return file.height, file.width
+
+
 def _pages(file: ImageFile) -> int:
     # MPO is a phone's JPEG with a second picture in it, which is not meant.
     return 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))

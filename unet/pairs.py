@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,6 +170,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (natural_key(path.name), path.name))
 
 
+def list_files(folder: str | Path) -> Iterator[str]:
+    """All files in a folder and the folders in it, but hidden ones, in no certain order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from list_files(entry.path)
+            else:
+                yield entry.path.replace(os.sep, "/")
+
+
 def _find(
     root: Path, pattern: str, others: Sequence[re.Pattern[str]], faults: list[str]
 ) -> dict[str, str]:
@@ -179,7 +191,7 @@ def _find(
         raise FileNotFoundError(f"{base}: there is no such folder; check the path")
     expression = _compile(root, pattern)
     files: dict[str, str] = {}
-    for path in _walk(str(base)):
+    for path in list_files(base):
         match = expression.fullmatch(path)
         if match is None or any(other.fullmatch(path) for other in others):
             continue
@@ -218,18 +230,6 @@ def _fixed_part(pattern: str) -> Path:
         parts = (*parts, "{stem}")
     fixed = next(i for i, part in enumerate(parts) if "*" in part or "{stem}" in part)
     return Path(*parts[:fixed])
-
-
-def _walk(folder: str) -> Iterable[str]:
-    """All files in a folder and the folders in it but hidden ones, in no certain order."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path)
-            else:
-                yield entry.path.replace(os.sep, "/")
 
 
 def _unstack(pairs: Sequence[Pair], faults: list[str]) -> list[Pair]:

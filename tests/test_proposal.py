@@ -1,0 +1,189 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet.check import check_data
+from unet.cli import main
+from unet.config import Config, load_config
+from unet.proposal import find_pairings, propose
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(workdir: Path) -> None:
+    """What is checked is remembered in runs/ of a folder of the test's own."""
+
+
+def draw(values: list[int], size: tuple[int, int] = (70, 90)) -> tuple[np.ndarray, np.ndarray]:
+    """A noisy image, and a mask with a rectangle of each value but the first."""
+    mask = np.full(size, values[0], np.uint16 if max(values) > 255 else np.uint8)
+    for i, value in enumerate(values[1:]):
+        mask[5:60, 4 + 20 * i : 18 + 20 * i] = value
+    image = (mask > values[0]) * 90.0 + RNG.normal(60, 9, size)
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def write(root: Path, image: str, mask: str, values: list[int]) -> None:
+    for name, pixels in zip((image, mask), draw(values), strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(root / name)
+
+
+def proposed(root: Path) -> Config:
+    """The config for a folder, with which nothing is wrong."""
+    Path("mine.yaml").write_text(propose(root, "mine"), encoding="utf-8")
+    config = load_config(Path("mine.yaml"))
+    assert check_data(config).faults == []
+    return config
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "images", "masks"),
+    [
+        ("images/{}.png", "masks/{}.png", "images", "masks"),
+        ("a/{}.jpg", "b/{}.png", "a", "b"),
+        ("all/{}.png", "all/{}_mask.png", "all", "all/{stem}_mask"),
+        ("all/{}.jpg", "all/{}.png", "all/{stem}.jpg", "all/{stem}.png"),
+        ("x/img_{}.png", "y/lab_{}.png", "x/img_{stem}", "y/lab_{stem}"),
+        ("x/{}_img.png", "x/{}_seg.png", "x/{stem}_img", "x/{stem}_seg"),
+        ("day{}/raw/a{}.png", "gt/day{}/a{}.png", "day*/raw", "gt/day*"),
+        ("images/p/{}.png", "masks/p/{}.png", "images/p", "masks/p"),
+    ],
+)
+def test_files_are_paired_however_they_are_named(
+    tmp_path: Path, image: str, mask: str, images: str, masks: str
+) -> None:
+    root = tmp_path / "data"
+    for i in range(8):
+        write(root, image.format(i, i), mask.format(i, i), [0, 255])
+    data = proposed(root).data
+    assert (data.images, data.masks) == (images, masks)
+    assert data.classes == {"background": 0, "foreground": 255}
+
+
+def test_equal_names_in_several_folders_are_paired(tmp_path: Path) -> None:
+    for folder in ("ann", "ben"):
+        for i in range(4):
+            write(tmp_path, f"images/{folder}/{i}.png", f"masks/{folder}/{i}.png", [0, 1])
+    data = proposed(tmp_path).data
+    assert (data.images, data.masks) == ("images", "masks")
+
+
+def test_validation_folders_and_tables_are_recognised(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / "a", f"train/{i}.png", f"trainannot/{i}.png", [0, 1, 2])
+    for i in range(6, 9):
+        write(tmp_path / "a", f"val/{i}.png", f"valannot/{i}.png", [0, 1, 2])
+    data = proposed(tmp_path / "a").data
+    assert (data.images, data.masks) == ("train", "trainannot")
+    assert (data.validation.images, data.validation.masks) == ("val", "valannot")
+    rows = ["image,mask,split"]
+    for i in range(6):
+        write(tmp_path / "b", f"{i}.png", f"x{i}.png", [0, 1, 2])
+        rows.append(f"{i}.png,x{i}.png,{'val' if i > 3 else 'train'}")
+    (tmp_path / "b" / "pairs.csv").write_text("\n".join(rows))
+    data = proposed(tmp_path / "b").data
+    assert (data.csv, data.validation.split) == ("pairs.csv", "val")
+
+
+def test_groups_are_recognised(tmp_path: Path) -> None:
+    for i in range(12):
+        name = f"rat{i % 4}_slice{i}.png"
+        write(tmp_path, f"images/{name}", f"masks/{name}", [0, 255])
+    data = check_data(proposed(tmp_path))
+    rats = [{pair.stem[:4] for pair in part} for part in (data.train_pairs, data.val_pairs)]
+    assert not rats[0] & rats[1]
+
+
+def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / "a", f"images/{i}.png", f"masks/{i}.png", [0, 127 + i % 2, 255])
+        write(tmp_path / "b", f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 255])
+        write(tmp_path / "c", f"images/{i}.png", f"masks/{i}.png", [0, 300, 301, 302])
+    assert proposed(tmp_path / "a").data.classes == {
+        "background": 0,
+        "class_127": "127, 128",
+        "class_255": 255,
+    }
+    data = proposed(tmp_path / "b").data
+    assert data.classes == {"background": 0, "class_1": 1, "class_2": 2}
+    assert data.ignore == (255,)
+    data = proposed(tmp_path / "c").data
+    assert data.classes == {"background": 0, "object": "1-65535"}
+
+
+def test_stray_values_are_taken_for_the_nearest_class(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
+    with Image.open(tmp_path / "masks/3.png") as mask:
+        pixels = np.array(mask)
+    pixels[0, 0] = 9
+    Image.fromarray(pixels).save(tmp_path / "masks/3.png")
+    data = proposed(tmp_path).data
+    assert data.classes == {"background": 0, "foreground": 255}
+    assert data.tolerance == 9
+
+
+def test_rare_classes_and_large_images_draw_more_crops(tmp_path: Path) -> None:
+    for i in range(4):
+        rgb = RNG.integers(0, 256, (900, 700, 3), dtype=np.uint8)
+        mask = np.zeros((900, 700), np.uint8)
+        mask[100:120, 50:60] = 1
+        mask[300:700, 300:600] = 2
+        for folder, pixels in (("images", rgb), ("masks", mask)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
+    config = proposed(tmp_path)
+    assert config.sampling.rare == ("class_1",)
+    assert config.sampling.crops_per_image == 5
+    assert config.model.in_channels == 3
+    assert config.augment.crop == (256, 256)
+
+
+def test_16_bit_images_are_normalised_by_percentiles(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.tif", f"masks/{i}.png", [0, 255])
+        pixels = RNG.integers(0, 60000, (70, 90), dtype=np.uint16)
+        Image.fromarray(pixels).save(tmp_path / f"images/{i}.tif")
+    config = proposed(tmp_path)
+    assert config.data.normalization == "percentiles"
+    assert config.model.in_channels == 1
+
+
+def test_instances_stand_back_behind_classes(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
+        numbers = np.kron(np.arange(63, dtype=np.uint16).reshape(7, 9), np.ones((10, 10), int))
+        (tmp_path / "instances").mkdir(exist_ok=True)
+        Image.fromarray(numbers.astype(np.uint16)).save(tmp_path / f"instances/{i}.png")
+    assert len(find_pairings(tmp_path)) == 2
+    assert proposed(tmp_path).data.masks == "masks"
+
+
+def test_what_has_no_masks_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "other/2.png", [0, 255])
+    with pytest.raises(ValueError, match="got no images with masks, expected files of the same"):
+        propose(tmp_path, "mine")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        propose(tmp_path / "nowhere", "mine")
+
+
+def test_the_command_writes_a_config_that_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(6):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
+    assert main(["init", str(tmp_path), "-o", "configs/mine.yaml"]) == 0
+    assert "unet train configs/mine.yaml" in capsys.readouterr().out
+    assert main(["check", "configs/mine.yaml", "--pictures", "samples.png"]) == 0
+    assert Path("samples.png").exists()
+    small = ["model.widths=[4,8]", "train.epochs=2", "train.num_workers=0"]
+    assert main(["train", "configs/mine.yaml", *small]) == 0
+    assert main(["init", str(tmp_path), "-o", "configs/mine.yaml"]) == 2
+    assert "configs/mine.yaml: exists; pass --overwrite" in capsys.readouterr().err
+    (tmp_path / "masks/0.png").unlink()
+    assert main(["check", "configs/mine.yaml"]) == 1
+    assert "got nothing for" in capsys.readouterr().err

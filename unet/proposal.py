@@ -1,0 +1,483 @@
+"""A folder that nobody has described -> a commented config that trains as it stands."""
+
+import math
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from unet.check import find_root
+from unet.images import SUFFIXES, image_mode, image_size, open_image, read_pixels
+from unet.pairs import Pair, find_pairs, list_files, natural_key, read_table
+
+_SAMPLES = 200
+"""Images and masks that are looked into at most."""
+
+_TRAINING = re.compile(r"train", re.IGNORECASE)
+_VALIDATION = re.compile(r"val|dev|held|test", re.IGNORECASE)
+
+# The beginning of a name that goes on, up to the first of these.
+_HEAD = "^[^_/.]+(?=[_/.])"
+
+Value = int | tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Patterns of images and masks, and the files of both by their stems."""
+
+    images: str
+    masks: str
+    files: dict[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskValues:
+    """What was found in masks: pixels and files of each value, and what occurs together."""
+
+    pixels: Counter[Value]
+    files: Counter[Value]
+    together: set[frozenset[Value]]
+    most: int
+    """Values in one mask, at most."""
+
+
+def propose(folder: Path, name: str) -> str:
+    """Look at a folder of images and masks and write a config for it.
+
+    Args:
+        folder: what `data.root` will be.
+        name: of the config.
+
+    Returns:
+        YAML with comments: what was found, why it made think so, and what it cannot know.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if no images with masks are found in it.
+    """
+    root = find_root(str(folder))
+    where, pairs, validation = _find(root)
+    some = _spread(pairs)
+    values = mask_values([pair.masks[0] for pair in tqdm(some, "look", leave=False, disable=None)])
+    classes, rare, about_classes = _classes(values)
+    channels, normalization, about_images = _channels([pair.images[0] for pair in some])
+    sizes = np.array([image_size(pair.images[0]) for pair in some])
+    if validation is None:
+        validation = _validation(pairs)
+    return "\n".join(
+        [
+            f"# {name}: proposed by unet init; correct what it could not know, such as names.",
+            "",
+            "data:",
+            f"  root: {_quoted(folder.as_posix())}",
+            *where,
+            *about_classes,
+            *classes,
+            *about_images,
+            *normalization,
+            *validation,
+            "",
+            *_training(sizes, len(pairs), channels, rare),
+            "",
+        ]
+    )
+
+
+def find_pairings(root: Path) -> list[Pairing]:
+    """Find folders whose files have names in common, the more alike first.
+
+    Folders that differ in numbers only are taken together, and so is all that lies in one folder
+    of `root`.
+    """
+    sides = _sides(root)
+    found: dict[tuple[str, str], Pairing] = {}
+    # Images first, of which there are no more than of masks.
+    by_number = sorted(sides.items(), key=lambda side: len(side[1]))
+    for (one, ones), (other, others) in combinations(by_number, 2):
+        for affixes in _relations(ones, others):
+            _add_pairing(found, (one, ones), (other, others), affixes)
+    for one, ones in sides.items():  # images and masks in one folder
+        for affixes in _relations(ones, ones):
+            _add_pairing(found, (one, ones), (one, ones), affixes)
+    # What is flat nearly everywhere is a mask; of two sides the flatter one is.
+    result = []
+    flatness: dict[str, float] = {}
+    for pairing in found.values():
+        firsts = sorted(pairing.files)[:: max(1, len(pairing.files) // 4)]
+        image, mask = (
+            flatness.setdefault(
+                pattern, float(np.mean([_flatness(pairing.files[stem][i]) for stem in firsts]))
+            )
+            for i, pattern in enumerate((pairing.images, pairing.masks))
+        )
+        if mask < image:
+            pairing = Pairing(
+                images=pairing.masks,
+                masks=pairing.images,
+                files={stem: (b, a) for stem, (a, b) in pairing.files.items()},
+            )
+        if max(image, mask) > 0.6 > min(image, mask):
+            result.append(pairing)
+    return sorted(result, key=lambda one: -len(one.files))
+
+
+def mask_values(paths: Iterable[str]) -> MaskValues:
+    """Count the values of masks: grey values, palette indices, or colours."""
+    pixels: Counter[Value] = Counter()
+    files: Counter[Value] = Counter()
+    together: set[frozenset[Value]] = set()
+    most = 0
+    for path in paths:
+        image = open_image(path)
+        bands = np.asarray(image.convert("L") if image.mode == "1" else image)
+        if bands.ndim == 3:
+            bands = bands[..., : 1 if bands.shape[2] == 2 else 3]  # without alpha
+            if (bands == bands[..., :1]).all():
+                bands = bands[..., 0]
+        if bands.ndim == 3:
+            codes = bands.astype(np.int64) @ [1 << 16, 1 << 8, 1]
+            numbers, counts = np.unique(codes, return_counts=True)
+            values: list[Value] = [(c >> 16, c >> 8 & 255, c & 255) for c in numbers.tolist()]
+        else:
+            numbers, counts = np.unique(bands, return_counts=True)
+            values = [int(number) for number in numbers.tolist()]
+        pixels.update(dict(zip(values, counts.tolist(), strict=True)))
+        files.update(values)
+        most = max(most, len(values))
+        if len(values) <= 40:
+            together.update(map(frozenset, combinations(values, 2)))
+    return MaskValues(pixels=pixels, files=files, together=together, most=most)
+
+
+def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
+    """The lines that say where the files are, the pairs, and the line of the split, if any."""
+    for path in sorted(root.glob("*.csv")):
+        header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
+        if {"image", "mask"} <= set(header.strip().split(",")):
+            pairs, _ = read_table(root, path.name)
+            splits = {pair.split for pair in pairs}
+            names = sorted(split for split in splits if _VALIDATION.match(split))
+            validation = None
+            if names and "train" in splits:
+                pairs = [pair for pair in pairs if pair.split == "train"]
+                validation = [f"  validation: {{split: {names[-1]}}}"]
+            return [f"  csv: {_quoted(path.name)}"], pairs, validation
+    pairings = find_pairings(root)
+    if not pairings:
+        raise ValueError(
+            f"{root}: got no images with masks, expected files of the same names in two folders, "
+            f"or names that differ by a suffix such as _mask ({', '.join(sorted(SUFFIXES))}); "
+            "rename them, or write a data.csv with the columns image and mask"
+        )
+    held_out = [one for one in pairings if _VALIDATION.search(one.images)]
+    if not held_out or not any(_TRAINING.search(one.images) for one in pairings):
+        held_out = []
+    candidates = [one for one in pairings if one not in held_out]
+    best = candidates[0]
+    enough = 0.9 * len(best.files)
+    same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
+    best = max(same, key=_promise)
+    pairs, faults = find_pairs(root, [best.images], best.masks)
+    lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
+    lines += [f"  # Not so: {fault}" for fault in faults]
+    if others := [one.masks for one in same if one != best]:
+        lines.append(f"  # Other masks of the same images: {', '.join(sorted(others))}")
+    lines += [f"  images: {_quoted(best.images)}", f"  masks: {_quoted(best.masks)}"]
+    if not held_out:
+        return lines, pairs, None
+    scored = max(held_out, key=lambda one: (_same_style(one, best), len(one.files)))
+    places = f"images: {_quoted(scored.images)}, masks: {_quoted(scored.masks)}"
+    return lines, pairs, [f"  validation: {{{places}}}"]
+
+
+def _same_style(one: Pairing, other: Pairing) -> bool:
+    """Whether masks are named after images likewise, as train/trainannot and val/valannot."""
+    return one.masks.replace(one.images, "") == other.masks.replace(other.images, "")
+
+
+def _promise(pairing: Pairing) -> tuple[bool, bool, int]:
+    """Of several masks of the same images: classes before instances, more classes before fewer."""
+    stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 10)]
+    values = mask_values(pairing.files[stem][1] for stem in stems)
+    is_named = bool(re.search("mask|label|annot|seg", pairing.masks, re.IGNORECASE))
+    enough = 0.002 * values.pixels.total()
+    classes = sum(count >= enough for count in values.pixels.values())
+    return values.most <= 40, is_named, classes
+
+
+def _sides(root: Path) -> dict[str, dict[str, str]]:
+    """Pattern of a folder -> stem -> file."""
+    by_folder: defaultdict[str, list[str]] = defaultdict(list)
+    prefix = f"{root.as_posix().rstrip('/')}/" if root != Path() else ""
+    for path in list_files(root):
+        name = path.removeprefix(prefix)
+        if Path(name).suffix.lower() in SUFFIXES:
+            by_folder[os.path.dirname(name)].append(name)  # noqa: PTH120 (of text)
+    # Folders that differ in numbers only, and all that lies in a folder of the root.
+    wider: defaultdict[str, list[str]] = defaultdict(list)
+    shapes = Counter(re.sub(r"\d+", "*", folder) for folder in by_folder)
+    for folder, names in list(by_folder.items()):
+        shape = re.sub(r"\d+", "*", folder)
+        if shapes[shape] > 1:
+            wider[shape] += by_folder.pop(folder)
+        if "/" in folder:
+            wider[folder.partition("/")[0]] += names
+    sides: dict[str, dict[str, str]] = {}
+    for folder, names in [*by_folder.items(), *wider.items()]:
+        by_ending = {
+            ending: [n for n in names if Path(n).suffix == ending]
+            for ending in sorted({Path(name).suffix for name in names})
+        }
+        some = [("", names), *by_ending.items()] if len(by_ending) > 1 else [("", names)]
+        for ending, files in some:
+            start = 0 if "*" in folder else len(folder) + bool(folder)
+            stems = [
+                Path(os.path.basename(n) if "*" in folder else n[start:]).with_suffix("").as_posix()  # noqa: PTH119
+                for n in files
+            ]
+            if len(set(stems)) == len(stems):
+                pattern = f"{folder}/{{stem}}{ending}" if folder else f"{{stem}}{ending}"
+                sides[pattern] = {s: f"{prefix}{n}" for s, n in zip(stems, files, strict=True)}
+    return sides
+
+
+Affixes = tuple[str, str, str, str]
+
+
+def _relations(ones: dict[str, str], others: dict[str, str]) -> Iterator[Affixes]:
+    """Prefix and suffix of the stems on either side, by which most of them become the same."""
+    if ones is not others:
+        yield "", "", "", ""
+    candidates: Counter[Affixes] = Counter()
+    for stem in sorted(ones, key=natural_key)[:: max(1, len(ones) // 8)]:
+        for other in others:
+            if stem == other:
+                continue
+            if stem in other:  # 7 and 7_mask
+                before, _, after = other.partition(stem)
+                candidates["", "", before, after] += 1
+            for part in (r"(\D*)(\d.*)()", r"()(.*\d)(\D*)"):  # img_7 and mask_7, 7_img and 7_mask
+                mine, theirs = re.fullmatch(part, stem), re.fullmatch(part, other)
+                if mine and theirs and mine[2] == theirs[2]:
+                    candidates[mine[1], mine[3], theirs[1], theirs[3]] += 1
+    yield from (affixes for affixes, _ in candidates.most_common(16))
+
+
+def _add_pairing(
+    found: dict[tuple[str, str], Pairing],
+    one: tuple[str, dict[str, str]],
+    other: tuple[str, dict[str, str]],
+    affixes: Affixes,
+) -> None:
+    """Keep what pairs by these affixes, if nearly all of the smaller side does."""
+    before, after, other_before, other_after = affixes
+    files = {}
+    candidates = 0
+    for stem, path in one[1].items():
+        if not (stem.startswith(before) and stem.endswith(after)):
+            continue
+        core = stem[len(before) : len(stem) - len(after)]
+        if one[0] == other[0] and after == "" and stem.endswith(other_after) and other_after:
+            continue  # is a mask itself
+        candidates += 1
+        partner = other[1].get(f"{other_before}{core}{other_after}")
+        if core and partner is not None and partner != path:
+            files[core] = (path, partner)
+    patterns = (
+        one[0].replace("{stem}", f"{before}{{stem}}{after}"),
+        other[0].replace("{stem}", f"{other_before}{{stem}}{other_after}"),
+    )
+    plain = tuple(re.sub(r"(^|/)\{stem\}$", "", pattern) or "." for pattern in patterns)
+    if files and len(files) >= 0.9 * candidates and patterns[0] != patterns[1]:
+        known = found.get((plain[1], plain[0]))
+        if known is None:
+            found[plain[0], plain[1]] = Pairing(images=plain[0], masks=plain[1], files=files)
+
+
+def _flatness(path: str) -> float:
+    """Share of the pixels that equal their right neighbour."""
+    pixels = read_pixels(path)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[1] < 2:
+        return 0.0
+    return float((pixels[:, 1:] == pixels[:, :-1]).all(2).mean())
+
+
+def _spread(pairs: Sequence[Pair]) -> list[Pair]:
+    count = min(len(pairs), _SAMPLES)
+    return [pairs[i * len(pairs) // count] for i in range(count)]
+
+
+def _classes(values: MaskValues) -> tuple[list[str], list[str], list[str]]:
+    """Lines of classes, names of those that are rare, and lines of why."""
+    total = values.pixels.total()
+    share = {value: count / total for value, count in values.pixels.items()}
+    grey = sorted(value for value in share if isinstance(value, int))
+    is_instances = len(grey) == len(share) and values.most > 40 and _is_counted(values)
+    if is_instances or (len(grey) == len(share) and grey[-1] > 255):
+        return (
+            [f'  classes: {{background: 0, object: "1-{65535}"}}'],
+            [],
+            [f"  # Masks number their objects, up to {grey[-1]}: every number is foreground."],
+        )
+    main = [value for value in share if share[value] >= 0.002 or values.files[value] > 1]
+    main = [value for value in main if share[value] >= 0.0002][:200]
+    main = sorted(main, key=lambda value: (share[value] < 0.0002, value))
+    ignore = [255] if len(main) > 3 and main[-1] == 255 and main[-2] == len(main) - 2 else []
+    main = [value for value in main if value not in ignore]
+    groups: list[list[Value]] = []
+    for value in main:
+        # Neighbouring numbers that no mask has both of are one class, saved in two ways.
+        if (
+            groups
+            and isinstance(value, int)
+            and isinstance(groups[-1][-1], int)
+            and value - groups[-1][-1] <= 3
+            and not any(frozenset((value, one)) in values.together for one in groups[-1])
+            and grey[-1] > 20
+        ):
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    # What is 0 nearly everywhere is the background; other names nobody can know.
+    parts = [sum(share[value] for value in group) for group in groups]
+    names = [
+        f"class_{group[0] if isinstance(group[0], int) else i}" for i, group in enumerate(groups)
+    ]
+    if groups[0] == [0] and parts[0] == max(parts):
+        names[0] = "background"
+        names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
+    shares = dict(zip(names, parts, strict=True))
+    about = [
+        "  # name: value in the masks. Shares of the pixels, "
+        + ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
+        + "."
+    ]
+    about.append("  # Rename them; a value that is not to be learned belongs into ignore: [VALUE].")
+    lines = [
+        "  classes: {"
+        + ", ".join(f"{name}: {_value(group)}" for name, group in zip(names, groups, strict=True))
+        + "}"
+    ]
+    if ignore:
+        lines.append("  ignore: [255]")
+    stray = [v for v in share if v not in ignore and not any(v in group for group in groups)]
+    if stray:
+        flat = [value for group in groups for value in group]
+        distance = max(min(_distance(one, value) for value in flat) for one in stray)
+        about.append(
+            f"  # {len(stray)} other value(s) in {sum(share[v] for v in stray):.3%} of the pixels, "
+            "taken for the nearest class."
+        )
+        lines.append(f"  tolerance: {distance}")
+    return lines, [name for name, part in shares.items() if part < 0.02][:20], about
+
+
+def _is_counted(values: MaskValues) -> bool:
+    """Whether the values are nearly all numbers from 0 on, as those of numbered objects."""
+    numbers = [value for value in values.pixels if isinstance(value, int)]
+    return len(numbers) > 0.8 * (max(numbers) + 1)
+
+
+def _distance(one: Value, other: Value) -> int:
+    ones = (one,) if isinstance(one, int) else one
+    others = (other,) if isinstance(other, int) else other
+    if len(ones) != len(others):
+        ones, others = ones * (3 // len(ones)), others * (3 // len(others))
+    return max(abs(a - b) for a, b in zip(ones, others, strict=True))
+
+
+def _value(group: Sequence[Value]) -> str:
+    if len(group) == 1:
+        return str(group[0]) if isinstance(group[0], int) else f"[{', '.join(map(str, group[0]))}]"
+    return f'"{", ".join(map(str, group))}"'
+
+
+def _channels(paths: Sequence[str]) -> tuple[int, list[str], list[str]]:
+    """in_channels, the line of the normalization, and the line of why."""
+    modes = Counter(image_mode(path) for path in paths)
+    grey = all(mode in {"1", "L", "LA", "I", "F"} or mode.startswith("I;16") for mode in modes)
+    shown = ", ".join(f"{mode} ({count})" for mode, count in modes.most_common(4))
+    deep = any(mode in {"I", "F"} or mode.startswith("I;16") for mode in modes)
+    about = [f"  # Images of Pillow's kind {shown}."]
+    if not deep:
+        return (1 if grey else 3), [], about
+    about.append("  # More than 8 bits: brightness may differ from image to image; or: dataset.")
+    return (1 if grey else 3), ["  normalization: percentiles"], about
+
+
+def _validation(pairs: Sequence[Pair]) -> list[str]:
+    """The lines of a split by lot, by groups if the stems seem to name such."""
+    heads = [re.match(_HEAD, pair.stem) for pair in pairs]
+    groups = {head[0] for head in heads if head}
+    lines = [
+        "  # By lot. Images of one patient, slide or film belong on one side, or the scores",
+        "  # flatter: name what they share with group: REGULAR EXPRESSION, or give stems: [...].",
+    ]
+    if all(heads) and 3 <= len(groups) < len(pairs):
+        return [
+            *lines,
+            f"  # {len(groups)} groups by the beginning of their names, such as {min(groups)}.",
+            f"  validation: {{fraction: 0.2, group: '{_HEAD}'}}",
+        ]
+    return [*lines, "  validation: {fraction: 0.2}"]
+
+
+def _training(sizes: np.ndarray, count: int, channels: int, rare: Sequence[str]) -> list[str]:
+    """The sections of augmentation, model and loop."""
+    on_gpu = torch.cuda.is_available()
+    smallest = int(np.median(sizes.min(1)))
+    crop = max(32, min(512 if on_gpu else 256, smallest // 32 * 32))
+    if on_gpu:
+        memory = torch.cuda.mem_get_info()[0]
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    widths = [64, 128, 256, 512, 1024] if on_gpu and count >= 200 else [32, 64, 128, 256]
+    if count < 10:
+        widths = [16, 32, 64, 128]
+    # Training keeps about 30 numbers of 4 bytes for each pixel and channel of the first level.
+    sample = crop * crop * widths[0] * 30 * 4
+    batch = max(1, min(16 if on_gpu else 4, memory // 2 // sample, max(1, count // 2)))
+    area = float(np.median(sizes.prod(1)))
+    crops = max(1, min(16, round(area / crop**2 / 2)))
+    steps = math.ceil(count * 0.8 * crops / batch)
+    epochs = max(10, min(300, round((20000 if on_gpu else 2000) / steps)))
+    grey = channels == 1
+    flips = "flip_horizontal: true" + (
+        ", flip_vertical: true, quarter_turns: true, elastic_std: 3" if grey else ""
+    )
+    device = "a GPU" if on_gpu else "a CPU"
+    lines, sampling = [], []
+    if crops > 1:
+        lines.append(f"# Images are {area / crop**2:.0f} times as large as a crop.")
+        sampling.append(f"crops_per_image: {crops}")
+    if rare:
+        lines.append("# Under 2 % of the pixels: every other crop is drawn around one of these.")
+        sampling.append(f"rare: [{', '.join(rare)}], rare_share: 0.5")
+    if sampling:
+        lines.append(f"sampling: {{{', '.join(sampling)}}}")
+    height, width = np.median(sizes, axis=0).astype(int)
+    return [
+        *lines,
+        f"# Median size {height} x {width}."
+        + (" Grey images, taken to have no up and down." if grey else " Is there an up and down?"),
+        f"augment: {{crop: [{crop}, {crop}], scale: [0.8, 1.25], {flips}, rotate: 10, "
+        "brightness: 0.2, contrast: 0.2}",
+        f"# For {count} images on {device}; wider and deeper with more.",
+        f"model: {{in_channels: {channels}, widths: [{', '.join(map(str, widths))}]}}",
+        f"# {steps} steps in each epoch, {steps * epochs} in all.",
+        "schedule: {warmup_epochs: 1}",
+        f"train: {{epochs: {epochs}, batch_size: {batch}, validate_every: {max(1, epochs // 30)}}}",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return text if re.fullmatch(r"[\w./-]+", text) and not text.isdigit() else f'"{text}"'
