@@ -70,7 +70,7 @@ class ValidationConfig:
     stems: tuple[str, ...] | str | None = None
     # Folders or patterns of their own, as data.images and data.masks.
     images: str | None = None
-    masks: str | None = None
+    masks: str | dict[str, str] | None = None
     # The rows of data.csv whose column split says this; those that say train are trained on.
     split: str | None = None
     # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1.
@@ -505,68 +505,17 @@ def _describe_type(annotation: Any) -> str:
 
 def _contradictions(config: Config) -> list[str]:
     """Settings that are possible each, but not together."""
-    faults = []
-    data, validation = config.data, config.data.validation
+    faults = _contradictions_of_data(config) + _contradictions_of_validation(config.data)
+    classes, sampling = config.data.classes, config.sampling
     train, schedule = config.train, config.schedule
-    folders = validation.images is not None or validation.masks is not None
-    folds = validation.folds is not None or validation.fold is not None
-    ways = sum(one is not None for one in (validation.fraction, validation.stems, validation.split))
-    if (
-        ways + folders + folds != 1
-        or (folders and None in (validation.images, validation.masks))
-        or (folds and None in (validation.folds, validation.fold))
-    ):
-        faults.append(
-            "data.validation: expected one of fraction, stems, split, folds together with fold, "
-            "or images together with masks"
-        )
-    elif validation.folds is not None and (validation.fold or 0) >= validation.folds:
-        faults.append(
-            f"data.validation.fold: got {validation.fold}, expected 0 to {validation.folds - 1}"
-        )
-    if validation.split is not None and data.csv is None:
-        faults.append("data.validation.split: expected data.csv, whose column it refers to")
-    if validation.group is not None:
-        if validation.fraction is None and validation.folds is None:
-            faults.append("data.validation.group: expected fraction or folds, which it divides")
-        try:
-            re.compile(validation.group)
-        except re.error as error:
-            faults.append(
-                f"data.validation.group: got {validation.group!r}, expected a regular expression "
-                f"({error})"
-            )
-    if data.csv is not None and (data.images, data.masks) != ("images", "masks"):
-        faults.append("data.csv: got images or masks besides, expected the table's alone")
-    if data.channels is not None and (data.images != "images" or data.csv is not None or folders):
-        faults.append("data.channels: got another place of images besides, expected one alone")
-    if data.channels is not None and len(data.channels) != config.model.in_channels:
-        faults.append(
-            f"data.channels: got {len(data.channels)} patterns, expected model.in_channels, "
-            f"{config.model.in_channels}"
-        )
-    if isinstance(data.masks, dict) and list(data.masks) != list(data.classes)[1:]:
-        faults.append(
-            f"data.masks: got {', '.join(data.masks)}, expected a pattern for each of "
-            f"data.classes but the first: {', '.join(list(data.classes)[1:])}"
-        )
-    if isinstance(data.normalization, FixedNormalizationConfig):
-        for name, numbers in vars(data.normalization).items():
-            if len(numbers) != config.model.in_channels:
-                faults.append(
-                    f"data.normalization.{name}: got {len(numbers)} numbers, expected "
-                    f"model.in_channels, {config.model.in_channels}"
-                )
-    if unknown := [name for name in config.sampling.rare if name not in data.classes]:
+    if unknown := [name for name in sampling.rare if name not in classes]:
         faults.append(
             f"sampling.rare: got {', '.join(unknown)}, expected names of data.classes: "
-            f"{', '.join(data.classes)}"
+            f"{', '.join(classes)}"
         )
-    if bool(config.sampling.rare) != (config.sampling.rare_share > 0):
+    if bool(sampling.rare) != (sampling.rare_share > 0):
         faults.append("sampling: expected both rare and a rare_share above 0, or neither")
-    if config.augment.crop is None and (
-        config.sampling.rare or config.sampling.crops_per_image > 1
-    ):
+    if config.augment.crop is None and (sampling.rare or sampling.crops_per_image > 1):
         faults.append("sampling: expected an augment.crop, which is what it draws")
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) == {"."}:
         faults.append(
@@ -575,12 +524,6 @@ def _contradictions(config: Config) -> list[str]:
         )
     if not config.model.widths:
         faults.append("model.widths: got an empty list, expected at least one width")
-    if validation.stems == ():
-        faults.append("data.validation.stems: got an empty list, expected at least one stem")
-    try:
-        ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
-    except ValueError as error:
-        faults.append(str(error))
     if config.augment.scale[0] > config.augment.scale[1]:
         faults.append(
             f"augment.scale: got {list(config.augment.scale)}, expected the smaller number first"
@@ -588,12 +531,10 @@ def _contradictions(config: Config) -> list[str]:
     if config.loss.cross_entropy == 0 == config.loss.dice:
         faults.append("loss: got 0 for cross_entropy and dice, expected one of them above 0")
     weights = config.loss.class_weights
-    if isinstance(weights, tuple) and (
-        len(weights) != len(config.data.classes) or sum(weights) == 0
-    ):
+    if isinstance(weights, tuple) and (len(weights) != len(classes) or sum(weights) == 0):
         faults.append(
-            f"loss.class_weights: got {list(weights)}, expected {len(config.data.classes)} numbers "
-            "as there are classes in data.classes, not all 0"
+            f"loss.class_weights: got {list(weights)}, expected {len(classes)} numbers as there "
+            "are classes in data.classes, not all 0"
         )
     if schedule.warmup_epochs >= train.epochs:
         faults.append(
@@ -615,4 +556,86 @@ def _contradictions(config: Config) -> list[str]:
             f"{smallest} for an overlap of {config.tiling.overlap} and the "
             f"{len(config.model.widths)} levels of model.widths; or set a smaller tiling.overlap"
         )
+    return faults
+
+
+def _contradictions_of_data(config: Config) -> list[str]:
+    faults = []
+    data, in_channels = config.data, config.model.in_channels
+    try:
+        ClassMap(data.classes, data.ignore, data.tolerance)
+    except ValueError as error:
+        faults.append(str(error))
+    if data.csv is not None and (data.images, data.masks) != ("images", "masks"):
+        faults.append("data.csv: got images or masks besides, expected the table's alone")
+    if data.channels is not None:
+        if data.images != "images" or data.csv is not None or data.validation.images is not None:
+            faults.append("data.channels: got images from elsewhere besides, expected one of both")
+        if len(data.channels) != in_channels:
+            faults.append(
+                f"data.channels: got {len(data.channels)} patterns, expected model.in_channels, "
+                f"{in_channels}"
+            )
+    for key, masks in (("masks", data.masks), ("validation.masks", data.validation.masks)):
+        if isinstance(masks, dict) and list(masks) != list(data.classes)[1:]:
+            faults.append(
+                f"data.{key}: got {', '.join(masks)}, expected a pattern for each of data.classes "
+                f"but the first: {', '.join(list(data.classes)[1:])}"
+            )
+    for pattern in _patterns(data):
+        if unknown := set(re.findall(r"\{.*?\}", pattern)) - {"{stem}"}:
+            faults.append(f"data: got {unknown.pop()} in {pattern!r}, expected {{stem}} only")
+    if isinstance(data.normalization, FixedNormalizationConfig):
+        for name, numbers in vars(data.normalization).items():
+            if len(numbers) != in_channels:
+                faults.append(
+                    f"data.normalization.{name}: got {len(numbers)} numbers, expected "
+                    f"model.in_channels, {in_channels}"
+                )
+    return faults
+
+
+def _patterns(data: DataConfig) -> list[str]:
+    """Every place of images and masks."""
+    places = [data.images, *(data.channels or ()), data.validation.images or ""]
+    for masks in (data.masks, data.validation.masks or ""):
+        places += masks.values() if isinstance(masks, dict) else [masks]
+    return places
+
+
+def _contradictions_of_validation(data: DataConfig) -> list[str]:
+    faults = []
+    validation = data.validation
+    folders = validation.images is not None or validation.masks is not None
+    folds = validation.folds is not None or validation.fold is not None
+    ways = sum(one is not None for one in (validation.fraction, validation.stems, validation.split))
+    if (
+        ways + folders + folds != 1
+        or (folders and None in (validation.images, validation.masks))
+        or (folds and None in (validation.folds, validation.fold))
+    ):
+        faults.append(
+            "data.validation: expected one of fraction, stems, split, folds together with fold, "
+            "or images together with masks"
+        )
+    elif validation.folds is not None and (validation.fold or 0) >= validation.folds:
+        faults.append(
+            f"data.validation.fold: got {validation.fold}, expected 0 to {validation.folds - 1}"
+        )
+    if validation.stems == ():
+        faults.append("data.validation.stems: got an empty list, expected at least one stem")
+    if validation.split is not None and data.csv is None:
+        faults.append("data.validation.split: expected data.csv, whose column it refers to")
+    if folders and isinstance(data.masks, dict) != isinstance(validation.masks, dict):
+        faults.append("data.validation.masks: expected one place, or one for each class, as masks")
+    if validation.group is not None:
+        if validation.fraction is None and validation.folds is None:
+            faults.append("data.validation.group: expected fraction or folds, which it divides")
+        try:
+            re.compile(validation.group)
+        except re.error as error:
+            faults.append(
+                f"data.validation.group: got {validation.group!r}, expected a regular expression "
+                f"({error})"
+            )
     return faults

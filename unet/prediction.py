@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from unet.checkpoint import SegmentationModel, load_model
 from unet.images import open_pixels, read_image, to_channels, to_float
-from unet.pairs import list_images, natural_key
+from unet.pairs import find_pairs, list_images, natural_key
 from unet.pictures import image_to_rgb, overlay, save_picture
 
 
@@ -68,17 +68,16 @@ def predict_files(
         ValueError: if the checkpoint or an image is not as it must be. The images that can be
             read are segmented all the same.
     """
-    files = _find_inputs(inputs)
-    masks = {out / f"{path.stem}.png": path for path in files}
-    overlays = {mask: out / f"{mask.stem}_overlay.png" for mask in masks}
-    if len(masks) < len(files):
-        kept = {path.stem: path for path in reversed(files)}
-        second = next(path for path in files if kept[path.stem] != path)
-        first = kept[second.stem]
-        raise ValueError(
-            f"{first} and {second}: got two images of one stem, expected one mask name for each; "
-            "predict them into different folders"
-        )
+    model = load_model(checkpoint, overrides=overrides)
+    masks: dict[Path, tuple[str, ...]] = {}
+    for stem, files in _find_inputs(inputs, model.config.data.channels):
+        twin = masks.setdefault(out / f"{stem}.png", files)
+        if twin != files:
+            raise ValueError(
+                f"{twin[0]} and {files[0]}: got two images of one stem, expected one mask name for "
+                "each; predict them into different folders"
+            )
+    overlays = {mask: mask.with_name(f"{mask.stem}_overlay.png") for mask in masks}
     if draw_overlay and (clashes := [path for path in overlays.values() if path in masks]):
         raise ValueError(
             f"{clashes[0]}: would be both an overlay and a mask; predict these images into "
@@ -94,52 +93,70 @@ def predict_files(
             f"{present[0]}: exists{more}; pass --overwrite to replace it, or -o FOLDER for another "
             "place"
         )
-    resolved = {path.resolve() for path in files}
+    resolved = {Path(path).resolve() for files in masks.values() for path in files}
     for path in wanted:
         if path.resolve() in resolved:
             raise ValueError(f"{path}: is an image to predict; give another folder with -o")
-    model = load_model(checkpoint, overrides=overrides)
     colours = model.classes.colours
     faults = []
-    for mask, path in tqdm(masks.items(), "predict", unit="image", disable=None):
+    for mask, files in tqdm(masks.items(), "predict", unit="image", disable=None):
         try:
-            image = torch.from_numpy(to_float(read_image(path, model.config.model.in_channels)))
+            image = torch.from_numpy(to_float(read_image(files, model.config.model.in_channels)))
         except ValueError as error:
             faults.append(str(error))
             continue
-        out.mkdir(parents=True, exist_ok=True)
+        mask.parent.mkdir(parents=True, exist_ok=True)
         ids = model.predict(image).numpy()
         if draw_overlay:
             save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
         model.classes.write(mask, ids, model.palette)
-    if len(faults) < len(files):
-        print(f"wrote {len(files) - len(faults)} of {len(files)} masks to {out}")
+    if len(faults) < len(masks):
+        print(f"wrote {len(masks) - len(faults)} of {len(masks)} masks to {out}")
         values = zip(model.classes.names, model.classes.values, strict=True)
         print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
     if faults:
         raise ValueError(
-            "\n".join(faults) + f"\n{len(faults)} of {len(files)} images were not predicted"
+            "\n".join(faults) + f"\n{len(faults)} of {len(masks)} images were not predicted"
         )
     return list(masks)
 
 
-def _find_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Files, folders and patterns -> image files, each once."""
+def _find_inputs(
+    inputs: Sequence[str], channels: Sequence[str] | None
+) -> list[tuple[str, tuple[str, ...]]]:
+    """Files, folders and patterns -> stem and files of each image, each once.
+
+    With channels, which are patterns, every input is a folder as `data.root`.
+    """
+    if channels is not None:
+        images = []
+        for entry in inputs:
+            if not Path(entry).is_dir():
+                raise FileNotFoundError(
+                    f"{entry}: is no folder, expected one that holds {', '.join(channels)}, as the "
+                    "model was trained on"
+                )
+            found, faults = find_pairs(Path(entry), channels[:-1], channels[-1])
+            if faults:
+                raise ValueError("\n".join(faults))
+            images += [(pair.stem, pair.files) for pair in found]
+        return images
     files: dict[Path, None] = {}
     for entry in inputs:
         path = Path(entry)
         if path.is_dir():
-            found = list_images(path)
+            paths = list_images(path)
         elif path.is_file():
-            found = [path]
+            paths = [path]
         elif glob.has_magic(entry):
             # Path.glob takes no absolute patterns before Python 3.13.
             names = glob.glob(entry, recursive=True)  # noqa: PTH207
-            paths = filter(Path.is_file, map(Path, names))
-            found = sorted(paths, key=lambda name: natural_key(str(name)))
-            if not found:
+            paths = sorted(
+                filter(Path.is_file, map(Path, names)), key=lambda name: natural_key(str(name))
+            )
+            if not paths:
                 raise FileNotFoundError(f"{entry}: matches no file; check the pattern")
         else:
             raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
-        files.update(dict.fromkeys(found))
-    return list(files)
+        files.update(dict.fromkeys(paths))
+    return [(path.stem, (str(path),)) for path in files]
