@@ -102,7 +102,11 @@ def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path / "a", f"images/{i}.png", f"masks/{i}.png", [0, 127 + i % 2, 255])
         write(tmp_path / "b", f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 255])
-        write(tmp_path / "c", f"images/{i}.png", f"masks/{i}.png", [0, 300, 301, 302])
+        write(tmp_path / "c", f"images/{i}.png", f"masks/{i}.png", [0, 300, 500, 700])
+        write(tmp_path / "d", f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 3])
+        with Image.open(tmp_path / f"d/masks/{i}.png") as mask:
+            numbers = np.array(mask).astype(np.uint16)
+        Image.fromarray(numbers).save(tmp_path / f"d/masks/{i}.png")
     assert proposed(tmp_path / "a").data.classes == {
         "background": 0,
         "class_127": "127, 128",
@@ -112,7 +116,8 @@ def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
     assert data.classes == {"background": 0, "class_1": 1, "class_2": 2}
     assert data.ignore == (255,)
     data = proposed(tmp_path / "c").data
-    assert data.classes == {"background": 0, "object": "1-65535"}
+    assert list(data.classes.values()) == [0, 300, 500, 700]
+    assert proposed(tmp_path / "d").data.classes == {"background": 0, "object": "1-65535"}
 
 
 def test_stray_values_are_taken_for_the_nearest_class(tmp_path: Path) -> None:
@@ -125,6 +130,44 @@ def test_stray_values_are_taken_for_the_nearest_class(tmp_path: Path) -> None:
     data = proposed(tmp_path).data
     assert data.classes == {"background": 0, "foreground": 255}
     assert data.tolerance == 9
+
+
+def test_masks_that_were_smoothed_or_saved_as_jpeg_have_the_classes_meant(tmp_path: Path) -> None:
+    for i in range(6):
+        for root, values in (("grey", [0, 128, 255]), ("colour", [0, 255])):
+            image, mask = draw(values, (140, 180))
+            pixels = mask if root == "grey" else mask[..., None] * np.array([1, 0, 0], np.uint8)
+            for folder, array in (("images", image), ("masks", pixels)):
+                (tmp_path / root / folder).mkdir(parents=True, exist_ok=True)
+                picture = Image.fromarray(array.astype(np.uint8))
+                picture.save(tmp_path / root / folder / f"{i}.jpg", quality=70)
+    data = proposed(tmp_path / "grey").data
+    assert len(data.classes) == 3
+    assert all(
+        isinstance(value, int) and abs(value - meant) <= 4
+        for value, meant in zip(data.classes.values(), (0, 128, 255), strict=True)
+    )
+    assert 10 < data.tolerance < 128
+    data = proposed(tmp_path / "colour").data
+    assert len(data.classes) == 2
+    assert 10 < data.tolerance < 255
+
+
+def test_masks_in_colours_of_which_one_is_black_have_colours(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255] if i else [0, 0])
+        with Image.open(tmp_path / f"masks/{i}.png") as mask:
+            grey = np.array(mask)
+        red = np.stack([grey, grey * 0, grey * 0], axis=2)
+        Image.fromarray(red).save(tmp_path / f"masks/{i}.png")
+    assert proposed(tmp_path).data.classes == {"class_0": (0, 0, 0), "class_1": (255, 0, 0)}
+
+
+def test_masks_of_one_value_are_refused(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0])
+    with pytest.raises(ValueError, match="masks: got the value 0 nearly everywhere"):
+        propose(tmp_path, "mine")
 
 
 def test_rare_classes_and_large_images_draw_more_crops(tmp_path: Path) -> None:

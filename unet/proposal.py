@@ -47,6 +47,8 @@ class MaskValues:
     together: set[frozenset[Value]]
     most: int
     """Values in one mask, at most."""
+    deep: bool
+    """Whether masks have more than 8 bits."""
 
 
 def propose(folder: Path, name: str) -> str:
@@ -134,9 +136,10 @@ def mask_values(paths: Iterable[str]) -> MaskValues:
     pixels: Counter[Value] = Counter()
     files: Counter[Value] = Counter()
     together: set[frozenset[Value]] = set()
-    most = 0
+    most, deep = 0, False
     for path in paths:
         image = open_image(path)
+        deep = deep or image.mode[0] in "IF"
         bands = np.asarray(image.convert("L") if image.mode == "1" else image)
         if bands.ndim == 3:
             bands = bands[..., : 1 if bands.shape[2] == 2 else 3]  # without alpha
@@ -154,7 +157,15 @@ def mask_values(paths: Iterable[str]) -> MaskValues:
         most = max(most, len(values))
         if len(values) <= 40:
             together.update(map(frozenset, combinations(values, 2)))
-    return MaskValues(pixels=pixels, files=files, together=together, most=most)
+    if any(isinstance(value, tuple) for value in pixels):  # a mask of greys among colours
+
+        def colour(value: Value) -> Value:
+            return (value,) * 3 if isinstance(value, int) else value
+
+        pixels = Counter({colour(value): count for value, count in pixels.items()})
+        files = Counter({colour(value): count for value, count in files.items()})
+        together = {frozenset(map(colour, both)) for both in together}
+    return MaskValues(pixels=pixels, files=files, together=together, most=most, deep=deep)
 
 
 def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
@@ -320,33 +331,23 @@ def _classes(values: MaskValues) -> tuple[list[str], list[str], list[str]]:
     """Lines of classes, names of those that are rare, and lines of why."""
     total = values.pixels.total()
     share = {value: count / total for value, count in values.pixels.items()}
-    grey = sorted(value for value in share if isinstance(value, int))
-    is_instances = len(grey) == len(share) and values.most > 40 and _is_counted(values)
-    if is_instances or (len(grey) == len(share) and grey[-1] > 255):
+    peaks = _peaks(share)
+    numbers = [value for value in share if isinstance(value, int)]
+    many = values.deep or len(numbers) > 40
+    if len(peaks) < 2 and many and len(numbers) > 0.8 * (max(numbers) + 1):
         return (
-            [f'  classes: {{background: 0, object: "1-{65535}"}}'],
+            ['  classes: {background: 0, object: "1-65535"}'],
             [],
-            [f"  # Masks number their objects, up to {grey[-1]}: every number is foreground."],
+            [f"  # Masks number their objects, up to {max(numbers)}: every number is foreground."],
         )
-    main = [value for value in share if share[value] >= 0.002 or values.files[value] > 1]
-    main = [value for value in main if share[value] >= 0.0002][:200]
-    main = sorted(main, key=lambda value: (share[value] < 0.0002, value))
-    ignore = [255] if len(main) > 3 and main[-1] == 255 and main[-2] == len(main) - 2 else []
-    main = [value for value in main if value not in ignore]
-    groups: list[list[Value]] = []
-    for value in main:
-        # Neighbouring numbers that no mask has both of are one class, saved in two ways.
-        if (
-            groups
-            and isinstance(value, int)
-            and isinstance(groups[-1][-1], int)
-            and value - groups[-1][-1] <= 3
-            and not any(frozenset((value, one)) in values.together for one in groups[-1])
-            and grey[-1] > 20
-        ):
-            groups[-1].append(value)
-        else:
-            groups.append([value])
+    if values.most > 40:  # few values are meant: the others come of smoothing, or of JPEG
+        groups, ignore = [[value] for value in peaks], list[Value]()
+    else:
+        groups, ignore = _groups(values, share)
+    if len(groups) < 2:
+        raise ValueError(
+            f"masks: got the value {_value(groups[0])} nearly everywhere, expected several classes"
+        )
     # What is 0 nearly everywhere is the background; other names nobody can know.
     parts = [sum(share[value] for value in group) for group in groups]
     names = [
@@ -356,43 +357,77 @@ def _classes(values: MaskValues) -> tuple[list[str], list[str], list[str]]:
         names[0] = "background"
         names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
     shares = dict(zip(names, parts, strict=True))
+    shown = ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
     about = [
-        "  # name: value in the masks. Shares of the pixels, "
-        + ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
-        + "."
+        f"  # name: value in the masks. Shares of the pixels: {shown}.",
+        "  # Rename them; a value that is not to be learned belongs into ignore: [VALUE].",
     ]
-    about.append("  # Rename them; a value that is not to be learned belongs into ignore: [VALUE].")
-    lines = [
-        "  classes: {"
-        + ", ".join(f"{name}: {_value(group)}" for name, group in zip(names, groups, strict=True))
-        + "}"
-    ]
+    given = ", ".join(f"{name}: {_value(group)}" for name, group in zip(names, groups, strict=True))
+    lines = [f"  classes: {{{given}}}"]
     if ignore:
-        lines.append("  ignore: [255]")
-    stray = [v for v in share if v not in ignore and not any(v in group for group in groups)]
-    if stray:
-        flat = [value for group in groups for value in group]
-        distance = max(min(_distance(one, value) for value in flat) for one in stray)
+        lines.append(f"  ignore: [{_value(ignore)}]")
+    meant = [*ignore, *(value for group in groups for value in group)]
+    if stray := set(share) - set(meant):
+        distance = max(min(_distance(one, value) for value in meant) for one in stray)
+        few = sum(values.pixels[one] for one in stray)
         about.append(
-            f"  # {len(stray)} other value(s) in {sum(share[v] for v in stray):.3%} of the pixels, "
-            "taken for the nearest class."
+            f"  # {len(stray)} other value(s), in {few} of {total} pixels, are taken for the "
+            "nearest class."
         )
         lines.append(f"  tolerance: {distance}")
     return lines, [name for name, part in shares.items() if part < 0.02][:20], about
 
 
-def _is_counted(values: MaskValues) -> bool:
-    """Whether the values are nearly all numbers from 0 on, as those of numbered objects."""
-    numbers = [value for value in values.pixels if isinstance(value, int)]
-    return len(numbers) > 0.8 * (max(numbers) + 1)
+def _peaks(share: dict[Value, float]) -> list[Value]:
+    """The values that nearly all others are close to; none if there are no such."""
+    bins: defaultdict[Value, list[Value]] = defaultdict(list)
+    for value in share:
+        coarse = value // 32 if isinstance(value, int) else tuple(band // 32 for band in value)
+        bins[coarse].append(value)
+    peaks: list[Value] = []
+    for members in sorted(bins.values(), key=lambda some: -sum(share[one] for one in some)):
+        highest = max(members, key=lambda one: share[one])
+        if sum(share[one] for one in members) > 0.01 and all(
+            _distance(highest, peak) > 40 for peak in peaks
+        ):
+            peaks.append(highest)
+    far = (part for one, part in share.items() if all(_distance(one, p) > 32 for p in peaks))
+    return sorted(peaks) if sum(far) < 0.1 else []
+
+
+def _groups(values: MaskValues, share: dict[Value, float]) -> tuple[list[list[Value]], list[Value]]:
+    """The values of each class, and those to be ignored."""
+    main = sorted(
+        value
+        for value, part in share.items()
+        if part >= 0.002 or (part >= 0.0002 and values.files[value] > 1)
+    )
+    # 255 above 0, 1, 2 ... mostly is what nobody labelled.
+    ignore = [255] if len(main) > 3 and main[-2:] == [len(main) - 2, 255] else []
+    groups: list[list[Value]] = []
+    for value in main[: len(main) - len(ignore)]:
+        # Neighbouring numbers that no mask has both of are one class, saved in two ways.
+        last = groups[-1][-1] if groups else None
+        if (
+            isinstance(value, int)
+            and isinstance(last, int)
+            and value - last <= 3
+            and value > 20
+            and not any(frozenset((value, one)) in values.together for one in groups[-1])
+        ):
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    return groups, list(ignore)
 
 
 def _distance(one: Value, other: Value) -> int:
-    ones = (one,) if isinstance(one, int) else one
-    others = (other,) if isinstance(other, int) else other
-    if len(ones) != len(others):
-        ones, others = ones * (3 // len(ones)), others * (3 // len(others))
-    return max(abs(a - b) for a, b in zip(ones, others, strict=True))
+    """Of the channel that differs most."""
+    if isinstance(one, int) or isinstance(other, int):
+        assert isinstance(one, int)
+        assert isinstance(other, int)
+        return abs(one - other)
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 def _value(group: Sequence[Value]) -> str:
