@@ -117,6 +117,59 @@ def test_a_second_check_reads_nothing_that_has_not_changed(
     assert len(read) == 6
 
 
+def test_a_damaged_memory_is_made_anew(data_root: Path) -> None:
+    config = make_config(data_root)
+    first = check_data(config)
+    (memory,) = Path("runs/.checked").iterdir()
+    whole = memory.read_bytes()
+    for damaged in (b"", b"no archive", whole[:1000]):
+        memory.write_bytes(damaged)
+        assert np.array_equal(check_data(config).train.sums, first.train.sums)
+        assert len(memory.read_bytes()) == len(whole)
+
+
+def test_a_link_to_nothing_is_one_fault_among_others(data_root: Path) -> None:
+    (data_root / "images" / "3.png").unlink()
+    (data_root / "images" / "3.png").symlink_to("nowhere.png")
+    (data_root / "masks" / "4.png").write_text("no image")
+    faults = check_data(make_config(data_root)).faults
+    assert len(faults) == 2
+    assert "4.png: cannot be read" in faults[0]
+    assert "3.png: there is no such file" in faults[1]
+
+
+def test_an_empty_side_is_named(data_root: Path) -> None:
+    (data_root / "images" / "4.png").write_text("no image")
+    config = make_config(data_root, "data.skip_unreadable=true", "data.validation={stems: ['4']}")
+    faults = check_data(config).faults
+    assert faults == [
+        "data.validation: leaves no validation image, expected some on both sides; correct it, or "
+        "add images"
+    ]
+
+
+def test_pages_of_one_stack_on_both_sides_are_noted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pages = [
+                Image.fromarray(rng.choice([0, 200], (9, 9)).astype(np.uint8)) for _ in range(4)
+            ]
+            path = tmp_path / name / f"{i}.tif"
+            pages[0].save(path, save_all=True, append_images=pages[1:])
+    data = check_data(make_config(tmp_path, "data.stacks=true"))
+    assert not data.faults
+    assert any("pages of one stack are on both sides" in note for note in data.notes)
+    group = "data.validation={fraction: 0.34, group: '^[^#]+'}"
+    data = check_data(make_config(tmp_path, "data.stacks=true", group))
+    assert not any("both sides" in note for note in data.notes)
+    assert len(data.val_pairs) == 4
+    (tmp_path / "images" / "1.tif").write_text("no image")
+    skip = "data.skip_unreadable=true"
+    assert check_data(make_config(tmp_path, "data.stacks=true", skip)).skipped == 1
+
+
 def test_faults_are_found_again(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     config = make_config(data_root)
@@ -165,6 +218,10 @@ def test_folds_and_tables_split(data_root: Path) -> None:
 
 def test_masks_in_parts_are_read(data_root: Path) -> None:
     (data_root / "masks").rename(data_root / "box")
+    for path in (data_root / "box").iterdir():
+        with Image.open(path) as mask:
+            pixels = np.array(mask)
+        Image.fromarray(np.where(pixels > 0, 255, 0).astype(np.uint8)).save(path)
     config = make_config(data_root, "data.masks={box: box}")
     data = check_data(config)
     assert not data.faults

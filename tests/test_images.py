@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.images import UnreadableError, count_pages, read_image, to_channels, to_float
+from unet.images import UnreadableError, count_pages, image_mode, read_image, to_channels, to_float
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -207,10 +207,32 @@ def test_floats_are_kept_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(read_scaled(tmp_path / "a.tif", 1)[0], numbers)
     numbers[2, 3:5] = np.nan
     Image.fromarray(numbers).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a\.tif: got 2 pixel\(s\) of NaN or infinity"):
+    with pytest.raises(ValueError, match=r"a\.tif: got 2 pixel\(s\) of NaN, infinity or beyond"):
         read_image(tmp_path / "a.tif", 1)
     with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype float64"):
         to_channels(np.zeros((4, 4)), 1, "image")
+
+
+def test_a_mark_of_missing_data_is_no_brightness(tmp_path: Path) -> None:
+    numbers = GREY.astype(np.float32)
+    numbers[0, 0] = -3.4028235e38
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"got 1 pixel\(s\) of NaN, infinity or beyond 1e\+09"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_as_its_exif_says(
+    tmp_path: Path, compression: str | None, orientation: int
+) -> None:
+    image = Image.fromarray(GREY)
+    image.save(tmp_path / "a.tif", tiffinfo={274: orientation}, compression=compression)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 1), read_image(tmp_path / "a.png", 1))
+    assert ("turned by EXIF" in image_mode(tmp_path / "a.tif")) == (orientation > 1)
 
 
 def test_a_page_of_a_stack_is_read(tmp_path: Path) -> None:

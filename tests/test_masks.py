@@ -74,8 +74,7 @@ def test_an_unknown_value_is_named_with_its_pixels_and_the_classes(tmp_path: Pat
         ValueError,
         match=r"a\.png: got the mask value 3 \(2 pixels\), 254 \(1 pixel\), "
         r"expected \{ground: 0, cell: 1\}, ignored \[9\]; data\.classes that would fit: "
-        r"\{ground: 0, cell: 1, new_1: 3, new_2: 254\}, or data\.ignore: \[9, 3, 254\]; "
-        r"data\.tolerance=245 takes the nearest class",
+        r"\{ground: 0, cell: 1, new_1: 3, new_2: 254\}, or data\.ignore: \[9, 3, 254\]$",
     ):
         ClassMap({"ground": 0, "cell": 1}, ignore=[9]).read(path)
 
@@ -149,6 +148,30 @@ def test_one_bit_is_0_and_1_or_0_and_255(tmp_path: Path) -> None:
         assert ClassMap({"a": 0, "b": one}).read(tmp_path / "a.png").tolist() == [[0, 1]]
 
 
+def test_one_bit_is_a_class_rather_than_ignored_and_white_in_colours(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "a.png")
+    assert ClassMap({"a": 0, "b": 1}, ignore=[255]).read(tmp_path / "a.png").tolist() == [[0, 1]]
+    colours = ClassMap({"a": (0, 0, 0), "b": (255, 255, 255)})
+    assert colours.read(tmp_path / "a.png").tolist() == [[0, 1]]
+
+
+def test_the_classes_that_would_fit_lose_none(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 1], [1, 0]], np.uint8))
+    with pytest.raises(ValueError, match=r"would fit: \{ground: 0, cell: 1\}$"):
+        ClassMap({"ground": 0, "cell": 255}).read(path)
+    Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)
+    with Image.open(path) as mask:
+        mask.load()
+    mask.putpalette([0, 0, 0, 255, 255, 255])
+    mask.save(path)
+    with pytest.raises(ValueError, match=r"got the palette index 1 \(1 pixel\), expected"):
+        ClassMap({"ground": 0, "cell": 255}).read(path)
+    few = np.zeros((40, 40), np.uint8)
+    few[0, 0], few[1, 1:9] = 250, 255
+    with pytest.raises(ValueError, match=r"or data\.ignore: \[250\]; data\.tolerance=5 takes the"):
+        ClassMap({"ground": 0, "cell": 255}).read(save(path, few))
+
+
 def test_numbers_with_a_fraction_are_no_classes(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1.5]], np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif: got 1 pixel\(s\) such as 1\.5, expected whole"):
@@ -199,7 +222,7 @@ def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"myelin\.png: got 1 pixel\(s\) that axon claims too"):
         read_parts([axon, myelin], ["axon", "myelin"])
     save(myelin, np.array([[9, 0, 0], [254, 0, 0]], np.uint8))
-    with pytest.raises(ValueError, match=r"got the mask value 9 \(1 pixel\), expected \{none: 0"):
+    with pytest.raises(ValueError, match=r"value 9 \(1 pixel\), 254 \(1 pixel\), expected \{not"):
         read_parts([axon, myelin], ["axon", "myelin"])
     assert read_parts([axon, myelin], ["axon", "myelin"], tolerance=9)[:, 0].tolist() == [0, 2]
 

@@ -111,7 +111,7 @@ def test_missing_folders_and_patterns_that_match_nothing_are_named(tmp_path: Pat
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
         find_pairs(tmp_path, ["nowhere"], "masks")
     write(tmp_path, "images/1.png")
-    with pytest.raises(ValueError, match=r"images/\{stem\}\.tif: matches no file in .*images, exp"):
+    with pytest.raises(ValueError, match=r"\{stem\}\.tif: matches no file in .*images \(1 \.png\)"):
         find_pairs(tmp_path, ["images/{stem}.tif"], "images")
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
         list_images(tmp_path / "nowhere")
@@ -123,6 +123,26 @@ def test_missing_folders_and_patterns_that_match_nothing_are_named(tmp_path: Pat
 def test_a_character_that_means_something_to_expressions_is_itself(tmp_path: Path) -> None:
     write(tmp_path, "a+b (1)/x.png", "masks/x.png")
     assert found(tmp_path, "a+b (1)", "masks") == [("x", "a+b (1)/x.png", "masks/x.png")]
+
+
+def test_one_place_for_images_and_masks_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "all/1.png")
+    for masks in ("all", "all/", "all/{stem}"):
+        with pytest.raises(ValueError, match="got the same place for images and masks"):
+            find_pairs(tmp_path, ["all"], masks)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/1.png", "masks/a/1.png", "images/2.png", "masks/2.png")
+    (tmp_path / "images" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+    assert [pair[0] for pair in found(tmp_path, "images", "masks")] == ["2", "a/1"]
+
+
+def test_a_name_may_hold_anything(tmp_path: Path) -> None:
+    names = ["a b", "ä", "new\nline", "[1]", "50%", "x'y"]
+    write(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))
+    assert {pair[0] for pair in found(tmp_path, "images", "masks")} == set(names)
 
 
 def write_stack(path: Path, pages: int) -> None:
@@ -157,15 +177,30 @@ def test_a_table_names_the_pairs(tmp_path: Path) -> None:
     assert pairs[0].masks == (str(tmp_path / "y/a.png"),)
 
 
+def test_a_file_stands_in_a_table_once(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "2.png", "a.png")
+    (tmp_path / "pairs.csv").write_text("image,mask\n1.png,a.png\n2.png,a.png\n")
+    _, faults = read_table(tmp_path, "pairs.csv")
+    assert "line 3: a.png is there twice, expected a file of its own" in faults[0]
+    (tmp_path / "pairs.csv").write_text("image,mask\n1.png,1.png\n")
+    assert "line 2: 1.png is there twice" in read_table(tmp_path, "pairs.csv")[1][0]
+    (tmp_path / "pairs.csv").write_text("image,mask,mask\n1.png,a.png,b.png\n")
+    with pytest.raises(ValueError, match="got a column twice in image, mask, mask"):
+        read_table(tmp_path, "pairs.csv")
+    (tmp_path / "pairs.csv").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"got the columns \(none\)"):
+        read_table(tmp_path, "pairs.csv")
+
+
 def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "a.png")
     table = tmp_path / "pairs.csv"
     table.write_text("image,mask\n1.png,a.png\n2.png,a.png\n1.png,\n1.png,a.png\n")
     _, faults = read_table(tmp_path, "pairs.csv")
     assert [fault.removeprefix(f"{table}: line ") for fault in faults] == [
-        f"3: there is no file {tmp_path}/2.png",
+        f"3: there is no file {tmp_path}/2.png; correct the path",
         "4 lacks an image or a mask; complete it",
-        "5: 1 is there twice; remove one",
+        f"5: 1.png has the stem of {tmp_path}/1.png, expected each once; remove or rename one",
     ]
     table.write_text("image;mask\n1.png;a.png\n")
     with pytest.raises(ValueError, match="got the columns image;mask, expected image and mask too"):

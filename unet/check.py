@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import sys
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,9 @@ from unet.splits import read_stems, split_by_lot, split_by_stems
 
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
+
+_MEMORY_VERSION = 1
+"""Of the columns of `Summaries` and how they are found."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Summaries:
         """Make `count` rows to be filled."""
         return cls(
             sizes=np.zeros((count, 2), np.int64),
-            kinds=np.zeros(count, "U16"),
+            kinds=np.zeros(count, "U40"),
             num_bytes=np.zeros(count, np.int64),
             class_pixels=np.zeros((count, num_classes), np.int64),
             sums=np.zeros((count, channels)),
@@ -194,7 +199,9 @@ def check_data(config: Config) -> CheckedData:
         try:
             side = _split(config, everything, kept, found.class_pixels > 0)
         except (ValueError, FileNotFoundError) as error:
-            faults.append(str(error))
+            # Too few to split, if others cannot be read, is no fault of its own.
+            if config.data.validation.fraction is None or not faults:
+                faults.append(str(error))
     if (side < 0).any():
         notes.append(f"{np.count_nonzero(side < 0)} row(s) of {config.data.csv} are in no part")
     train_pairs, val_pairs = (
@@ -235,9 +242,11 @@ def read_pairs(
     good = _recall(memory, keys, found)
     unreadable, faults = [], []
     stray: Counter[Any] = Counter()
+    present, total = set(np.flatnonzero(found.class_pixels.any(0)).tolist()), 0
     todo = np.flatnonzero(~good).tolist()
     bar = tqdm(total=len(todo), desc="check", unit="image", leave=False, disable=None)
-    with ThreadPoolExecutor() as pool:
+    # A thread for each core: each holds a whole image.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(todo), _AT_ONCE):
             places = todo[start : start + _AT_ONCE]
             results = pool.map(_summarize, [pairs[i] for i in places], repeat(reader))
@@ -249,15 +258,23 @@ def read_pairs(
                     faults.append(str(result))
                     if isinstance(result, StrayValueError):
                         stray.update(result.pixels)
+                        present |= result.present
+                        total += result.total
                 else:
                     good[i] = True
                     for column, value in zip(vars(found).values(), result, strict=True):
                         column[i] = value
+                    present.update(np.flatnonzero(found.class_pixels[i]).tolist())
     bar.close()
     if len(stray) > 1 and not reader.in_parts:
-        faults.append(f"all masks together: {reader.classes.that_would_fit(stray)}")
+        advice = reader.classes.that_would_fit(stray, present, total + found.pixels)
+        faults.append(f"all masks together: {advice}")
     if memory is not None and todo:
-        _remember(memory, keys[good], found[good])
+        try:
+            _remember(memory, keys[good], found[good])
+        except OSError as error:
+            why = f"{memory.parent}: cannot be written to ({error.strerror})"
+            print(f"note: {why}, so that everything is read again next time", file=sys.stderr)
     return np.flatnonzero(good), found[good], unreadable, faults
 
 
@@ -358,7 +375,12 @@ def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[st
     """What of the images does not go together with the config."""
     faults = []
     for which, part in (("training", train), ("validation", val)):
-        if not part.class_pixels.any():
+        if not len(part):
+            faults.append(
+                f"data.validation: leaves no {which} image, expected some on both sides; correct "
+                "it, or add images"
+            )
+        elif not part.class_pixels.any():
             faults.append(
                 f"data.ignore: got {which} masks in which every pixel is ignored, expected some "
                 "of data.classes; correct data.ignore or the masks"
@@ -396,6 +418,18 @@ def _oddities(config: Config, pairs: Sequence[Pair], train: Summaries, val: Summ
             f"{len(single)} of {len(pairs)} masks hold one class only, such as "
             f"{pairs[single[0]].masks[0]}"
         )
+    dtypes = {kind.rpartition(" ")[2] for kind in {*train.kinds.tolist(), *val.kinds.tolist()}}
+    if len(dtypes) > 1:
+        notes.append(
+            f"images of {' and '.join(sorted(dtypes))}: integers are scaled from 0 to 1 by the "
+            "range of their type, floats are taken as they are"
+        )
+    stacks = [{pair.images for pair in part} for part in (pairs[: len(train)], pairs[len(train) :])]
+    if config.data.stacks and stacks[0] & stacks[1]:
+        notes.append(
+            "pages of one stack are on both sides, and neighbours look alike; "
+            "data.validation.group='^[^#]+' keeps each stack together"
+        )
     for name, pixels in zip(config.data.classes, train.class_pixels.sum(0), strict=True):
         if not pixels and len(train):
             notes.append(f"data.classes.{name}: no training mask has a pixel of it")
@@ -416,16 +450,21 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         mode = image_mode(pair.images[0])
     except (ValueError, FileNotFoundError) as error:
         return error
-    values = to_float(image).reshape(len(image), -1)
+    sums, squares = np.zeros((2, len(image)))
+    step = max(1, 2**20 // image[:, 0].size)
+    for top in range(0, image.shape[1], step):  # by parts: as floats, a large image is larger yet
+        values = to_float(image[:, top : top + step]).astype(np.float64).reshape(len(image), -1)
+        sums += values.sum(1)
+        squares += np.square(values).sum(1)
     shape = str(image.shape).encode()
     return (
         ids.shape,
         f"{mode}, {image.dtype}",
         image.nbytes + ids.nbytes,
         np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)],
-        values.sum(1, dtype=np.float64),
-        np.square(values).sum(1, dtype=np.float64),
-        hashlib.blake2b(image.tobytes(), digest_size=16, key=shape).digest(),
+        sums,
+        squares,
+        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, key=shape).digest(),
     )
 
 
@@ -433,17 +472,20 @@ def _key(pair: Pair) -> bytes:
     """A fingerprint of a pair's files: where they are, how large, and when they were written."""
     parts = [str(pair.page)]
     for path in pair.files:
-        status = os.stat(path)  # noqa: PTH116 (of text, twice as fast)
+        try:
+            status = os.stat(path)  # noqa: PTH116 (of text, twice as fast)
+        except OSError:  # a link to nothing: reading it will say so
+            return b""
         parts += [path, str(status.st_size), str(status.st_mtime_ns)]
-    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+    return hashlib.blake2b(os.fsencode("\0".join(parts)), digest_size=16).digest()
 
 
 def _memory_of(config: Config) -> Path:
     """The file that remembers what was found with the same data settings."""
     data = config.data
     settings = (data.classes, data.ignore, data.tolerance, data.masks, config.model.in_channels)
-    text = f"{Path(data.root).resolve()} {settings}"
-    name = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    text = f"{_MEMORY_VERSION} {Path(data.root).resolve()} {settings}"
+    name = hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
     return Path("runs") / ".checked" / f"{name}.npz"
 
 
@@ -452,9 +494,12 @@ def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarr
     known = np.zeros(len(keys), bool)
     if memory is None or not memory.exists() or not len(keys):
         return known
-    with np.load(memory, allow_pickle=False) as file:
-        old = Summaries(**{name: file[name] for name in vars(found)})
-        old_keys = file["keys"]
+    try:
+        with memory.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            old = Summaries(**{name: file[name] for name in vars(found)})
+            old_keys = file["keys"]
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return known  # damaged: everything is read again
     rows = {key: row for row, key in enumerate(old_keys.tolist())}
     places = np.array([rows.get(key, -1) for key in keys.tolist()])
     known = places >= 0

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import yaml
 
+from unet.images import SUFFIXES
 from unet.masks import ClassMap
 
 
@@ -395,6 +396,9 @@ def _read(annotation: Any, value: Any, path: str, faults: list[str]) -> Any:
         if not unread and number in args[1]:
             return number
     elif origin in (Union, types.UnionType):
+        sections = [option for option in args if dataclasses.is_dataclass(option)]
+        if sections and isinstance(value, Mapping):
+            return _read_section(sections[0], value, path, faults)
         for option in args:
             unfit: list[str] = []
             result = _read(option, value, path, unfit)
@@ -585,6 +589,13 @@ def _contradictions_of_data(config: Config) -> list[str]:
     for pattern in _patterns(data):
         if unknown := set(re.findall(r"\{.*?\}", pattern)) - {"{stem}"}:
             faults.append(f"data: got {unknown.pop()} in {pattern!r}, expected {{stem}} only")
+        elif "{stem}" not in pattern and Path(pattern).suffix.lower() in SUFFIXES:
+            faults.append(
+                f"data: got {pattern!r}, expected a folder or {{stem}} in it, such as "
+                f"{pattern.replace('*', '{stem}')!r}"
+            )
+    if data.ignore and isinstance(data.masks, dict):
+        faults.append("data.ignore: expected none with a mask for each class, where all is known")
     if isinstance(data.normalization, FixedNormalizationConfig):
         for name, numbers in vars(data.normalization).items():
             if len(numbers) != in_channels:
@@ -608,6 +619,7 @@ def _contradictions_of_validation(data: DataConfig) -> list[str]:
     validation = data.validation
     folders = validation.images is not None or validation.masks is not None
     folds = validation.folds is not None or validation.fold is not None
+    given = [name for name, one in vars(validation).items() if one is not None]
     ways = sum(one is not None for one in (validation.fraction, validation.stems, validation.split))
     if (
         ways + folders + folds != 1
@@ -615,8 +627,8 @@ def _contradictions_of_validation(data: DataConfig) -> list[str]:
         or (folds and None in (validation.folds, validation.fold))
     ):
         faults.append(
-            "data.validation: expected one of fraction, stems, split, folds together with fold, "
-            "or images together with masks"
+            f"data.validation: got {', '.join(given) or 'nothing'}, expected one of fraction, "
+            "stems, split, folds together with fold, or images together with masks"
         )
     elif validation.folds is not None and (validation.fold or 0) >= validation.folds:
         faults.append(

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif"})
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 
 # Pillow refuses twice as many: a small file that claims to be huge must not fill the memory.
 Image.MAX_IMAGE_PIXELS = 250_000_000
@@ -20,6 +21,10 @@ Image.MAX_IMAGE_PIXELS = 250_000_000
 
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+
+# No brightness, but a mark of missing data, such as -3.4e38.
+_HUGE = 1e9
 
 
 class UnreadableError(ValueError):
@@ -113,13 +118,14 @@ def count_pages(path: str | Path) -> int:
 
 
 def image_mode(path: str | Path) -> str:
-    """Pillow's name of a file's kind of pixels, such as RGBA.
+    """Pillow's name of a file's kind of pixels, such as RGBA, and whether its EXIF turns it.
 
     Raises:
         FileNotFoundError, UnreadableError: as `open_image`.
     """
     with _open(Path(path)) as file:
-        return file.mode
+        turned = file.getexif().get(Base.Orientation, 1) != 1
+        return f"{file.mode}{', turned by EXIF' if turned else ''}"
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -144,15 +150,22 @@ def _open(path: Path) -> Iterator[ImageFile]:
         what = "is a folder, expected an image" if path.is_dir() else "there is no such file"
         raise FileNotFoundError(f"{path}: {what}; check the path")
     try:
-        with Image.open(path, formats=_FORMATS) as file:
+        # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
+        with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
             yield file
     except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason, cure = (
+            " ".join(str(error).split()) or type(error).__name__,
+            "replace or remove the file",
+        )
         if isinstance(error, UnidentifiedImageError):
-            reason = "no PNG, JPEG, TIFF, BMP or GIF" if path.stat().st_size else "0 bytes"
-        raise UnreadableError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from error
+            head = path.read_bytes()[:4]
+            reason = "no PNG, JPEG, TIFF, BMP, GIF or WebP" if head else "0 bytes"
+            if head in {b"II*\0", b"MM\0*"}:
+                reason = "a TIFF that is cut off, or of a kind such as 64-bit numbers"
+        elif isinstance(error, PermissionError):
+            reason, cure = "permission denied", "correct its rights"
+        raise UnreadableError(f"{path}: cannot be read as an image ({reason}); {cure}") from error
 
 
 def _decode(
@@ -169,8 +182,8 @@ def _decode(
             file.load()
             return ImageOps.exif_transpose(file), cut
     raise ValueError(
-        f"{path}: got a file of {pages} pages, expected one image; set data.stacks=true if page i "
-        "of each image belongs to page i of its mask"
+        f"{path}: got a file of {pages} pages, expected one image; save each page as a file, or, "
+        "to train on stacks, set data.stacks=true"
     )
 
 
@@ -227,10 +240,10 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
         return np.asarray(image)
     if image.mode == "F":
         numbers = np.asarray(image)
-        if not np.isfinite(numbers).all():
+        if wrong := numbers.size - np.count_nonzero(np.abs(numbers) < _HUGE):
             raise ValueError(
-                f"{where}: got {np.count_nonzero(~np.isfinite(numbers))} pixel(s) of NaN or "
-                "infinity, expected finite numbers; correct the image"
+                f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
+                "values of an image; replace the mark of missing data"
             )
         return numbers
     if image.mode != "I" and not image.mode.startswith("I;16"):

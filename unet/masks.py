@@ -37,11 +37,22 @@ _PALETTE: tuple[Colour, ...] = (
 
 
 class StrayValueError(ValueError):
-    """A mask holds values that are neither class nor ignored; `pixels` counts each."""
+    """A mask holds values that are neither class nor ignored.
 
-    def __init__(self, text: str, pixels: dict[int | Colour, int]) -> None:
+    Args:
+        text: the message.
+        pixels: of each such value.
+        present: ids of the classes that the mask holds, too.
+        total: pixels of the mask.
+    """
+
+    def __init__(
+        self, text: str, pixels: Mapping[int | Colour, int], present: set[int], total: int
+    ) -> None:
         super().__init__(text)
         self.pixels = pixels
+        self.present = present
+        self.total = total
 
 
 class ClassMap:
@@ -125,19 +136,22 @@ class ClassMap:
         """
         image = open_image(path, page)
         codes = _colour_codes(image, path) if self.coloured else _grey_codes(image, path)
-        if image.mode == "1" and self._lookup(np.array([255]))[0] == _STRAY:
-            codes = codes // 255  # 0 and 1 are meant, not 0 and 255
+        if image.mode == "1" and not self.coloured:
+            zero_one, full = self._lookup(np.array([1, 255])).tolist()
+            if full >= _STRAY > zero_one:
+                codes = codes // 255  # 0 and 1 are meant, not 0 and 255
         _check_size(codes, size, path)
-        return self.ids_of(codes, path)
+        of_palette = image.mode == "P" and not self.coloured
+        return self.ids_of(codes, path, "palette index" if of_palette else "mask value")
 
-    def ids_of(self, codes: np.ndarray, path: str | Path) -> np.ndarray:
+    def ids_of(self, codes: np.ndarray, path: str | Path, what: str = "mask value") -> np.ndarray:
         """Class ids (H, W) uint8 of grey values, or of colours as 0xRRGGBB, from a file.
 
         Raises:
             StrayValueError: if a value is neither class nor ignored, nor near enough to one.
         """
         if codes.size and codes.min() >= 0 and codes.max() < 65536:
-            ids: np.ndarray = self._lookup(np.arange(codes.max() + 1))[codes]
+            ids: np.ndarray = self._lookup(np.arange(int(codes.max()) + 1))[codes]
         else:
             ids = self._lookup(codes)
         stray = ids == _STRAY
@@ -145,37 +159,49 @@ class ClassMap:
             numbers, inverse, counts = np.unique(
                 codes[stray], return_inverse=True, return_counts=True
             )
-            distances, nearest = self._nearest(numbers)
-            if distances.max() > self.tolerance:
-                far = distances > self.tolerance
-                pixels = {
-                    self._value(code): count
-                    for code, count in zip(numbers[far].tolist(), counts[far].tolist(), strict=True)
-                }
+            distances, nearest = self._nearest(numbers.astype(np.int64))
+            far = distances > self.tolerance
+            if far.any():
+                values = [self._value(code) for code in numbers[far].tolist()]
+                pixels = dict(zip(values, counts[far].tolist(), strict=True))
+                present = set(np.unique(ids[~stray]).tolist())
                 ignored = f", ignored {_show(self._ignore)}" if self._ignore else ""
                 raise StrayValueError(
-                    f"{path}: got the mask value {_some_values(pixels)}, expected "
-                    f"{_show(self._given)}{ignored}; {self.that_would_fit(pixels)}",
+                    f"{path}: got the {what} {_some_values(pixels)}, expected "
+                    f"{_show(self._given)}{ignored}; "
+                    f"{self.that_would_fit(pixels, present, ids.size)}",
                     pixels,
+                    present,
+                    ids.size,
                 )
             ids[stray] = nearest[inverse]
         return ids
 
-    def that_would_fit(self, pixels: Mapping[int | Colour, int]) -> str:
-        """Say which setting would take these values (value -> number of pixels) too."""
+    def that_would_fit(
+        self, pixels: Mapping[int | Colour, int], present: set[int], total: int
+    ) -> str:
+        """Say which setting would take stray values, too.
+
+        Args:
+            pixels: of each stray value.
+            present: ids of the classes that are there besides.
+            total: pixels in all.
+        """
         codes = np.array([_code(value) for value in pixels], dtype=np.int64)
-        tolerance = int(self._nearest(codes)[0].max())
-        nearest = f"data.tolerance={tolerance} takes the nearest class"
+        nearest = f"data.tolerance={int(self._nearest(codes)[0].max())} takes the nearest class"
         if len(pixels) > 5:
             return (
                 f"{nearest}, as for a mask that was resized smoothly or saved as JPEG; or save it "
                 "again from the original"
             )
+        absent = [name for i, name in enumerate(self.names) if i not in present]
+        if len(pixels) <= len(absent):  # a class with another value than the one given
+            classes = {**self._given, **dict(zip(absent, pixels, strict=False))}
+            return f"data.classes that would fit: {_show(classes)}"
         classes = {**self._given, **{f"new_{i}": value for i, value in enumerate(pixels, 1)}}
-        return (
-            f"data.classes that would fit: {_show(classes)}, or data.ignore: "
-            f"{_show([*self._ignore, *pixels])}; {nearest}"
-        )
+        advice = f"data.classes that would fit: {_show(classes)}, or data.ignore: "
+        advice += _show([*self._ignore, *pixels])
+        return f"{advice}; {nearest}" if sum(pixels.values()) < total / 100 else advice
 
     def write(self, path: Path, ids: np.ndarray, palette: Sequence[Colour] | None = None) -> None:
         """Write class ids (H, W) as a PNG mask with the classes' values or colours.
@@ -221,7 +247,7 @@ def read_parts(
 ) -> np.ndarray:
     """Read a mask that lies in several files, one for each class, as class ids (H, W) uint8.
 
-    In each, 0 is not the class, and the highest value is. Class 0 is where none is.
+    In each, 0 is not the class, and 1, 255 or 65535 is. Class 0 is where none is.
 
     Args:
         paths: a file for each class but the first.
@@ -239,8 +265,9 @@ def read_parts(
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         codes = _grey_codes(open_image(path, page), path)
         _check_size(codes, size, path)
-        found = ClassMap({"none": 0, name: max(1, int(codes.max()))}, (), tolerance)
-        there = found.ids_of(codes, path) == 1
+        # 0 and 1, 0 and 255, or 0 and 65535.
+        full = next((one for one in (1, 255, 65535) if codes.max() <= one), 65535)
+        there = ClassMap({f"not {name}": 0, name: full}, (), tolerance).ids_of(codes, path) == 1
         if ids is None:
             ids, size = np.zeros(codes.shape, np.uint8), (codes.shape[0], codes.shape[1])
         both = there & (ids != 0)
@@ -282,7 +309,7 @@ def _colour_codes(image: Image.Image, path: str | Path) -> np.ndarray:
         )
     if image.mode in {"LA", "RGBA"}:
         without_alpha(np.asarray(image), str(path))
-    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int64), 2, 0)
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), 2, 0)
     codes: np.ndarray = red << 16 | green << 8 | blue
     return codes
 
@@ -300,10 +327,10 @@ def _grey_codes(image: Image.Image, path: str | Path) -> np.ndarray:
                 f"{path}: got a mask in colours, expected grey values, as data.classes gives "
                 "numbers; write each class's colour as [R, G, B]"
             )
-        return bands[:, :, 0].astype(np.int64)
+        return bands[:, :, 0]
     if image.mode == "F":
         numbers = np.asarray(image)
-        whole = np.isfinite(numbers) & (numbers == np.round(numbers))
+        whole = (np.abs(numbers) < 2**31) & (numbers == np.round(numbers))  # not NaN
         if not whole.all():
             raise ValueError(
                 f"{path}: got {np.count_nonzero(~whole)} pixel(s) such as "
@@ -315,7 +342,7 @@ def _grey_codes(image: Image.Image, path: str | Path) -> np.ndarray:
             f"{path}: got a mask of Pillow's mode {image.mode}, expected grey values, palette "
             "indices or RGB colours; convert the mask"
         )
-    return np.asarray(image).astype(np.int64)
+    return np.asarray(image)
 
 
 def _is_coloured(given: Values) -> bool:

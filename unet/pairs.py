@@ -3,11 +3,12 @@
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unet.images import SUFFIXES, count_pages
+from unet.images import SUFFIXES, UnreadableError, count_pages
 
 _ENDING = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
 
@@ -61,15 +62,19 @@ def find_pairs(
     faults: list[str] = []
     # A file that is a mask is no image: both may lie in one folder.
     of_masks = [_compile(root, pattern) for pattern in mask_patterns]
-    distinct = set(images).isdisjoint(mask_patterns)
+    if {_compile(root, one) for one in images} & set(of_masks):
+        raise ValueError(
+            f"{root / images[0]}: got the same place for images and masks, expected two; correct "
+            "data.images or data.masks"
+        )
     sides = []
     for pattern in [*images, *mask_patterns]:
-        others = of_masks if distinct and pattern in images else []
+        others = of_masks if pattern in images else []
         sides.append((pattern, _find(root, pattern, others, faults)))
     # In the order of the first side; what others have besides comes after.
     stems = dict.fromkeys(stem for _, files in sides for stem in files)
     for pattern, files in sides:
-        if lacking := [stem for stem in stems if stem not in files]:
+        if lacking := sorted((one for one in stems if one not in files), key=natural_key):
             have = {s: file for _, other in sides for s, file in other.items()}
             faults.append(
                 f"{root / pattern}: got nothing for {_some(have[stem] for stem in lacking)}, "
@@ -109,29 +114,45 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
             rows = list(reader)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
-    if lacking := {"image", "mask"} - set(reader.fieldnames or ()):
+    if lacking := {"image", "mask"} - set(columns):
         raise ValueError(
-            f"{path}: got the columns {', '.join(reader.fieldnames or ())}, expected "
+            f"{path}: got the columns {', '.join(columns) or '(none)'}, expected "
             f"{' and '.join(sorted(lacking))} too, with commas in between"
         )
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{path}: got a column twice in {', '.join(columns)}; remove one")
     faults: list[str] = []
     pairs: dict[str, Pair] = {}
+    used = {row["image"] for row in rows}
     for number, row in enumerate(rows, start=2):
         files = [row["image"], row["mask"]]
         if not all(files):
             faults.append(f"{path}: line {number} lacks an image or a mask; complete it")
             continue
         missing = [name for name in files if not (root / name).is_file()]
-        if missing:
-            faults.append(f"{path}: line {number}: there is no file {root / missing[0]}")
-            continue
         stem = Path(files[0]).with_suffix("").as_posix()
-        if stem in pairs:
-            faults.append(f"{path}: line {number}: {stem} is there twice; remove one")
+        if missing:
+            faults.append(
+                f"{path}: line {number}: there is no file {root / missing[0]}; correct the path"
+            )
             continue
+        if stem in pairs:
+            faults.append(
+                f"{path}: line {number}: {files[0]} has the stem of {pairs[stem].images[0]}, "
+                "expected each once; remove or rename one"
+            )
+            continue
+        if files[1] in used:
+            faults.append(
+                f"{path}: line {number}: {files[1]} is there twice, expected a file of its own for "
+                "each image and mask; correct one"
+            )
+            continue
+        used.update(files)
         pairs[stem] = Pair(
             stem=stem,
             images=(str(root / files[0]),),
@@ -170,16 +191,18 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: (natural_key(path.name), path.name))
 
 
-def list_files(folder: str | Path) -> Iterator[str]:
+def list_files(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[str]:
     """All files in a folder and the folders in it, but hidden ones, in no certain order."""
+    above |= {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from list_files(entry.path)
-            else:
+            if not entry.is_dir():
                 yield entry.path.replace(os.sep, "/")
+            # A link may lead back to a folder that it lies in.
+            elif not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                yield from list_files(entry.path, above)
 
 
 def _find(
@@ -203,9 +226,11 @@ def _find(
             )
         files[stem] = path
     if not files:
+        there = Counter(Path(path).suffix or "(no ending)" for path in list_files(base))
+        found = ", ".join(f"{count} {ending}" for ending, count in there.most_common(5))
         raise ValueError(
-            f"{root / pattern}: matches no file in {base}, expected names ending in "
-            f"{', '.join(sorted(SUFFIXES))}; check the pattern"
+            f"{root / pattern}: matches no file in {base} ({found or 'it is empty'}), expected "
+            f"names ending in {', '.join(sorted(SUFFIXES))}; check the pattern"
         )
     return files
 
@@ -219,7 +244,7 @@ def _compile(root: Path, pattern: str) -> re.Pattern[str]:
         path += "{ending}"
     text = re.escape(path)
     text = text.replace(r"\{stem\}", "(?P<stem>.+)", 1).replace(r"\{stem\}", "(?P=stem)")
-    return re.compile(text.replace(r"\{ending\}", _ENDING).replace(r"\*", "[^/]*"))
+    return re.compile(text.replace(r"\{ending\}", _ENDING).replace(r"\*", "[^/]*"), re.DOTALL)
 
 
 def _fixed_part(pattern: str) -> Path:
@@ -238,13 +263,13 @@ def _unstack(pairs: Sequence[Pair], faults: list[str]) -> list[Pair]:
     for pair in pairs:
         try:
             pages = [count_pages(path) for path in pair.files]
-        except (ValueError, FileNotFoundError) as error:
-            faults.append(str(error))
+        except (UnreadableError, FileNotFoundError):
+            result.append(pair)  # reading it will say what is wrong
             continue
         if len(set(pages)) > 1:
             faults.append(
                 f"{pair.files[pages.index(min(pages))]}: got {min(pages)} pages, expected "
-                f"{max(pages)} as in {pair.files[pages.index(max(pages))]}"
+                f"{max(pages)} as in {pair.files[pages.index(max(pages))]}; correct one"
             )
             continue
         result += [

@@ -40,10 +40,10 @@ def split_by_lot(
     for i, pair in enumerate(pairs):
         units.setdefault(_group_of(pair.stem, group), []).append(i)
     if len(units) < len(shares):
-        what = "pair" if group is None else "group"
+        what = "pair(s)" if group is None else f"group(s) by {group!r}"
         raise ValueError(
-            f"data.validation: got {len(units)} {what}(s) to split, expected at least "
-            f"{len(shares)}; add images, or give those to keep by data.validation.images"
+            f"data.validation: got {len(units)} {what} to split, expected at least {len(shares)}; "
+            "add images, or give those to keep by data.validation.images"
         )
     members = list(units.values())
     order = np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(members)).tolist()
@@ -83,12 +83,13 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
         ValueError: if a stem is not among the pairs, or none is left to train on.
     """
     known = [pair.stem for pair in pairs]
-    for stem in sorted(set(stems) - set(known)):
-        near = difflib.get_close_matches(stem, known, 1)
+    if unknown := sorted(set(stems) - set(known)):
+        near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ValueError(
-            f"data.validation.stems: got {stem!r}, expected the stem of an image such as "
-            f"{pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
+            f"data.validation.stems: got {', '.join(map(repr, unknown[:5]))}{more}, expected stems "
+            f"of images such as {pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
         )
     chosen = set(stems)
     if chosen == set(known):
@@ -106,7 +107,7 @@ def read_stems(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check data.validation.stems")
     try:
-        stems = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        stems = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: is no text ({error}); give a stem on each line") from error
     if not any(stems):
