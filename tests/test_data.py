@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,8 @@ def test_what_is_kept_in_memory_changes_no_sample(data_root: Path, limit: float)
     assert decoded.count == {0: 0, 1e9: 6}.get(limit, 2)
     anew, kept = dataset(data_root), dataset(data_root, decoded=decoded)
     for place in ((0, 0), (1, 1), (5, 5)):
-        assert all(map(torch.equal, anew[place], kept[place]))
+        for _ in range(2):  # read from the file, then from memory
+            assert all(map(torch.equal, anew[place], kept[place]))
 
 
 def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path: Path) -> None:
@@ -91,12 +93,38 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
         )
     num_bytes = np.array([array.nbytes + array.size for array in arrays])
     decoded = DecodedImages(pairs, READER, num_bytes, 1e6)
-    for i, array in enumerate(arrays):
+    for i, array in [*enumerate(arrays)] * 2:  # read from the file, then from memory
         image, ids = decoded[i]
         assert image.dtype == array.dtype
         assert np.array_equal(image[0], array)
         assert ids.shape == array.shape
         assert (ids == 1).all()
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> None:
+    decoded = DecodedImages(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    samples = dataset(data_root, decoded=decoded)
+    before = [dataset(data_root)[(0, i)] for i in range(6)]
+    loader = DataLoader(
+        samples, sampler=EpochSampler(6, 0), num_workers=1, multiprocessing_context=start
+    )
+    assert len(list(loader)) == 6
+    shutil.rmtree(data_root)
+    for i in range(6):
+        assert all(map(torch.equal, samples[(0, i)], before[i]))
+
+
+def test_a_pair_that_no_longer_fits_is_read_anew(data_root: Path) -> None:
+    decoded = DecodedImages(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    _, neighbour = decoded[3]
+    for folder in ("images", "masks"):
+        Image.fromarray(np.full((99, 99), 200, np.uint8)).save(data_root / folder / "2.png")
+    for _ in range(2):
+        image, ids = decoded[2]
+        assert image.shape == (1, 99, 99)
+        assert (ids == 1).all()
+    assert np.array_equal(decoded[3][1], neighbour)
 
 
 def test_crops_are_drawn_around_rare_classes(tmp_path: Path) -> None:

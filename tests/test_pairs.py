@@ -35,6 +35,12 @@ def test_files_come_in_natural_order(tmp_path: Path) -> None:
     assert names == ["01.png", "1.png", "2.TIF", "10.tif", "a9b9.png", "a9b10.png", "a10b2.png"]
 
 
+def test_the_order_of_pairs_does_not_depend_on_how_the_system_lists_them(tmp_path: Path) -> None:
+    stems = ["0001", "001", "01", "1", "02", "2", "10"]
+    write(tmp_path, *(f"{folder}/{stem}.png" for stem in stems for folder in ("images", "masks")))
+    assert [stem for stem, *_ in found(tmp_path, "images", "masks")] == stems
+
+
 def test_folders_pair_by_stem_whatever_the_endings(tmp_path: Path) -> None:
     write(tmp_path, "images/2.png", "images/10.jpg", "masks/2.TIF", "masks/10.png")
     assert found(tmp_path, "images", "masks") == [

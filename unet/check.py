@@ -22,7 +22,7 @@ from unet.config import Config, FixedNormalizationConfig
 from unet.data import Normalization, PairReader, normalization_of
 from unet.images import UnreadableError, image_mode, to_float
 from unet.masks import ClassMap, StrayValueError
-from unet.pairs import Pair, find_pairs, read_table
+from unet.pairs import PackedPairs, Pair, find_pairs, read_table
 from unet.pictures import sample_sheet, save_picture
 from unet.splits import read_stems, split_by_lot, split_by_stems
 
@@ -98,8 +98,8 @@ class CheckedData:
         skipped: pairs left out because they cannot be read.
     """
 
-    train_pairs: list[Pair]
-    val_pairs: list[Pair]
+    train_pairs: PackedPairs
+    val_pairs: PackedPairs
     train: Summaries
     val: Summaries
     faults: list[str]
@@ -212,8 +212,8 @@ def check_data(config: Config) -> CheckedData:
         faults = _contradictions(config, train, val)
     faults += _on_both_sides(train_pairs, val_pairs, train, val)
     return CheckedData(
-        train_pairs=train_pairs,
-        val_pairs=val_pairs,
+        train_pairs=PackedPairs(train_pairs),
+        val_pairs=PackedPairs(val_pairs),
         train=train,
         val=val,
         faults=faults,
@@ -356,7 +356,7 @@ def _split(
     assert stems is not None  # the config holds one of these
     if isinstance(stems, str):
         stems = tuple(read_stems(find_root(config.data.root) / stems))
-    return np.array(split_by_stems(everything, stems)[kept], dtype=np.int64)
+    return np.where(split_by_stems(everything, stems)[kept], 1, 0)
 
 
 def _split_by_table(pairs: Sequence[Pair], split: str) -> np.ndarray:
@@ -385,7 +385,7 @@ def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[st
                 f"data.ignore: got {which} masks in which every pixel is ignored, expected some "
                 "of data.classes; correct data.ignore or the masks"
             )
-    sizes = sorted({(height, width) for height, width in train.sizes.tolist()})
+    sizes = np.unique(train.sizes, axis=0).tolist()
     if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
         shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5])
         faults.append(

@@ -1,22 +1,19 @@
 """Pairs of files -> samples for training and scoring."""
 
-import pickle
+import mmap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from tqdm import tqdm
 
 from unet.augment import Augment
 from unet.images import read_image, to_float
 from unet.masks import ClassMap, read_parts
-from unet.pairs import Pair
+from unet.pairs import PackedPairs, Pair
 
 # First words of the seeds, so that no two uses draw the same numbers; 1 is the split's.
 _ORDER_STREAM, _AUGMENT_STREAM = 2, 3
@@ -94,56 +91,56 @@ def normalization_of(pixels: int, sums: np.ndarray, squares: np.ndarray) -> Norm
 
 
 class DecodedImages:
-    """The first pairs of a data set, decoded, in one block of memory that processes share.
+    """The first pairs of a data set, decoded once, in one block of memory that processes share.
+
+    A pair is read when it is first asked for, by whichever process asks: nothing waits for all.
 
     Args:
         pairs: the files.
         reader: of them.
         num_bytes: (N,) that each pair takes decoded.
-        limit: bytes that all may take; those that do not fit are read anew each time.
+        limit: bytes that all may take; those that do not fit are not kept.
     """
 
     def __init__(
         self, pairs: Sequence[Pair], reader: PairReader, num_bytes: np.ndarray, limit: float
     ) -> None:
+        self._pairs = PackedPairs.of(pairs)
+        self._reader = reader
         # Starts are multiples of 8 bytes, as numbers of any kind like it.
-        ends = np.cumsum(-(-num_bytes // 8) * 8)
+        ends = np.cumsum(_HEADER_BYTES + -(-num_bytes // 8) * 8)
         self.count = int(np.searchsorted(ends, limit, side="right"))
-        self._starts = np.concatenate([[0], ends])[: self.count]
-        # A tensor: where workers are not forked, torch passes it on without copying it.
-        size = int(ends[self.count - 1]) if self.count else 0
-        self._block = torch.empty(size, dtype=torch.uint8)
-        self._shapes = np.zeros((self.count, 3), np.int64)
-        self._dtypes = np.zeros(self.count, "U8")
-        bar = tqdm(total=self.count, desc="load", unit="image", leave=False, disable=None)
-        with ThreadPoolExecutor() as pool:
-            for first in range(0, self.count, _AT_ONCE):
-                block = range(first, min(first + _AT_ONCE, self.count))
-                for _ in pool.map(
-                    self._store, block, map(pairs.__getitem__, block), repeat(reader)
-                ):
-                    bar.update()
-        bar.close()
-
-    def _store(self, index: int, pair: Pair, reader: PairReader) -> None:
-        image, ids = reader(pair)
-        self._shapes[index], self._dtypes[index] = image.shape, image.dtype.name
-        here, target = self[index]
-        here[:] = image
-        target[:] = ids
+        self._bounds = np.concatenate([[0], ends[: self.count]])
+        # Zeros, in memory that forked workers share. A tensor: where workers are not forked, torch
+        # moves it to such memory as it passes it on.
+        size = max(1, int(self._bounds[-1]))
+        self._block = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and class ids of a pair before `count`, as the reader gave them."""
-        channels, height, width = self._shapes[index]
-        dtype, start = np.dtype(str(self._dtypes[index])), self._starts[index]
-        end = start + channels * height * width * dtype.itemsize
-        block = self._block.numpy()
-        image = block[start:end].view(dtype).reshape(channels, height, width)
-        return image, block[end : end + height * width].reshape(height, width)
+        """Image and class ids of a pair before `count`, as the reader gives them."""
+        block = self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
+        header, data = block[:_HEADER_BYTES].view(np.int64), block[_HEADER_BYTES:]
+        if header[0] == 0:
+            image, ids = self._reader(self._pairs[index])
+            split = image.nbytes
+            if split + ids.nbytes <= len(data):  # else it has changed since it was measured
+                data[:split] = image.reshape(-1).view(np.uint8)
+                data[split : split + ids.nbytes] = ids.reshape(-1)
+                header[1:] = image.shape
+                header[0] = _DTYPES.index(image.dtype.name)  # last: now all is there
+            return image, ids
+        channels, height, width = header[1:].tolist()
+        dtype = np.dtype(_DTYPES[header[0]])
+        split = channels * height * width * dtype.itemsize
+        image = data[:split].view(dtype).reshape(channels, height, width)
+        return image, data[split : split + height * width].reshape(height, width)
 
 
-_AT_ONCE = 1024
-"""Files that wait for a thread: a list of all would be large."""
+_HEADER_BYTES = 32
+"""Before each pair, four int64: the place of the image's dtype in `_DTYPES`, C, H, W."""
+
+_DTYPES = ("", "uint8", "uint16", "float32")
+"""The first stands for what has not been read yet."""
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -158,7 +155,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         crops_per_image: samples of each pair in an epoch.
         rare: ids of classes that a share of the crops is drawn around.
         rare_share: that share.
-        decoded: what is in memory of these pairs.
+        decoded: what is kept in memory of these pairs.
     """
 
     def __init__(
@@ -173,7 +170,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         rare_share: float = 0.0,
         decoded: DecodedImages | None = None,
     ) -> None:
-        self.pairs = _Packed(pairs)
+        self.pairs = PackedPairs.of(pairs)
         self.reader = reader
         self.normalization = normalization
         self.augment = augment
@@ -224,25 +221,3 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([_ORDER_STREAM, self.seed, self.epoch]).permutation(self.size)
         return ((self.epoch, int(index)) for index in order)
-
-
-class _Packed(Sequence[Pair]):
-    """Pairs in one array of bytes.
-
-    A list's items count who refers to them, and that writes to the memory that a forked worker
-    shares with its parent, page by page, until it has a copy of all.
-    """
-
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        packed = [pickle.dumps(pair) for pair in pairs]
-        self._ends = np.cumsum([0, *map(len, packed)])
-        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
-        start, end = self._ends[index], self._ends[index + 1]
-        pair = pickle.loads(self._bytes[start:end].data)  # noqa: S301 (packed above)
-        assert isinstance(pair, Pair)
-        return pair

@@ -2,14 +2,18 @@
 
 import csv
 import os
+import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from unet.images import SUFFIXES, UnreadableError, count_pages
 
+_NUMBER = re.compile(r"(\d+)")
 _ENDING = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
 
 
@@ -35,6 +39,37 @@ class Pair:
     def files(self) -> tuple[str, ...]:
         """All its files."""
         return self.images + self.masks
+
+
+class PackedPairs(Sequence[Pair]):
+    """Pairs in one array of bytes: a third of the memory of a list, and none of its counters.
+
+    A list's items count who refers to them, and that writes to the memory that a forked worker
+    shares with its parent, page by page, until it has a copy of all.
+    """
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        packed = [
+            pickle.dumps((pair.stem, pair.images, pair.masks, pair.page, pair.split))
+            for pair in pairs
+        ]
+        self._ends = np.cumsum([0, *map(len, packed)])
+        self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> "PackedPairs":
+        """Pack pairs that are not packed yet."""
+        return pairs if isinstance(pairs, cls) else cls(pairs)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
+        start, end = self._ends[index], self._ends[index + 1]
+        stem, images, masks, page, split = pickle.loads(  # noqa: S301 (packed above)
+            self._bytes[start:end].data
+        )
+        return Pair(stem=stem, images=images, masks=masks, page=page, split=split)
 
 
 def find_pairs(
@@ -73,8 +108,10 @@ def find_pairs(
         sides.append((pattern, _find(root, pattern, others, faults)))
     # In the order of the first side; what others have besides comes after.
     stems = dict.fromkeys(stem for _, files in sides for stem in files)
+    incomplete: set[str] = set()
     for pattern, files in sides:
         if lacking := sorted((one for one in stems if one not in files), key=natural_key):
+            incomplete.update(lacking)
             have = {s: file for _, other in sides for s, file in other.items()}
             faults.append(
                 f"{root / pattern}: got nothing for {_some(have[stem] for stem in lacking)}, "
@@ -86,8 +123,8 @@ def find_pairs(
             images=tuple(files[stem] for _, files in sides[: len(images)]),
             masks=tuple(files[stem] for _, files in sides[len(images) :]),
         )
-        for stem in sorted(stems, key=natural_key)
-        if all(stem in files for _, files in sides)
+        for stem in sorted(sorted(stems), key=natural_key)  # 01 before 1, however they are listed
+        if stem not in incomplete
     ]
     return (_unstack(pairs, faults) if stacks else pairs), faults
 
@@ -167,7 +204,7 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
 
 def natural_key(text: str) -> list[str | int]:
     """Sort key by which `2.tif` comes before `10.tif`."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", text))]
+    return [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(text))]
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -36,32 +36,32 @@ def split_by_lot(
     Raises:
         ValueError: if there are fewer groups than parts, or `group` finds nothing in a stem.
     """
-    units: dict[str, list[int]] = {}
-    for i, pair in enumerate(pairs):
-        units.setdefault(_group_of(pair.stem, group), []).append(i)
+    units: dict[str, int] = {}
+    unit_of = [units.setdefault(_group_of(pair.stem, group), len(units)) for pair in pairs]
     if len(units) < len(shares):
         what = "pair(s)" if group is None else f"group(s) by {group!r}"
         raise ValueError(
             f"data.validation: got {len(units)} {what} to split, expected at least {len(shares)}; "
             "add images, or give those to keep by data.validation.images"
         )
-    members = list(units.values())
-    order = np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(members)).tolist()
+    order = np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(units)).tolist()
     # Units of the same classes follow each other, so that dealing in turn divides them evenly.
-    classes = [present[member].any(0).tobytes() for member in members]
-    order.sort(key=lambda unit: classes[unit])
-    parts = np.zeros(len(pairs), np.int64)
-    counts, seen = np.zeros(len(shares)), 0
+    classes = np.zeros((len(units), present.shape[1]), bool)
+    np.logical_or.at(classes, unit_of, present)
+    order.sort(key=[row.tobytes() for row in classes].__getitem__)
+    sizes = np.bincount(unit_of).tolist()
+    parts = np.zeros(len(units), np.int64)
+    counts, seen = [0] * len(shares), 0
     for unit in order:
-        seen += len(members[unit])
-        part = int(np.argmax(np.multiply(shares, seen) - counts))
-        parts[members[unit]] = part
-        counts[part] += len(members[unit])
-    for part in np.flatnonzero(counts == 0).tolist():  # so small a share that none fell to it
-        largest = int(np.bincount(parts, minlength=len(shares)).argmax())
-        unit = next(unit for unit in order if parts[members[unit][0]] == largest)
-        parts[members[unit]] = part
-    return parts
+        seen += sizes[unit]
+        lacking = [share * seen - count for share, count in zip(shares, counts, strict=True)]
+        parts[unit] = part = lacking.index(max(lacking))
+        counts[part] += sizes[unit]
+    for part in [part for part, count in enumerate(counts) if not count]:
+        # So small a share that none fell to it.
+        largest = int(np.bincount(parts[unit_of], minlength=len(shares)).argmax())
+        parts[next(unit for unit in order if parts[unit] == largest)] = part
+    return parts[unit_of]
 
 
 def _group_of(stem: str, group: str | None) -> str:

@@ -4,6 +4,7 @@ import csv
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -293,8 +294,8 @@ def _check_same(
     state: dict[str, Any],
     run: Path,
     dtype: torch.dtype,
-    train_pairs: list[Pair],
-    val_pairs: list[Pair],
+    train_pairs: Sequence[Pair],
+    val_pairs: Sequence[Pair],
     normalization: Normalization,
 ) -> None:
     """A run resumes with the images and the dtype that it began with, or it would be another."""
@@ -349,7 +350,7 @@ def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
         writer.writerows(history)
 
 
-def _draw_previews(path: Path, model: SegmentationModel, pairs: list[Pair]) -> None:
+def _draw_previews(path: Path, model: SegmentationModel, pairs: Sequence[Pair]) -> None:
     """Draw some validation images, spread over all of them, each time the same."""
     count = min(model.config.train.previews, len(pairs))
     if not count:
