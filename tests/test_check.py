@@ -1,4 +1,3 @@
-import os
 import shutil
 from pathlib import Path
 
@@ -7,8 +6,8 @@ import pytest
 from conftest import HEIGHT, WIDTH, make_config, write_pairs
 from PIL import Image
 
-import unet.check
-from unet.check import check_data, describe, draw_samples, listed, pair_reader, read_pairs
+from unet.check import check_data, describe, draw_samples, listed, pair_reader
+from unet.survey import read_pairs
 
 
 @pytest.fixture(autouse=True)
@@ -89,43 +88,6 @@ def test_what_is_odd_is_noted(data_root: Path) -> None:
 def test_masks_that_are_ignored_throughout_are_a_fault(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
     assert "got training masks in which every pixel is ignored" in data.faults[0]
-
-
-def test_a_second_check_reads_nothing_that_has_not_changed(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(data_root)
-    first = check_data(config)
-    read = []
-    summarize = unet.check._summarize
-
-    def spy(pair: unet.check.Pair, reader: unet.check.PairReader) -> object:
-        read.append(pair.stem)
-        return summarize(pair, reader)
-
-    monkeypatch.setattr(unet.check, "_summarize", spy)
-    again = check_data(config)
-    assert read == []
-    for name, column in vars(first.train).items():
-        assert np.array_equal(getattr(again.train, name), column), name
-    Image.fromarray(np.full((HEIGHT, WIDTH), 9, np.uint8)).save(data_root / "images" / "3.png")
-    os.utime(data_root / "masks" / "5.png", (1, 1))
-    check_data(config)
-    assert read == ["3", "5"]
-    read.clear()
-    check_data(make_config(data_root, "data.classes={ground: 0, box: 200, new: 1}"))
-    assert len(read) == 6
-
-
-def test_a_damaged_memory_is_made_anew(data_root: Path) -> None:
-    config = make_config(data_root)
-    first = check_data(config)
-    (memory,) = Path("runs/.checked").iterdir()
-    whole = memory.read_bytes()
-    for damaged in (b"", b"no archive", whole[:1000]):
-        memory.write_bytes(damaged)
-        assert np.array_equal(check_data(config).train.sums, first.train.sums)
-        assert len(memory.read_bytes()) == len(whole)
 
 
 def test_a_link_to_nothing_is_one_fault_among_others(data_root: Path) -> None:

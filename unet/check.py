@@ -2,86 +2,23 @@
 
 import hashlib
 import os
-import sys
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from unet.atomic import atomic_path
 from unet.augment import Augment
 from unet.config import Config, FixedNormalizationConfig
 from unet.data import Normalization, PairReader, normalization_of
-from unet.images import UnreadableError, image_mode, to_float
-from unet.masks import ClassMap, StrayValueError
+from unet.images import to_float
+from unet.masks import ClassMap
 from unet.pairs import PackedPairs, Pair, find_pairs, read_table
 from unet.pictures import sample_sheet, save_picture
 from unet.splits import read_stems, split_by_lot, split_by_stems
-
-_AT_ONCE = 1024
-"""Files that wait for a thread: a list of all would be large."""
-
-_MEMORY_VERSION = 1
-"""Of the columns of `Summaries` and how they are found."""
-
-
-@dataclass(frozen=True)
-class Summaries:
-    """What is kept of pairs that were read once, a row each.
-
-    Args:
-        sizes: (N, 2) height and width.
-        kinds: (N,) Pillow's mode, and the type of the numbers.
-        num_bytes: (N,) that image and class ids take in memory.
-        class_pixels: (N, K) pixels of each class.
-        sums: (N, C) of the values of each channel.
-        squares: (N, C) of the squared values of each channel.
-        contents: (N,) fingerprints of the images' pixels.
-    """
-
-    sizes: np.ndarray
-    kinds: np.ndarray
-    num_bytes: np.ndarray
-    class_pixels: np.ndarray
-    sums: np.ndarray
-    squares: np.ndarray
-    contents: np.ndarray
-
-    @classmethod
-    def empty(cls, count: int, num_classes: int, channels: int) -> "Summaries":
-        """Make `count` rows to be filled."""
-        return cls(
-            sizes=np.zeros((count, 2), np.int64),
-            kinds=np.zeros(count, "U40"),
-            num_bytes=np.zeros(count, np.int64),
-            class_pixels=np.zeros((count, num_classes), np.int64),
-            sums=np.zeros((count, channels)),
-            squares=np.zeros((count, channels)),
-            contents=np.zeros(count, "S16"),
-        )
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, rows: np.ndarray) -> "Summaries":
-        return Summaries(**{name: column[rows] for name, column in vars(self).items()})
-
-    def __setitem__(self, rows: np.ndarray, values: "Summaries") -> None:
-        for name, column in vars(self).items():
-            column[rows] = getattr(values, name)
-
-    @property
-    def pixels(self) -> int:
-        """Of all images."""
-        return int(self.sizes.prod(1).sum())
+from unet.survey import MEMORY_VERSION, Summaries, read_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,62 +157,6 @@ def check_data(config: Config) -> CheckedData:
         notes=notes + _oddities(config, [*train_pairs, *val_pairs], train, val),
         skipped=skipped,
     )
-
-
-def read_pairs(
-    pairs: Sequence[Pair], reader: PairReader, memory: Path | None = None
-) -> tuple[np.ndarray, Summaries, list[str], list[str]]:
-    """Read every pair once, in parallel.
-
-    Args:
-        pairs: the files.
-        reader: of them.
-        memory: file that remembers what was found, by path, size and time of the files.
-
-    Returns:
-        The places of the pairs without fault; what was found in these; what is wrong with files
-        that cannot be read; what is wrong with others.
-    """
-    shape = len(reader.classes.names), reader.in_channels
-    found = Summaries.empty(len(pairs), *shape)
-    keys = np.array([_key(pair) for pair in pairs], dtype="S16")
-    good = _recall(memory, keys, found)
-    unreadable, faults = [], []
-    stray: Counter[Any] = Counter()
-    present, total = set(np.flatnonzero(found.class_pixels.any(0)).tolist()), 0
-    todo = np.flatnonzero(~good).tolist()
-    bar = tqdm(total=len(todo), desc="check", unit="image", leave=False, disable=None)
-    # A thread for each core: each holds a whole image.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(todo), _AT_ONCE):
-            places = todo[start : start + _AT_ONCE]
-            results = pool.map(_summarize, [pairs[i] for i in places], repeat(reader))
-            for i, result in zip(places, results, strict=True):
-                bar.update()
-                if isinstance(result, UnreadableError):
-                    unreadable.append(str(result))
-                elif isinstance(result, Exception):
-                    faults.append(str(result))
-                    if isinstance(result, StrayValueError):
-                        stray.update(result.pixels)
-                        present |= result.present
-                        total += result.total
-                else:
-                    good[i] = True
-                    for column, value in zip(vars(found).values(), result, strict=True):
-                        column[i] = value
-                    present.update(np.flatnonzero(found.class_pixels[i]).tolist())
-    bar.close()
-    if len(stray) > 1 and not reader.in_parts:
-        advice = reader.classes.that_would_fit(stray, present, total + found.pixels)
-        faults.append(f"all masks together: {advice}")
-    if memory is not None and todo:
-        try:
-            _remember(memory, keys[good], found[good])
-        except OSError as error:
-            why = f"{memory.parent}: cannot be written to ({error.strerror})"
-            print(f"note: {why}, so that everything is read again next time", file=sys.stderr)
-    return np.flatnonzero(good), found[good], unreadable, faults
 
 
 def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) -> None:
@@ -443,71 +324,10 @@ def _most(values: Sequence[str]) -> str:
     return ", ".join(f"{value} ({count})" for value, count in counts[:5]) + more
 
 
-def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
-    """The row of a pair in `Summaries`, or what is wrong with it."""
-    try:
-        image, ids = reader(pair)
-        mode = image_mode(pair.images[0])
-    except (ValueError, FileNotFoundError) as error:
-        return error
-    sums, squares = np.zeros((2, len(image)))
-    step = max(1, 2**20 // image[:, 0].size)
-    for top in range(0, image.shape[1], step):  # by parts: as floats, a large image is larger yet
-        values = to_float(image[:, top : top + step]).astype(np.float64).reshape(len(image), -1)
-        sums += values.sum(1)
-        squares += np.square(values).sum(1)
-    shape = str(image.shape).encode()
-    return (
-        ids.shape,
-        f"{mode}, {image.dtype}",
-        image.nbytes + ids.nbytes,
-        np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)],
-        sums,
-        squares,
-        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, key=shape).digest(),
-    )
-
-
-def _key(pair: Pair) -> bytes:
-    """A fingerprint of a pair's files: where they are, how large, and when they were written."""
-    parts = [str(pair.page)]
-    for path in pair.files:
-        try:
-            status = os.stat(path)  # noqa: PTH116 (of text, twice as fast)
-        except OSError:  # a link to nothing: reading it will say so
-            return b""
-        parts += [path, str(status.st_size), str(status.st_mtime_ns)]
-    return hashlib.blake2b(os.fsencode("\0".join(parts)), digest_size=16).digest()
-
-
 def _memory_of(config: Config) -> Path:
     """The file that remembers what was found with the same data settings."""
     data = config.data
     settings = (data.classes, data.ignore, data.tolerance, data.masks, config.model.in_channels)
-    text = f"{_MEMORY_VERSION} {Path(data.root).resolve()} {settings}"
+    text = f"{MEMORY_VERSION} {Path(data.root).resolve()} {settings}"
     name = hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
     return Path("runs") / ".checked" / f"{name}.npz"
-
-
-def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarray:
-    """Fill in what is remembered; return (N,) which rows that were."""
-    known = np.zeros(len(keys), bool)
-    if memory is None or not memory.exists() or not len(keys):
-        return known
-    try:
-        with memory.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            old = Summaries(**{name: file[name] for name in vars(found)})
-            old_keys = file["keys"]
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return known  # damaged: everything is read again
-    rows = {key: row for row, key in enumerate(old_keys.tolist())}
-    places = np.array([rows.get(key, -1) for key in keys.tolist()])
-    known = places >= 0
-    found[known] = old[places[known]]
-    return known
-
-
-def _remember(memory: Path, keys: np.ndarray, found: Summaries) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(memory) as temporary, temporary.open("wb") as file:
-        np.savez(file, keys=keys, **vars(found))

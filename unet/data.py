@@ -195,7 +195,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.augment is None:
             return image, torch.from_numpy(ids).long()
         rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, epoch, index])
-        around = self._rare_pixel(ids, rng) if rng.random() < self.rare_share else None
+        is_rare = self.rare_share > 0 and rng.random() < self.rare_share
+        around = self._rare_pixel(ids, rng) if is_rare else None
         return self.augment(image, torch.from_numpy(ids), rng, around)
 
     def _rare_pixel(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:

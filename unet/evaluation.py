@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.atomic import atomic_path
-from unet.check import list_pairs, listed, pair_reader, read_pairs, table
+from unet.check import list_pairs, listed, pair_reader, table
 from unet.checkpoint import SegmentationModel, load_model
 from unet.data import SegmentationDataset
 from unet.metrics import Scores, confusion_matrix, scores
 from unet.pairs import Pair, find_pairs
+from unet.survey import read_pairs
 
 
 def validation_pairs(model: SegmentationModel) -> list[Pair]:
