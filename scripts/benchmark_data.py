@@ -25,7 +25,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from unet.augment import Augment
-from unet.check import list_pairs, pair_reader, read_pairs
+from unet.check import list_pairs, pair_reader
 from unet.config import AugmentConfig, Config, load_config
 from unet.data import (
     DecodedImages,
@@ -35,6 +35,7 @@ from unet.data import (
     normalization_of,
 )
 from unet.pairs import Pair
+from unet.survey import read_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("isbi2012", "camvid")
