@@ -105,17 +105,24 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     if config.data.draw_quickstart and not Path(config.data.root).exists():
         draw_quickstart(Path(config.data.root))
-    data = check_data(config)
+    try:
+        data = check_data(config)
+    except (ValueError, FileNotFoundError) as error:  # nothing to read at all: a fault as well
+        print(f"error: {error}\n1 fault found", file=sys.stderr)
+        return 1
     print(describe(data, list(config.data.classes)))
     for note in data.notes:
         print(f"note: {note}")
     if arguments.pictures is not None and data.train_pairs:
         draw_samples(config, data, arguments.pictures)
         print(f"wrote {arguments.pictures}")
+    if not data.faults:
+        print("nothing is wrong")
+        return 0
     for fault in data.faults:
         print(f"error: {fault}", file=sys.stderr)
-    print(f"{len(data.faults)} fault(s) found" if data.faults else "nothing is wrong")
-    return 1 if data.faults else 0
+    print(f"{len(data.faults)} fault(s) found", file=sys.stderr)
+    return 1
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
