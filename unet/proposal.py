@@ -335,8 +335,10 @@ def _training(sizes: np.ndarray, count: int, channels: int, rare: Sequence[str])
     crop = max(32, min(512 if on_gpu else 256, smallest // 32 * 32))
     if on_gpu:
         memory = torch.cuda.mem_get_info()[0]
-    else:
+    elif hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    else:  # Windows does not say
+        memory = 4 * 2**30
     widths = [64, 128, 256, 512, 1024] if on_gpu and count >= 200 else [32, 64, 128, 256]
     if count < 10:
         widths = [16, 32, 64, 128]
