@@ -45,7 +45,7 @@ def test_every_fault_is_reported_at_once(data_root: Path) -> None:
         "got nothing for",
         "4.png: cannot be read as an image (0 bytes); replace or remove the file",
         f"1.png: got a mask of 8 x 9 pixels (height x width), expected {HEIGHT} x {WIDTH} as its",
-        "2.png: got the mask value 5 (1872 pixels), expected {ground: 0, box: 200}; data.classes",
+        "2.png: got the mask value 5 (1872 pixels), expected {ground: 0, box: 200}",
         "3.png: got the mask value 6",
         "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
     ]
@@ -75,6 +75,22 @@ def test_files_that_cannot_be_read_are_left_out_only_if_asked_for(data_root: Pat
     assert len(data.train_pairs) + len(data.val_pairs) == 5
     assert "4.png: cannot be read as an image" in data.notes[0]
     assert data.notes[1] == "left out 1 pair(s) that cannot be read"
+
+
+def test_frames_without_contrast_may_be_on_both_sides(data_root: Path) -> None:
+    for i in (0, 1, 2, 3, 4):
+        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "images" / f"{i}.png")
+    assert not check_data(make_config(data_root)).faults
+
+
+def test_folders_that_do_not_pair_are_a_fault(data_root: Path) -> None:
+    (data_root / "val").mkdir()
+    (data_root / "valm").mkdir()
+    shutil.copy(data_root / "images" / "1.png", data_root / "val" / "8.png")
+    shutil.copy(data_root / "masks" / "1.png", data_root / "valm" / "9.png")
+    faults = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).faults
+    assert len(faults) == 2
+    assert all("got nothing for" in fault for fault in faults)
 
 
 def test_what_is_odd_is_noted(data_root: Path) -> None:
@@ -152,6 +168,11 @@ def test_samples_are_drawn(data_root: Path, tmp_path: Path) -> None:
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.height > 3 * 256
         assert picture.width > 4 * 256
+        pixels = np.asarray(picture).astype(int)
+    # In every panel with a mask, what is bright in the image has the colour of the class.
+    box = np.array([230, 159, 0])
+    coloured = np.abs(pixels[60:, 400:] - (box + 255) // 2).sum(2) < 120
+    assert coloured.mean() > 0.05
 
 
 def test_folds_and_tables_split(data_root: Path) -> None:

@@ -91,7 +91,7 @@ def test_other_files_are_no_checkpoint(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused(checkpoint: Path) -> None:
     rewrite(checkpoint, version=99)
-    with pytest.raises(ValueError, match="got a checkpoint of format version 99, expected 1"):
+    with pytest.raises(ValueError, match="got a checkpoint of format version 99, expected 2"):
         load_model(checkpoint)
 
 

@@ -48,6 +48,18 @@ def test_a_constant_channel_does_not_divide_by_0() -> None:
         assert torch.equal(one(image), torch.zeros(1, 4, 5))
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e5])
+def test_little_contrast_is_normalised_as_much_is(scale: float) -> None:
+    image = (torch.rand(1, 50, 60) + 1) * scale
+    sums, squares = image.double().sum((1, 2)).numpy(), image.double().square().sum((1, 2)).numpy()
+    for one in (
+        normalization_of(3000, sums, squares),
+        Normalization(method="image"),
+        Normalization(method="percentiles"),
+    ):
+        assert float(one(image).std()) == pytest.approx(1, rel=0.02)
+
+
 def test_each_image_by_its_own_statistics() -> None:
     image = torch.rand(2, 30, 40) * torch.tensor([5.0, 0.1])[:, None, None] + 7
     normalised = Normalization(method="image")(image)

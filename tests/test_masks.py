@@ -80,9 +80,18 @@ def test_an_unknown_value_is_named_with_its_pixels_and_the_classes(tmp_path: Pat
 
 
 def test_a_mask_that_lost_its_values_is_told_so(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8))
-    with pytest.raises(ValueError, match=r"and 57 more, .*data\.tolerance=62 .*saved as JPEG"):
-        ClassMap({"a": 0, "b": 1}).read(path)
+    path = save(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+    with pytest.raises(ValueError, match=r"and 58 more, .*data\.tolerance=127 .*saved as JPEG"):
+        ClassMap({"a": 0, "b": 255}).read(path)
+
+
+def test_nearness_is_no_advice_where_classes_are_neighbours(tmp_path: Path) -> None:
+    numbers = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    with pytest.raises(ValueError, match=r"new_6: 7\}, or data\.ignore: \[2, 3, 4, 5, 6, 7\]$"):
+        ClassMap({"a": 0, "b": 1}).read(save(tmp_path / "a.png", numbers))
+    numbers = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    with pytest.raises(ValueError, match="; correct the mask, which holds too many values"):
+        ClassMap({"a": 0, "b": 1}).read(save(tmp_path / "b.png", numbers))
 
 
 def test_the_size_is_checked_before_the_values(tmp_path: Path) -> None:
@@ -156,9 +165,10 @@ def test_one_bit_is_a_class_rather_than_ignored_and_white_in_colours(tmp_path: P
 
 
 def test_the_classes_that_would_fit_lose_none(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", np.array([[0, 1], [1, 0]], np.uint8))
-    with pytest.raises(ValueError, match=r"would fit: \{ground: 0, cell: 1\}$"):
-        ClassMap({"ground": 0, "cell": 255}).read(path)
+    path = tmp_path / "a.png"
+    classes = ClassMap({"ground": 0, "cell": 255})
+    assert classes.that_would_fit({1: 2}, {0}, 4).endswith("would fit: {ground: 0, cell: 1}")
+    assert "{ground: 0, cell: 255, new_1: 1}" in classes.that_would_fit({1: 2}, {0, 1}, 4)
     Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)
     with Image.open(path) as mask:
         mask.load()
@@ -231,6 +241,13 @@ def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:
 def test_text_that_is_no_values_is_refused(values: str) -> None:
     with pytest.raises(ValueError, match=r"expected values such as '127, 128' or '1-255'"):
         ClassMap({"a": 0, "b": values})
+
+
+def test_values_that_cannot_be_written_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 70000, expected at most 65535"):
+        ClassMap({"a": 0, "b": "70000"})
+    with pytest.raises(ValueError, match=r"got \[300, 301, 302\], expected colours up"):
+        ClassMap({"a": (0, 0, 0), "b": (300, 301, 302)})
 
 
 def test_every_class_has_a_colour_of_its_own() -> None:

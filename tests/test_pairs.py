@@ -138,6 +138,29 @@ def test_one_place_for_images_and_masks_is_refused(tmp_path: Path) -> None:
             find_pairs(tmp_path, ["all"], masks)
 
 
+def test_endings_are_the_same_in_capitals(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.tif", "images/2.TIF", "masks/1.Tif", "masks/2.tif")
+    assert len(found(tmp_path, "images/{stem}.tif", "masks/{stem}.TIF")) == 2
+
+
+def test_patterns_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "img_1.png", "msk_1.png", "a/img_2.png", "a/msk_2.png")
+    monkeypatch.chdir(tmp_path)
+    pairs, faults = find_pairs(Path(), ["img_{stem}.png"], "msk_{stem}.png")
+    assert [pair.stem for pair in pairs] == ["1"]
+    assert not faults
+    assert len(find_pairs(Path(), ["a/img_{stem}"], "a/msk_{stem}")[0]) == 1
+
+
+def test_files_that_nothing_names_are_noted(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "masks/1.png", "masks/1_old.bmp")
+    (tmp_path / "images" / "1.npy").touch()
+    notes: list[str] = []
+    find_pairs(tmp_path, ["images"], "masks/{stem}.png", notes=notes)
+    path = f"{tmp_path}/images/1.npy"
+    assert notes == [f"2 other file(s) beside the images and masks, such as {path}"]
+
+
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     write(tmp_path, "elsewhere/1.png", "masks/a/1.png", "images/2.png", "masks/2.png")
     (tmp_path / "images" / "a").symlink_to(tmp_path / "elsewhere")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet.pictures import image_to_rgb, mask_to_rgb, overlay, preview_sheet
+from unet.pictures import image_to_rgb, mask_to_rgb, overlay, preview_sheet, sample_sheet
 
 COLOURS = [(10, 20, 30), (200, 100, 0)]
 
@@ -39,3 +39,14 @@ def test_a_legend_of_many_classes_breaks_into_lines() -> None:
     many = preview_sheet(rows, names, COLOURS * 10)
     assert many.width == few.width
     assert many.height > few.height + 100
+
+
+def test_a_sample_sheet_lays_each_mask_over_its_own_image() -> None:
+    image, target = torch.zeros(1, 256, 256), np.zeros((256, 256), np.uint8)
+    image[0, 100:150, 30:90], target[100:150, 30:90] = 1, 1
+    flipped = (image.flip(2), target[:, ::-1].copy())
+    sheet = np.asarray(sample_sheet([[(image, target), flipped]], ["ground", "cell"], COLOURS))
+    panels = [sheet[-264:-8, 8 + 264 * i : 264 + 264 * i] for i in range(3)]
+    assert panels[0][120, 60].tolist() == [255, 255, 255]
+    for panel, (shown, mask) in zip(panels[1:], ((image, target), flipped), strict=True):
+        assert np.array_equal(panel, overlay(image_to_rgb(shown), mask, COLOURS))

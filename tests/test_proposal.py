@@ -86,6 +86,31 @@ def test_validation_folders_and_tables_are_recognised(tmp_path: Path) -> None:
     assert (data.csv, data.validation.split) == ("pairs.csv", "val")
 
 
+def test_the_test_split_is_left_alone(tmp_path: Path) -> None:
+    number = 0
+    for split, count in (("train", 5), ("val", 2), ("test", 6)):
+        for _ in range(count):
+            number += 1
+            write(tmp_path / "a", f"{split}/{number}.png", f"{split}_labels/{number}.png", [0, 1])
+    data = proposed(tmp_path / "a").data
+    assert (data.images, data.validation.images) == ("train", "val")
+    rows = [",".join(('"image"', '"mask"', '"split"'))]
+    for i, split in enumerate(["train", "train", "train", "test", "dev", "train"]):
+        write(tmp_path / "b", f"{i}.png", f"x{i}.png", [0, 1, 2])
+        rows.append(f"{i}.png,x{i}.png,{split}")
+    (tmp_path / "b" / "pairs.csv").write_text("\n".join(rows))
+    assert proposed(tmp_path / "b").data.validation.split == "dev"
+
+
+@pytest.mark.parametrize("name", ["2024-01-05", "on", "1e5", "it's", 'a "b" c', "x: y", "ä b"])
+def test_names_that_yaml_would_take_for_something_else(tmp_path: Path, name: str) -> None:
+    for i in range(4):
+        write(tmp_path / name, f"{name}/{i}.png", f"{name} mask/{i}.png", [0, 255])
+    data = proposed(tmp_path / name).data
+    assert data.root == str(tmp_path / name)
+    assert (data.images, data.masks) == (name, f"{name} mask")
+
+
 def test_groups_are_recognised(tmp_path: Path) -> None:
     for i in range(12):
         name = f"rat{i % 4}_slice{i}.png"

@@ -184,7 +184,7 @@ def test_resuming_needs_the_same_images(data_root: Path) -> None:
     before = image.read_bytes()
     for path in (data_root / "images").iterdir():
         Image.new("L", (WIDTH, HEIGHT), int(path.stem)).save(path)
-    with pytest.raises(ValueError, match="the training images have changed since the run began"):
+    with pytest.raises(ValueError, match="images or masks have changed since the run began"):
         train(config, resume=True)
     image.write_bytes(before)
     write_pairs(data_root / "more", 1, seed=8)
@@ -198,9 +198,23 @@ def test_resuming_keeps_the_normalization_to_the_last_digit(data_root: Path) -> 
     config = make_config(data_root, "train.epochs=1")
     last = train(config) / "last.pt"
     state = load_checkpoint(last)
-    state["normalization"]["mean"] = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
+    changed = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
+    state["normalization"]["mean"] = changed
     torch.save(state, last)
-    train(config, resume=True)
+    train(make_config(data_root, "train.epochs=1"), resume=True)
+    assert load_checkpoint(last)["normalization"]["mean"] == changed
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_resuming_notices_files_that_have_changed(data_root: Path, folder: str) -> None:
+    config = make_config(data_root, "train.epochs=1", "data.normalization=image")
+    train(config)
+    with Image.open(data_root / folder / "3.png") as image:
+        pixels = np.array(image)
+    pixels[0, 0] = 200
+    Image.fromarray(pixels).save(data_root / folder / "3.png")
+    with pytest.raises(ValueError, match="images or masks have changed since the run began"):
+        train(config, resume=True)
 
 
 def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:

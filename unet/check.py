@@ -17,6 +17,7 @@ from unet.images import to_float
 from unet.masks import ClassMap
 from unet.pairs import PackedPairs, Pair, find_pairs, read_table
 from unet.pictures import sample_sheet, save_picture
+from unet.quickstart import draw_quickstart
 from unet.splits import read_stems, split_by_lot, split_by_stems
 from unet.survey import MEMORY_VERSION, Summaries, read_pairs
 
@@ -42,6 +43,15 @@ class CheckedData:
     faults: list[str]
     notes: list[str]
     skipped: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images and of what their masks hold; of the split as well."""
+        digest = hashlib.blake2b(digest_size=16)
+        for part in (self.train, self.val):
+            for column in (part.contents, part.class_pixels):
+                digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
 
     def normalization(self, config: Config) -> Normalization:
         """Return the normalization that a config asks for."""
@@ -83,8 +93,14 @@ def find_root(root: str) -> Path:
     return Path(root)
 
 
-def list_pairs(config: Config) -> tuple[list[Pair], list[Pair], list[str]]:
+def list_pairs(
+    config: Config, notes: list[str] | None = None
+) -> tuple[list[Pair], list[Pair], list[str]]:
     """Find the files that a config names.
+
+    Args:
+        config: of the data.
+        notes: to be told of files that lie there, but that it does not name.
 
     Returns:
         All pairs; those of validation folders of their own, if it names such; and what is wrong.
@@ -98,10 +114,13 @@ def list_pairs(config: Config) -> tuple[list[Pair], list[Pair], list[str]]:
     if data.csv is not None:
         pairs, faults = read_table(root, data.csv, data.stacks)
         return pairs, [], faults
-    pairs, faults = find_pairs(root, data.channels or [data.images], data.masks, data.stacks)
+    images = data.channels or [data.images]
+    pairs, faults = find_pairs(root, images, data.masks, data.stacks, notes)
     if validation.images is None or validation.masks is None:
         return pairs, [], faults
-    val_pairs, val_faults = find_pairs(root, [validation.images], validation.masks, data.stacks)
+    val_pairs, val_faults = find_pairs(
+        root, [validation.images], validation.masks, data.stacks, notes
+    )
     if {pair.images for pair in pairs} & {pair.images for pair in val_pairs}:
         val_faults.append(
             f"data.validation.images: got {root / validation.images}, of which data.images names "
@@ -117,22 +136,25 @@ def check_data(config: Config) -> CheckedData:
         FileNotFoundError: if a folder or table is missing.
         ValueError: if a pattern matches nothing.
     """
-    pairs, own_val_pairs, faults = list_pairs(config)
+    if config.data.draw_quickstart and not Path(config.data.root).exists():
+        print(f"drawing the quickstart data into {config.data.root}")
+        draw_quickstart(Path(config.data.root))
+    notes: list[str] = []
+    pairs, own_val_pairs, faults = list_pairs(config, notes)
     everything = [*pairs, *own_val_pairs]
     kept, found, unreadable, read_faults = read_pairs(
         everything, pair_reader(config), _memory_of(config)
     )
-    notes = []
     skipped = len(unreadable) if config.data.skip_unreadable else 0
     if skipped:
-        notes = [*unreadable, f"left out {skipped} pair(s) that cannot be read"]
+        notes += [*unreadable, f"left out {skipped} pair(s) that cannot be read"]
     else:
         faults += unreadable
     faults += read_faults
     # 0 trained on, 1 scored, -1 neither.
     side = (kept >= len(pairs)).astype(np.int64)
     readable = [everything[i] for i in kept.tolist()]
-    if readable and not own_val_pairs:
+    if readable and config.data.validation.images is None:
         try:
             side = _split(config, everything, kept, found.class_pixels > 0)
         except (ValueError, FileNotFoundError) as error:
@@ -161,14 +183,14 @@ def check_data(config: Config) -> CheckedData:
 
 def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) -> None:
     """Draw training images, spread over all, with their masks over them, then augmented thrice."""
-    reader = pair_reader(config)
+    reader, normalization = pair_reader(config), data.normalization(config)
     augment = Augment(**vars(config.augment))
     pairs = data.train_pairs
     count = min(count, len(pairs))
     rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []
     for pair in (pairs[i * len(pairs) // count] for i in range(count)):
         pixels, ids = reader(pair)
-        image = torch.from_numpy(to_float(pixels))
+        image = normalization(torch.from_numpy(to_float(pixels)))
         row = [(image, ids)]
         for epoch in range(3):
             changed, target = augment(
@@ -282,6 +304,10 @@ def _on_both_sides(
 ) -> list[str]:
     """Images that are trained on and scored."""
     _, ours, theirs = np.intersect1d(train.contents, val.contents, return_indices=True)
+    # Frames that are the same all over, such as black ones, give nothing away.
+    variance = train.squares * train.sizes.prod(1)[:, None] - train.sums**2
+    varied = (variance > 1e-9 * train.sums**2).any(1)
+    ours, theirs = ours[varied[ours]], theirs[varied[ours]]
     return [
         f"{train_pairs[i].images[0]}: is trained on, and {val_pairs[j].images[0]}, the same image "
         "pixel by pixel, is scored, expected it on one side; remove one, or keep them together "

@@ -17,7 +17,7 @@ from unet.masks import ClassMap, Colour
 from unet.model import UNet
 from unet.tiling import sliding_window
 
-_FORMAT, _VERSION = "unet checkpoint", 1
+_FORMAT, _VERSION = "unet checkpoint", 2
 
 # Where files lie and how a model is run may change after training; what it has learned may not.
 _FREE_TO_CHANGE = (
@@ -25,7 +25,7 @@ _FREE_TO_CHANGE = (
     "data.images",
     "data.channels",
     "data.csv",
-    "data.stacks",
+    "data.masks",
     "data.cache",
     "data.tolerance",
     "data.validation.images",

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from unet.config import load_config
+import yaml
+
+from unet.config import config_from_dict, load_config
 
 # What a setting looks like: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
 _SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
@@ -91,20 +93,20 @@ def _init(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from unet.proposal import propose
 
     text = propose(arguments.folder, out.stem)
+    config_from_dict({"name": out.stem, **yaml.safe_load(text)}, where=str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    load_config(out)
     print(f"wrote {out}; read it, then:\n  unet check {out}\n  unet train {out}")
 
 
 def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = load_config(arguments.config, overrides)
+    picture: Path | None = arguments.pictures
+    if picture is not None and picture.exists() and not arguments.overwrite:
+        raise FileExistsError(f"{picture}: exists; pass --overwrite to replace it")
     from unet.check import check_data, describe, draw_samples
-    from unet.quickstart import draw_quickstart
 
-    if config.data.draw_quickstart and not Path(config.data.root).exists():
-        draw_quickstart(Path(config.data.root))
     try:
         data = check_data(config)
     except (ValueError, FileNotFoundError) as error:  # nothing to read at all: a fault as well
@@ -113,9 +115,9 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     print(describe(data, list(config.data.classes)))
     for note in data.notes:
         print(f"note: {note}")
-    if arguments.pictures is not None and data.train_pairs:
-        draw_samples(config, data, arguments.pictures)
-        print(f"wrote {arguments.pictures}")
+    if picture is not None and len(data.train_pairs):
+        draw_samples(config, data, picture)
+        print(f"wrote {picture}")
     if not data.faults:
         print("nothing is wrong")
         return 0

@@ -570,7 +570,8 @@ def _contradictions_of_data(config: Config) -> list[str]:
         ClassMap(data.classes, data.ignore, data.tolerance)
     except ValueError as error:
         faults.append(str(error))
-    if data.csv is not None and (data.images, data.masks) != ("images", "masks"):
+    places = (data.images, data.masks, data.validation.images)
+    if data.csv is not None and places != ("images", "masks", None):
         faults.append("data.csv: got images or masks besides, expected the table's alone")
     if data.channels is not None:
         if data.images != "images" or data.csv is not None or data.validation.images is not None:

@@ -68,26 +68,26 @@ class Normalization:
         if self.method == "given":
             mean, std = torch.tensor(self.mean), torch.tensor(self.std)
             return (image - mean[:, None, None]) / std[:, None, None]
+        # NumPy's sums are the same with any number of threads, in the main process and in workers.
+        pixels = image.flatten(1).numpy().astype(np.float64)
         if self.method == "percentiles":
-            # NumPy's, since torch.quantile takes 16 million numbers at most.
-            low, high = np.percentile(image.flatten(1).numpy(), (0.5, 99.5), axis=1)
-            image = torch.clamp(
-                image, *(torch.from_numpy(x).float()[:, None, None] for x in (low, high))
-            )
-        mean = image.mean((1, 2), dtype=torch.float64, keepdim=True).float()
-        std = (image - mean).square().mean((1, 2), keepdim=True).sqrt()
-        return (image - mean) / std.clamp(min=_NO_CONTRAST)
-
-
-# A channel that is the same everywhere has no contrast to scale: half a step of 8 bits.
-_NO_CONTRAST = 0.5 / 255
+            low, high = np.percentile(pixels, (0.5, 99.5), axis=1, keepdims=True)
+            pixels = pixels.clip(low, high)
+        mean = pixels.mean(1, keepdims=True)
+        normalised = (pixels - mean) / _contrast(mean, pixels.std(1, keepdims=True))
+        return torch.from_numpy(normalised.astype(np.float32)).reshape(image.shape)
 
 
 def normalization_of(pixels: int, sums: np.ndarray, squares: np.ndarray) -> Normalization:
     """Mean and standard deviation from the number, sums (C,) and squares (C,) of all pixels."""
     mean = sums / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0)).clip(min=_NO_CONTRAST)
+    std = _contrast(mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0)))
     return Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def _contrast(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """The standard deviation to divide by: 1 where all is the same but for rounding."""
+    return np.where(std > 1e-6 * np.abs(mean), std, 1.0)
 
 
 class DecodedImages:

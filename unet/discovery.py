@@ -72,7 +72,8 @@ def _sides(root: Path) -> dict[str, dict[str, str]]:
         name = path.removeprefix(prefix)
         if Path(name).suffix.lower() in SUFFIXES:
             by_folder[os.path.dirname(name)].append(name)  # noqa: PTH120 (of text)
-    # Folders that differ in numbers only, and all that lies in a folder of the root.
+    # Folders that differ in numbers only, and all that lies in a folder of the root; of very many
+    # folders, each for itself is not looked at.
     wider: defaultdict[str, list[str]] = defaultdict(list)
     shapes = Counter(re.sub(r"\d+", "*", folder) for folder in by_folder)
     for folder, names in list(by_folder.items()):
@@ -81,6 +82,9 @@ def _sides(root: Path) -> dict[str, dict[str, str]]:
             wider[shape] += by_folder.pop(folder)
         if "/" in folder:
             wider[folder.partition("/")[0]] += names
+    if len(by_folder) > 20:
+        for folder in [folder for folder in by_folder if "/" in folder]:
+            del by_folder[folder]
     sides: dict[str, dict[str, str]] = {}
     for folder, names in [*by_folder.items(), *wider.items()]:
         by_ending = {

@@ -100,8 +100,14 @@ def evaluate(
             f"{path}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
         )
     model = load_model(checkpoint, overrides=overrides)
+    data = model.config.data
+    if images is not None and (data.channels is not None or isinstance(data.masks, dict)):
+        raise ValueError(
+            "evaluate: got --images and --masks, but the model's images or masks lie in several "
+            "files each; set data.root=FOLDER, or data.channels and data.masks, instead"
+        )
     if images is not None and masks is not None:
-        pairs, faults = find_pairs(Path(), [images], masks, model.config.data.stacks)
+        pairs, faults = find_pairs(Path(), [images], masks, data.stacks)
         source = f"{images} and {masks}"
     else:
         pairs, faults, source = validation_pairs(model), [], "the validation split"

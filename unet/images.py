@@ -16,7 +16,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 
 # Pillow refuses twice as many: a small file that claims to be huge must not fill the memory.
-Image.MAX_IMAGE_PIXELS = 250_000_000
+Image.MAX_IMAGE_PIXELS = 125_000_000
 
 
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
@@ -159,7 +159,8 @@ def _open(path: Path) -> Iterator[ImageFile]:
             "replace or remove the file",
         )
         if isinstance(error, UnidentifiedImageError):
-            head = path.read_bytes()[:4]
+            with path.open("rb") as stream:
+                head = stream.read(4)
             reason = "no PNG, JPEG, TIFF, BMP, GIF or WebP" if head else "0 bytes"
             if head in {b"II*\0", b"MM\0*"}:
                 reason = "a TIFF that is cut off, or of a kind such as 64-bit numbers"

@@ -40,16 +40,23 @@ class StrayValueError(ValueError):
     """A mask holds values that are neither class nor ignored.
 
     Args:
-        text: the message.
+        what: the message, but for the advice.
+        advice: what would fit this mask.
         pixels: of each such value.
         present: ids of the classes that the mask holds, too.
         total: pixels of the mask.
     """
 
     def __init__(
-        self, text: str, pixels: Mapping[int | Colour, int], present: set[int], total: int
+        self,
+        what: str,
+        advice: str,
+        pixels: Mapping[int | Colour, int],
+        present: set[int],
+        total: int,
     ) -> None:
-        super().__init__(text)
+        super().__init__(f"{what}; {advice}")
+        self.what = what
         self.pixels = pixels
         self.present = present
         self.total = total
@@ -103,6 +110,11 @@ class ClassMap:
                     f"data.classes: got the value {_show(self._value(start))} twice, expected each "
                     "value to mean one class, in data.ignore too"
                 )
+        if not self.coloured and max(map(_code, self.values)) > 65535:
+            raise ValueError(
+                f"data.classes: got {max(map(_code, self.values))}, expected at most 65535, the "
+                "largest value that masks are written with"
+            )
         self._lows, self._highs, self._ids = np.array(ranges, dtype=np.int64).T
         self._given, self._ignore = dict(classes), list(ignore)
 
@@ -168,8 +180,8 @@ class ClassMap:
                 ignored = f", ignored {_show(self._ignore)}" if self._ignore else ""
                 raise StrayValueError(
                     f"{path}: got the {what} {_some_values(pixels)}, expected "
-                    f"{_show(self._given)}{ignored}; "
-                    f"{self.that_would_fit(pixels, present, ids.size)}",
+                    f"{_show(self._given)}{ignored}",
+                    self.that_would_fit(pixels, set(range(len(self.names))), ids.size),
                     pixels,
                     present,
                     ids.size,
@@ -188,12 +200,17 @@ class ClassMap:
             total: pixels in all.
         """
         codes = np.array([_code(value) for value in pixels], dtype=np.int64)
-        nearest = f"data.tolerance={int(self._nearest(codes)[0].max())} takes the nearest class"
-        if len(pixels) > 5:
+        tolerance = int(self._nearest(codes)[0].max())
+        nearest = f"data.tolerance={tolerance} takes the nearest class"
+        # Nearness means something only where classes are further apart.
+        apart = 2 * tolerance < self._gap()
+        if len(pixels) > 5 and apart:
             return (
                 f"{nearest}, as for a mask that was resized smoothly or saved as JPEG; or save it "
                 "again from the original"
             )
+        if len(pixels) > 20:
+            return "correct the mask, which holds too many values for classes"
         absent = [name for i, name in enumerate(self.names) if i not in present]
         if len(pixels) <= len(absent):  # a class with another value than the one given
             classes = {**self._given, **dict(zip(absent, pixels, strict=False))}
@@ -201,7 +218,17 @@ class ClassMap:
         classes = {**self._given, **{f"new_{i}": value for i, value in enumerate(pixels, 1)}}
         advice = f"data.classes that would fit: {_show(classes)}, or data.ignore: "
         advice += _show([*self._ignore, *pixels])
-        return f"{advice}; {nearest}" if sum(pixels.values()) < total / 100 else advice
+        return f"{advice}; {nearest}" if apart and sum(pixels.values()) < total / 100 else advice
+
+    def _gap(self) -> int:
+        """The distance of the two classes that are nearest to each other."""
+        ends = np.array([self._lows, self._highs]).T
+        if self.coloured:
+            bands = _bands(self._lows)
+            distances = np.abs(bands[:, None] - bands).max(2)
+        else:
+            distances = np.maximum(ends[:, None, 0] - ends[:, 1], ends[:, 0] - ends[:, None, 1])
+        return int(distances[self._ids[:, None] != self._ids].min())
 
     def write(self, path: Path, ids: np.ndarray, palette: Sequence[Colour] | None = None) -> None:
         """Write class ids (H, W) as a PNG mask with the classes' values or colours.
@@ -266,7 +293,8 @@ def read_parts(
         codes = _grey_codes(open_image(path, page), path)
         _check_size(codes, size, path)
         # 0 and 1, 0 and 255, or 0 and 65535.
-        full = next((one for one in (1, 255, 65535) if codes.max() <= one), 65535)
+        highest = int(codes.max())
+        full = 1 if highest <= 1 and not tolerance else 255 if highest <= 255 else 65535
         there = ClassMap({f"not {name}": 0, name: full}, (), tolerance).ids_of(codes, path) == 1
         if ids is None:
             ids, size = np.zeros(codes.shape, np.uint8), (codes.shape[0], codes.shape[1])
@@ -309,8 +337,11 @@ def _colour_codes(image: Image.Image, path: str | Path) -> np.ndarray:
         )
     if image.mode in {"LA", "RGBA"}:
         without_alpha(np.asarray(image), str(path))
-    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB"), dtype=np.int32), 2, 0)
-    codes: np.ndarray = red << 16 | green << 8 | blue
+    bands = np.asarray(image.convert("RGB"))
+    codes = bands[:, :, 0].astype(np.int32)  # in place, as the image may be large
+    for band in (1, 2):
+        codes <<= 8
+        codes |= bands[:, :, band]
     return codes
 
 
@@ -371,6 +402,10 @@ def _ranges(given: Values) -> list[tuple[int, int]]:
         case _:
             values = [given] if len(given) == 3 and isinstance(given[0], int) else given
             codes = [_code(value) for value in values]
+            if any(not isinstance(value, int) and max(value) > 255 for value in values):
+                raise ValueError(
+                    f"data.classes: got {_show(given)}, expected at most 255 in colours"
+                )
             if not codes:
                 raise ValueError("data.classes: got an empty list, expected a value for each class")
             return [(code, code) for code in codes]

@@ -73,7 +73,11 @@ class PackedPairs(Sequence[Pair]):
 
 
 def find_pairs(
-    root: Path, images: Sequence[str], masks: str | Mapping[str, str], stacks: bool = False
+    root: Path,
+    images: Sequence[str],
+    masks: str | Mapping[str, str],
+    stacks: bool = False,
+    notes: list[str] | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that patterns describe, and pair those of one stem.
 
@@ -84,6 +88,7 @@ def find_pairs(
             folder means all that lies in it.
         masks: likewise; or one for each class but the first.
         stacks: whether each file is a stack of images.
+        notes: to be told of files that lie there, but that no pattern describes.
 
     Returns:
         The pairs in natural order, and what is wrong: files that lack their other half, stems that
@@ -103,9 +108,15 @@ def find_pairs(
             "data.images or data.masks"
         )
     sides = []
+    unused: set[str] = set()
     for pattern in [*images, *mask_patterns]:
         others = of_masks if pattern in images else []
-        sides.append((pattern, _find(root, pattern, others, faults)))
+        sides.append((pattern, _find(root, pattern, others, faults, unused)))
+    unused.difference_update(path for _, files in sides for path in files.values())
+    if unused and notes is not None:
+        notes.append(
+            f"{len(unused)} other file(s) beside the images and masks, such as {min(unused)}"
+        )
     # In the order of the first side; what others have besides comes after.
     stems = dict.fromkeys(stem for _, files in sides for stem in files)
     incomplete: set[str] = set()
@@ -152,7 +163,7 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns = list(reader.fieldnames or ())
-            rows = list(reader)
+            rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
     if lacking := {"image", "mask"} - set(columns):
@@ -164,8 +175,8 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
         raise ValueError(f"{path}: got a column twice in {', '.join(columns)}; remove one")
     faults: list[str] = []
     pairs: dict[str, Pair] = {}
-    used = {row["image"] for row in rows}
-    for number, row in enumerate(rows, start=2):
+    used = {row["image"] for _, row in rows}
+    for number, row in rows:
         files = [row["image"], row["mask"]]
         if not all(files):
             faults.append(f"{path}: line {number} lacks an image or a mask; complete it")
@@ -236,14 +247,18 @@ def list_files(folder: str | Path, above: frozenset[str] = frozenset()) -> Itera
             if entry.name.startswith("."):
                 continue
             if not entry.is_dir():
-                yield entry.path.replace(os.sep, "/")
+                yield entry.path.replace(os.sep, "/").removeprefix("./")
             # A link may lead back to a folder that it lies in.
             elif not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                 yield from list_files(entry.path, above)
 
 
 def _find(
-    root: Path, pattern: str, others: Sequence[re.Pattern[str]], faults: list[str]
+    root: Path,
+    pattern: str,
+    others: Sequence[re.Pattern[str]],
+    faults: list[str],
+    unused: set[str],
 ) -> dict[str, str]:
     """Find the files of a pattern that no other describes, by their stems."""
     base = root / _fixed_part(pattern)
@@ -254,6 +269,7 @@ def _find(
     for path in list_files(base):
         match = expression.fullmatch(path)
         if match is None or any(other.fullmatch(path) for other in others):
+            unused.add(path)
             continue
         stem = match["stem"]
         if stem in files:
@@ -277,11 +293,14 @@ def _compile(root: Path, pattern: str) -> re.Pattern[str]:
     path = (root / pattern).as_posix()
     if "{stem}" not in path:
         path += "/{stem}"
-    if Path(path).suffix.lower() not in SUFFIXES:
-        path += "{ending}"
-    text = re.escape(path)
+    ending = Path(path).suffix
+    if ending.lower() in SUFFIXES:
+        path = path.removesuffix(ending)
+    text = re.escape(path) + (
+        f"(?i:{re.escape(ending)})" if ending.lower() in SUFFIXES else _ENDING
+    )
     text = text.replace(r"\{stem\}", "(?P<stem>.+)", 1).replace(r"\{stem\}", "(?P=stem)")
-    return re.compile(text.replace(r"\{ending\}", _ENDING).replace(r"\*", "[^/]*"), re.DOTALL)
+    return re.compile(text.replace(r"\*", "[^/]*"), re.DOTALL)
 
 
 def _fixed_part(pattern: str) -> Path:

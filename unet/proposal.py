@@ -1,5 +1,7 @@
 """A folder that nobody has described -> a commented config that trains as it stands."""
 
+import csv
+import json
 import math
 import os
 import re
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 from unet.check import find_root
@@ -22,7 +25,8 @@ _SAMPLES = 200
 """Images and masks that are looked into at most."""
 
 _TRAINING = re.compile(r"train", re.IGNORECASE)
-_VALIDATION = re.compile(r"val|dev|held|test", re.IGNORECASE)
+_VALIDATION = re.compile(r"(^|[^a-z])(val|dev|held)", re.IGNORECASE)
+_TEST = re.compile(r"(^|[^a-z])test", re.IGNORECASE)
 
 # The beginning of a name that goes on, up to the first of these.
 _HEAD = "^[^_/.]+(?=[_/.])"
@@ -31,7 +35,7 @@ Value = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskValues:
+class ValueCounts:
     """What was found in masks: pixels and files of each value, and what occurs together."""
 
     pixels: Counter[Value]
@@ -59,6 +63,8 @@ def propose(folder: Path, name: str) -> str:
     """
     root = find_root(str(folder))
     where, pairs, validation = _find(root)
+    if not pairs:
+        raise ValueError(f"{folder}: got no image whose mask is there; {' '.join(where)}")
     some = _spread(pairs)
     values = mask_values(
         (pair.masks[0], pair.page) for pair in tqdm(some, "look", leave=False, disable=None)
@@ -87,7 +93,7 @@ def propose(folder: Path, name: str) -> str:
     )
 
 
-def mask_values(masks: Iterable[tuple[str, int | None]]) -> MaskValues:
+def mask_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
     """Count the values of masks (file and page): grey values, palette indices, or colours."""
     pixels: Counter[Value] = Counter()
     files: Counter[Value] = Counter()
@@ -97,6 +103,8 @@ def mask_values(masks: Iterable[tuple[str, int | None]]) -> MaskValues:
         image = open_image(path, page)
         deep = deep or image.mode[0] in "IF"
         bands = np.asarray(image.convert("L") if image.mode == "1" else image)
+        if image.mode == "F" and not (bands == np.round(bands)).all():
+            raise ValueError(f"{path}: got fractions or NaN, expected whole numbers in a mask")
         if bands.ndim == 3:
             bands = bands[..., : 1 if bands.shape[2] == 2 else 3]  # without alpha
             if (bands == bands[..., :1]).all():
@@ -121,22 +129,28 @@ def mask_values(masks: Iterable[tuple[str, int | None]]) -> MaskValues:
         pixels = Counter({colour(value): count for value, count in pixels.items()})
         files = Counter({colour(value): count for value, count in files.items()})
         together = {frozenset(map(colour, both)) for both in together}
-    return MaskValues(pixels=pixels, files=files, together=together, most=most, deep=deep)
+    return ValueCounts(pixels=pixels, files=files, together=together, most=most, deep=deep)
 
 
 def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
     """The lines that say where the files are, the pairs, and the line of the split, if any."""
     for path in sorted(root.glob("*.csv")):
-        header = path.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
-        if {"image", "mask"} <= set(header.strip().split(",")):
-            pairs, _ = read_table(root, path.name)
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            header = next(csv.reader(file), [])
+        if {"image", "mask"} <= set(header):
+            pairs, faults = read_table(root, path.name)
             splits = {pair.split for pair in pairs}
-            names = sorted(split for split in splits if _VALIDATION.match(split))
-            validation = None
-            if names and "train" in splits:
-                pairs = [pair for pair in pairs if pair.split == "train"]
-                validation = [f"  validation: {{split: {names[-1]}}}"]
-            return [f"  csv: {_quoted(path.name)}"], pairs, validation
+            lines = [f"  # Not so: {fault}" for fault in faults[:5]]
+            lines.append(f"  csv: {_quoted(path.name)}")
+            for names in (_VALIDATION, _TEST):
+                if "train" in splits and (held := sorted(filter(names.match, splits))):
+                    pairs = [pair for pair in pairs if pair.split == "train"]
+                    if names is _TEST:
+                        lines.append(
+                            "  # No other split to score on: what is chosen by it, flatters."
+                        )
+                    return lines, pairs, [f"  validation: {{split: {_quoted(held[-1])}}}"]
+            return lines, pairs, None
     pairings = find_pairings(root)
     if not pairings:
         raise ValueError(
@@ -145,9 +159,10 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
             "rename them, or write a data.csv with the columns image and mask"
         )
     held_out = [one for one in pairings if _VALIDATION.search(one.images)]
-    if not held_out or not any(_TRAINING.search(one.images) for one in pairings):
-        held_out = []
-    candidates = [one for one in pairings if one not in held_out]
+    tests = [one for one in pairings if _TEST.search(one.images)]
+    if not any(_TRAINING.search(one.images) for one in pairings):
+        held_out, tests = [], []
+    candidates = [one for one in pairings if one not in held_out + tests]
     best = candidates[0]
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
@@ -189,7 +204,7 @@ def _spread(pairs: Sequence[Pair]) -> list[Pair]:
     return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
-def _classes(values: MaskValues) -> tuple[list[str], list[str], list[str]]:
+def _classes(values: ValueCounts) -> tuple[list[str], list[str], list[str]]:
     """Lines of classes, names of those that are rare, and lines of why."""
     total = values.pixels.total()
     share = {value: count / total for value, count in values.pixels.items()}
@@ -257,7 +272,9 @@ def _peaks(share: dict[Value, float]) -> list[Value]:
     return sorted(peaks) if sum(far) < 0.1 else []
 
 
-def _groups(values: MaskValues, share: dict[Value, float]) -> tuple[list[list[Value]], list[Value]]:
+def _groups(
+    values: ValueCounts, share: dict[Value, float]
+) -> tuple[list[list[Value]], list[Value]]:
     """The values of each class, and those to be ignored."""
     main = sorted(
         value
@@ -300,7 +317,7 @@ def _value(group: Sequence[Value]) -> str:
 
 def _channels(paths: Sequence[str]) -> tuple[int, list[str], list[str]]:
     """in_channels, the line of the normalization, and the line of why."""
-    modes = Counter(image_mode(path) for path in paths)
+    modes = Counter(image_mode(path).partition(",")[0] for path in paths)
     grey = all(mode in {"1", "L", "LA", "I", "F"} or mode.startswith("I;16") for mode in modes)
     shown = ", ".join(f"{mode} ({count})" for mode, count in modes.most_common(4))
     deep = any(mode in {"I", "F"} or mode.startswith("I;16") for mode in modes)
@@ -379,4 +396,6 @@ def _training(sizes: np.ndarray, count: int, channels: int, rare: Sequence[str])
 
 
 def _quoted(text: str) -> str:
-    return text if re.fullmatch(r"[\w./-]+", text) and not text.isdigit() else f'"{text}"'
+    """Text as YAML reads it back, also within brackets."""
+    plain = re.fullmatch(r"[\w./][\w./ -]*", text) and yaml.safe_load(text) == text
+    return text if plain else json.dumps(text, ensure_ascii=False)

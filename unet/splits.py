@@ -68,7 +68,7 @@ def _group_of(stem: str, group: str | None) -> str:
     if group is None:
         return stem
     match = re.search(group, stem)
-    if match is None:
+    if match is None or (match.re.groups and match[1] is None):
         raise ValueError(
             f"data.validation.group: {group!r} finds nothing in {stem!r}, expected something in "
             "every stem"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unet.atomic import atomic_path
 from unet.data import PairReader
 from unet.images import UnreadableError, image_mode, to_float
-from unet.masks import StrayValueError
+from unet.masks import Colour, StrayValueError
 from unet.pairs import Pair
 
 _AT_ONCE = 1024
@@ -98,40 +98,41 @@ def read_pairs(
     keys = np.array([_key(pair) for pair in pairs], dtype="S16")
     good = _recall(memory, keys, found)
     unreadable, faults = [], []
-    stray: Counter[Any] = Counter()
+    stray: Counter[int | Colour] = Counter()
     present, total = set(np.flatnonzero(found.class_pixels.any(0)).tolist()), 0
     todo = np.flatnonzero(~good).tolist()
     bar = tqdm(total=len(todo), desc="check", unit="image", leave=False, disable=None)
     # A thread for each core: each holds a whole image.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(todo), _AT_ONCE):
-            places = todo[start : start + _AT_ONCE]
-            results = pool.map(_summarize, [pairs[i] for i in places], repeat(reader))
-            for i, result in zip(places, results, strict=True):
-                bar.update()
-                if isinstance(result, UnreadableError):
-                    unreadable.append(str(result))
-                elif isinstance(result, Exception):
-                    faults.append(str(result))
-                    if isinstance(result, StrayValueError):
-                        stray.update(result.pixels)
-                        present |= result.present
-                        total += result.total
-                else:
-                    good[i] = True
-                    for column, value in zip(vars(found).values(), result, strict=True):
-                        column[i] = value
-                    present.update(np.flatnonzero(found.class_pixels[i]).tolist())
-    bar.close()
-    if len(stray) > 1 and not reader.in_parts:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        with ThreadPoolExecutor(cores) as pool:
+            for start in range(0, len(todo), _AT_ONCE):
+                places = todo[start : start + _AT_ONCE]
+                results = pool.map(_summarize, [pairs[i] for i in places], repeat(reader))
+                for i, result in zip(places, results, strict=True):
+                    bar.update()
+                    match result:
+                        case UnreadableError():
+                            unreadable.append(str(result))
+                        case StrayValueError():
+                            faults.append(str(result) if reader.in_parts else result.what)
+                            stray.update(result.pixels)
+                            present |= result.present
+                            total += result.total
+                        case Exception():
+                            faults.append(str(result))
+                        case _:
+                            good[i] = True
+                            for column, value in zip(vars(found).values(), result, strict=True):
+                                column[i] = value
+                            present.update(np.flatnonzero(found.class_pixels[i]).tolist())
+    finally:  # what was read before an interrupt is not read again, either
+        bar.close()
+        if memory is not None and todo:
+            _remember(memory, keys[good], found[good])
+    if stray and not reader.in_parts:
         advice = reader.classes.that_would_fit(stray, present, total + found.pixels)
         faults.append(f"all masks together: {advice}")
-    if memory is not None and todo:
-        try:
-            _remember(memory, keys[good], found[good])
-        except OSError as error:
-            why = f"{memory.parent}: cannot be written to ({error.strerror})"
-            print(f"note: {why}, so that everything is read again next time", file=sys.stderr)
     return np.flatnonzero(good), found[good], unreadable, faults
 
 
@@ -191,6 +192,11 @@ def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarr
 
 
 def _remember(memory: Path, keys: np.ndarray, found: Summaries) -> None:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(memory) as temporary, temporary.open("wb") as file:
-        np.savez(file, keys=keys, **vars(found))
+    """Write what was found; where that is impossible, say so: the check is worth having anyway."""
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(memory) as temporary, temporary.open("wb") as file:
+            np.savez(file, keys=keys, **vars(found))
+    except OSError as error:
+        why = f"{memory.parent}: cannot be written to ({error.strerror})"
+        print(f"note: {why}, so that everything is read again next time", file=sys.stderr)

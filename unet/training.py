@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from unet.atomic import atomic_path
 from unet.augment import Augment
-from unet.check import check_data, describe, listed, pair_reader
+from unet.check import CheckedData, check_data, describe, listed, pair_reader
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
 from unet.config import (
     Config,
@@ -37,7 +37,6 @@ from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
 from unet.pairs import Pair
 from unet.pictures import preview_sheet, save_picture
-from unet.quickstart import draw_quickstart
 
 # What may differ between a run and its resumption without changing what is computed; of the
 # precision, what it comes to on the device is compared.
@@ -77,17 +76,14 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
     classes = reader.classes
 
     # The data, read once in full: what is wrong with it is said now.
-    if config.data.draw_quickstart and not Path(config.data.root).exists():
-        print(f"drawing the quickstart data into {config.data.root}")
-        draw_quickstart(Path(config.data.root))
     data = check_data(config)
     if data.faults:
         raise ValueError(listed(data.faults))
     train_pairs, val_pairs = data.train_pairs, data.val_pairs
     normalization = data.normalization(config)
     if state is not None:
-        _check_same(state, run, dtype, train_pairs, val_pairs, normalization)
-        # The very numbers: measured with other threads, they differ in the last digit.
+        _check_same(state, run, dtype, data)
+        # The very numbers: another version of NumPy may differ in the last digit.
         normalization = Normalization(**state["normalization"])
     print(describe(data, classes.names))
     for note in data.notes:
@@ -199,6 +195,7 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         states: dict[str, Any] = {name: part.state_dict() for name, part in stateful.items()}
         states["history"] = history
         states["train_stems"] = [pair.stem for pair in train_pairs]
+        states["data"] = data.fingerprint
         states["dtype"] = str(dtype)
         save_checkpoint(run / "last.pt", model, states)
         bar.write(
@@ -294,23 +291,18 @@ def _check_same(
     state: dict[str, Any],
     run: Path,
     dtype: torch.dtype,
-    train_pairs: Sequence[Pair],
-    val_pairs: Sequence[Pair],
-    normalization: Normalization,
+    data: CheckedData,
 ) -> None:
     """A run resumes with the images and the dtype that it began with, or it would be another."""
     other = "restore them, or start another run with name=OTHER"
-    for key, pairs in (("train_stems", train_pairs), ("val_stems", val_pairs)):
+    for key, pairs in (("train_stems", data.train_pairs), ("val_stems", data.val_pairs)):
         if state[key] != [pair.stem for pair in pairs]:
             raise ValueError(
                 f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
                 f"{len(pairs)}); {other}"
             )
-    before = Normalization(**state["normalization"])
-    if not np.allclose(
-        [*before.mean, *before.std], [*normalization.mean, *normalization.std], rtol=1e-5
-    ):
-        raise ValueError(f"{run}: the training images have changed since the run began; {other}")
+    if state["data"] != data.fingerprint:
+        raise ValueError(f"{run}: images or masks have changed since the run began; {other}")
     if state["dtype"] != str(dtype):
         precision = state["dtype"].removeprefix("torch.")
         raise ValueError(
