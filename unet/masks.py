@@ -402,10 +402,8 @@ def _ranges(given: Values) -> list[tuple[int, int]]:
         case _:
             values = [given] if len(given) == 3 and isinstance(given[0], int) else given
             codes = [_code(value) for value in values]
-            if any(not isinstance(value, int) and max(value) > 255 for value in values):
-                raise ValueError(
-                    f"data.classes: got {_show(given)}, expected at most 255 in colours"
-                )
+            if np.ndim(values) == 2 and np.max(values) > 255:
+                raise ValueError(f"data.classes: got {_show(given)}, expected colours up to 255")
             if not codes:
                 raise ValueError("data.classes: got an empty list, expected a value for each class")
             return [(code, code) for code in codes]
