@@ -99,6 +99,7 @@ def test_what_is_odd_is_noted(data_root: Path) -> None:
     assert not data.faults
     assert any("1 of 6 masks hold one class only, such as" in note for note in data.notes)
     assert "data.classes.ring: no training mask has a pixel of it" in data.notes
+    assert "data.classes.ring: no validation mask has a pixel of it: no score" in data.notes
 
 
 def test_masks_that_are_ignored_throughout_are_a_fault(data_root: Path) -> None:

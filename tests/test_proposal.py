@@ -192,6 +192,30 @@ def test_masks_of_one_value_are_refused(tmp_path: Path) -> None:
         propose(tmp_path, "mine")
 
 
+def test_stray_indices_are_ignored_as_nearness_means_nothing(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 3])
+    with Image.open(tmp_path / "masks/3.png") as mask:
+        pixels = np.array(mask)
+    pixels[0, :2] = 77, 255
+    Image.fromarray(pixels).save(tmp_path / "masks/3.png")
+    data = proposed(tmp_path).data
+    assert data.tolerance == 0
+    assert data.ignore == (77, 255)
+    assert list(data.classes.values()) == [0, 1, 2, 3]
+
+
+def test_a_damaged_file_is_left_to_the_check(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
+    (tmp_path / "images/0.png").write_text("no image")
+    (tmp_path / "masks/3.png").write_bytes(b"")
+    Path("mine.yaml").write_text(propose(tmp_path, "mine"), encoding="utf-8")
+    faults = check_data(load_config(Path("mine.yaml"))).faults
+    assert len(faults) == 2
+    assert all("cannot be read as an image" in fault for fault in faults)
+
+
 def test_rare_classes_and_large_images_draw_more_crops(tmp_path: Path) -> None:
     for i in range(4):
         rgb = RNG.integers(0, 256, (900, 700, 3), dtype=np.uint8)
@@ -231,7 +255,7 @@ def test_what_has_no_masks_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "other/2.png", [0, 255])
     with pytest.raises(ValueError, match="got no images with masks, expected files of the same"):
         propose(tmp_path, "mine")
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
         propose(tmp_path / "nowhere", "mine")
 
 

@@ -190,13 +190,20 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
     rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []
     for pair in (pairs[i * len(pairs) // count] for i in range(count)):
         pixels, ids = reader(pair)
-        image = normalization(torch.from_numpy(to_float(pixels)))
+        image = torch.from_numpy(to_float(pixels))
+        normalised = normalization(image)
+        # Back to the image's own colours.
+        (mean, std), (now_mean, now_std) = (
+            (one.mean((1, 2), keepdim=True), one.std((1, 2), keepdim=True) + 1e-12)
+            for one in (image, normalised)
+        )
+        contrast = std / now_std
+        brightness = mean - now_mean * contrast
         row = [(image, ids)]
         for epoch in range(3):
-            changed, target = augment(
-                image, torch.from_numpy(ids), np.random.default_rng([epoch, len(rows)])
-            )
-            row.append((changed, target.numpy()))
+            rng = np.random.default_rng([epoch, len(rows)])
+            changed, target = augment(normalised, torch.from_numpy(ids), rng)
+            row.append((changed * contrast + brightness, target.numpy()))
         rows.append(row)
     save_picture(path, sample_sheet(rows, reader.classes.names, reader.classes.colours))
 
@@ -332,11 +339,18 @@ def _oddities(config: Config, pairs: Sequence[Pair], train: Summaries, val: Summ
             "range of their type, floats are taken as they are"
         )
     stacks = [{pair.images for pair in part} for part in (pairs[: len(train)], pairs[len(train) :])]
-    if config.data.stacks and stacks[0] & stacks[1]:
+    if config.data.stacks and stacks[0] & stacks[1] and config.data.validation.stems is None:
         notes.append(
             "pages of one stack are on both sides, and neighbours look alike; "
-            "data.validation.group='^[^#]+' keeps each stack together"
+            + (
+                "data.validation.group='^[^#]+' keeps each stack together"
+                if len(stacks[0] | stacks[1]) > 1
+                else f"hold out a block, as by data.validation.stems=[{pairs[0].stem!r}, ...]"
+            )
         )
+    for name, pixels in zip(config.data.classes, val.class_pixels.sum(0), strict=True):
+        if not pixels and len(val):
+            notes.append(f"data.classes.{name}: no validation mask has a pixel of it: no score")
     for name, pixels in zip(config.data.classes, train.class_pixels.sum(0), strict=True):
         if not pixels and len(train):
             notes.append(f"data.classes.{name}: no training mask has a pixel of it")

@@ -116,6 +116,7 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     for note in data.notes:
         print(f"note: {note}")
     if picture is not None and len(data.train_pairs):
+        picture.parent.mkdir(parents=True, exist_ok=True)
         draw_samples(config, data, picture)
         print(f"wrote {picture}")
     if not data.faults:

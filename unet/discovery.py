@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unet.images import SUFFIXES, count_pages, read_pixels
+from unet.images import SUFFIXES, UnreadableError, count_pages, read_pixels
 from unet.pairs import list_files, natural_key
 
 # Prefix and suffix of the stems of one side, and of the other.
@@ -49,7 +49,7 @@ def find_pairings(root: Path) -> list[Pairing]:
         firsts = sorted(pairing.files)[:: max(1, len(pairing.files) // 4)]
         image, mask = (
             flatness.setdefault(
-                pattern, float(np.mean([_flatness(pairing.files[stem][i]) for stem in firsts]))
+                pattern, float(np.nanmean([_flatness(pairing.files[stem][i]) for stem in firsts]))
             )
             for i, pattern in enumerate((pairing.images, pairing.masks))
         )
@@ -157,7 +157,10 @@ def _add_pairing(
 
 def _flatness(path: str) -> float:
     """Share of the pixels that equal their right neighbour; of a stack, on its first page."""
-    pixels = read_pixels(path, 0 if count_pages(path) > 1 else None)
+    try:
+        pixels = read_pixels(path, 0 if count_pages(path) > 1 else None)
+    except UnreadableError:  # `unet check` will name it
+        return np.nan
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[1] < 2:
         return 0.0

@@ -84,7 +84,11 @@ def sample_sheet(
     panels = [
         [
             image_to_rgb(row[0][0]),
-            *(overlay(image_to_rgb(image), target, colours) for image, target in row),
+            # In grey, so that the colours are the classes' alone.
+            *(
+                overlay(image_to_rgb(image.mean(0, keepdim=True)), target, colours)
+                for image, target in row
+            ),
         ]
         for row in rows
     ]

@@ -6,19 +6,19 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from tqdm import tqdm
 
-from unet.check import find_root
 from unet.discovery import Pairing, find_pairings
-from unet.images import SUFFIXES, count_pages, image_mode, image_size, open_image
+from unet.images import SUFFIXES, UnreadableError, count_pages, image_mode, image_size, open_image
 from unet.pairs import Pair, find_pairs, read_table
 
 _SAMPLES = 200
@@ -61,7 +61,9 @@ def propose(folder: Path, name: str) -> str:
         FileNotFoundError: if there is no such folder.
         ValueError: if no images with masks are found in it.
     """
-    root = find_root(str(folder))
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
+    root = folder
     where, pairs, validation = _find(root)
     if not pairs:
         raise ValueError(f"{folder}: got no image whose mask is there; {' '.join(where)}")
@@ -71,7 +73,7 @@ def propose(folder: Path, name: str) -> str:
     )
     classes, rare, about_classes = _classes(values)
     channels, normalization, about_images = _channels([pair.images[0] for pair in some])
-    sizes = np.array([image_size(pair.images[0]) for pair in some])
+    sizes = np.array([*_readable(image_size, [pair.images[0] for pair in some])])
     if validation is None:
         validation = _validation(pairs)
     return "\n".join(
@@ -99,12 +101,11 @@ def mask_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
     files: Counter[Value] = Counter()
     together: set[frozenset[Value]] = set()
     most, deep = 0, False
-    for path, page in masks:
-        image = open_image(path, page)
+    for image in _readable(lambda mask: open_image(*mask), masks):
         deep = deep or image.mode[0] in "IF"
         bands = np.asarray(image.convert("L") if image.mode == "1" else image)
         if image.mode == "F" and not (bands == np.round(bands)).all():
-            raise ValueError(f"{path}: got fractions or NaN, expected whole numbers in a mask")
+            raise ValueError("masks: got fractions or NaN, expected whole numbers")
         if bands.ndim == 3:
             bands = bands[..., : 1 if bands.shape[2] == 2 else 3]  # without alpha
             if (bands == bands[..., :1]).all():
@@ -167,7 +168,8 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     best = max(same, key=_promise)
-    stacks = any(count_pages(image) > 1 for image, _ in list(best.files.values())[:4])
+    images = [image for image, _ in best.files.values()]
+    stacks = any(pages > 1 for pages in _readable(count_pages, images[:9]))
     pairs, faults = find_pairs(root, [best.images], best.masks, stacks)
     lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
     lines += [f"  # Not so: {fault}" for fault in faults]
@@ -191,12 +193,24 @@ def _same_style(one: Pairing, other: Pairing) -> bool:
 def _promise(pairing: Pairing) -> tuple[bool, bool, int]:
     """Of several masks of the same images: classes before instances, more classes before fewer."""
     stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 10)]
-    masks = (pairing.files[stem][1] for stem in stems)
-    values = mask_values((path, 0 if count_pages(path) > 1 else None) for path in masks)
+    paths = [pairing.files[stem][1] for stem in stems]
+    values = mask_values(
+        (path, 0 if pages > 1 else None)
+        for path, pages in _readable(lambda path: (path, count_pages(path)), paths)
+    )
     is_named = bool(re.search("mask|label|annot|seg", pairing.masks, re.IGNORECASE))
     enough = 0.002 * values.pixels.total()
     classes = sum(count >= enough for count in values.pixels.values())
     return values.most <= 40, is_named, classes
+
+
+def _readable(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+    """What can be read of some files; `unet check` names the others."""
+    for item in items:
+        try:
+            yield read(item)
+        except UnreadableError:
+            continue
 
 
 def _spread(pairs: Sequence[Pair]) -> list[Pair]:
@@ -241,17 +255,29 @@ def _classes(values: ValueCounts) -> tuple[list[str], list[str], list[str]]:
     ]
     given = ", ".join(f"{name}: {_value(group)}" for name, group in zip(names, groups, strict=True))
     lines = [f"  classes: {{{given}}}"]
+    meant = [value for group in groups for value in group]
+    stray = [value for value in share if value not in [*meant, *ignore]]
+    # Nearness means something only where classes are further apart.
+    gap = min(
+        _distance(one, other)
+        for group, others in combinations(groups, 2)
+        for one, other in product(group, others)
+    )
+    distances = {one: min(_distance(one, value) for value in meant) for one in stray}
+    near = [distance for one, distance in distances.items() if 2 * distance < gap]
+    far = sorted(one for one, distance in distances.items() if 2 * distance >= gap)
+    ignore += far[:20]
     if ignore:
-        lines.append(f"  ignore: [{_value(ignore)}]")
-    meant = [*ignore, *(value for group in groups for value in group)]
-    if stray := set(share) - set(meant):
-        distance = max(min(_distance(one, value) for value in meant) for one in stray)
+        lines.append(f"  ignore: [{', '.join(_value([value]) for value in ignore)}]")
+    if stray:
         few = sum(values.pixels[one] for one in stray)
         about.append(
-            f"  # {len(stray)} other value(s), in {few} of {total} pixels, are taken for the "
-            "nearest class."
+            f"  # {len(stray)} other value(s), in {few} of {total} pixels, are "
+            + " or ".join(["ignored"] * bool(far) + ["taken for the nearest class"] * bool(near))
+            + "."
         )
-        lines.append(f"  tolerance: {distance}")
+    if near:
+        lines.append(f"  tolerance: {max(near)}")
     return lines, [name for name, part in shares.items() if part < 0.02][:20], about
 
 
@@ -317,7 +343,7 @@ def _value(group: Sequence[Value]) -> str:
 
 def _channels(paths: Sequence[str]) -> tuple[int, list[str], list[str]]:
     """in_channels, the line of the normalization, and the line of why."""
-    modes = Counter(image_mode(path).partition(",")[0] for path in paths)
+    modes = Counter(mode.partition(",")[0] for mode in _readable(image_mode, paths))
     grey = all(mode in {"1", "L", "LA", "I", "F"} or mode.startswith("I;16") for mode in modes)
     shown = ", ".join(f"{mode} ({count})" for mode, count in modes.most_common(4))
     deep = any(mode in {"I", "F"} or mode.startswith("I;16") for mode in modes)

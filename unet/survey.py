@@ -101,7 +101,9 @@ def read_pairs(
     stray: Counter[int | Colour] = Counter()
     present, total = set(np.flatnonzero(found.class_pixels.any(0)).tolist()), 0
     todo = np.flatnonzero(~good).tolist()
-    bar = tqdm(total=len(todo), desc="check", unit="image", leave=False, disable=None)
+    bar = tqdm(
+        total=len(todo), desc="check", unit="image", leave=False, disable=None if todo else True
+    )
     # A thread for each core: each holds a whole image.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
