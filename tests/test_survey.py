@@ -69,3 +69,11 @@ def test_a_damaged_memory_is_made_anew(data_root: Path) -> None:
         memory.write_bytes(damaged)
         assert np.array_equal(check_data(config).train.sums, first.train.sums)
         assert len(memory.read_bytes()) == len(whole)
+
+
+def test_where_nothing_could_be_read_nothing_is_remembered(data_root: Path) -> None:
+    for path in (data_root / "masks").iterdir():
+        path.write_text("no image")
+    config = make_config(data_root)
+    assert check_data(config).faults == check_data(config).faults
+    assert len(check_data(config).faults) == 6

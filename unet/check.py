@@ -211,7 +211,7 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
 def describe(data: CheckedData, names: Sequence[str]) -> str:
     """Lay out sizes, modes and classes of checked data as text."""
     sizes = np.concatenate([data.train.sizes, data.val.sizes])
-    kinds = np.concatenate([data.train.kinds, data.val.kinds])
+    kinds = np.concatenate([data.train.kinds, data.val.kinds]).astype(str)
     lines = [
         f"{len(data.train)} training and {len(data.val)} validation images",
         "sizes    " + _most([f"{height} x {width}" for height, width in sizes.tolist()]),
@@ -332,7 +332,9 @@ def _oddities(config: Config, pairs: Sequence[Pair], train: Summaries, val: Summ
             f"{len(single)} of {len(pairs)} masks hold one class only, such as "
             f"{pairs[single[0]].masks[0]}"
         )
-    dtypes = {kind.rpartition(" ")[2] for kind in {*train.kinds.tolist(), *val.kinds.tolist()}}
+    dtypes = {
+        kind.decode().rpartition(" ")[2] for kind in {*train.kinds.tolist(), *val.kinds.tolist()}
+    }
     if len(dtypes) > 1:
         notes.append(
             f"images of {' and '.join(sorted(dtypes))}: integers are scaled from 0 to 1 by the "

@@ -24,7 +24,7 @@ from unet.pairs import Pair
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
 
-MEMORY_VERSION = 1
+MEMORY_VERSION = 2
 """Of the columns of `Summaries` and how they are found."""
 
 
@@ -34,7 +34,7 @@ class Summaries:
 
     Args:
         sizes: (N, 2) height and width.
-        kinds: (N,) Pillow's mode, and the type of the numbers.
+        kinds: (N,) Pillow's mode, and the type of the numbers, as bytes.
         num_bytes: (N,) that image and class ids take in memory.
         class_pixels: (N, K) pixels of each class.
         sums: (N, C) of the values of each channel.
@@ -55,7 +55,7 @@ class Summaries:
         """Make `count` rows to be filled."""
         return cls(
             sizes=np.zeros((count, 2), np.int64),
-            kinds=np.zeros(count, "U40"),
+            kinds=np.zeros(count, "S40"),
             num_bytes=np.zeros(count, np.int64),
             class_pixels=np.zeros((count, num_classes), np.int64),
             sums=np.zeros((count, channels)),
@@ -186,9 +186,11 @@ def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarr
             old_keys = file["keys"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return known  # damaged: everything is read again
-    rows = {key: row for row, key in enumerate(old_keys.tolist())}
-    places = np.array([rows.get(key, -1) for key in keys.tolist()])
-    known = places >= 0
+    if not len(old_keys):
+        return known
+    order = np.argsort(old_keys)
+    places = order[np.searchsorted(old_keys, keys, sorter=order).clip(max=len(order) - 1)]
+    known[:] = old_keys[places] == keys
     found[known] = old[places[known]]
     return known
 
