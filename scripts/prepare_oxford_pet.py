@@ -6,7 +6,6 @@ test and have no part in training. All stay where the archives have them; pairs.
 relative to the folder.
 """
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import OxfordIIITPet
 
-from unet.preparation import Archive, prepare
+from unet.preparation import Archive, folder_parser, prepare
 
 
 def draw_validation(stems: Sequence[str]) -> set[str]:
@@ -33,16 +32,7 @@ def draw_validation(stems: Sequence[str]) -> set[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the folder and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "root",
-        nargs="?",
-        type=Path,
-        default=Path("data/oxford_pet"),
-        metavar="DIR",
-        help="folder for the data (default: %(default)s)",
-    )
-    root = parser.parse_args(argv).root
+    root = folder_parser(__doc__, "data/oxford_pet").parse_args(argv).root
 
     def rows() -> Iterator[tuple[Path, Path, str]]:
         trainval, test = (OxfordIIITPet(root, split=split) for split in ("trainval", "test"))

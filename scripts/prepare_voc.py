@@ -4,28 +4,18 @@ The splits are VOC's own: train to learn from, val to validate on. The images st
 has them; pairs.csv names them relative to the folder.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from torchvision.datasets import VOCSegmentation
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from unet.preparation import Archive, prepare
+from unet.preparation import Archive, folder_parser, prepare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare the folder and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "root",
-        nargs="?",
-        type=Path,
-        default=Path("data/voc"),
-        metavar="DIR",
-        help="folder for the data (default: %(default)s)",
-    )
+    parser = folder_parser(__doc__, "data/voc")
     parser.add_argument(
         "--year",
         choices=[year for year in DATASET_YEAR_DICT if year.isdigit()],  # the rest is no training

@@ -205,6 +205,28 @@ def test_stray_indices_are_ignored_as_nearness_means_nothing(tmp_path: Path) -> 
     assert list(data.classes.values()) == [0, 1, 2, 3]
 
 
+def test_a_class_in_few_of_many_masks_is_found(tmp_path: Path) -> None:
+    for i in range(400):
+        values = [0, 1, 2] if i % 40 == 7 else [0, 1]
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", values)
+    assert list(proposed(tmp_path).data.classes.values()) == [0, 1, 2]
+
+
+def test_what_holds_no_classes_or_cannot_be_read_is_said(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
+        blurred = np.kron(RNG.integers(0, 256, (7, 9, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+        Image.fromarray(blurred).save(tmp_path / f"masks/{i}.png")
+    with pytest.raises(ValueError, match=r"none that stands out, .*; are these masks"):
+        propose(tmp_path, "mine")
+    rows = [f"images/{i}.png,masks/{i}.png" for i in range(4)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,mask", *rows]))
+    for path in (tmp_path / "masks").iterdir():
+        path.write_text("no image")
+    with pytest.raises(ValueError, match="got no image and mask that can be read"):
+        propose(tmp_path, "mine")
+
+
 def test_a_damaged_file_is_left_to_the_check(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])

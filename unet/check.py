@@ -158,8 +158,9 @@ def check_data(config: Config) -> CheckedData:
         try:
             side = _split(config, everything, kept, found.class_pixels > 0)
         except (ValueError, FileNotFoundError) as error:
-            # Too few to split, if others cannot be read, is no fault of its own.
-            if config.data.validation.fraction is None or not faults:
+            # Too few to split by lot, if others cannot be read, is no fault of its own.
+            validation = config.data.validation
+            if validation.stems is not None or validation.split is not None or not faults:
                 faults.append(str(error))
     if (side < 0).any():
         notes.append(f"{np.count_nonzero(side < 0)} row(s) of {config.data.csv} are in no part")

@@ -47,12 +47,12 @@ def find_pairings(root: Path) -> list[Pairing]:
     flatness: dict[str, float] = {}
     for pairing in found.values():
         firsts = sorted(pairing.files)[:: max(1, len(pairing.files) // 4)]
-        image, mask = (
-            flatness.setdefault(
-                pattern, float(np.nanmean([_flatness(pairing.files[stem][i]) for stem in firsts]))
-            )
-            for i, pattern in enumerate((pairing.images, pairing.masks))
-        )
+        for i, pattern in enumerate((pairing.images, pairing.masks)):
+            if pattern not in flatness:
+                shares = [_flatness(pairing.files[stem][i]) for stem in firsts]
+                readable = [share for share in shares if share is not None]
+                flatness[pattern] = float(np.mean(readable)) if readable else 0.0
+        image, mask = flatness[pairing.images], flatness[pairing.masks]
         if mask < image:
             pairing = Pairing(
                 images=pairing.masks,
@@ -155,12 +155,12 @@ def _add_pairing(
             found[plain[0], plain[1]] = Pairing(images=plain[0], masks=plain[1], files=files)
 
 
-def _flatness(path: str) -> float:
+def _flatness(path: str) -> float | None:
     """Share of the pixels that equal their right neighbour; of a stack, on its first page."""
     try:
         pixels = read_pixels(path, 0 if count_pages(path) > 1 else None)
     except UnreadableError:  # `unet check` will name it
-        return np.nan
+        return None
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[1] < 2:
         return 0.0

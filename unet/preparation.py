@@ -1,5 +1,6 @@
 """Known data sets: archives that torchvision downloads, and the list of the pairs in them."""
 
+import argparse
 import csv
 import errno
 import shlex
@@ -28,6 +29,20 @@ class Archive:
     """Where it is downloaded to; it is unpacked beside itself."""
     url: str
     md5: str
+
+
+def folder_parser(description: str | None, default: str) -> argparse.ArgumentParser:
+    """The arguments of a script: the folder `root`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "root",
+        nargs="?",
+        type=Path,
+        default=Path(default),
+        metavar="DIR",
+        help="folder for the data (default: %(default)s)",
+    )
+    return parser
 
 
 def prepare(

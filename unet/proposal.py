@@ -21,7 +21,7 @@ from unet.discovery import Pairing, find_pairings
 from unet.images import SUFFIXES, UnreadableError, count_pages, image_mode, image_size, open_image
 from unet.pairs import Pair, find_pairs, read_table
 
-_SAMPLES = 200
+_SAMPLES = 1000
 """Images and masks that are looked into at most."""
 
 _TRAINING = re.compile(r"train", re.IGNORECASE)
@@ -71,9 +71,11 @@ def propose(folder: Path, name: str) -> str:
     values = mask_values(
         (pair.masks[0], pair.page) for pair in tqdm(some, "look", leave=False, disable=None)
     )
+    sizes = np.array([*_readable(image_size, [pair.images[0] for pair in some])])
+    if not sizes.size or not values.pixels:
+        raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
     classes, rare, about_classes = _classes(values)
     channels, normalization, about_images = _channels([pair.images[0] for pair in some])
-    sizes = np.array([*_readable(image_size, [pair.images[0] for pair in some])])
     if validation is None:
         validation = _validation(pairs)
     return "\n".join(
@@ -148,7 +150,7 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
                     pairs = [pair for pair in pairs if pair.split == "train"]
                     if names is _TEST:
                         lines.append(
-                            "  # No other split to score on: what is chosen by it, flatters."
+                            "  # No other split to score on: best.pt is chosen by its images."
                         )
                     return lines, pairs, [f"  validation: {{split: {_quoted(held[-1])}}}"]
             return lines, pairs, None
@@ -235,6 +237,11 @@ def _classes(values: ValueCounts) -> tuple[list[str], list[str], list[str]]:
         groups, ignore = [[value] for value in peaks], list[Value]()
     else:
         groups, ignore = _groups(values, share)
+    if not groups:
+        raise ValueError(
+            f"masks: got {values.most} values in one mask and none that stands out, expected those "
+            "of classes; are these masks?"
+        )
     if len(groups) < 2:
         raise ValueError(
             f"masks: got the value {_value(groups[0])} nearly everywhere, expected several classes"
