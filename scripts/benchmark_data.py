@@ -28,8 +28,8 @@ from unet.augment import Augment
 from unet.check import list_pairs, pair_reader
 from unet.config import AugmentConfig, Config, load_config
 from unet.data import (
+    BatchStream,
     DecodedImages,
-    EpochSampler,
     Normalization,
     SegmentationDataset,
     normalization_of,
@@ -156,8 +156,13 @@ def candidates(config: Config) -> dict[str, Candidate]:
         return Candidate(
             DataLoader(
                 dataset,
-                config.train.batch_size,
-                sampler=EpochSampler(len(dataset), 0),
+                batch_sampler=BatchStream(
+                    len(dataset),
+                    config.train.batch_size,
+                    seed=0,
+                    start=0,
+                    stop=len(dataset) // config.train.batch_size,
+                ),
                 num_workers=num_workers,
                 persistent_workers=num_workers > 0,
             )

@@ -1,5 +1,6 @@
 """A tiny data set, and runs on it."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unet.checkpoint import SegmentationModel, build_net
+from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.config import Config, config_from_dict
 from unet.data import Normalization
 
@@ -91,3 +92,31 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+def states_equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(
+            states_equal(a[k], b[k]) for k in a if k not in ("seconds", "name")
+        )
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(states_equal, a, b))
+    return a == b
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.pt", "best.pt"):
+        whole, parts = (load_checkpoint(run / name) for run in (one, other))
+        assert whole.keys() == parts.keys()
+        for part in whole:
+            assert states_equal(whole[part], parts[part]), (name, part)
+    tables = []
+    for run in (one, other):
+        with (run / "metrics.csv").open(newline="") as file:
+            tables.append([{**row, "seconds": ""} for row in csv.DictReader(file)])
+    assert tables[0] == tables[1]
+    assert [path.name for path in sorted(one.rglob("*.png"))] == [
+        path.name for path in sorted(other.rglob("*.png"))
+    ]

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,6 @@ import pytest
 import yaml
 from conftest import make_config
 
-import unet.training
 from unet.cli import main
 from unet.config import config_to_dict
 
@@ -123,17 +123,29 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unet.training._write_metrics", interrupt)
+    monkeypatch.setattr("unet.training.check_data", interrupt)
     assert main(["train", str(config)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not Path("runs/tiny").exists()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_ends_with_its_code(
+    config: Path,
+    signum: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("unet.tracking.Tracker.step", lambda *_: signal.raise_signal(signum))
+    assert main(["train", str(config)]) == code
     shown = capsys.readouterr()
-    assert "interrupted" in shown.err
-    assert "--resume" not in shown.out  # there is no checkpoint yet
+    assert shown.err == f"stopped by {signum.name}\n"
+    assert "stopped after step 1 of 4, which is saved; the same command with --resume" in shown.out
     monkeypatch.undo()
     monkeypatch.chdir(config.parent)
-    assert main(["train", str(config)]) == 0
-    monkeypatch.setattr("unet.training.check_data", interrupt)
-    assert main(["train", str(config), "--resume"]) == 130
-    assert "the same command with --resume goes on" in capsys.readouterr().out
+    assert main(["train", str(config), "--resume"]) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_setting_without_equals_is_helped_with(
@@ -156,7 +168,10 @@ def test_folders_in_place_of_files_are_told_apart(
 def test_out_of_memory_says_what_to_lower(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(config), "augment.crop=[9000000,9000000]"]) == 2
     error = capsys.readouterr().err
-    assert "error: out of memory; lower augment.crop, train.batch_size" in error
+    assert "error: out of memory (" in error
+    assert (
+        "a step has batches of 2 crops of 9000000 x 9000000: set train.batch_size=1 with" in error
+    )
     assert "Traceback" not in error
 
 
@@ -173,15 +188,12 @@ def test_a_fault_in_a_worker_is_shown_without_its_way(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    draw = unet.training._write_metrics
-
-    def remove_one(path: Path, history: list) -> None:
-        draw(path, history)
+    def remove(*_: object) -> None:
         for image in (data_root / "images").iterdir():
             image.unlink()
 
-    monkeypatch.setattr("unet.training._write_metrics", remove_one)
-    assert main(["train", str(config), "train.num_workers=1", "train.previews=0"]) == 2
+    monkeypatch.setattr("unet.training.make_folder", remove)
+    assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {data_root / 'images'}")
     assert "there is no such file; check the path" in error

@@ -68,7 +68,7 @@ def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
     ("section", "part", "besides"),
     [
         (AugmentConfig, Augment, set()),
-        (ModelConfig, UNet, {"num_classes"}),  # as many as data.classes has
+        (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
         (LossConfig, SegmentationLoss, {"ignore_index"}),  # of the project, not of a run
     ],
 )
@@ -87,13 +87,13 @@ def test_settings_are_the_arguments_of_what_they_feed(
     [
         ("model.widht=[8]", "model.widht: unknown key; did you mean model.widths?"),
         ("modle.widths=[8]", "modle: unknown key; did you mean model?"),
-        ("train.zzz=1", "train.zzz: unknown key; known: epochs, batch_size,"),
+        ("train.zzz=1", "train.zzz: unknown key; known: epochs, steps_per_epoch,"),
         ("train.epochs=ten", "train.epochs: got the text 'ten', expected a whole number at least"),
         ("train.epochs=2.5", "train.epochs: got 2.5, expected a whole number"),
         ("train.epochs=true", "train.epochs: got true, expected a whole number"),
         ("train.epochs=0", "train.epochs: got 0, expected a whole number at least 1"),
         ("train.epochs=", "train.epochs: got nothing, expected a whole number"),
-        ("train=5", "train: got 5, expected a section of epochs, batch_size,"),
+        ("train=5", "train: got 5, expected a section of epochs, steps_per_epoch,"),
         ("optimizer.lr=-1", "optimizer.lr: got -1, expected a number above 0"),
         ("optimizer.lr=.nan", "optimizer.lr: got nan, expected a number"),
         ("optimizer.name=adam", "optimizer.name: got the text 'adam', expected one of adamw, sgd"),
@@ -112,7 +112,11 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
-        ("schedule.power=0.9", "schedule.power: expected a number (mostly 0.9) with"),
+        ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
+        ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
+        ("schedule.factor=0.5", "schedule.factor: expected a number (such as 0.5) with"),
+        ("schedule={name: one_cycle, warmup_epochs: 1}", "warmup_epochs: got 1, expected 0 with"),
+        ("train={epochs: 9, recompute: true, compile: true}", "train: got recompute and compile"),
         ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
         ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
         ("data.classes={a: 0, b: 0}", "data.classes: got the value 0 twice"),

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from unet.augment import Augment
 from unet.data import (
+    BatchStream,
     DecodedImages,
-    EpochSampler,
     Normalization,
     PairReader,
     SegmentationDataset,
@@ -119,7 +119,10 @@ def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> No
     samples = dataset(data_root, decoded=decoded)
     before = [dataset(data_root)[(0, i)] for i in range(6)]
     loader = DataLoader(
-        samples, sampler=EpochSampler(6, 0), num_workers=1, multiprocessing_context=start
+        samples,
+        batch_sampler=BatchStream(6, 1, 0, 0, 6),
+        num_workers=1,
+        multiprocessing_context=start,
     )
     assert len(list(loader)) == 6
     shutil.rmtree(data_root)
@@ -201,21 +204,51 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(data_root: Path) -> None
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_no_sample_and_no_order(data_root: Path, num_workers: int) -> None:
     def batches(workers: int) -> list[torch.Tensor]:
-        sampler = EpochSampler(6, seed=5)
-        sampler.epoch = 2
-        loader = DataLoader(dataset(data_root), 4, sampler=sampler, num_workers=workers)
+        stream = BatchStream(6, batch_size=4, seed=5, start=3, stop=6)
+        loader = DataLoader(dataset(data_root), batch_sampler=stream, num_workers=workers)
         return [image for image, _ in loader]
 
     here, there = batches(0), batches(num_workers)
-    assert len(here) == len(there) == 2
+    assert [len(images) for images in here] == [4, 4, 4]
+    assert len(there) == 3
     assert all(map(torch.equal, here, there))
 
 
-def test_the_order_is_a_function_of_seed_and_epoch() -> None:
-    sampler = EpochSampler(50, seed=5)
-    first = list(sampler)
-    assert sorted(first) == [(0, i) for i in range(50)]
-    assert first != sorted(first)
-    sampler.epoch = 1
-    assert [index for _, index in sampler] != [index for _, index in first]
-    assert list(EpochSampler(50, seed=5)) == first
+def test_one_pass_follows_the_other_in_full_batches() -> None:
+    places = [place for batch in BatchStream(6, 4, 5, start=0, stop=6) for place in batch]
+    assert len(places) == 24
+    orders = [[index for number, index in places if number == which] for which in range(4)]
+    assert all(sorted(order) == list(range(6)) for order in orders)
+    assert len(set(map(tuple, orders))) == 4  # each its own
+    assert [number for number, _ in places] == sorted(number for number, _ in places)
+
+
+def test_a_batch_is_a_function_of_seed_and_number() -> None:
+    whole = list(BatchStream(50, 8, 5, start=0, stop=20))
+    assert list(BatchStream(50, 8, 5, start=13, stop=20)) == whole[13:]
+    stream = BatchStream(50, 8, 5, start=0, stop=20)
+    assert [stream.places(i) for i in (17, 3, 9)] == [whole[i] for i in (17, 3, 9)]
+    assert list(BatchStream(50, 8, 6, start=0, stop=20)) != whole
+
+
+def test_processes_share_every_batch() -> None:
+    whole = list(BatchStream(50, 6, 5, start=2, stop=9))
+    parts = [list(BatchStream(50, 6, 5, 2, 9, share=(rank, 3))) for rank in range(3)]
+    assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
+
+
+def test_batches_may_be_larger_than_the_data() -> None:
+    (batch,) = BatchStream(3, 8, 0, start=1, stop=2)
+    assert [number for number, _ in batch] == [2, 3, 3, 3, 4, 4, 4, 5]
+
+
+def test_what_fails_unforeseen_names_the_file(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("too far")
+
+    samples = dataset(data_root)
+    monkeypatch.setattr(samples, "augment", fail)
+    with pytest.raises(RuntimeError, match=r"2\.png: no sample .* \(IndexError: too far\)"):
+        _ = samples[(0, 2)]

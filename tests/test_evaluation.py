@@ -36,7 +36,7 @@ def counted_by_hand(checkpoint: Path, pairs: list) -> np.ndarray:
 def test_the_validation_split_is_scored_from_the_checkpoint_alone(
     run: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = evaluate(run / "best.pt")
+    path = evaluate([run / "best.pt"])
     assert path == run / "evaluation_best" / "metrics.json"
     report = json.loads(path.read_text())
     val_pairs = check_data(make_config(data_root)).val_pairs
@@ -55,37 +55,39 @@ def test_the_validation_split_is_scored_from_the_checkpoint_alone(
 def test_another_folder_is_scored(run: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path / "new", 3, seed=7)
     images, masks = tmp_path / "new" / "images", tmp_path / "new" / "masks"
-    path = evaluate(run / "last.pt", images=str(images), masks=str(masks), out=tmp_path / "scores")
+    path = evaluate(
+        [run / "last.pt"], images=str(images), masks=str(masks), out=tmp_path / "scores"
+    )
     report = json.loads(path.read_text())
     matrix = counted_by_hand(run / "last.pt", find_pairs(Path(), [str(images)], str(masks))[0])
     assert report["confusion_matrix"] == matrix.tolist()
 
 
 def test_the_validation_images_stay_those_of_the_run(run: Path, data_root: Path) -> None:
-    before = json.loads(evaluate(run / "best.pt").read_text())
+    before = json.loads(evaluate([run / "best.pt"]).read_text())
     write_pairs(data_root / "more", 4, seed=8)
     for i, folder in itertools.product(range(4), ("images", "masks")):
         (data_root / "more" / folder / f"{i}.png").rename(data_root / folder / f"1{i}.png")
-    assert json.loads(evaluate(run / "best.pt", overwrite=True).read_text()) == before
+    assert json.loads(evaluate([run / "best.pt"], overwrite=True).read_text()) == before
     stem = before["images"][0]
     for folder in ("images", "masks"):
         (data_root / folder / f"{stem}.png").unlink()
     with pytest.raises(FileNotFoundError, match=rf"got no pair {stem}, expected the 2 validation"):
-        evaluate(run / "best.pt", overwrite=True)
+        evaluate([run / "best.pt"], overwrite=True)
 
 
 def test_data_that_moved_is_found_by_an_override(run: Path, data_root: Path) -> None:
     data_root.rename(data_root.with_name("moved"))
     with pytest.raises(FileNotFoundError, match=r"data\.root: there is no folder"):
-        evaluate(run / "best.pt")
-    assert evaluate(run / "best.pt", [f"data.root={data_root.with_name('moved')}"]).exists()
+        evaluate([run / "best.pt"])
+    assert evaluate([run / "best.pt"], [f"data.root={data_root.with_name('moved')}"]).exists()
 
 
 def test_results_are_not_overwritten_unasked(run: Path) -> None:
-    evaluate(run / "best.pt")
+    evaluate([run / "best.pt"])
     with pytest.raises(FileExistsError, match=r"metrics\.json: exists; pass --overwrite"):
-        evaluate(run / "best.pt")
-    evaluate(run / "best.pt", overwrite=True)
+        evaluate([run / "best.pt"])
+    evaluate([run / "best.pt"], overwrite=True)
 
 
 def test_masks_of_other_values_are_refused_before_anything_is_written(
@@ -95,13 +97,13 @@ def test_masks_of_other_values_are_refused_before_anything_is_written(
     mask = tmp_path / "new" / "masks" / "0.png"
     Image.fromarray(np.full((36, 52), 77, np.uint8)).save(mask)
     with pytest.raises(ValueError, match=r"0\.png: got the mask value 77"):
-        evaluate(run / "best.pt", images=f"{tmp_path}/new/images", masks=f"{tmp_path}/new/masks")
+        evaluate([run / "best.pt"], images=f"{tmp_path}/new/images", masks=f"{tmp_path}/new/masks")
     assert not (run / "evaluation_best").exists()
 
 
 def test_images_need_masks(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got one of --images and --masks"):
-        evaluate(run / "best.pt", images=tmp_path)
+        evaluate([run / "best.pt"], images=tmp_path)
 
 
 def test_tables_show_what_has_no_score() -> None:

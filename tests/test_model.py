@@ -97,3 +97,31 @@ def test_typos_are_refused() -> None:
         UNet(norm="bach")
     with pytest.raises(ValueError, match="downsampling: got 'maxpool', expected one of max_pool"):
         UNet(downsampling="maxpool")
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+def test_recomputing_changes_no_number(norm: str) -> None:
+    torch.manual_seed(0)
+    plain = UNet(in_channels=2, widths=[4, 8, 16], norm=norm)
+    saving = UNet(in_channels=2, widths=[4, 8, 16], norm=norm, recompute=True)
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 2, 20, 28)
+    for net in (plain, saving):
+        for _ in range(2):
+            net(image).square().sum().backward()
+    for (name, one), (_, other) in zip(
+        plain.named_parameters(), saving.named_parameters(), strict=True
+    ):
+        assert torch.equal(one.grad, other.grad), name
+    for name, buffer in plain.state_dict().items():
+        assert torch.equal(buffer, saving.state_dict()[name]), name
+    # And it keeps less until the backward pass.
+    kept = []
+    for net in (plain, saving):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, sizes=sizes: (sizes.append(x.numel()), x)[1], lambda x: x
+        ):
+            net(image)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 2

@@ -1,55 +1,63 @@
 import csv
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import HEIGHT, WIDTH, make_config, write_pairs
+import yaml
+from conftest import assert_same_run, make_config, states_equal, write_pairs
 from PIL import Image
 
 import unet.training
 from unet import load_model, predict
-from unet.checkpoint import load_checkpoint
+from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.config import (
+    Config,
     OptimizerConfig,
-    ScheduleConfig,
-    config_from_dict,
     config_to_dict,
     load_config,
 )
+from unet.data import BatchStream
+from unet.model import UNet
+from unet.stopping import Stopped
+from unet.tracking import Tracker
 from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
-
-
-def states_equal(a: object, b: object) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(states_equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(states_equal, a, b))
-    return a == b
 
 
 def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
     config = make_config(data_root)
     assert train(config) == Path("runs/tiny")
     files = sorted(str(path.relative_to("runs/tiny")) for path in Path("runs/tiny").rglob("*.*"))
-    assert files == [
+    assert [path for path in files if not path.startswith("tensorboard")] == [
         "best.pt",
         "config.yaml",
+        "curves.png",
         "last.pt",
         "metrics.csv",
         "previews/epoch_0001.png",
         "previews/epoch_0002.png",
         "previews/epoch_0003.png",
+        "previous.pt",
     ]
     assert load_config(Path("runs/tiny/config.yaml")) == config
     with Path("runs/tiny/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
-    assert float(rows[-1]["lr"]) == 0
+    # Of the epoch's last update: cos(pi / 2 * 5 / 6) squared.
+    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * 0.0669873)
     assert 0 <= float(rows[-1]["iou_box"]) <= 1
     with Image.open("runs/tiny/previews/epoch_0003.png") as picture:
         assert picture.size[0] > 3 * 256
@@ -57,7 +65,7 @@ def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
 
 def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(make_config(data_root, "train.epochs=25", "train.validate_every=25"))
-    row = load_checkpoint(run / "best.pt")["history"][-1]
+    row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
     assert row["mean_iou"] > 0.9
     assert f"next:     unet evaluate {run / 'best.pt'}" in capsys.readouterr().out
     # And the checkpoint alone segments an image that it has never seen, to the mask's values.
@@ -69,64 +77,338 @@ def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ((ids == 1) == truth).mean() > 0.95
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resumed_equals_uninterrupted(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Send SIGTERM in each of these steps (counted from 1), once."""
+    left, note = set(steps), Tracker.step
+
+    def step(tracker: Tracker, number: int, *numbers: float) -> None:
+        note(tracker, number, *numbers)
+        if number in left:
+            left.remove(number)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "step", step)
+
+
+def train_in_parts(config: Config) -> Path:
+    """Train, and resume as often as a signal comes."""
+    resume = False
+    while True:
+        try:
+            return train(config, resume=resume)
+        except Stopped:
+            resume = True
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.num_workers=2"],
+        ["train.precision=bfloat16", "train.num_workers=1"],
+        ["train.precision=float16", "optimizer.name=sgd"],
+        ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
+        ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
+        ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
+    ],
+    ids=["plain", "workers", "bfloat16", "float16", "average", "recompute", "plateau"],
+)
+def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
-    overrides = ["train.epochs=4", "schedule.warmup_epochs=1", f"train.num_workers={num_workers}"]
-    train(make_config(data_root, "name=whole", *overrides))
-
-    write, calls = unet.training._write_metrics, []
-
-    def interrupted(path: Path, history: list) -> None:
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        write(path, history)
-
-    monkeypatch.setattr(unet.training, "_write_metrics", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(make_config(data_root, "name=parts", *overrides))
-    train(make_config(data_root, "name=parts", *overrides), resume=True)
-
-    whole, parts = (load_checkpoint(Path("runs") / n / "last.pt") for n in ("whole", "parts"))
-    for part in ("model", "optimizer", "schedule", "scaler", "history"):
-        assert states_equal(whole[part], parts[part]), part
-    assert sorted(path.name for path in Path("runs/parts").iterdir()) == sorted(
-        path.name for path in Path("runs/whole").iterdir()
-    )
+    config = ["train.epochs=4", "schedule.warmup_epochs=1", *overrides]
+    whole = train(make_config(data_root, "name=whole", *config))
+    stop_at(monkeypatch, 1, 2, 3)
+    parts = train_in_parts(make_config(data_root, "name=parts", *config))
+    assert_same_run(whole, parts)
 
 
-def test_a_run_that_exists_is_not_overwritten_unasked(data_root: Path) -> None:
-    config = make_config(data_root, "train.epochs=1")
-    before = (train(config) / "last.pt").stat().st_mtime_ns
-    with pytest.raises(FileExistsError, match=r"runs.tiny: exists; pass --resume"):
+def test_what_a_network_draws_by_lot_is_the_same_after_resuming(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_dropout(config: Config, device: torch.device) -> UNet:
+        net = build_net(config, device)
+        net.head = torch.nn.Sequential(torch.nn.Dropout(0.5), net.head)
+        return net
+
+    monkeypatch.setattr("unet.training.build_net", with_dropout)
+    whole = train(make_config(data_root, "name=whole"))
+    stop_at(monkeypatch, 1, 4)
+    assert_same_run(whole, train_in_parts(make_config(data_root, "name=parts")))
+
+
+def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:
+    runs = [
+        train(make_config(data_root, f"name=workers{number}", f"train.num_workers={number}"))
+        for number in (0, 2)
+    ]
+    states = [load_checkpoint(run / "last.pt") for run in runs]
+    assert states_equal(states[0]["model"], states[1]["model"])
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_signal_during_validation_ends_it(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    whole = train(make_config(data_root, "name=whole", "train.average=0.9"))
+    count, logits = 0, SegmentationModel.logits
+
+    def stopping(model: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == times:
+            signal.raise_signal(signal.SIGINT)
+        return logits(model, image)
+
+    monkeypatch.setattr(SegmentationModel, "logits", stopping)
+    config = make_config(data_root, "name=parts", "train.average=0.9")
+    with pytest.raises(Stopped):
         train(config)
-    assert Path("runs/tiny/last.pt").stat().st_mtime_ns == before
-    train(config, overwrite=True)
-    assert Path("runs/tiny/last.pt").stat().st_mtime_ns != before
+    state = load_checkpoint(Path("runs/parts/last.pt"))["progress"]
+    assert (state["step"], state["history"]) == (2, [])
+    assert_same_run(whole, train(config, resume=True))
 
 
-def test_only_a_runs_folder_is_deleted(data_root: Path) -> None:
-    Path("runs/tiny").mkdir(parents=True)
-    Path("runs/tiny/thesis.txt").touch()
-    with pytest.raises(FileExistsError, match=r"holds no config\.yaml and is no run's folder"):
-        train(make_config(data_root), overwrite=True)
-    assert Path("runs/tiny/thesis.txt").exists()
+def kill(config: Path, seconds: float) -> None:
+    """Train by the command, and kill it after this time; its loaders end by themselves."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", "train", str(config), "name=parts", "--resume"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    while b"results go to" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    process.stdout.close()
 
 
-def test_resuming_with_another_config_shows_the_difference(data_root: Path) -> None:
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path, tmp_path: Path) -> None:
+    overrides = ["train.epochs=200", "train.save_steps=1", "train.num_workers=1",
+                 "train.validate_every=20"]  # fmt: skip
+    path = tmp_path / "tiny.yaml"
+    settings = config_to_dict(make_config(data_root, *overrides))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    for seconds in (0.2, 0.9, 1.6):
+        kill(path, seconds)
+    step = load_checkpoint(Path("runs/parts/last.pt"))["progress"]["step"]
+    assert 0 < step < 400
+    parts = train(make_config(data_root, "name=parts", *overrides), resume=True)
+    assert_same_run(train(make_config(data_root, "name=whole", *overrides)), parts)
+    assert not list(parts.rglob(".*.tmp"))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path) -> None:
+    config = make_config(data_root, "train.save_steps=1", "train.average=0.9")
+    size = (train(make_config(data_root, "name=other")) / "last.pt").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(_: Tracker, step: int, *__: float) -> None:
+        if step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "step", fill_the_disk)
+        try:
+            with pytest.raises(OSError, match=r"File too large: 'runs/tiny/next\.pt'"):
+                train(config)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"] == 2
+    assert not list(Path("runs/tiny").rglob(".*.tmp"))
+    run = train(config, resume=True)
+    whole = train(make_config(data_root, "name=whole", "train.save_steps=1", "train.average=0.9"))
+    assert_same_run(whole, run)
+
+
+def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: Path) -> None:
+    overrides = ["optimizer={name: sgd, lr: 1e+30}", "model.norm=none", "train.save_steps=1"]
+    with pytest.raises(FloatingPointError) as caught:
+        train(make_config(data_root, *overrides))
+    found = re.fullmatch(
+        r"train: (the loss|a gradient) is (nan|-?inf) in step (\d), at a learning rate of \S+, on "
+        r"the samples (\d(?:, \d)*); the weights were not changed by it, and runs/tiny/last\.pt is "
+        r"whole\. .*lower optimizer\.lr.*",
+        str(caught.value),
+    )
+    assert found is not None, caught.value
+    step = int(found[3])
+    state = load_checkpoint(Path("runs/tiny/last.pt"))
+    assert state["progress"]["step"] == step - 1
+    assert all(weights.isfinite().all() for weights in state["model"].values())
+    # The samples are those of the step.
+    stems = state["train_stems"]
+    places = BatchStream(len(stems), 2, 0, 0, 9).places(step - 1)
+    assert found[4] == ", ".join(dict.fromkeys(stems[index] for _, index in places))
+
+
+def test_steps_that_float16_skips_are_counted(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**40)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    run = train(make_config(data_root, "train.precision=float16", "train.epochs=20"))
+    history = load_checkpoint(run / "last.pt")["progress"]["history"]
+    skipped = [row["skipped_steps"] for row in history]
+    assert skipped[0] == 2
+    assert 2 < skipped[-1] < 35
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    shown = capsys.readouterr().out
+    assert f"float16 skipped {skipped[-1]} of 40 steps" in shown
+    assert "  2 steps skipped" in shown
+
+
+def test_float16_does_not_skip_for_ever(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: Config, device: torch.device) -> UNet:
+        net = build_net(config, device)
+        net.head.weight.register_hook(lambda gradient: gradient * math.inf)
+        return net
+
+    monkeypatch.setattr("unet.training.build_net", broken)
+    monkeypatch.setattr("unet.step._SMALLEST_SCALE", 2.0**10)
+    with pytest.raises(FloatingPointError, match=r"a gradient is (nan|inf) in step 8"):
+        train(make_config(data_root, "train.precision=float16", "train.epochs=20"))
+
+
+def test_too_little_memory_comes_with_advice(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("unet.training.TrainingStep.gradients", fail)
+    with pytest.raises(MemoryError) as caught:
+        train(make_config(data_root, "train.batch_size=4", "augment.crop=[512, 384]"))
+    assert str(caught.value) == (
+        "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); a step has batches of 4 "
+        "crops of 512 x 384: set train.batch_size=2 with train.accumulate=2 (the same samples in a "
+        "step, half of the memory), or train.recompute=true (slower), or augment.crop=[256,192], "
+        "or smaller model.widths"
+    )
+    with pytest.raises(MemoryError, match=r"1 crops of 24 x 32: set augment.crop=\[16,16\], or sm"):
+        train(make_config(data_root, "train.batch_size=1", "train.recompute=true", "name=b"))
+
+
+def test_a_run_begins_with_other_weights(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = train(make_config(data_root, "train.epochs=2")) / "best.pt"
+    init = f"train.init_from={before}"
+    slow = "optimizer={name: sgd, lr: 1e-12, weight_decay: 0}"
+    run = train(make_config(data_root, "name=same", "train.epochs=1", init, slow))
+    weights, now = (load_checkpoint(path)["model"] for path in (before, run / "last.pt"))
+    parameters = dict(load_model(before).net.named_parameters())
+    for key in parameters:
+        torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
+
+    three = "data.classes={ground: 0, box: 200, sky: 7}"
+    capsys.readouterr()
+    run = train(make_config(data_root, "name=three", "train.epochs=1", init, slow, three))
+    assert "has the classes ground, box; here they are ground, box, sky: the head begins anew" in (
+        capsys.readouterr().out
+    )
+    now = load_checkpoint(run / "last.pt")["model"]
+    assert now["head.weight"].shape[0] == 3
+    for key in parameters:
+        if not key.startswith("head."):
+            torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
+
+    with pytest.raises(ValueError, match=r"the weights do not fit .* 'widths': \[4, 8\].*:\nstem"):
+        train(make_config(data_root, "name=wide", init, "model.widths=[8, 8]"))
+    assert not Path("runs/wide").exists()
+    with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
+        train(make_config(data_root, "name=none", "train.init_from=no.pt"))
+
+
+def test_a_run_ends_early_when_the_score_no_longer_grows(
+    data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.1, 0.3, 0.2, 0.3, 0.2])
+    real = unet.training.scores
+    monkeypatch.setattr(
+        "unet.training.scores", lambda matrix: replace(real(matrix), mean_iou=next(scores))
+    )
+    config = make_config(data_root, "train.epochs=9", "train.patience=2")
+    run = train(config)
+    history = load_checkpoint(run / "last.pt")["progress"]["history"]
+    assert [row["mean_iou"] for row in history] == [0.1, 0.3, 0.2, 0.3]
+    assert "ended early, after epoch 4: no better score" in capsys.readouterr().out
+    train(config, resume=True)
+    assert "the run is complete: there is nothing left to train" in capsys.readouterr().out
+
+
+def test_an_epoch_may_have_a_number_of_steps(data_root: Path) -> None:
+    config = make_config(data_root, "train.steps_per_epoch=5", "train.epochs=2")
+    history = load_checkpoint(train(config) / "last.pt")["progress"]["history"]
+    assert [(row["epoch"], row["step"]) for row in history] == [(1, 5), (2, 10)]
+
+
+def test_gradients_of_several_batches_are_those_of_one(data_root: Path) -> None:
+    same = ["model.norm=none", "loss.dice=0", "train.epochs=4", "optimizer={name: sgd, lr: 0.01}"]
+    one = train(make_config(data_root, "name=one", "train.batch_size=4", *same))
+    two = train(make_config(data_root, "name=two", "train.accumulate=2", *same))
+    a, b = (load_checkpoint(run / "last.pt")["model"] for run in (one, two))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key])
+
+
+def test_averaged_weights_are_scored_and_saved_beside_the_raw_ones(data_root: Path) -> None:
+    run = train(make_config(data_root, "train.average=0.6"))
+    raw = train(make_config(data_root, "name=raw"))
+    state, other = (load_checkpoint(one / "last.pt") for one in (run, raw))
+    assert states_equal(state["raw_model"], other["model"])
+    assert not states_equal(state["model"], other["model"])
+    assert "raw_model" in load_checkpoint(run / "best.pt")
+    rows, raw_rows = (one["progress"]["history"] for one in (state, other))
+    assert [row["raw_mean_iou"] for row in rows] == [row["mean_iou"] for row in raw_rows]
+    assert [row["mean_iou"] for row in rows] != [row["mean_iou"] for row in raw_rows]
+    model = load_model(run / "last.pt")
+    assert states_equal(dict(model.net.state_dict()), dict(state["model"]))
+
+
+def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    class Watched(unet.training.TrainingStep):
+        def gradients(self, batches: Iterable) -> tuple[float, float]:
+            seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
+            seen["recompute"] = self._net.recompute
+            seen["clip"] = self.clip_grad_norm
+            weight = self._net.stem[3].weight
+            seen["channels_last"] = weight.is_contiguous(memory_format=torch.channels_last)
+            return super().gradients(batches)
+
+    monkeypatch.setattr("unet.training.TrainingStep", Watched)
     train(make_config(data_root, "train.epochs=1"))
-    with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.01 and is now 0\.02"):
-        train(make_config(data_root, "train.epochs=1", "optimizer.lr=0.02"), resume=True)
-    # These do not change the weights.
-    train(make_config(data_root, "train.epochs=1", "train.num_workers=1"), resume=True)
+    assert seen == {"deterministic": False, "recompute": False, "clip": None, "channels_last": True}
+    train(make_config(data_root, "name=b", "train={epochs: 1, num_workers: 0, recompute: true, "
+                      "deterministic: true, clip_grad_norm: 2, channels_last: false}"))  # fmt: skip
+    assert seen == {"deterministic": True, "recompute": True, "clip": 2.0, "channels_last": False}
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_resuming_nothing_is_refused(data_root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"last\.pt: there is nothing to resume"):
-        train(make_config(data_root), resume=True)
-    assert not Path("runs/tiny").exists()
+def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"sync_batch_norm: torch has it for CUDA only"):
+        train(make_config(data_root, "train.sync_batch_norm=true", "train.device=cpu"))
+
+
+def test_resuming_keeps_the_normalization_to_the_last_digit(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data_root, "train.epochs=2")
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        train(config)
+    last = Path("runs/tiny/last.pt")
+    state = load_checkpoint(last)
+    changed = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
+    state["normalization"]["mean"] = changed
+    torch.save(state, last)
+    train(config, resume=True)
+    assert load_checkpoint(last)["progress"]["step"] == 4
+    assert load_checkpoint(last)["normalization"]["mean"] == changed
 
 
 def test_faults_on_both_sides_of_the_split_are_reported_together(data_root: Path) -> None:
@@ -135,22 +417,6 @@ def test_faults_on_both_sides_of_the_split_are_reported_together(data_root: Path
     with pytest.raises(ValueError, match="cannot be read") as caught:
         train(make_config(data_root, "data.validation={stems: ['3', '4']}"))
     assert len(str(caught.value).splitlines()) == 4
-
-
-def test_a_run_without_a_checkpoint_is_not_said_to_resume(data_root: Path) -> None:
-    Path("runs/tiny").mkdir(parents=True)
-    Path("runs/tiny/config.yaml").touch()
-    with pytest.raises(FileExistsError, match=r"exists; pass --overwrite to delete it"):
-        train(make_config(data_root))
-
-
-def test_resuming_a_complete_run_says_so(
-    data_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = make_config(data_root, "train.epochs=1")
-    train(config)
-    train(config, resume=True)
-    assert "the run is complete: there is nothing left to train" in capsys.readouterr().out
 
 
 def test_wrong_data_leaves_no_run(data_root: Path) -> None:
@@ -171,54 +437,6 @@ def test_images_of_many_sizes_need_a_crop(data_root: Path) -> None:
     train(make_config(data_root, "augment.crop=", "train.batch_size=1", "train.epochs=1"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data_root: Path) -> None:
-    overrides = ["optimizer={name: sgd, lr: 1e+30}", "model.norm=none"]
-    with pytest.raises(FloatingPointError, match=r"the loss is \w+ in epoch .*lower optimizer\.lr"):
-        train(make_config(data_root, *overrides))
-
-
-def test_resuming_needs_the_same_images(data_root: Path) -> None:
-    config = make_config(data_root, "train.epochs=1")
-    train(config)
-    image = data_root / "images" / "0.png"
-    before = image.read_bytes()
-    for path in (data_root / "images").iterdir():
-        Image.new("L", (WIDTH, HEIGHT), int(path.stem)).save(path)
-    with pytest.raises(ValueError, match="images or masks have changed since the run began"):
-        train(config, resume=True)
-    image.write_bytes(before)
-    write_pairs(data_root / "more", 1, seed=8)
-    for folder in ("images", "masks"):
-        (data_root / "more" / folder / "0.png").rename(data_root / folder / "9.png")
-    with pytest.raises(ValueError, match=r"had other images \(4 train_stems, now 5\)"):
-        train(config, resume=True)
-
-
-def test_resuming_keeps_the_normalization_to_the_last_digit(data_root: Path) -> None:
-    config = make_config(data_root, "train.epochs=2")
-    last = train(config) / "last.pt"
-    state = load_checkpoint(last)
-    del state["history"][1]
-    changed = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
-    state["normalization"]["mean"] = changed
-    torch.save(state, last)
-    train(config, resume=True)
-    assert len(load_checkpoint(last)["history"]) == 2
-    assert load_checkpoint(last)["normalization"]["mean"] == changed
-
-
-@pytest.mark.parametrize("folder", ["images", "masks"])
-def test_resuming_notices_files_that_have_changed(data_root: Path, folder: str) -> None:
-    config = make_config(data_root, "train.epochs=1", "data.normalization=image")
-    train(config)
-    with Image.open(data_root / folder / "3.png") as image:
-        pixels = np.array(image)
-    pixels[0, 0] = 200
-    Image.fromarray(pixels).save(data_root / folder / "3.png")
-    with pytest.raises(ValueError, match="images or masks have changed since the run began"):
-        train(config, resume=True)
-
-
 def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:
     train(make_config(data_root, "train.epochs=1", "schedule.warmup_epochs=0.9"))
 
@@ -226,21 +444,6 @@ def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:
 def test_validating_on_the_training_images_is_refused(data_root: Path) -> None:
     with pytest.raises(ValueError, match=r"of which data\.images names files too"):
         train(make_config(data_root, "data.validation={images: images, masks: masks}"))
-
-
-def test_resuming_in_another_precision_is_refused(data_root: Path) -> None:
-    train(make_config(data_root, "train.epochs=1"))
-    with pytest.raises(ValueError, match=r"computed in float32, here it would be torch\.bfloat16"):
-        train(make_config(data_root, "train.epochs=1", "train.precision=bfloat16"), resume=True)
-
-
-def test_resuming_with_the_classes_turned_around_is_refused(data_root: Path) -> None:
-    config = make_config(data_root, "train.epochs=1")
-    train(config)
-    settings = config_to_dict(config)
-    settings["data"]["classes"] = {"box": 200, "ground": 0}
-    with pytest.raises(ValueError, match=r"the order of data\.classes was ground, box"):
-        train(config_from_dict(settings), resume=True)
 
 
 def test_the_optimizer_has_the_settings_of_the_config() -> None:
@@ -260,7 +463,7 @@ def test_validation_in_folders_of_their_own(data_root: Path) -> None:
     write_pairs(data_root / "held_out", 2, seed=5)
     validation = "data.validation={images: held_out/images, masks: held_out/masks}"
     run = train(make_config(data_root, validation, "train.epochs=1"))
-    assert load_checkpoint(run / "last.pt")["history"][-1]["epoch"] == 1
+    assert load_checkpoint(run / "last.pt")["progress"]["history"][-1]["epoch"] == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -272,26 +475,8 @@ def test_optimizers_and_precisions_train(data_root: Path, optimizer: str, precis
         f"train.precision={precision}",
         "schedule={name: polynomial, power: 0.9}",
     ]
-    history = load_checkpoint(train(make_config(data_root, *overrides)) / "last.pt")["history"]
+    history = load_checkpoint(train(make_config(data_root, *overrides)) / "last.pt")["progress"][
+        "history"
+    ]
     losses = [row["train_loss"] for row in history]
     assert losses[1] < losses[0]
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (ScheduleConfig(warmup_epochs=1), [1 / 5, 2 / 5, 3 / 5, 4 / 5, 1, None, 0.5, None, 0]),
-        (ScheduleConfig(name="polynomial", power=2.0), [1, None, None, None, 0.25, None, None, None,
-                                                        0]),
-    ],
-)  # fmt: skip
-def test_schedules_warm_up_and_fall_to_0(
-    config: ScheduleConfig, expected: list[float | None]
-) -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
-    schedule = unet.training._schedule(config, optimizer, epoch_steps=4, epochs=2)
-    for factor in expected:
-        if factor is not None:
-            assert schedule.get_last_lr()[0] == pytest.approx(2 * factor)
-        optimizer.step()
-        schedule.step()

@@ -251,14 +251,18 @@ def _split(
     config: Config, everything: Sequence[Pair], kept: np.ndarray, present: np.ndarray
 ) -> np.ndarray:
     """For the pairs kept: 0 for those to train on, 1 for those to score, -1 for others."""
-    validation, seed = config.data.validation, config.train.seed
+    validation = config.data.validation
     pairs = [everything[i] for i in kept.tolist()]
     if validation.fraction is not None:
         shares = (1 - validation.fraction, validation.fraction)
-        return split_by_lot(pairs, present, shares, seed, validation.group)
+        return split_by_lot(pairs, present, shares, validation.seed, validation.group)
     if validation.folds is not None:
         parts = split_by_lot(
-            pairs, present, (1 / validation.folds,) * validation.folds, seed, validation.group
+            pairs,
+            present,
+            (1 / validation.folds,) * validation.folds,
+            validation.seed,
+            validation.group,
         )
         return np.array([int(part == validation.fold) for part in parts.tolist()])
     if validation.split is not None:

@@ -1,7 +1,8 @@
 """Checkpoints: one file that is all a model needs, to be used or trained on."""
 
+import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from unet.atomic import atomic_path
 from unet.check import class_map
 from unet.config import Config, config_from_dict, config_to_dict, differences
 from unet.data import Normalization
-from unet.device import pick_device, pick_dtype
+from unet.device import memory_advice, pick_device, pick_dtype
 from unet.masks import ClassMap, Colour
 from unet.model import UNet
 from unet.tiling import sliding_window
 
-_FORMAT, _VERSION = "unet checkpoint", 2
+_FORMAT, _VERSION = "unet checkpoint", 3
 
 # Where files lie and how a model is run may change after training; what it has learned may not.
 _FREE_TO_CHANGE = (
@@ -48,6 +49,7 @@ class SegmentationModel:
         val_stems: the images that were kept from training.
         palette: of the training masks, if they have one.
         device: where it runs.
+        others: models of the same classes, whose probabilities are averaged with its own.
     """
 
     net: UNet
@@ -56,6 +58,7 @@ class SegmentationModel:
     val_stems: tuple[str, ...]
     palette: tuple[Colour, ...] | None
     device: torch.device
+    others: tuple["SegmentationModel", ...] = ()
 
     @property
     def classes(self) -> ClassMap:
@@ -64,26 +67,46 @@ class SegmentationModel:
 
     @torch.inference_mode()
     def logits(self, image: Tensor) -> Tensor:
-        """Score every class: normalised image (C, H, W) -> logits (K, H, W) on the device.
+        """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W) on the device.
 
-        Images larger than the config's `tiling.size` go through in blended tiles.
+        Images larger than the config's `tiling.size` go through in blended tiles. With others,
+        the logits are the logarithms of the mean probabilities.
         """
+        if self.others:
+            models = (replace(self, others=()), *self.others)
+            return torch.stack([model.logits(image).softmax(0) for model in models]).mean(0).log()
         self.net.eval()
-        dtype = pick_dtype(self.config.train.precision, self.device)
-        batch = image[None].to(self.device, memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            tiling = self.config.tiling
+        dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
+        batch = self.normalization(image)[None].to(
+            self.device, memory_format=memory_format(self.config)
+        )
+        with (
+            torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+            memory_advice(
+                f"an image of {image.shape[1]} x {image.shape[2]} pixels goes through in tiles of "
+                f"{tiling.size[0]} x {tiling.size[1]}: lower tiling.size"
+            ),
+        ):
             return sliding_window(self.net, batch, tiling.size, tiling.overlap, self.net.factor)[0]
 
     def predict(self, image: Tensor) -> Tensor:
         """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8."""
-        return self.logits(self.normalization(image)).argmax(0).to("cpu", torch.uint8)
+        return self.logits(image).argmax(0).to("cpu", torch.uint8)
 
 
 def build_net(config: Config, device: torch.device) -> UNet:
-    """Make the config's network with fresh weights, in channels_last on the device."""
-    net = UNet(**vars(config.model), num_classes=len(config.data.classes)).to(device)
-    return net.to(memory_format=torch.channels_last)
+    """Make the config's network with fresh weights on the device."""
+    net = UNet(
+        **vars(config.model),
+        num_classes=len(config.data.classes),
+        recompute=config.train.recompute,
+    )
+    return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload,no-any-return]
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """Return how a config lays out images and weights in memory."""
+    return torch.channels_last if config.train.channels_last else torch.contiguous_format
 
 
 def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]) -> None:
@@ -104,8 +127,9 @@ def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]
         "model": model.net.state_dict(),
         **states,
     }
-    with atomic_path(path) as temporary:
-        torch.save(contents, temporary)
+    # Through a file of Python's own, whose errors say what the disk said.
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(contents, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -120,6 +144,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
         raise ValueError(
@@ -140,20 +167,36 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_model(
-    path: str | Path, device: str | None = None, overrides: Sequence[str] = ()
+    path: str | Path | Sequence[str | Path],
+    device: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> SegmentationModel:
     """Load a trained model from its checkpoint alone.
 
     Args:
-        path: a best.pt or last.pt.
+        path: a best.pt or last.pt; several for a model that averages their probabilities.
         device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
         overrides: changes to the config, such as `tiling.overlap=64`, of where files lie and how
             the model is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, or an override does not fit it.
+        ValueError: if it is no checkpoint, an override does not fit it, or several do not have the
+            same classes and channels.
     """
+    if not isinstance(path, str | Path):
+        first, *others = (load_model(one, device, overrides) for one in path)
+        for one, other in zip(path[1:], others, strict=True):
+            ours, theirs = (
+                f"the classes {', '.join(model.classes.names)} and {model.net.in_channels} channels"
+                for model in (first, other)
+            )
+            if ours != theirs:
+                raise ValueError(
+                    f"{one}: got {theirs}, expected those of {path[0]}, {ours}; only models that "
+                    "agree are averaged"
+                )
+        return replace(first, others=tuple(others))
     contents = load_checkpoint(Path(path))
     config = config_from_dict(contents["config"], overrides, where=str(path))
     trained = config_from_dict(contents["config"], where=str(path))

@@ -4,12 +4,16 @@ import argparse
 import io
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
+from types import FrameType
 
 import yaml
 
@@ -18,15 +22,23 @@ from unet.config import config_from_dict, load_config
 # What a setting looks like: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
 _SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
 
-# What torch says on CUDA, what its CPU allocator says, and what numpy says.
-_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
+# What gloo and nccl say when the process at the other end is gone.
+_LOST_PROCESS = re.compile(
+    "Connection (closed|reset|refused)|Broken pipe|remote process exited|NCCL error", re.IGNORECASE
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done, 1 faults found by check, 2 wrong input, 130 interrupted.
+    0 done, 1 faults found by check, 2 wrong input, 130 and 143 interrupted.
     """
+    rank = os.environ.get("RANK", "0")
+    who = f"process {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    if rank != "0":  # the first process speaks for all
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, we say
@@ -55,32 +67,54 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = text.splitlines()[-1].partition(": ")[2]
         if isinstance(error, OSError) and error.strerror:  # the system's, not ours
             text = f"{error.filename}: {error.strerror}; check the path, its rights and the space"
-        print(f"error: {text}", file=sys.stderr)
+        if rank == "0" or _has_joined():  # else it is what the first process says, too
+            print(f"{who}error: {text}", file=sys.stderr)
         return 2
-    except (RuntimeError, MemoryError) as error:
-        if arguments.traceback or not _OUT_OF_MEMORY.search(str(error)):
+    except MemoryError as error:
+        if arguments.traceback:
+            traceback.print_exc()
+        print(f"{who}error: {str(error) or 'out of memory'}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        lost = who and _LOST_PROCESS.search(str(error))
+        worker = re.search(r"DataLoader worker \(pid.*", str(error))
+        if arguments.traceback or not (lost or worker):
             raise
-        print(
-            "error: out of memory; lower augment.crop, train.batch_size or model.widths, or for "
-            f"large images tiling.size ({str(error).strip().splitlines()[-1][:200]})",
-            file=sys.stderr,
-        )
+        if lost:
+            text = "another process is gone, and with it this one; see what it said"
+        else:
+            assert worker is not None
+            text = f"{worker.group()}; lower train.num_workers or data.cache if memory ran out"
+        print(f"{who}error: {text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"{who}{str(error) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(error, "signum", signal.SIGINT)
+
+
+def _has_joined() -> bool:
+    """Whether this process works with others; of torch only if it was needed."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and bool(distributed.is_initialized())
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """End as after Ctrl-C, with what is half-written removed."""
+    raise SystemExit(128 + signum)
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    folds = arguments.folds is not None
+    if folds:
+        overrides = [*overrides, "data.validation.fold=0"]
     config = load_config(arguments.config, overrides)
+    from unet.series import train_series
     from unet.training import train
 
-    try:
+    if folds or config.train.seeds > 1:
+        train_series(config, folds, resume=arguments.resume, overwrite=arguments.overwrite)
+    else:
         train(config, resume=arguments.resume, overwrite=arguments.overwrite)
-    except KeyboardInterrupt:
-        if (Path("runs") / config.name / "last.pt").exists():
-            print("\nthe same command with --resume goes on from the last validation", end="")
-        raise
 
 
 def _init(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -132,7 +166,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from unet.evaluation import evaluate
 
     evaluate(
-        arguments.checkpoint,
+        arguments.checkpoints,
         overrides,
         images=arguments.images,
         masks=arguments.masks,
@@ -144,9 +178,17 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from unet.prediction import predict_files
 
+    # Images never end in .pt.
+    checkpoints = list(takewhile(lambda path: path.endswith(".pt"), arguments.paths))
+    inputs = arguments.paths[len(checkpoints) :]
+    if not checkpoints or not inputs:
+        raise ValueError(
+            f"predict: got {' '.join(arguments.paths)}, expected a checkpoint (or several), which "
+            "ends in .pt, and then images"
+        )
     predict_files(
-        arguments.checkpoint,
-        arguments.inputs,
+        [Path(path) for path in checkpoints],
+        inputs,
         arguments.out,
         draw_overlay=arguments.overlay,
         overwrite=arguments.overwrite,
@@ -175,7 +217,12 @@ def parser() -> argparse.ArgumentParser:
         "train", parents=[shared], epilog=settings, help="train the model of a config file"
     )
     train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
-    train.add_argument("--resume", action="store_true", help="continue the run from its last.pt")
+    train.add_argument(
+        "--resume", action="store_true", help="continue the run from its last.pt, if there is one"
+    )
+    train.add_argument(
+        "--folds", choices=["all"], help="train each of data.validation.folds in turn"
+    )
     train.set_defaults(run=_train)
 
     init = commands.add_parser(
@@ -199,7 +246,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate", parents=[shared], epilog=settings, help="score a checkpoint"
     )
-    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    evaluate.add_argument(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="best.pt or last.pt; several are averaged",
+    )
     evaluate.add_argument(
         "--images", metavar="DIR", help="score this folder or pattern, not the validation split"
     )
@@ -216,9 +269,11 @@ def parser() -> argparse.ArgumentParser:
     predict = commands.add_parser(
         "predict", parents=[shared], epilog=settings, help="write masks for images"
     )
-    predict.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
     predict.add_argument(
-        "inputs", nargs="+", metavar="IMAGES", help="files, folders or glob patterns"
+        "paths",
+        nargs="+",
+        metavar="CHECKPOINT [CHECKPOINT ...] IMAGES",
+        help="best.pt or last.pt (several are averaged), then files, folders or glob patterns",
     )
     predict.add_argument(
         "-o", "--out", type=Path, metavar="DIR", required=True, help="folder for the masks"

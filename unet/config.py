@@ -26,13 +26,14 @@ MaskValues = (
     | str
 )
 Size = tuple[Positive, Positive]
+Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Which pairs are kept from training, to be scored. One way of the five, and perhaps group."""
 
-    # Share of the pairs, drawn by train.seed, of every combination of classes alike.
+    # Share of the pairs, drawn by lot, of every combination of classes alike.
     fraction: Annotated[float, Range(above=0, maximum=0.9)] | None = None
     # The pairs of these stems (see data.images), or a file of data.root with one on each line.
     stems: tuple[str, ...] | str | None = None
@@ -41,12 +42,15 @@ class ValidationConfig:
     masks: str | dict[str, str] | None = None
     # The rows of data.csv whose column split says this; those that say train are trained on.
     split: str | None = None
-    # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1.
+    # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1. unet train --folds
+    # all trains each in turn.
     folds: Annotated[int, Range(minimum=2)] | None = None
     fold: Annotated[int, Range(minimum=0)] | None = None
     # Regular expression: stems in which it finds the same (its first group, if it has one), such
     # as one patient's, stay on one side of fraction or folds.
     group: str | None = None
+    # Of the lot.
+    seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ class OptimizerConfig:
     """How weights follow their gradients."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    # Learning rate at the end of the warm-up.
+    # The highest learning rate.
     lr: Annotated[float, Range(above=0)] = 1e-3
     weight_decay: NotNegative = 1e-2
     # sgd's momentum (Nesterov's), adamw's beta1.
@@ -169,34 +173,71 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate falls to 0 at the last step."""
+    """How the learning rate goes from step to step.
 
-    name: Literal["cosine", "polynomial"] = "cosine"
-    # Epochs over which the learning rate first rises from 0.
+    cosine and polynomial fall to 0 at the last step; one_cycle rises to the highest over the first
+    three tenths, then falls; plateau falls each time that the score has stopped to improve.
+    """
+
+    name: Literal["cosine", "polynomial", "one_cycle", "constant", "plateau"] = "cosine"
+    # Epochs over which the learning rate first rises from 0; not with one_cycle, which does so.
     warmup_epochs: NotNegative = 0.0
     # Of polynomial decay: (1 - progress) ** power.
     power: Annotated[float, Range(above=0)] | None = None
+    # Of plateau: validations in a row without a better score before it falls, and by what factor.
+    patience: Annotated[int, Range(minimum=0)] | None = None
+    factor: Annotated[float, Range(above=0, maximum=0.99)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The loop."""
 
-    # Passes over the training pairs.
+    # Epochs of the run, each about a pass over the training samples.
     epochs: Positive
-    # Samples per step.
+    # Updates of the weights in an epoch; null for as many as use every sample once.
+    steps_per_epoch: Positive | None = None
+    # Samples in a batch, all processes together.
     batch_size: Positive = 4
+    # Batches whose gradients are averaged for one update of the weights.
+    accumulate: Positive = 1
+    # Gradients longer than this, all weights together, are shortened to it; null for never.
+    clip_grad_norm: Annotated[float, Range(above=0)] | None = None
+    # Decay of an exponential moving average of the weights, mostly 0.99 to 0.9999: each step takes
+    # so much of the average before (less in the first steps). The averaged weights are what is
+    # scored, saved and predicted with, the raw ones stand beside them. null for none.
+    average: Annotated[float, Range(above=0, maximum=0.99999)] | None = None
     # Epochs between two validations; the last epoch is always validated.
     validate_every: Positive = 1
+    # Validations in a row without a better score that end the run; null for never.
+    patience: Positive | None = None
     # Validation images drawn into previews/ at each validation.
     previews: Annotated[int, Range(minimum=0)] = 4
-    # Of the split, the first weights, the order of samples and the augmentation.
-    seed: Annotated[int, Range(minimum=0, maximum=2**32 - 1)] = 0
+    # last.pt is written at each validation, and when it is this old, in minutes,
+    save_minutes: NotNegative = 10.0
+    # and every so many steps; null for not.
+    save_steps: Positive | None = None
+    # Of the first weights, the order of samples and the augmentation.
+    seed: Seed = 0
+    # So many runs, with seed, seed + 1, ...
+    seeds: Positive = 1
+    # Checkpoint whose weights a new run begins with, where the layers fit.
+    init_from: str | None = None
     # auto, cpu, cuda or cuda:N. auto takes CUDA where there is one.
     device: str = "auto"
     # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32.
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # Processes that load samples; 0 loads them between the steps.
+    # Keep the channels of a pixel side by side in memory, which is mostly faster.
+    channels_last: bool = True
+    # Let torch.compile make one program of the network: slower to start, then mostly faster.
+    compile: bool = False
+    # Keep what enters each level and compute the rest again in the backward pass: less memory.
+    recompute: bool = False
+    # Let CUDA use nothing whose result changes from run to run; the CPU never does.
+    deterministic: bool = False
+    # Let batch norm see the batches of all processes as one. For several GPUs.
+    sync_batch_norm: bool = False
+    # Processes that load samples, for each that trains; 0 loads them between the steps.
     num_workers: Annotated[int, Range(minimum=0)] = 2
 
 
@@ -347,11 +388,23 @@ def _contradictions(config: Config) -> list[str]:
             f"schedule.warmup_epochs: got {schedule.warmup_epochs:g}, expected less than "
             f"train.epochs, {train.epochs}; set schedule.warmup_epochs=0 for a short run"
         )
-    if (schedule.power is not None) != (schedule.name == "polynomial"):
+    for name, key, mostly in (
+        ("polynomial", "power", 0.9),
+        ("plateau", "patience", 10),
+        ("plateau", "factor", 0.5),
+    ):
+        if (getattr(schedule, key) is not None) != (schedule.name == name):
+            faults.append(
+                f"schedule.{key}: expected a number (such as {mostly}) with schedule.name {name}, "
+                "and none with another"
+            )
+    if schedule.name == "one_cycle" and schedule.warmup_epochs:
         faults.append(
-            "schedule.power: expected a number (mostly 0.9) with schedule.name polynomial, and "
-            "none with another"
+            f"schedule.warmup_epochs: got {schedule.warmup_epochs:g}, expected 0 with one_cycle, "
+            "which has a warm-up of its own"
         )
+    if train.recompute and train.compile:
+        faults.append("train: got recompute and compile, expected one of them")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     # Tiles start at multiples of the network's factor.
@@ -422,7 +475,7 @@ def _contradictions_of_validation(data: DataConfig) -> list[str]:
     validation = data.validation
     folders = validation.images is not None or validation.masks is not None
     folds = validation.folds is not None or validation.fold is not None
-    given = [name for name, one in vars(validation).items() if one is not None]
+    given = [name for name, one in vars(validation).items() if one is not None and name != "seed"]
     ways = sum(one is not None for one in (validation.fraction, validation.stems, validation.split))
     if (
         ways + folders + folds != 1

@@ -144,15 +144,15 @@ _DTYPES = ("", "uint8", "uint16", "float32")
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Samples, each a function of (seed, epoch, index) whoever loads it.
+    """Samples, each a function of (seed, pass, index) whoever loads it.
 
     Args:
         pairs: the files.
         reader: of them.
-        normalization: of the images.
-        augment: drawn anew for every epoch and index; None for whole images as they are.
+        normalization: of the images; None for none.
+        augment: drawn anew for every pass and index; None for whole images as they are.
         seed: of all augmentations.
-        crops_per_image: samples of each pair in an epoch.
+        crops_per_image: samples of each pair in a pass.
         rare: ids of classes that a share of the crops is drawn around.
         rare_share: that share.
         decoded: what is kept in memory of these pairs.
@@ -162,7 +162,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         self,
         pairs: Sequence[Pair],
         reader: PairReader,
-        normalization: Normalization,
+        normalization: Normalization | None,
         augment: Augment | None = None,
         seed: int = 0,
         crops_per_image: int = 1,
@@ -184,17 +184,39 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.pairs) * self.crops_per_image
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """(epoch, index) -> image (C, h, w) float32 and target (h, w) int64."""
-        epoch, index = place
+        """(pass, index) -> image (C, h, w) float32 and target (h, w) int64.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if one cannot be read.
+            RuntimeError: with the file, if anything else goes wrong.
+        """
+        try:
+            return self._sample(*place)
+        except (ValueError, OSError):
+            raise  # the reader's, which name the file
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.pair(place).images[0]}: no sample could be made of it "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def pair(self, place: tuple[int, int]) -> Pair:
+        """Return the pair of files that a place stands for."""
+        return self.pairs[place[1] % len(self.pairs)]
+
+    def _sample(self, number: int, index: int) -> tuple[Tensor, Tensor]:
         which = index % len(self.pairs)
         if self.decoded is not None and which < self.decoded.count:
             pixels, ids = self.decoded[which]
         else:
             pixels, ids = self.reader(self.pairs[which])
-        image = self.normalization(torch.from_numpy(to_float(pixels)))
+        image = torch.from_numpy(to_float(pixels))
+        if self.normalization is not None:
+            image = self.normalization(image)
         if self.augment is None:
             return image, torch.from_numpy(ids).long()
-        rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, epoch, index])
+        rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, number, index])
         is_rare = self.rare_share > 0 and rng.random() < self.rare_share
         around = self._rare_pixel(ids, rng) if is_rare else None
         return self.augment(image, torch.from_numpy(ids), rng, around)
@@ -208,17 +230,55 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return None
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """The places (epoch, index) of one epoch, in an order that is a function of (seed, epoch)."""
+class BatchStream(Sampler[list[tuple[int, int]]]):
+    """Batches of places (pass, index), a function of (seed, number of the batch).
 
-    def __init__(self, size: int, seed: int) -> None:
+    One pass over all samples follows the other, each in an order of its own. Every batch is full:
+    one that a pass does not fill goes on with the next.
+
+    Args:
+        size: samples in a pass.
+        batch_size: places in a batch.
+        seed: of the orders.
+        start: the first batch.
+        stop: the one after the last.
+        share: which of so many equal parts of every batch; (0, 1) for whole batches.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        start: int,
+        stop: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self.size = size
+        self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
+        self.start = start
+        self.stop = stop
+        self.share = share
+        self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return self.size
+        return self.stop - self.start
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([_ORDER_STREAM, self.seed, self.epoch]).permutation(self.size)
-        return ((self.epoch, int(index)) for index in order)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        part, parts = self.share
+        length = self.batch_size // parts
+        for batch in range(self.start, self.stop):
+            yield self.places(batch)[part * length : (part + 1) * length]
+
+    def places(self, batch: int) -> list[tuple[int, int]]:
+        """Return the places of a whole batch."""
+        first = batch * self.batch_size
+        return [self._place(number) for number in range(first, first + self.batch_size)]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        which, i = divmod(number, self.size)
+        if which not in self._orders:
+            rng = np.random.default_rng([_ORDER_STREAM, self.seed, which])
+            self._orders = {which: rng.permutation(self.size)}
+        return which, int(self._orders[which][i])

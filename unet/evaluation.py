@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from unet import distributed
 from unet.atomic import atomic_path
 from unet.check import list_pairs, listed, pair_reader, table
 from unet.checkpoint import SegmentationModel, load_model
 from unet.data import SegmentationDataset
 from unet.metrics import Scores, confusion_matrix, scores
 from unet.pairs import Pair, find_pairs
+from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
 
 
@@ -40,31 +43,50 @@ def validation_pairs(model: SegmentationModel) -> list[Pair]:
     return [by_stem[stem] for stem in model.val_stems]
 
 
-def confusion_of_pairs(model: SegmentationModel, pairs: Sequence[Pair], what: str) -> Tensor:
+def confusion_of_pairs(
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    what: str,
+    stop: StopRequest | None = None,
+) -> Tensor:
     """Predict every image and count its pixels at the mask's own size: (K, K) int64.
+
+    The processes share the images; all return the matrix of all images.
 
     Args:
         model: to be scored.
         pairs: image and mask files.
         what: the pairs' name on the progress bar.
+        stop: looked at before each image.
+
+    Raises:
+        Stopped: if a signal has come meanwhile.
     """
     num_classes = len(model.classes.names)
-    dataset = SegmentationDataset(pairs, pair_reader(model.config), model.normalization)
     loader = DataLoader(
-        dataset,
+        SegmentationDataset(pairs, pair_reader(model.config), normalization=None),
         batch_size=None,  # images one by one, as their sizes differ
-        sampler=[(0, index) for index in range(len(pairs))],
+        sampler=distributed.share([(0, index) for index in range(len(pairs))]),
         num_workers=model.config.train.num_workers,
+        worker_init_fn=leave_signals_to_parent,
+        generator=torch.Generator(),  # or it would draw from the global one
     )
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    for image, target in tqdm(loader, what, unit="image", leave=False, disable=None):
-        prediction = model.logits(image).argmax(0).cpu()
-        matrix += confusion_matrix(prediction, target, num_classes)
-    return matrix
+    bar = tqdm(loader, what, unit="image", leave=False, disable=distributed.hide_bar())
+    # As many rounds in each process, so that all look for a signal equally often.
+    rounds = range(math.ceil(len(pairs) / distributed.world_size()))
+    for _, sample in zip_longest(rounds, bar):
+        if stop is not None:
+            stop.check()
+        if sample is not None:
+            image, target = sample
+            prediction = model.logits(image).argmax(0).cpu()
+            matrix += confusion_matrix(prediction, target, num_classes)
+    return distributed.total(matrix)
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     overrides: Sequence[str] = (),
     images: str | None = None,
     masks: str | None = None,
@@ -74,12 +96,12 @@ def evaluate(
     """Score a checkpoint, print a table and write `metrics.json`.
 
     Args:
-        checkpoint: a best.pt or last.pt.
+        checkpoints: a best.pt or last.pt; several are scored as one, their probabilities averaged.
         overrides: changes to its config, such as `data.root=...`.
         images: folder or pattern, as `data.images`, to score instead of the validation split,
             together with `masks`.
         masks: see `images`.
-        out: folder for the results; None for `evaluation_<checkpoint's stem>` beside it.
+        out: folder for the results; None for `evaluation_<checkpoint's stem>` beside the first.
         overwrite: whether to replace results that are there.
 
     Returns:
@@ -92,14 +114,16 @@ def evaluate(
     """
     if (images is None) != (masks is None):
         raise ValueError("evaluate: got one of --images and --masks, expected both or none")
-    path = (out or checkpoint.parent / f"evaluation_{checkpoint.stem}") / "metrics.json"
+    distributed.join()
+    first = checkpoints[0]
+    path = (out or first.parent / f"evaluation_{first.stem}") / "metrics.json"
     if path.parent.exists() and not path.parent.is_dir():
         raise FileExistsError(f"{path.parent}: is a file; give a folder with -o")
     if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
         )
-    model = load_model(checkpoint, overrides=overrides)
+    model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
     data = model.config.data
     if images is not None and (data.channels is not None or isinstance(data.masks, dict)):
         raise ValueError(
@@ -110,15 +134,27 @@ def evaluate(
         pairs, faults = find_pairs(Path(), [images], masks, data.stacks)
         source = f"{images} and {masks}"
     else:
+        if strangers := [one for one in model.others if one.val_stems != model.val_stems]:
+            raise ValueError(
+                f"evaluate: got checkpoints with other validation images ({len(strangers)} of "
+                f"{len(checkpoints)}), which the rest have been trained on; give images that none "
+                "has seen with --images and --masks"
+            )
         pairs, faults, source = validation_pairs(model), [], "the validation split"
-    _, _, unreadable, wrong = read_pairs(pairs, pair_reader(model.config))
-    if faults := faults + unreadable + wrong:
-        raise ValueError(listed(faults))
+
+    def check() -> None:
+        _, _, unreadable, wrong = read_pairs(pairs, pair_reader(model.config))
+        if all_faults := faults + unreadable + wrong:
+            raise ValueError(listed(all_faults))
+
+    distributed.from_first(check)
     matrix = confusion_of_pairs(model, pairs, "evaluate")
+    if distributed.rank():
+        return path
     result, names = scores(matrix), model.classes.names
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {
-        "checkpoint": str(checkpoint),
+        "checkpoints": [str(checkpoint) for checkpoint in checkpoints],
         "source": source,
         "images": [pair.stem for pair in pairs],
         "rule": "all pixels of all images in one confusion matrix, ignored pixels not counted; "
@@ -129,7 +165,8 @@ def evaluate(
     }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    print(f"{checkpoint} on {len(pairs)} images of {source}\n")
+    shown = str(first) if len(checkpoints) == 1 else f"the mean of {len(checkpoints)} checkpoints"
+    print(f"{shown} on {len(pairs)} images of {source}\n")
     print(score_table(result, names))
     print()
     print(confusion_table(matrix, names))

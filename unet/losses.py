@@ -1,10 +1,15 @@
-"""Losses on logits (N, K, H, W) and a target (N, H, W) of class ids, int64."""
+"""Losses on logits (N, K, H, W) and a target (N, H, W) of class ids, int64.
+
+Under torchrun a loss is that of the samples of all processes together, in each of them.
+"""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from unet.distributed import total_with_gradient
 
 
 def cross_entropy(
@@ -14,15 +19,17 @@ def cross_entropy(
 
     0 when no pixel counts (torch's own mean is NaN then).
     """
-    total = F.cross_entropy(
-        logits.float(), target, class_weights, ignore_index=ignore_index, reduction="sum"
+    # Summed here: torch's own sum is in another order each time on CUDA.
+    losses = F.cross_entropy(
+        logits.float(), target, class_weights, ignore_index=ignore_index, reduction="none"
     )
     counted = target != ignore_index
     if class_weights is None:
         weight = counted.sum()
     else:
         weight = class_weights[target.where(counted, 0)].where(counted, 0).sum()
-    return total / weight.clamp(min=torch.finfo(torch.float32).tiny)
+    sums = total_with_gradient(torch.stack([losses.sum(), weight]))
+    return sums[0] / sums[1].clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def dice_loss(
@@ -38,13 +45,14 @@ def dice_loss(
     """
     counted = (target != ignore_index).unsqueeze(1)
     probabilities = logits.float().softmax(dim=1) * counted
-    truth = torch.zeros_like(probabilities).scatter_(
-        1, target.unsqueeze(1).where(counted, 0), counted.float()
-    )
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    truth = (target.unsqueeze(-1) == classes).movedim(-1, 1) * counted
     pixels = (0, 2, 3)
-    present = truth.sum(pixels)
-    denominator = probabilities.sum(pixels) + present
-    dice = 2 * (probabilities * truth).sum(pixels) / denominator.clamp(min=1e-6)
+    sums = total_with_gradient(
+        torch.stack([part.sum(pixels) for part in (probabilities * truth, probabilities, truth)])
+    )
+    common, predicted, present = sums[0], sums[1], sums[2]
+    dice = 2 * common / (predicted + present).clamp(min=1e-6)
     weights = (present > 0).float()
     if class_weights is not None:
         weights = weights * class_weights

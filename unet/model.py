@@ -4,13 +4,15 @@ Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with pad
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from unet.conv_transpose import ConvTranspose2d
 
@@ -92,6 +94,22 @@ class Up(nn.Module):
         return out
 
 
+@contextmanager
+def _statistics_as_they_are(level: nn.Module) -> Iterator[None]:
+    """Keep batch norm from counting a batch twice."""
+    norms: list[Any] = [
+        part for part in level.modules() if getattr(part, "track_running_stats", False)
+    ]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 class UNet(nn.Module):
     """The U-Net for images of any size.
 
@@ -101,6 +119,8 @@ class UNet(nn.Module):
         widths: channels of each level from the full image down; each further level halves it.
         norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
+        recompute: whether training keeps only what enters each level, and computes the rest again
+            in the backward pass.
 
     Raises:
         ValueError: if a number is not positive, or norm or downsampling is none of these.
@@ -113,6 +133,7 @@ class UNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256, 512, 1024),
         norm: Norm = "batch",
         downsampling: Downsampling = "max_pool",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes, *widths, len(widths)) < 1:
@@ -122,6 +143,7 @@ class UNet(nn.Module):
             )
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.recompute = recompute
         # Sizes that the levels can halve are multiples of this.
         self.factor = 2 ** (len(widths) - 1)
         levels = list(pairwise(widths))
@@ -141,12 +163,24 @@ class UNet(nn.Module):
         )
         x = F.pad(image, (0, right, 0, bottom), mode="replicate")
 
-        x = self.stem(x)
+        x = self._level(self.stem, x)
         skips = []
         for down in self.encoder:
             skips.append(x)
-            x = down(x)
+            x = self._level(down, x)
         for up, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = up(x, skip)
+            x = self._level(up, x, skip)
         logits: Tensor = self.head(x)
         return logits[..., :height, :width]
+
+    def _level(self, level: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.recompute and self.training:
+            out: Tensor = checkpoint(
+                level,
+                *inputs,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _statistics_as_they_are(level)),
+            )
+        else:
+            out = level(*inputs)
+        return out

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from unet import distributed
 from unet.checkpoint import SegmentationModel, load_model
 from unet.images import open_pixels, read_image, to_channels, to_float
 from unet.pairs import find_pairs, list_images, natural_key
@@ -42,7 +43,7 @@ def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarr
 
 
 def predict_files(
-    checkpoint: Path,
+    checkpoints: Sequence[Path],
     inputs: Sequence[str],
     out: Path,
     draw_overlay: bool = False,
@@ -51,8 +52,10 @@ def predict_files(
 ) -> list[Path]:
     """Segment image files and write a PNG mask for each, of the same stem.
 
+    The processes share the files.
+
     Args:
-        checkpoint: a best.pt or last.pt.
+        checkpoints: a best.pt or last.pt; of several the probabilities are averaged.
         inputs: files, folders, and glob patterns.
         out: folder for the masks, made if need be.
         draw_overlay: whether to write <stem>_overlay.png too, the mask over the image.
@@ -68,7 +71,8 @@ def predict_files(
         ValueError: if the checkpoint or an image is not as it must be. The images that can be
             read are segmented all the same.
     """
-    model = load_model(checkpoint, overrides=overrides)
+    distributed.join()
+    model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
     masks: dict[Path, tuple[str, ...]] = {}
     for stem, files in _find_inputs(inputs, model.config.data.channels):
         twin = masks.setdefault(out / f"{stem}.png", files)
@@ -86,7 +90,7 @@ def predict_files(
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: is a file; give a folder for the masks")
     wanted = [*masks, *(overlays.values() if draw_overlay else ())]
-    present = [path for path in wanted if path.exists()]
+    present = distributed.from_first(lambda: [path for path in wanted if path.exists()])
     if present and not overwrite:
         more = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
         raise FileExistsError(
@@ -98,8 +102,9 @@ def predict_files(
         if path.resolve() in resolved:
             raise ValueError(f"{path}: is an image to predict; give another folder with -o")
     colours = model.classes.colours
-    faults = []
-    for mask, files in tqdm(masks.items(), "predict", unit="image", disable=None):
+    faults: list[str] = []
+    mine = distributed.share(list(masks.items()))
+    for mask, files in tqdm(mine, "predict", unit="image", disable=distributed.hide_bar()):
         try:
             image = torch.from_numpy(to_float(read_image(files, model.config.model.in_channels)))
         except ValueError as error:
@@ -110,11 +115,12 @@ def predict_files(
         if draw_overlay:
             save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
         model.classes.write(mask, ids, model.palette)
+    faults = [fault for part in distributed.gather(faults) for fault in part]
     if len(faults) < len(masks):
         print(f"wrote {len(masks) - len(faults)} of {len(masks)} masks to {out}")
         values = zip(model.classes.names, model.classes.values, strict=True)
         print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
-    if faults:
+    if faults and distributed.rank() == 0:
         raise ValueError(
             "\n".join(faults) + f"\n{len(faults)} of {len(masks)} images were not predicted"
         )

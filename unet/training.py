@@ -1,54 +1,59 @@
 """The composition root of training: a config -> a trained model in runs/<name>/."""
 
-import csv
 import math
-import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from unet.atomic import atomic_path
+from unet import distributed
 from unet.augment import Augment
 from unet.check import CheckedData, check_data, describe, listed, pair_reader
-from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
+from unet.checkpoint import (
+    SegmentationModel,
+    build_net,
+    load_checkpoint,
+    memory_format,
+    save_checkpoint,
+)
 from unet.config import (
     Config,
     LossConfig,
     OptimizerConfig,
-    ScheduleConfig,
-    config_from_dict,
-    config_to_dict,
-    differences,
+    TrainConfig,
 )
-from unet.data import DecodedImages, EpochSampler, Normalization, SegmentationDataset
-from unet.device import pick_device, pick_dtype
+from unet.data import BatchStream, DecodedImages, Normalization, SegmentationDataset
+from unet.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.evaluation import confusion_of_pairs
-from unet.images import to_float
 from unet.losses import SegmentationLoss
 from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
+from unet.model import UNet
 from unet.pairs import Pair
-from unet.pictures import preview_sheet, save_picture
+from unet.runs import Progress, check_same, find_run, make_folder, save_last
+from unet.schedule import learning_rate_factor, validations_without_gain
+from unet.step import TrainingStep, WeightAverage
+from unet.stopping import Stopped, StopRequest, leave_signals_to_parent, stop_request
+from unet.tracking import Tracker
 
-# What may differ between a run and its resumption without changing what is computed; of the
-# precision, what it comes to on the device is compared.
-_FREE_TO_CHANGE = ("train.num_workers", "train.device", "train.precision", "data.cache")
+# First word of the seeds, so that no two uses draw the same numbers; 1 to 3 are the data's.
+_STEP_STREAM = 4
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train a model as the config says.
+    """Train a model as the config says; under torchrun, in all processes together.
 
     Args:
-        config: of the run.
-        resume: whether to continue the run from its last.pt.
+        config: of the run; its `train.seeds` is not looked at.
+        resume: whether to continue the run from its last.pt, if there is one.
         overwrite: whether to delete a run of the same name first.
 
     Returns:
@@ -56,168 +61,289 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
 
     Raises:
         FileExistsError: if the run exists and is neither resumed nor overwritten.
-        FileNotFoundError: if a folder, or the run to resume, is missing.
-        FloatingPointError: if the loss is no longer a finite number.
+        FileNotFoundError: if a folder is missing.
+        FloatingPointError: if the loss or a gradient is no longer a finite number.
+        MemoryError: with advice, if there is too little.
+        Stopped: after SIGINT or SIGTERM, once the step is done and saved.
         ValueError: if the data is not as the config says, or the run to resume had another config.
     """
-    run = Path("runs") / config.name
-    if resume and overwrite:
-        raise ValueError("train: got --resume and --overwrite, expected one of them")
-    state = _load_run(run, config) if resume else None
-    if run.exists() and not resume and not overwrite:
-        goes_on = "--resume to continue it, " if (run / "last.pt").exists() else ""
-        raise FileExistsError(
-            f"{run}: exists; pass {goes_on}--overwrite to delete it and start anew, or name=OTHER "
-            "for another run"
-        )
-    device = pick_device(config.train.device)
-    dtype = pick_dtype(config.train.precision, device)
+    distributed.join()
+    with deterministic(config.train.deterministic):
+        return _train(config, resume, overwrite)
+
+
+def _train(config: Config, resume: bool, overwrite: bool) -> Path:
+    run, settings = Path("runs") / config.name, config.train
+    rank, world_size = distributed.rank(), distributed.world_size()
+    device = pick_device(settings.device)
+    distributed.from_first(lambda: _refuse_for_processes(settings, device))
+    goes_on, state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
+    dtype = pick_dtype(settings.precision, device)
     reader = pair_reader(config)
     classes = reader.classes
 
     # The data, read once in full: what is wrong with it is said now.
-    data = check_data(config)
-    if data.faults:
-        raise ValueError(listed(data.faults))
+    data = distributed.from_first(lambda: _checked_data(config))
     train_pairs, val_pairs = data.train_pairs, data.val_pairs
     normalization = data.normalization(config)
     if state is not None:
-        _check_same(state, run, dtype, data)
+        check_same(state, run, dtype, data)
         # The very numbers: another version of NumPy may differ in the last digit.
         normalization = Normalization(**state["normalization"])
     print(describe(data, classes.names))
     for note in data.notes:
         print(f"note: {note}")
-    dataset = SegmentationDataset(
-        train_pairs,
-        reader,
-        normalization,
-        Augment(**vars(config.augment)),
-        config.train.seed,
-        config.sampling.crops_per_image,
-        [classes.names.index(name) for name in config.sampling.rare],
-        config.sampling.rare_share,
-        DecodedImages(train_pairs, reader, data.train.num_bytes, config.data.cache * 2**30),
-    )
-    sampler = EpochSampler(len(dataset), config.train.seed)
-    loader = DataLoader(
-        dataset,
-        batch_size=config.train.batch_size,
-        sampler=sampler,
-        num_workers=config.train.num_workers,
-        persistent_workers=config.train.num_workers > 0,
-        pin_memory=device.type == "cuda",
-    )
+    dataset = _training_set(config, data, normalization)
 
     # The model, and all that learns with it.
-    torch.manual_seed(config.train.seed)
+    torch.manual_seed(settings.seed)
     net, first = build_net(config, device), train_pairs[0]
+    if settings.init_from is not None and state is None:
+        _begin_with(net, settings.init_from, classes.names)
+    if settings.sync_batch_norm:
+        # It replaces the norms inside and returns the same network.
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    average = WeightAverage(net, settings.average) if settings.average is not None else None
     model = SegmentationModel(
-        net=net,
+        net=average.net if average else net,
         config=config,
         normalization=normalization,
         val_stems=tuple(pair.stem for pair in val_pairs),
         palette=None if reader.in_parts else palette_of(first.masks[0], first.page),
         device=device,
     )
-    loss_function = _loss(config.loss, data.train.class_pixels.sum(0)).to(device)
     optimizer = _optimizer(config.optimizer, net)
-    schedule = _schedule(config.schedule, optimizer, len(loader), config.train.epochs)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    stateful: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    history: list[dict[str, Any]] = []
+    training_step = TrainingStep(
+        net,
+        _loss(config.loss, data.train.class_pixels.sum(0)).to(device),
+        optimizer,
+        dtype,
+        settings.accumulate,
+        settings.clip_grad_norm,
+        settings.compile,
+        memory_format(config),
+    )
+    stateful: dict[str, Any] = {"optimizer": optimizer, "scaler": training_step.scaler}
+    if average is not None:
+        stateful["raw_model"] = net
+    progress = Progress()
     if state is not None:
-        for name, part in {"model": net, **stateful}.items():
+        for name, part in {"model": model.net, **stateful}.items():
             part.load_state_dict(state[name])
-        history = state["history"]
-    else:
-        if run.exists():
-            _delete_run(run)
-        (run / "previews").mkdir(parents=True)
-        with atomic_path(run / "config.yaml") as temporary:
-            text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
-            temporary.write_text(text, encoding="utf-8")
+        progress = Progress(**state["progress"])
+        if state["world_size"] != world_size:
+            print(
+                f"note: the run had {state['world_size']} process(es) and now has {world_size}: "
+                "what it computes stays the same but for rounding, batch norm and dropout"
+            )
+
+    distributed.from_first(lambda: make_folder(run, config, goes_on))
+    per_step = settings.batch_size * settings.accumulate
+    steps_per_epoch = settings.steps_per_epoch or math.ceil(len(dataset) / per_step)
+    num_steps = settings.epochs * steps_per_epoch
+    validate_every = settings.validate_every * steps_per_epoch
+    stream = BatchStream(
+        len(dataset),
+        settings.batch_size,
+        settings.seed,
+        progress.step * settings.accumulate,
+        num_steps * settings.accumulate,
+        (rank, world_size),
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=stream,
+        num_workers=settings.num_workers,
+        worker_init_fn=leave_signals_to_parent,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # or it would draw from the global one
+    )
     print(
         f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million parameters, {device}, "
-        f"{str(dtype).removeprefix('torch.')}; results go to {run}"
+        f"{str(dtype).removeprefix('torch.')}"
+        + (f", {world_size} processes" if world_size > 1 else "")
+        + f"; results go to {run}"
     )
 
-    epochs = config.train.epochs
-    if history and history[-1]["epoch"] == epochs:
-        print("the run is complete: there is nothing left to train")
-    first_epoch = history[-1]["epoch"] if history else 0
-    seconds_before = history[-1]["seconds"] if history else 0.0
-    start = time.monotonic()
+    # The loop: what it does next is a function of config and progress.
+    tracker = Tracker(run, model, val_pairs, progress.step) if rank == 0 else None
+    start, saved = time.monotonic() - progress.seconds, time.monotonic()
     bar = tqdm(
-        total=epochs * len(loader),
-        initial=first_epoch * len(loader),
-        unit="step",
-        disable=None,
+        total=num_steps * per_step,
+        initial=progress.step * per_step,
+        unit=" images",
+        disable=distributed.hide_bar(),
         dynamic_ncols=True,
     )
-    for epoch in range(first_epoch, epochs):
-        net.train()
-        loss_sum = torch.zeros((), device=device)
-        sampler.epoch = epoch
-        bar.set_description(f"epoch {epoch + 1}/{epochs}")
-        for images, targets in loader:
-            images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-            targets = targets.to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                loss = loss_function(net(images), targets)
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            loss_sum += loss.detach() * len(images)
-            bar.update()
 
-        train_loss = float(loss_sum) / len(dataset)
-        if not math.isfinite(train_loss):
-            raise FloatingPointError(
-                f"train: the loss is {train_loss} in epoch {epoch + 1}; lower optimizer.lr "
-                f"({config.optimizer.lr:g}) or lengthen schedule.warmup_epochs, and train anew "
-                "with --overwrite"
-            )
-        if (epoch + 1) % config.train.validate_every and epoch + 1 < epochs:
-            continue
-        result = scores(confusion_of_pairs(model, val_pairs, "validate"))
-        row = _row(epoch + 1, float(schedule.get_last_lr()[0]), train_loss, result, classes)
-        row["seconds"] = round(seconds_before + time.monotonic() - start, 1)
-        is_best = all(result.mean_iou > earlier["mean_iou"] for earlier in history)
-        history.append(row)
-        if is_best:
-            save_checkpoint(run / "best.pt", model, {"history": history})
-        _write_metrics(run / "metrics.csv", history)
-        _draw_previews(run / "previews" / f"epoch_{epoch + 1:04d}.png", model, val_pairs)
-        # last.pt comes last: with it, the epoch is done.
-        states: dict[str, Any] = {name: part.state_dict() for name, part in stateful.items()}
-        states["history"] = history
-        states["train_stems"] = [pair.stem for pair in train_pairs]
-        states["data"] = data.fingerprint
-        states["dtype"] = str(dtype)
-        save_checkpoint(run / "last.pt", model, states)
-        bar.write(
-            f"epoch {epoch + 1:>{len(str(epochs))}}/{epochs}  loss {train_loss:.4f}  "
-            f"mean IoU {result.mean_iou:.4f}  pixel accuracy {result.pixel_accuracy:.4f}"
-            f"{'  best' if is_best else ''}"
+    def learning_rate(step: int) -> float:
+        return config.optimizer.lr * learning_rate_factor(
+            config.schedule, step, num_steps, steps_per_epoch, progress.scores
         )
-    bar.close()
 
-    seconds = history[-1]["seconds"]
-    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-    best = max(history, key=lambda row: float(row["mean_iou"]))
-    if data.skipped:
-        print(f"\nleft out {data.skipped} pair(s) of files that cannot be read, as listed above")
-    print(
-        f"\nbest mean IoU {best['mean_iou']:.4f} in epoch {best['epoch']}; "
-        f"{duration} in all\n"
-        f"pictures: {run / 'previews'}\n"
-        f"next:     unet evaluate {run / 'best.pt'}\n"
-        f"          unet predict {run / 'best.pt'} IMAGES -o masks"
-    )
+    def is_finished() -> bool:
+        waited = validations_without_gain(progress.scores)
+        return progress.validated == num_steps or waited >= (settings.patience or math.inf)
+
+    def save() -> None:
+        nonlocal saved
+        saved = time.monotonic()
+        if rank == 0:
+            progress.seconds = round(saved - start, 1)
+            states: dict[str, Any] = {name: part.state_dict() for name, part in stateful.items()}
+            states["progress"] = asdict(progress)
+            states["train_stems"] = [pair.stem for pair in train_pairs]
+            states["data"] = data.fingerprint
+            states["dtype"] = str(dtype)
+            states["world_size"] = world_size
+            save_last(run, model, states)
+
+    if is_finished():
+        print("the run is complete: there is nothing left to train")
+    batches = iter(() if is_finished() else loader)
+    with stop_request() as stop, bar:
+        try:
+            while not is_finished():
+                step, epoch = progress.step, math.ceil(progress.step / steps_per_epoch)
+                if step > progress.validated and (step % validate_every == 0 or step == num_steps):
+                    result = _validate(model, val_pairs, stop)
+                    row = {
+                        "epoch": epoch,
+                        "step": step,
+                        "lr": learning_rate(step - 1),
+                        "train_loss": progress.loss_sum / (step - progress.validated),
+                        **_columns(result, classes),
+                        "skipped_steps": progress.skipped,
+                    }
+                    if average is not None:
+                        raw = _validate(replace(model, net=net), val_pairs, stop)
+                        row["raw_mean_iou"] = raw.mean_iou
+                    row["seconds"] = round(time.monotonic() - start, 1)
+                    is_best = result.mean_iou > max(progress.scores, default=-math.inf)
+                    progress.history.append(row)
+                    progress.loss_sum = 0.0
+                    if tracker is not None:
+                        if is_best:
+                            weights = {"raw_model": net.state_dict()} if average else {}
+                            save_checkpoint(run / "best.pt", model, weights)
+                        tracker.validation(progress.history)
+                    save()  # last: with it, the validation is done
+                    bar.write(_line(row, settings.epochs, is_best))
+                    continue
+
+                # What a network draws by lot is a function of the step.
+                seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, step, rank])
+                torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+                lr = learning_rate(step)
+                with memory_advice(_memory_advice(config)):
+                    loss, norm = training_step.gradients(islice(batches, settings.accumulate))
+                    skips = not math.isfinite(norm) and training_step.may_skip
+                    if not math.isfinite(loss) or (not math.isfinite(norm) and not skips):
+                        first_batch = step * settings.accumulate
+                        samples = dict.fromkeys(
+                            dataset.pair(place).stem
+                            for batch in range(first_batch, first_batch + settings.accumulate)
+                            for place in stream.places(batch)
+                        )
+                        raise FloatingPointError(
+                            _not_finite(run, step, lr, loss, norm, list(samples))
+                        )
+                    training_step.update(lr)
+                if average is not None:
+                    average.update(net, step)
+                progress.step += 1
+                progress.loss_sum += loss
+                progress.skipped += skips
+                bar.set_description(f"epoch {step // steps_per_epoch + 1}/{settings.epochs}", False)
+                bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", False)
+                bar.update(per_step)
+                if tracker is not None:
+                    tracker.step(step + 1, loss, lr, norm)
+                stop.check()
+                if progress.step % (settings.save_steps or math.inf) == 0 or (
+                    time.monotonic() - saved > settings.save_minutes * 60
+                ):
+                    save()
+        except Stopped:
+            bar.close()
+            save()
+            print(
+                f"\nstopped after step {progress.step} of {num_steps}, which is saved; the same "
+                "command with --resume goes on from there"
+            )
+            raise
+        finally:
+            if tracker is not None:
+                tracker.close()
+    _say_goodbye(run, progress, settings.epochs, data.skipped)
     return run
+
+
+def _refuse_for_processes(settings: TrainConfig, device: torch.device) -> None:
+    if settings.batch_size % distributed.world_size():
+        raise ValueError(
+            f"train.batch_size: got {settings.batch_size}, expected a multiple of the "
+            f"{distributed.world_size()} processes, each of which takes its part"
+        )
+    if settings.sync_batch_norm and device.type != "cuda":
+        raise ValueError(
+            f"train.sync_batch_norm: torch has it for CUDA only, and this is {device}; leave it "
+            "out, or take model.norm=group, which needs none"
+        )
+
+
+def _checked_data(config: Config) -> CheckedData:
+    data = check_data(config)
+    if data.faults:
+        raise ValueError(listed(data.faults))
+    return data
+
+
+def _training_set(
+    config: Config, data: CheckedData, normalization: Normalization
+) -> SegmentationDataset:
+    reader, sampling = pair_reader(config), config.sampling
+    names = reader.classes.names
+    # Every process of this machine keeps its own.
+    limit = config.data.cache * 2**30 / distributed.local_world_size()
+    return SegmentationDataset(
+        data.train_pairs,
+        reader,
+        normalization,
+        Augment(**vars(config.augment)),
+        config.train.seed,
+        sampling.crops_per_image,
+        [names.index(name) for name in sampling.rare],
+        sampling.rare_share,
+        DecodedImages(data.train_pairs, reader, data.train.num_bytes, limit),
+    )
+
+
+def _begin_with(net: UNet, path: str, names: Sequence[str]) -> None:
+    """Take over the weights of another checkpoint; of other classes, all but the head's."""
+    contents = load_checkpoint(Path(path))
+    weights, own = contents["model"], net.state_dict()
+    theirs = list(contents["config"]["data"]["classes"])
+    if theirs != list(names):
+        heads = f"{', '.join(theirs)}; here they are {', '.join(names)}"
+        if len(theirs) != len(names):
+            weights = {
+                key: own[key] if key.startswith("head.") else w for key, w in weights.items()
+            }
+            print(f"train.init_from: {path} has the classes {heads}: the head begins anew")
+        else:
+            print(f"note: train.init_from: {path} has the classes {heads}, in this order")
+    other = [
+        f"{key} {' x '.join(map(str, weights[key].shape)) if key in weights else 'missing'}"
+        for key in own
+        if key not in weights or weights[key].shape != own[key].shape
+    ] + [f"{key} besides" for key in weights if key not in own]
+    if other:
+        raise ValueError(
+            f"train.init_from: {path}: the weights do not fit this config's model; set model as "
+            f"there, {contents['config']['model']}:\n{listed(other, 3)}"
+        )
+    net.load_state_dict(weights)
 
 
 def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
@@ -247,87 +373,14 @@ def _optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer
             )
 
 
-def _schedule(
-    config: ScheduleConfig, optimizer: torch.optim.Optimizer, epoch_steps: int, epochs: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate of each step: a rise over the warm-up, then a fall to 0."""
-    total = epochs * epoch_steps
-    warmup = min(round(config.warmup_epochs * epoch_steps), total - 1)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        left = 1 - (step - warmup) / (total - warmup)
-        if config.name == "polynomial":
-            assert config.power is not None  # the config sees to it
-            return float(max(left, 0) ** config.power)
-        return (1 - math.cos(math.pi * left)) / 2
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def _validate(model: SegmentationModel, pairs: Sequence[Pair], stop: StopRequest) -> Scores:
+    distributed.copy_buffers(model.net)
+    return scores(confusion_of_pairs(model, pairs, "validate", stop))
 
 
-def _load_run(run: Path, config: Config) -> dict[str, Any]:
-    """The state to resume from; the run must have had the same config."""
-    path = run / "last.pt"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is nothing to resume; train without --resume"
-            + (" and with --overwrite" if run.exists() else "")
-        )
-    state = load_checkpoint(path)
-    if "optimizer" not in state:
-        raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
-    before = config_from_dict(state["config"], where=str(path))
-    changed = differences(before, config, _FREE_TO_CHANGE)
-    if changed:
-        raise ValueError(
-            f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
-            "same, or start another run with name=OTHER"
-        )
-    return state
-
-
-def _check_same(
-    state: dict[str, Any],
-    run: Path,
-    dtype: torch.dtype,
-    data: CheckedData,
-) -> None:
-    """A run resumes with the images and the dtype that it began with, or it would be another."""
-    other = "restore them, or start another run with name=OTHER"
-    for key, pairs in (("train_stems", data.train_pairs), ("val_stems", data.val_pairs)):
-        if state[key] != [pair.stem for pair in pairs]:
-            raise ValueError(
-                f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
-                f"{len(pairs)}); {other}"
-            )
-    if state["data"] != data.fingerprint:
-        raise ValueError(f"{run}: images or masks have changed since the run began; {other}")
-    if state["dtype"] != str(dtype):
-        precision = state["dtype"].removeprefix("torch.")
-        raise ValueError(
-            f"{run}: the run to resume computed in {precision}, here it would be {dtype}; pass "
-            f"train.precision={precision}"
-        )
-
-
-def _delete_run(run: Path) -> None:
-    if not (run / "config.yaml").is_file():
-        raise FileExistsError(
-            f"{run}: holds no config.yaml and is no run's folder; remove it yourself or take "
-            "name=OTHER"
-        )
-    shutil.rmtree(run)
-
-
-def _row(
-    epoch: int, lr: float, train_loss: float, result: Scores, classes: ClassMap
-) -> dict[str, Any]:
-    """One line of metrics.csv."""
+def _columns(result: Scores, classes: ClassMap) -> dict[str, float]:
+    """The scores in a line of metrics.csv."""
     return {
-        "epoch": epoch,
-        "lr": lr,
-        "train_loss": train_loss,
         "mean_iou": result.mean_iou,
         "mean_dice": result.mean_dice,
         "pixel_accuracy": result.pixel_accuracy,
@@ -335,22 +388,68 @@ def _row(
     }
 
 
-def _write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
+def _line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
+    """A validation in words."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"mean IoU {row['mean_iou']:.4f}  pixel accuracy {row['pixel_accuracy']:.4f}"
+        + (f"  raw mean IoU {row['raw_mean_iou']:.4f}" if "raw_mean_iou" in row else "")
+        + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
+        + ("  best" if is_best else "")
+    )
 
 
-def _draw_previews(path: Path, model: SegmentationModel, pairs: Sequence[Pair]) -> None:
-    """Draw some validation images, spread over all of them, each time the same."""
-    count = min(model.config.train.previews, len(pairs))
-    if not count:
-        return
-    rows = []
-    for i in range(count):
-        pair = pairs[i * len(pairs) // count]
-        pixels, target = pair_reader(model.config)(pair)
-        image = torch.from_numpy(to_float(pixels))
-        rows.append((image, target, model.predict(image).numpy()))
-    save_picture(path, preview_sheet(rows, model.classes.names, model.classes.colours))
+def _not_finite(
+    run: Path, step: int, lr: float, loss: float, norm: float, samples: Sequence[str]
+) -> str:
+    """The end of a run whose numbers have left the range of its dtype."""
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"a gradient is {norm}"
+    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+    last = run / "last.pt"
+    return (
+        f"train: {what} in step {step + 1}, at a learning rate of {lr:.3g}, on the samples "
+        f"{', '.join(samples[:8])}{more}; the weights were not changed by it"
+        + (f", and {last} is whole" if last.exists() else "")
+        + ". Look at these samples with 'unet check --pictures', lower optimizer.lr, lengthen "
+        "schedule.warmup_epochs or set train.clip_grad_norm=1, and train anew with --overwrite"
+    )
+
+
+def _memory_advice(config: Config) -> str:
+    """What would make a step smaller, of what is not done yet."""
+    settings, crop = config.train, config.augment.crop
+    size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
+    advice = []
+    if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
+        advice.append(
+            f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
+            "samples in a step, half of the memory)"
+        )
+    if not settings.recompute and not settings.compile:
+        advice.append("train.recompute=true (slower)")
+    smaller = [max(16, side // 32 * 16) for side in crop] if crop else "[256,256]"
+    advice.append(f"augment.crop={smaller}".replace(" ", ""))
+    return (
+        f"a step has batches of {settings.batch_size} {size}: set {', or '.join(advice)}, or "
+        "smaller model.widths"
+    )
+
+
+def _say_goodbye(run: Path, progress: Progress, epochs: int, left_out: int) -> None:
+    """The result, and what to do with it."""
+    best = max(progress.history, key=lambda row: float(row["mean_iou"]))
+    last, seconds = progress.history[-1], progress.history[-1]["seconds"]
+    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    print()
+    if left_out:
+        print(f"left out {left_out} pair(s) of files that cannot be read, as listed above")
+    if last["epoch"] < epochs:
+        print(f"ended early, after epoch {last['epoch']}: no better score since the best")
+    if progress.skipped:
+        print(f"float16 skipped {progress.skipped} of {progress.step} steps")
+    print(
+        f"best mean IoU {best['mean_iou']:.4f} in epoch {best['epoch']}; {duration} in all\n"
+        f"pictures: {run / 'previews'}\n"
+        f"next:     unet evaluate {run / 'best.pt'}\n"
+        f"          unet predict {run / 'best.pt'} IMAGES -o masks"
+    )

@@ -1,0 +1,177 @@
+"""The folder of a run: made, written to, found again, gone on with."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from unet.check import CheckedData
+from unet.checkpoint import SegmentationModel, load_checkpoint, save_checkpoint
+from unet.config import Config, config_from_dict, config_to_dict, differences
+
+# What may differ between a run and its resumption without changing what is computed; of the
+# precision, what it comes to on the device is compared.
+_FREE_TO_CHANGE = (
+    "data.cache",
+    "train.device",
+    "train.num_workers",
+    "train.precision",
+    "train.previews",
+    "train.save_",
+)
+
+
+@dataclass
+class Progress:
+    """How far a run has come; together with the weights, all that the rest of it depends on.
+
+    Args:
+        step: updates made.
+        loss_sum: of the steps since the last validation.
+        skipped: steps that float16 had to skip.
+        seconds: that the run has taken.
+        history: a row for each validation.
+    """
+
+    step: int = 0
+    loss_sum: float = 0.0
+    skipped: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def validated(self) -> int:
+        """The step of the last validation."""
+        return int(self.history[-1]["step"]) if self.history else 0
+
+    @property
+    def scores(self) -> list[float]:
+        """Of the validations, higher is better."""
+        return [row["mean_iou"] for row in self.history]
+
+
+def find_run(
+    run: Path, config: Config, resume: bool, overwrite: bool
+) -> tuple[bool, dict[str, Any] | None]:
+    """Return whether the run goes on, and from what state, None for its beginning."""
+    if resume and overwrite:
+        raise ValueError("train: got --resume and --overwrite, expected one of them")
+    if _launch_mark() is not None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        # A run that this very torchrun has begun, and now starts again, goes on.
+        mark = run / ".torchrun"
+        resume = resume or (mark.is_file() and mark.read_text() == _launch_mark())
+    if not run.exists():
+        if resume:
+            print(f"{run}: there is no such run yet; it starts from the beginning")
+        return False, None
+    if resume:
+        return True, _load_run(run, config)
+    if not overwrite:
+        raise FileExistsError(
+            f"{run}: exists; pass --resume to continue it, --overwrite to delete it and start "
+            "anew, or name=OTHER for another run"
+        )
+    return False, None
+
+
+def _load_run(run: Path, config: Config) -> dict[str, Any] | None:
+    """The state to resume from; the run must have had the same config."""
+    state, faults = None, []
+    for path in (run / "last.pt", run / "previous.pt"):
+        if not path.exists():
+            faults.append(f"{path}: is missing")
+            continue
+        try:
+            state = load_checkpoint(path)
+            break
+        except ValueError as error:
+            faults.append(str(error))
+    if state is None:
+        if not any(run.glob("*.pt")):
+            print(f"{run}: was stopped before its first checkpoint; it starts from the beginning")
+            return None
+        raise ValueError("\n".join([*faults, f"{run}: start anew with --overwrite"]))
+    if "optimizer" not in state:
+        raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
+    before = config_from_dict(state["config"], where=str(path))
+    changed = differences(before, config, _FREE_TO_CHANGE)
+    if changed:
+        raise ValueError(
+            f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
+            "same, or start another run with name=OTHER"
+        )
+    if faults:
+        print(f"note: {faults[0]}")
+        print(f"note: going on from {path} instead, the checkpoint before")
+    return state
+
+
+def make_folder(run: Path, config: Config, goes_on: bool) -> None:
+    """Make the run's folder, whole or not at all, or clear up what a killed run left in it."""
+    if goes_on:
+        for path in run.rglob(".*.tmp"):
+            path.unlink()
+    else:
+        if run.exists():
+            _delete_run(run)
+        new = run.with_name(f".{run.name}.tmp")
+        if new.exists():
+            shutil.rmtree(new)
+        (new / "previews").mkdir(parents=True)
+        text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+        (new / "config.yaml").write_text(text, encoding="utf-8")
+        new.rename(run)
+    if (mark := _launch_mark()) is not None:
+        (run / ".torchrun").write_text(mark)
+
+
+def _launch_mark() -> str | None:
+    """What is the same in all that one torchrun starts, and starts again."""
+    number = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if number is None else f"{number} {os.getppid()}"
+
+
+def save_last(run: Path, model: SegmentationModel, states: dict[str, Any]) -> None:
+    """Write last.pt; the one before becomes previous.pt."""
+    new, last = run / "next.pt", run / "last.pt"
+    save_checkpoint(new, model, states)
+    if last.exists():
+        last.replace(run / "previous.pt")
+    new.replace(last)
+
+
+def _delete_run(run: Path) -> None:
+    if not (run / "config.yaml").is_file():
+        raise FileExistsError(
+            f"{run}: holds no config.yaml and is no run's folder; remove it yourself or take "
+            "name=OTHER"
+        )
+    shutil.rmtree(run)
+
+
+def check_same(
+    state: dict[str, Any],
+    run: Path,
+    dtype: torch.dtype,
+    data: CheckedData,
+) -> None:
+    """A run resumes with the images and the dtype that it began with, or it would be another."""
+    other = "restore them, or start another run with name=OTHER"
+    for key, pairs in (("train_stems", data.train_pairs), ("val_stems", data.val_pairs)):
+        if state[key] != [pair.stem for pair in pairs]:
+            raise ValueError(
+                f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
+                f"{len(pairs)}); {other}"
+            )
+    if state["data"] != data.fingerprint:
+        raise ValueError(f"{run}: images or masks have changed since the run began; {other}")
+    if state["dtype"] != str(dtype):
+        precision = state["dtype"].removeprefix("torch.")
+        raise ValueError(
+            f"{run}: the run to resume computed in {precision}, here it would be {dtype}; pass "
+            f"train.precision={precision}"
+        )

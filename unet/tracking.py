@@ -1,0 +1,123 @@
+"""What a run leaves to look at: metrics.csv, curves.png, previews and TensorBoard's files."""
+
+import csv
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from unet.atomic import atomic_path
+from unet.check import pair_reader
+from unet.checkpoint import SegmentationModel
+from unet.config import config_to_dict
+from unet.images import to_float
+from unet.pairs import Pair
+from unet.pictures import preview_sheet, save_picture
+
+
+class Tracker:
+    """Writes into a run's folder; TensorBoard and curves where their extras are installed.
+
+    Args:
+        run: the folder.
+        model: in training, that previews are predicted with.
+        pairs: of validation, that previews are drawn of.
+        step: updates made so far; what TensorBoard was told of later ones is void.
+    """
+
+    def __init__(
+        self, run: Path, model: SegmentationModel, pairs: Sequence[Pair], step: int
+    ) -> None:
+        self.run = run
+        self.model = model
+        count = min(model.config.train.previews, len(pairs))
+        # Spread over all, and each time the same.
+        self.pairs = [pairs[i * len(pairs) // count] for i in range(count)]
+        self._writer: Any = None
+        if find_spec("tensorboard") is not None:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            settings = yaml.safe_dump(config_to_dict(model.config), sort_keys=False)
+            self._writer.add_text("config", f"```yaml\n{settings}```", step)
+
+    def step(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
+        """Note an update, the first of which has the number 1."""
+        if self._writer is not None:
+            self._writer.add_scalar("train/loss", loss, step)
+            self._writer.add_scalar("train/learning_rate", learning_rate, step)
+            self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
+
+    def validation(self, history: Sequence[dict[str, Any]]) -> None:
+        """Note a validation, the last of the rows."""
+        row = history[-1]
+        with (
+            atomic_path(self.run / "metrics.csv") as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, list(history[0]))
+            writer.writeheader()
+            writer.writerows(history)
+        if find_spec("matplotlib") is not None:
+            draw_curves(self.run / "curves.png", history)
+        if self.pairs:
+            sheet = self._previews()
+            save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
+        if self._writer is not None:
+            for name, value in row.items():
+                if name not in ("epoch", "step", "seconds"):
+                    self._writer.add_scalar(f"validation/{name}", value, row["step"])
+            if self.pairs:
+                self._writer.add_image(
+                    "previews", np.asarray(sheet), row["step"], dataformats="HWC"
+                )
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _previews(self) -> Any:
+        rows: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
+        for pair in self.pairs:
+            pixels, target = pair_reader(self.model.config)(pair)
+            image = torch.from_numpy(to_float(pixels))
+            rows.append((image, target, self.model.predict(image).numpy()))
+        return preview_sheet(rows, self.model.classes.names, self.model.classes.colours)
+
+
+def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
+    """Draw loss, scores and learning rate over the epochs as a PNG; needs the extra plots."""
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(8, 9))
+    loss, score, rate = figure.subplots(3, sharex=True, height_ratios=(3, 4, 2))
+    # By hand, as every validation would wait for a layout to be solved.
+    figure.subplots_adjust(left=0.11, right=0.8, top=0.98, bottom=0.06, hspace=0.12)
+    loss.plot(epochs, [row["train_loss"] for row in history], ".-", label="training")
+    loss.set_ylabel("loss")
+    names = [name for name in history[0] if name.startswith("iou_")]
+    for name in names if len(names) <= 12 else ():
+        scores = [row[name] for row in history]
+        score.plot(epochs, scores, "-", linewidth=1, label=name.removeprefix("iou_"))
+    means = [row["mean_iou"] for row in history]
+    score.plot(epochs, means, "k.-", label="mean")
+    best = int(np.argmax(means))
+    score.plot(epochs[best], means[best], "ko", fillstyle="none", markersize=12)
+    score.set_title(f"best mean IoU {means[best]:.4f} in epoch {epochs[best]}", fontsize="medium")
+    score.set_ylabel("validation IoU")
+    score.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    rate.plot(epochs, [row["lr"] for row in history], ".-")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("epoch")
+    for axes in (loss, score, rate):
+        axes.grid(alpha=0.3)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
