@@ -1,6 +1,13 @@
+import contextlib
+import fcntl
+import os
+import pty
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -208,3 +215,29 @@ def test_what_the_system_refuses_names_the_path(
     images = str(data_root / "images")
     assert main(["predict", "runs/tiny/best.pt", images, "-o", "file/masks"]) == 2
     assert "error: file/masks: Not a directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [100, 45])
+def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, columns: int) -> None:
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", "train", str(config), "train.epochs=20"], stderr=inside
+    )
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert process.wait(60) == 0
+    lines = re.split(r"[\r\n]+", shown.decode())
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) > 3
+    assert max(map(len, steps)) < columns
+    pattern = r"epoch \d+/20 +\d+%\|.*\| 00:0\d left, loss \d\.\d+"
+    assert all(re.match(pattern, line) for line in steps), steps
+    if columns == 100:
+        assert all(re.search(r", lr \d\.\de-\d\d, +[\d.]+ images/s$", line) for line in steps), (
+            steps
+        )

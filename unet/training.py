@@ -172,6 +172,7 @@ def _train(config: Config, resume: bool, overwrite: bool) -> Path:
         total=num_steps * per_step,
         initial=progress.step * per_step,
         unit=" images",
+        bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}, {rate_fmt}",
         disable=distributed.hide_bar(),
         dynamic_ncols=True,
     )
@@ -254,8 +255,10 @@ def _train(config: Config, resume: bool, overwrite: bool) -> Path:
                 progress.step += 1
                 progress.loss_sum += loss
                 progress.skipped += skips
-                bar.set_description(f"epoch {step // steps_per_epoch + 1}/{settings.epochs}", False)
-                bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", False)
+                bar.set_description_str(
+                    f"epoch {step // steps_per_epoch + 1}/{settings.epochs}", refresh=False
+                )
+                bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", refresh=False)
                 bar.update(per_step)
                 if tracker is not None:
                     tracker.step(step + 1, loss, lr, norm)
