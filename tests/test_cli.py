@@ -235,7 +235,7 @@ def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, colu
     steps = [line for line in lines if "loss" in line]
     assert len(steps) > 3
     assert max(map(len, steps)) < columns
-    pattern = r"epoch \d+/20 +\d+%\|.*\| 00:0\d left, loss \d\.\d+"
+    pattern = r"epoch \d+/20 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
     assert all(re.match(pattern, line) for line in steps), steps
     if columns == 100:
         assert all(re.search(r", lr \d\.\de-\d\d, +[\d.]+ images/s$", line) for line in steps), (
