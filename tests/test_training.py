@@ -22,6 +22,7 @@ from PIL import Image
 import unet.training
 from unet import load_model, predict
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
+from unet.cli import main
 from unet.config import (
     Config,
     OptimizerConfig,
@@ -200,14 +201,15 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path, tmp_pa
     assert not list(parts.rglob(".*.tmp"))
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path) -> None:
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path, share: float) -> None:
     config = make_config(data_root, "train.save_steps=1", "train.average=0.9")
     size = (train(make_config(data_root, "name=other")) / "last.pt").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(_: Tracker, step: int, *__: float) -> None:
         if step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tracker, "step", fill_the_disk)
@@ -480,3 +482,37 @@ def test_optimizers_and_precisions_train(data_root: Path, optimizer: str, precis
     ]
     losses = [row["train_loss"] for row in history]
     assert losses[1] < losses[0]
+
+
+def test_a_checkpoint_is_written_by_time_too(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def look(_: Tracker, step: int, *__: float) -> None:
+        if step > 1:
+            steps.append(load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"])
+
+    monkeypatch.setattr(Tracker, "step", look)
+    overrides = ["train.epochs=1", "train.steps_per_epoch=4"]
+    train(make_config(data_root, "train.save_minutes=0", *overrides))
+    assert steps == [1, 2, 3]
+    monkeypatch.undo()
+
+
+def test_a_loader_that_is_killed_is_told(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = os.getpid()
+
+    def die(*_: object) -> None:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("unet.data.DecodedImages.__getitem__", die)
+    settings = config_to_dict(make_config(data_root, "train.num_workers=1"))
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert main(["train", "tiny.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"^error: DataLoader worker \(pid.*(killed|exited).*lower train.num_workers", error)
+    assert "Traceback" not in error

@@ -129,7 +129,12 @@ def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]
     }
     # Through a file of Python's own, whose errors say what the disk said.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(contents, file)
+        try:
+            torch.save(contents, file)
+        except RuntimeError as error:  # torch closes its archive, after the disk refused to go on
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The `unet` command. Torch is imported only once there is work for it."""
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -21,6 +22,8 @@ from unet.config import config_from_dict, load_config
 
 # What a setting looks like: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
 _SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # What gloo and nccl say when the process at the other end is gone.
 _LOST_PROCESS = re.compile(
@@ -66,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "DataLoader worker process" in text:  # its last line is the error, the rest the way
             text = text.splitlines()[-1].partition(": ")[2]
         if isinstance(error, OSError) and error.strerror:  # the system's, not ours
-            text = f"{error.filename}: {error.strerror}; check the path, its rights and the space"
+            advice = "check the path, its rights and the space"
+            if error.errno in _DISK_FULL and arguments.run is _train:
+                advice = "the checkpoint before is whole: make room, and go on with --resume"
+            text = f"{error.filename}: {error.strerror}; {advice}"
         if rank == "0" or _has_joined():  # else it is what the first process says, too
             print(f"{who}error: {text}", file=sys.stderr)
         return 2
