@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -118,3 +119,27 @@ def test_what_was_learned_cannot_be_changed(checkpoint: Path, override: str, mes
 def test_where_and_how_it_runs_can(checkpoint: Path) -> None:
     overrides = ["data.root=elsewhere", "tiling.overlap=64", "train.precision=bfloat16"]
     assert load_model(checkpoint, overrides=overrides).config.tiling.overlap == 64
+
+
+def test_several_models_average_their_probabilities(tmp_path: Path) -> None:
+    paths = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"{seed}.pt")
+        model = make_model(tmp_path)
+        other = Normalization(mean=(0.1 * seed,), std=(0.2,))
+        save_checkpoint(paths[-1], dataclasses.replace(model, normalization=other), {})
+    image = torch.rand(1, 20, 30)
+    together = load_model(paths)
+    alone = [load_model(path).logits(image).softmax(0) for path in paths]
+    torch.testing.assert_close(together.logits(image).exp(), torch.stack(alone).mean(0))
+    assert torch.equal(together.predict(image), sum(alone).argmax(0).to(torch.uint8))
+
+
+def test_models_of_other_classes_are_not_averaged(checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.pt"
+    contents = load_checkpoint(checkpoint)
+    contents["config"]["data"]["classes"] = {"ground": 0, "sphere": 200}
+    torch.save(contents, other)
+    with pytest.raises(ValueError, match=r"other\.pt: got the classes ground, sphere and 1 ch"):
+        load_model([checkpoint, other])

@@ -241,3 +241,43 @@ def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, colu
         assert all(re.search(r", lr \d\.\de-\d\d, +[\d.]+ images/s$", line) for line in steps), (
             steps
         )
+
+
+def test_every_fold_is_trained_and_their_models_are_averaged(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "--folds", "all"]) == 2
+    assert "--folds: expected data.validation.folds, the number of parts" in capsys.readouterr().err
+    folds = "data.validation={folds: 2}"
+    assert main(["train", str(config), folds]) == 2
+    assert "data.validation.fold: got none of 0 to 1; set one, or" in capsys.readouterr().err
+    assert main(["train", str(config), folds, "train.epochs=1", "--folds", "all"]) == 0
+    assert "wrote runs/tiny_folds.csv" in capsys.readouterr().out
+
+    both = ["runs/tiny_fold0/best.pt", "runs/tiny_fold1/best.pt"]
+    images = ["--images", str(data_root / "images"), "--masks", str(data_root / "masks")]
+    assert main(["predict", *both, str(data_root / "images"), "-o", "masks"]) == 0
+    assert len(list(Path("masks").iterdir())) == 6
+    assert main(["evaluate", *both, *images, "-o", "scores"]) == 0
+    assert "the mean of 2 checkpoints on 6 images" in capsys.readouterr().out
+    assert main(["evaluate", *both, *images]) == 2
+    assert "several checkpoints, expected a folder for their scores: -o" in capsys.readouterr().err
+    assert main(["evaluate", *both, "-o", "scores2"]) == 2
+    assert "got checkpoints with other validation images (1 of 2)" in capsys.readouterr().err
+    for arguments in (both[:1], [str(data_root / "images")]):
+        assert main(["predict", *arguments, "-o", "masks2"]) == 2
+        assert "expected a checkpoint (or several), which ends in .pt" in capsys.readouterr().err
+
+
+def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("too far")
+
+    monkeypatch.setattr("unet.data.Augment.__call__", fail)
+    assert main(["train", str(config), "train.num_workers=1"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*\.png: no sample could .* \(IndexError: too far\)\n", error), (
+        error
+    )

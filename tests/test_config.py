@@ -136,7 +136,6 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("data.normalization=all", "data.normalization: got the text 'all', expected one of"),
         ("data.normalization={mean: [1], std: [1]}", "normalization.mean: got 1 numbers, expected"),
         ("data.normalization={mean: [1]}", "data.normalization.std: missing, expected a list"),
-        ("data.validation={folds: 3}", "folds together with fold"),
         ("data.validation={folds: 3, fold: 3}", "data.validation.fold: got 3, expected 0 to 2"),
         ("data.validation={split: val}", "data.validation.split: expected data.csv"),
         ("data.validation={fraction: 0.1, group: '('}", "expected a regular expression"),

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from conftest import HEIGHT, WIDTH, assert_same_run, make_config, write_pairs
 from PIL import Image
 
 from unet.checkpoint import load_checkpoint
-from unet.config import config_from_dict, config_to_dict
+from unet.config import config_from_dict, config_to_dict, load_config
 from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -58,8 +60,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
         last.unlink()
     train(make_config(data_root), resume=True)
     shown = capsys.readouterr().out
-    assert "note: runs/tiny/last.pt: " in shown
-    assert "note: going on from runs/tiny/previous.pt instead, the checkpoint before" in shown
+    if damage != "missing":
+        assert "note: runs/tiny/last.pt: is not a checkpoint that can be loaded" in shown
+        assert "it is deleted, and the run goes on from runs/tiny/previous.pt" in shown
     assert_same_run(whole, run)
 
 
@@ -69,6 +72,104 @@ def test_without_a_whole_checkpoint_a_run_is_not_resumed(data_root: Path) -> Non
         (run / name).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"last\.pt: is not .*\n.*previous\.pt: is not .*\n.*anew"):
         train(make_config(data_root), resume=True)
+
+
+def test_a_kill_between_the_new_checkpoint_and_its_name_loses_nothing(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(make_config(data_root, "name=whole", "train.save_steps=1"))
+    config = make_config(data_root, "train.save_steps=1")
+    rename = Path.replace
+    for step in (1, 3):  # of which the first has no checkpoint before
+
+        def killed(path: Path, target: Path, step: int = step) -> Path:
+            if path.name == "next.pt" and load_checkpoint(path)["progress"]["step"] == step:
+                raise KeyboardInterrupt
+            return rename(path, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(config, resume=step > 1)
+        assert not Path("runs/tiny/last.pt").exists()
+        assert load_checkpoint(Path("runs/tiny/next.pt"))["progress"]["step"] == step
+    assert_same_run(whole, train(config, resume=True))
+
+
+def test_a_kill_after_the_first_best_and_before_the_first_last_starts_anew(data_root: Path) -> None:
+    whole = train(make_config(data_root, "name=whole"))
+    run = train(make_config(data_root))
+    for name in ("last.pt", "previous.pt"):
+        (run / name).unlink()
+    assert_same_run(whole, train(make_config(data_root), resume=True))
+
+
+def test_after_falling_back_the_good_checkpoint_stays_until_a_new_one_is_whole(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(make_config(data_root))
+    (run / "last.pt").write_bytes(b"damaged")
+    before = (run / "previous.pt").read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unet.training.save_last", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_config(data_root), resume=True)
+    assert not (run / "last.pt").exists()
+    assert (run / "previous.pt").read_bytes() == before
+
+
+def test_what_the_system_refuses_to_read_is_no_damage(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(make_config(data_root))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(run / "last.pt"))
+
+    monkeypatch.setattr("unet.checkpoint.torch.load", refuse)
+    with pytest.raises(PermissionError):
+        train(make_config(data_root), resume=True)
+    assert (run / "last.pt").exists()
+
+
+def test_a_run_has_one_process_at_a_time(data_root: Path) -> None:
+    command = (
+        "import sys, time\n"
+        "from contextlib import ExitStack\n"
+        "from pathlib import Path\n"
+        "from unet.runs import hold\n"
+        "with ExitStack() as until:\n"
+        "    hold(Path('runs/tiny'), until)\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(FileExistsError, match=r"runs.tiny: is being trained by another process"):
+        train(make_config(data_root), resume=True)
+    process.communicate()
+    train(make_config(data_root, "train.epochs=1"), resume=True)
+
+
+def test_data_that_has_moved_is_found_where_one_says(data_root: Path, tmp_path: Path) -> None:
+    train(make_config(data_root, "train.epochs=1"))
+    moved = data_root.rename(tmp_path / "moved")
+    train(make_config(moved, "train.epochs=1"), resume=True)
+
+
+def test_a_run_that_begins_anew_has_its_new_config(data_root: Path) -> None:
+    run = train(make_config(data_root, "train.epochs=1"))
+    for path in run.glob("*.pt"):
+        path.unlink()
+    config = make_config(data_root, "train.epochs=1", "optimizer.lr=0.5")
+    train(config, resume=True)
+    assert load_config(run / "config.yaml") == config
 
 
 def test_resuming_what_has_not_begun_begins_it(

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -101,18 +100,41 @@ def train_in_parts(config: Config) -> Path:
             resume = True
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         [],
         ["train.num_workers=2"],
+        pytest.param(["train.device=cuda", "train.deterministic=true"], marks=needs_cuda),
+        pytest.param(
+            ["train.device=cuda", "train.deterministic=true", "train.precision=bfloat16"],
+            marks=needs_cuda,
+        ),
+        pytest.param(
+            ["train.device=cuda", "train.deterministic=true", "train.precision=float16"],
+            marks=needs_cuda,
+        ),
         ["train.precision=bfloat16", "train.num_workers=1"],
         ["train.precision=float16", "optimizer.name=sgd"],
         ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
         ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
     ],
-    ids=["plain", "workers", "bfloat16", "float16", "average", "recompute", "plateau"],
+    ids=[
+        "plain",
+        "workers",
+        "cuda",
+        "cuda bfloat16",
+        "cuda float16",
+        "bfloat16",
+        "float16",
+        "average",
+        "recompute",
+        "plateau",
+    ],
 )
 def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
@@ -170,32 +192,31 @@ def test_a_signal_during_validation_ends_it(
     assert_same_run(whole, train(config, resume=True))
 
 
-def kill(config: Path, seconds: float) -> None:
-    """Train by the command, and kill it after this time; its loaders end by themselves."""
+def kill_while_saving(config: Path, number: int) -> None:
+    """Train by the command, and kill it as it writes its checkpoint of this number."""
     process = subprocess.Popen(
         [sys.executable, "-m", "unet", "train", str(config), "name=parts", "--resume"],
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert process.stdout is not None
-    while b"results go to" not in process.stdout.readline():
+    seen, is_saving = 0, False
+    while seen < number:
         assert process.poll() is None
-    time.sleep(seconds)
+        was_saving, is_saving = is_saving, any(Path("runs/parts").glob(".next.pt.*.tmp"))
+        seen += is_saving and not was_saving
     process.kill()
     process.wait()
-    process.stdout.close()
 
 
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path) -> None:
     overrides = ["train.epochs=200", "train.save_steps=1", "train.num_workers=1",
                  "train.validate_every=20"]  # fmt: skip
-    path = tmp_path / "tiny.yaml"
     settings = config_to_dict(make_config(data_root, *overrides))
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    for seconds in (0.2, 0.9, 1.6):
-        kill(path, seconds)
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    for number in (1, 25, 60):
+        kill_while_saving(Path("tiny.yaml"), number)
     step = load_checkpoint(Path("runs/parts/last.pt"))["progress"]["step"]
-    assert 0 < step < 400
+    assert 60 <= step < 400
     parts = train(make_config(data_root, "name=parts", *overrides), resume=True)
     assert_same_run(train(make_config(data_root, "name=whole", *overrides)), parts)
     assert not list(parts.rglob(".*.tmp"))
@@ -389,6 +410,13 @@ def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.Mo
                       "deterministic: true, clip_grad_norm: 2, channels_last: false}"))  # fmt: skip
     assert seen == {"deterministic": True, "recompute": True, "clip": 2.0, "channels_last": False}
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
+    config = make_config(Path(), "augment.crop=[16, 16]", "train.batch_size=1")
+    assert unet.training._memory_advice(config).endswith(
+        "1 crops of 16 x 16: set train.recompute=true (slower), or smaller model.widths"
+    )
 
 
 def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:

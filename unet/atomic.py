@@ -22,7 +22,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -31,8 +31,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Write the new name itself to disk; where folders cannot be opened, the system does."""
+def flush_folder(folder: Path) -> None:
+    """Write new names in a folder to disk; where folders cannot be opened, the system does."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -257,6 +257,11 @@ def _split(
         shares = (1 - validation.fraction, validation.fraction)
         return split_by_lot(pairs, present, shares, validation.seed, validation.group)
     if validation.folds is not None:
+        if validation.fold is None:
+            raise ValueError(
+                f"data.validation.fold: got none of 0 to {validation.folds - 1}; set one, or train "
+                "each with --folds all"
+            )
         parts = split_by_lot(
             pairs,
             present,

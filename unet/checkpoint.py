@@ -20,22 +20,30 @@ from unet.tiling import sliding_window
 
 _FORMAT, _VERSION = "unet checkpoint", 3
 
-# Where files lie and how a model is run may change after training; what it has learned may not.
-_FREE_TO_CHANGE = (
+WHERE_DATA_LIES = (
     "data.root",
     "data.images",
     "data.channels",
     "data.csv",
     "data.masks",
     "data.cache",
-    "data.tolerance",
     "data.validation.images",
     "data.validation.masks",
+)
+
+# Where files lie and how a model is run may change after training; what it has learned may not.
+_FREE_TO_CHANGE = (
+    *WHERE_DATA_LIES,
+    "data.tolerance",
     "train.device",
     "train.precision",
     "train.num_workers",
     "tiling.",
 )
+
+
+class DamagedError(ValueError):
+    """A file that is no checkpoint, or no longer one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +149,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU without running any code that it may hold.
 
     Raises:
+        DamagedError: if it is damaged, unsafe, or another kind of file.
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, unsafe, or no checkpoint of this project.
+        ValueError: if it is no checkpoint of this project and version.
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
@@ -153,8 +162,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {damaged} is wrong")
         contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise  # which says nothing of the file
     except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
-        raise ValueError(
+        raise DamagedError(
             f"{path}: is not a checkpoint that can be loaded safely; it is another kind of file, "
             "is damaged, or holds code to run: take a best.pt or last.pt that 'unet train' wrote"
         ) from error

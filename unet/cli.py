@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+    threading.excepthook = _hear_thread
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line as it comes
     warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file, we say
@@ -66,14 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.traceback:
             traceback.print_exc()
         text = str(error).strip()
-        if "DataLoader worker process" in text:  # its last line is the error, the rest the way
-            text = text.splitlines()[-1].partition(": ")[2]
+        if "DataLoader worker process" in text:
+            text = _last_line(error)
         if isinstance(error, OSError) and error.strerror:  # the system's, not ours
             advice = "check the path, its rights and the space"
             if error.errno in _DISK_FULL and arguments.run is _train:
                 advice = "the checkpoint before is whole: make room, and go on with --resume"
-            text = f"{error.filename}: {error.strerror}; {advice}"
-        if rank == "0" or _has_joined():  # else it is what the first process says, too
+            where = f"{error.filename}: " if error.filename else ""
+            text = f"{where}{error.strerror}; {advice}"
+        # What all processes meet, the first one says.
+        if rank == "0" or (_has_joined() and not isinstance(error, FloatingPointError)):
             print(f"{who}error: {text}", file=sys.stderr)
         return 2
     except MemoryError as error:
@@ -82,20 +85,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{who}error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        lost = who and _LOST_PROCESS.search(str(error))
-        worker = re.search(r"DataLoader worker \(pid.*", str(error))
-        if arguments.traceback or not (lost or worker):
+        if arguments.traceback:
             raise
-        if lost:
+        if who and _LOST_PROCESS.search(str(error)):
             text = "another process is gone, and with it this one; see what it said"
+        elif killed := re.search(r"DataLoader worker \(pid.*", str(error)):
+            text = f"{killed.group()}; lower train.num_workers or data.cache if memory ran out"
+        elif "DataLoader worker process" in str(error):
+            text = _last_line(error)
         else:
-            assert worker is not None
-            text = f"{worker.group()}; lower train.num_workers or data.cache if memory ran out"
+            from unet.device import OUT_OF_MEMORY
+
+            if not OUT_OF_MEMORY.search(str(error)):
+                raise
+            text = f"{str(error).strip().splitlines()[-1][:200]}; take a smaller model.widths"
         print(f"{who}error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print(f"{who}{str(error) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
+
+
+def _last_line(error: Exception) -> str:
+    """What a process that loads samples met; the lines before are the way there."""
+    return str(error).strip().splitlines()[-1].partition(": ")[2]
 
 
 def _has_joined() -> bool:
@@ -104,21 +117,25 @@ def _has_joined() -> bool:
     return distributed is not None and bool(distributed.is_initialized())
 
 
+def _hear_thread(failure: threading.ExceptHookArgs) -> None:
+    """Say nothing of a full disk in TensorBoard's thread, which the main thread hears of, too."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
 def _terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """End as after Ctrl-C, with what is half-written removed."""
     raise SystemExit(128 + signum)
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    folds = arguments.folds is not None
-    if folds:
-        overrides = [*overrides, "data.validation.fold=0"]
     config = load_config(arguments.config, overrides)
     from unet.series import train_series
     from unet.training import train
 
-    if folds or config.train.seeds > 1:
-        train_series(config, folds, resume=arguments.resume, overwrite=arguments.overwrite)
+    if arguments.folds or config.train.seeds > 1:
+        all_folds = arguments.folds == "all"
+        train_series(config, all_folds, resume=arguments.resume, overwrite=arguments.overwrite)
     else:
         train(config, resume=arguments.resume, overwrite=arguments.overwrite)
 

@@ -42,8 +42,8 @@ class ValidationConfig:
     masks: str | dict[str, str] | None = None
     # The rows of data.csv whose column split says this; those that say train are trained on.
     split: str | None = None
-    # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1. unet train --folds
-    # all trains each in turn.
+    # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1; unet train --folds
+    # all takes each in turn.
     folds: Annotated[int, Range(minimum=2)] | None = None
     fold: Annotated[int, Range(minimum=0)] | None = None
     # Regular expression: stems in which it finds the same (its first group, if it has one), such
@@ -195,7 +195,8 @@ class TrainConfig:
 
     # Epochs of the run, each about a pass over the training samples.
     epochs: Positive
-    # Updates of the weights in an epoch; null for as many as use every sample once.
+    # Updates of the weights in an epoch; null for as many as a pass over the samples takes, rounded
+    # up. Every batch is full: a pass ends, and the next begins, within a batch and within an epoch.
     steps_per_epoch: Positive | None = None
     # Samples in a batch, all processes together.
     batch_size: Positive = 4
@@ -480,7 +481,7 @@ def _contradictions_of_validation(data: DataConfig) -> list[str]:
     if (
         ways + folders + folds != 1
         or (folders and None in (validation.images, validation.masks))
-        or (folds and None in (validation.folds, validation.fold))
+        or (folds and validation.folds is None)
     ):
         faults.append(
             f"data.validation: got {', '.join(given) or 'nothing'}, expected one of fraction, "

@@ -10,7 +10,7 @@ import torch
 from unet import distributed
 
 # What torch says on CUDA, what its CPU allocator says, and what numpy says.
-_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
+OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,6 +42,8 @@ def pick_device(name: str) -> torch.device:
             f"train.device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA "
             "device(s); take auto or cpu"
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # or helpers of torch would open the first one as well
     return device
 
 
@@ -82,7 +84,7 @@ def memory_advice(advice: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
             raise
         asked = (str(error).strip() or "the system gave none").splitlines()[-1][:200]
         raise MemoryError(f"out of memory ({asked}); {advice}") from error

@@ -6,6 +6,7 @@ With one process every function here does nothing, or returns what it was given.
 import atexit
 import os
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -54,7 +55,10 @@ def join() -> None:
         if local_world_size() == world_size():
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(attempt, store)
-        dist.init_process_group(backend, store=store, rank=number, world_size=count)
+        timeout = timedelta(hours=2)  # in which the first may read a large data set
+        dist.init_process_group(
+            backend, timeout=timeout, store=store, rank=number, world_size=count
+        )
         atexit.register(dist.destroy_process_group)
 
 

@@ -101,7 +101,7 @@ def evaluate(
         images: folder or pattern, as `data.images`, to score instead of the validation split,
             together with `masks`.
         masks: see `images`.
-        out: folder for the results; None for `evaluation_<checkpoint's stem>` beside the first.
+        out: folder for the results; None for `evaluation_<checkpoint's stem>` beside the one.
         overwrite: whether to replace results that are there.
 
     Returns:
@@ -114,8 +114,11 @@ def evaluate(
     """
     if (images is None) != (masks is None):
         raise ValueError("evaluate: got one of --images and --masks, expected both or none")
-    distributed.join()
     first = checkpoints[0]
+    if len(checkpoints) > 1 and out is None:
+        raise ValueError(
+            "evaluate: got several checkpoints, expected a folder for their scores: -o"
+        )
     path = (out or first.parent / f"evaluation_{first.stem}") / "metrics.json"
     if path.parent.exists() and not path.parent.is_dir():
         raise FileExistsError(f"{path.parent}: is a file; give a folder with -o")
@@ -141,6 +144,8 @@ def evaluate(
                 "has seen with --images and --masks"
             )
         pairs, faults, source = validation_pairs(model), [], "the validation split"
+
+    distributed.join()
 
     def check() -> None:
         _, _, unreadable, wrong = read_pairs(pairs, pair_reader(model.config))

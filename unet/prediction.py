@@ -71,7 +71,6 @@ def predict_files(
         ValueError: if the checkpoint or an image is not as it must be. The images that can be
             read are segmented all the same.
     """
-    distributed.join()
     model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
     masks: dict[Path, tuple[str, ...]] = {}
     for stem, files in _find_inputs(inputs, model.config.data.channels):
@@ -90,6 +89,7 @@ def predict_files(
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out}: is a file; give a folder for the masks")
     wanted = [*masks, *(overlays.values() if draw_overlay else ())]
+    distributed.join()
     present = distributed.from_first(lambda: [path for path in wanted if path.exists()])
     if present and not overwrite:
         more = f" (and {len(present) - 1} more)" if len(present) > 1 else ""

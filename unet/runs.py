@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,26 @@ from typing import Any
 import torch
 import yaml
 
+from unet.atomic import flush_folder
 from unet.check import CheckedData
-from unet.checkpoint import SegmentationModel, load_checkpoint, save_checkpoint
+from unet.checkpoint import (
+    WHERE_DATA_LIES,
+    DamagedError,
+    SegmentationModel,
+    load_checkpoint,
+    save_checkpoint,
+)
 from unet.config import Config, config_from_dict, config_to_dict, differences
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # What may differ between a run and its resumption without changing what is computed; of the
 # precision, what it comes to on the device is compared.
 _FREE_TO_CHANGE = (
-    "data.cache",
+    *WHERE_DATA_LIES,
     "train.device",
     "train.num_workers",
     "train.precision",
@@ -54,10 +67,13 @@ class Progress:
         return [row["mean_iou"] for row in self.history]
 
 
-def find_run(
-    run: Path, config: Config, resume: bool, overwrite: bool
-) -> tuple[bool, dict[str, Any] | None]:
-    """Return whether the run goes on, and from what state, None for its beginning."""
+def find_run(run: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """Return the state that a run goes on from; None for its beginning.
+
+    Raises:
+        FileExistsError: if the run exists and is neither resumed nor overwritten.
+        ValueError: if its checkpoints are damaged, or it had another config.
+    """
     if resume and overwrite:
         raise ValueError("train: got --resume and --overwrite, expected one of them")
     if _launch_mark() is not None and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
@@ -67,34 +83,33 @@ def find_run(
     if not run.exists():
         if resume:
             print(f"{run}: there is no such run yet; it starts from the beginning")
-        return False, None
+        return None
     if resume:
-        return True, _load_run(run, config)
+        return _load_run(run, config)
     if not overwrite:
         raise FileExistsError(
             f"{run}: exists; pass --resume to continue it, --overwrite to delete it and start "
             "anew, or name=OTHER for another run"
         )
-    return False, None
+    return None
 
 
 def _load_run(run: Path, config: Config) -> dict[str, Any] | None:
     """The state to resume from; the run must have had the same config."""
     state, faults = None, []
-    for path in (run / "last.pt", run / "previous.pt"):
-        if not path.exists():
-            faults.append(f"{path}: is missing")
-            continue
+    # next.pt is there, and whole, only if the run was killed as it took the place of last.pt.
+    for path in filter(Path.exists, (run / "next.pt", run / "last.pt", run / "previous.pt")):
         try:
             state = load_checkpoint(path)
             break
-        except ValueError as error:
-            faults.append(str(error))
+        except DamagedError as error:
+            faults.append((path, str(error)))
     if state is None:
-        if not any(run.glob("*.pt")):
+        if not faults:
             print(f"{run}: was stopped before its first checkpoint; it starts from the beginning")
             return None
-        raise ValueError("\n".join([*faults, f"{run}: start anew with --overwrite"]))
+        texts = [text for _, text in faults]
+        raise ValueError("\n".join([*texts, f"{run}: start anew with --overwrite"]))
     if "optimizer" not in state:
         raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
     before = config_from_dict(state["config"], where=str(path))
@@ -104,10 +119,31 @@ def _load_run(run: Path, config: Config) -> dict[str, Any] | None:
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
             "same, or start another run with name=OTHER"
         )
-    if faults:
-        print(f"note: {faults[0]}")
-        print(f"note: going on from {path} instead, the checkpoint before")
+    for damaged, text in faults:
+        print(f"note: {text}")
+        print(f"note: it is deleted, and the run goes on from {path}, the checkpoint before")
+        damaged.unlink()  # or it would become the checkpoint before
     return state
+
+
+def hold(run: Path, until: ExitStack) -> None:
+    """Keep other processes from a run until the stack is closed.
+
+    Raises:
+        FileExistsError: if another process has it.
+    """
+    if fcntl is None:
+        return
+    run.parent.mkdir(exist_ok=True)
+    file = until.enter_context((run.parent / f".{run.name}.lock").open("w"))
+    try:
+        # Of the kind that processes which load samples do not inherit.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise FileExistsError(
+            f"{run}: is being trained by another process; wait until it has ended, or take "
+            "name=OTHER"
+        ) from None
 
 
 def make_folder(run: Path, config: Config, goes_on: bool) -> None:
@@ -142,6 +178,7 @@ def save_last(run: Path, model: SegmentationModel, states: dict[str, Any]) -> No
     if last.exists():
         last.replace(run / "previous.pt")
     new.replace(last)
+    flush_folder(run)
 
 
 def _delete_run(run: Path) -> None:

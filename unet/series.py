@@ -40,7 +40,8 @@ def train_series(
         rows = [_best(run) for run in runs]
         columns = [key for key in rows[0] if key not in ("run", "epoch")]
         values = np.array([[row[key] for key in columns] for row in rows])
-        mean, spread = values.mean(0), values.std(0, ddof=1)
+        # A fold without any pixel of a class has no score for it, and no part in the mean.
+        mean, spread = np.nanmean(values, 0), np.nanstd(values, 0, ddof=1)
         rows.append({"run": "mean", "epoch": "", **dict(zip(columns, mean.tolist(), strict=True))})
         rows.append(
             {"run": "spread", "epoch": "", **dict(zip(columns, spread.tolist(), strict=True))}
@@ -57,7 +58,10 @@ def configs_of_series(config: Config, all_folds: bool) -> list[Config]:
     """Return the config of every run of a series, in order."""
     validation, settings = config.data.validation, config.train
     if all_folds and validation.folds is None:
-        raise ValueError("--folds: expected data.validation.folds, the number of parts")
+        raise ValueError(
+            "--folds: expected data.validation.folds, the number of parts, such as "
+            "data.validation='{folds: 5}'"
+        )
     folds = range(validation.folds or 1) if all_folds else [None]
     configs = []
     for fold, i in product(folds, range(settings.seeds)):

@@ -10,8 +10,8 @@ from types import FrameType
 
 from unet import distributed
 
-# A signal this soon after the first is the same one, passed on by torchrun as well.
-_SAME_SECONDS = 0.5
+# torchrun passes on the signal that its processes have got from the terminal already.
+_SAME_SECONDS = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,7 +35,7 @@ class StopRequest:
 
     def receive(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Note a signal; the second one ends the process where it stands."""
-        if self._signum and time.monotonic() - self._time > _SAME_SECONDS:
+        if self._signum and time.monotonic() - self._time >= _SAME_SECONDS:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self._signum = self._signum or signum

@@ -1,7 +1,8 @@
 """What a run leaves to look at: metrics.csv, curves.png, previews and TensorBoard's files."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,22 @@ class Tracker:
             settings = yaml.safe_dump(config_to_dict(model.config), sort_keys=False)
             self._writer.add_text("config", f"```yaml\n{settings}```", step)
 
+    @contextmanager
+    def _naming_the_folder(self) -> Iterator[None]:
+        """TensorBoard's thread leaves its errors without a name."""
+        try:
+            yield
+        except OSError as error:
+            where = str(self.run / "tensorboard")
+            raise OSError(error.errno, error.strerror, where) from error
+
     def step(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
         """Note an update, the first of which has the number 1."""
         if self._writer is not None:
-            self._writer.add_scalar("train/loss", loss, step)
-            self._writer.add_scalar("train/learning_rate", learning_rate, step)
-            self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
+            with self._naming_the_folder():
+                self._writer.add_scalar("train/loss", loss, step)
+                self._writer.add_scalar("train/learning_rate", learning_rate, step)
+                self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
 
     def validation(self, history: Sequence[dict[str, Any]]) -> None:
         """Note a validation, the last of the rows."""
@@ -69,19 +80,20 @@ class Tracker:
             sheet = self._previews()
             save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
         if self._writer is not None:
-            for name, value in row.items():
-                if name not in ("epoch", "step", "seconds"):
-                    self._writer.add_scalar(f"validation/{name}", value, row["step"])
-            if self.pairs:
-                self._writer.add_image(
-                    "previews", np.asarray(sheet), row["step"], dataformats="HWC"
-                )
-            self._writer.flush()
+            with self._naming_the_folder():
+                for name in set(row) - {"epoch", "step", "seconds"}:
+                    self._writer.add_scalar(f"validation/{name}", row[name], row["step"])
+                if self.pairs:
+                    picture = np.asarray(sheet)
+                    self._writer.add_image("previews", picture, row["step"], dataformats="HWC")
+                self._writer.flush()
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
         if self._writer is not None:
-            self._writer.close()
+            # On a full disk there is something else to be told; what matters was flushed before.
+            with suppress(OSError):
+                self._writer.close()
 
     def _previews(self) -> Any:
         rows: list[tuple[Tensor, np.ndarray, np.ndarray]] = []

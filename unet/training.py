@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,7 @@ from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
 from unet.model import UNet
 from unet.pairs import Pair
-from unet.runs import Progress, check_same, find_run, make_folder, save_last
+from unet.runs import Progress, check_same, find_run, hold, make_folder, save_last
 from unet.schedule import learning_rate_factor, validations_without_gain
 from unet.step import TrainingStep, WeightAverage
 from unet.stopping import Stopped, StopRequest, leave_signals_to_parent, stop_request
@@ -57,10 +58,12 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         overwrite: whether to delete a run of the same name first.
 
     Returns:
-        The run's folder, with config.yaml, metrics.csv, last.pt, best.pt and previews/.
+        The run's folder, with config.yaml, metrics.csv, best.pt, last.pt and the previous.pt before
+        it, previews/, and where their extras are installed curves.png and tensorboard/.
 
     Raises:
-        FileExistsError: if the run exists and is neither resumed nor overwritten.
+        FileExistsError: if the run exists and is neither resumed nor overwritten, or if another
+            process is training it.
         FileNotFoundError: if a folder is missing.
         FloatingPointError: if the loss or a gradient is no longer a finite number.
         MemoryError: with advice, if there is too little.
@@ -68,16 +71,18 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         ValueError: if the data is not as the config says, or the run to resume had another config.
     """
     distributed.join()
-    with deterministic(config.train.deterministic):
-        return _train(config, resume, overwrite)
+    run = Path("runs") / config.name
+    with deterministic(config.train.deterministic), ExitStack() as until:
+        distributed.from_first(lambda: hold(run, until))
+        return _train(run, config, resume, overwrite)
 
 
-def _train(config: Config, resume: bool, overwrite: bool) -> Path:
-    run, settings = Path("runs") / config.name, config.train
+def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
+    settings = config.train
     rank, world_size = distributed.rank(), distributed.world_size()
     device = pick_device(settings.device)
     distributed.from_first(lambda: _refuse_for_processes(settings, device))
-    goes_on, state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
+    state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
     dtype = pick_dtype(settings.precision, device)
     reader = pair_reader(config)
     classes = reader.classes
@@ -87,7 +92,7 @@ def _train(config: Config, resume: bool, overwrite: bool) -> Path:
     train_pairs, val_pairs = data.train_pairs, data.val_pairs
     normalization = data.normalization(config)
     if state is not None:
-        check_same(state, run, dtype, data)
+        distributed.from_first(lambda: check_same(state, run, dtype, data))
         # The very numbers: another version of NumPy may differ in the last digit.
         normalization = Normalization(**state["normalization"])
     print(describe(data, classes.names))
@@ -137,7 +142,7 @@ def _train(config: Config, resume: bool, overwrite: bool) -> Path:
                 "what it computes stays the same but for rounding, batch norm and dropout"
             )
 
-    distributed.from_first(lambda: make_folder(run, config, goes_on))
+    distributed.from_first(lambda: make_folder(run, config, state is not None))
     per_step = settings.batch_size * settings.accumulate
     steps_per_epoch = settings.steps_per_epoch or math.ceil(len(dataset) / per_step)
     num_steps = settings.epochs * steps_per_epoch
@@ -199,39 +204,42 @@ def _train(config: Config, resume: bool, overwrite: bool) -> Path:
             states["world_size"] = world_size
             save_last(run, model, states)
 
+    def validate() -> None:
+        step = progress.step
+        result = _validate(model, val_pairs, stop)
+        row = {
+            "epoch": math.ceil(step / steps_per_epoch),
+            "step": step,
+            "lr": learning_rate(step - 1),
+            "train_loss": progress.loss_sum / (step - progress.validated),
+            **_columns(result, classes),
+            "skipped_steps": progress.skipped,
+        }
+        if average is not None:
+            raw = _validate(replace(model, net=net), val_pairs, stop)
+            row["raw_mean_iou"] = raw.mean_iou
+        row["seconds"] = round(time.monotonic() - start, 1)
+        is_best = result.mean_iou > max(progress.scores, default=-math.inf)
+        progress.history.append(row)
+        progress.loss_sum = 0.0
+        if tracker is not None:
+            if is_best:
+                weights = {"raw_model": net.state_dict()} if average else {}
+                save_checkpoint(run / "best.pt", model, weights)
+            tracker.validation(progress.history)
+        save()  # last: with it, the validation is done
+        bar.write(_line(row, settings.epochs, is_best))
+
     if is_finished():
         print("the run is complete: there is nothing left to train")
     batches = iter(() if is_finished() else loader)
     with stop_request() as stop, bar:
         try:
             while not is_finished():
-                step, epoch = progress.step, math.ceil(progress.step / steps_per_epoch)
+                step = progress.step
                 if step > progress.validated and (step % validate_every == 0 or step == num_steps):
-                    result = _validate(model, val_pairs, stop)
-                    row = {
-                        "epoch": epoch,
-                        "step": step,
-                        "lr": learning_rate(step - 1),
-                        "train_loss": progress.loss_sum / (step - progress.validated),
-                        **_columns(result, classes),
-                        "skipped_steps": progress.skipped,
-                    }
-                    if average is not None:
-                        raw = _validate(replace(model, net=net), val_pairs, stop)
-                        row["raw_mean_iou"] = raw.mean_iou
-                    row["seconds"] = round(time.monotonic() - start, 1)
-                    is_best = result.mean_iou > max(progress.scores, default=-math.inf)
-                    progress.history.append(row)
-                    progress.loss_sum = 0.0
-                    if tracker is not None:
-                        if is_best:
-                            weights = {"raw_model": net.state_dict()} if average else {}
-                            save_checkpoint(run / "best.pt", model, weights)
-                        tracker.validation(progress.history)
-                    save()  # last: with it, the validation is done
-                    bar.write(_line(row, settings.epochs, is_best))
+                    validate()
                     continue
-
                 # What a network draws by lot is a function of the step.
                 seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, step, rank])
                 torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
@@ -240,15 +248,8 @@ def _train(config: Config, resume: bool, overwrite: bool) -> Path:
                     loss, norm = training_step.gradients(islice(batches, settings.accumulate))
                     skips = not math.isfinite(norm) and training_step.may_skip
                     if not math.isfinite(loss) or (not math.isfinite(norm) and not skips):
-                        first_batch = step * settings.accumulate
-                        samples = dict.fromkeys(
-                            dataset.pair(place).stem
-                            for batch in range(first_batch, first_batch + settings.accumulate)
-                            for place in stream.places(batch)
-                        )
-                        raise FloatingPointError(
-                            _not_finite(run, step, lr, loss, norm, list(samples))
-                        )
+                        stems = _stems_of_step(dataset, stream, step, settings.accumulate)
+                        raise FloatingPointError(_not_finite(run, step, lr, loss, norm, stems))
                     training_step.update(lr)
                 if average is not None:
                     average.update(net, step)
@@ -376,6 +377,15 @@ def _optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer
             )
 
 
+def _stems_of_step(
+    dataset: SegmentationDataset, stream: BatchStream, step: int, accumulate: int
+) -> list[str]:
+    """The samples of all processes in a step, each once."""
+    first = step * accumulate
+    places = [place for i in range(first, first + accumulate) for place in stream.places(i)]
+    return list(dict.fromkeys(dataset.pair(place).stem for place in places))
+
+
 def _validate(model: SegmentationModel, pairs: Sequence[Pair], stop: StopRequest) -> Scores:
     distributed.copy_buffers(model.net)
     return scores(confusion_of_pairs(model, pairs, "validate", stop))
@@ -423,6 +433,7 @@ def _memory_advice(config: Config) -> str:
     settings, crop = config.train, config.augment.crop
     size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
     advice = []
+    smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
     if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
         advice.append(
             f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
@@ -430,12 +441,10 @@ def _memory_advice(config: Config) -> str:
         )
     if not settings.recompute and not settings.compile:
         advice.append("train.recompute=true (slower)")
-    smaller = [max(16, side // 32 * 16) for side in crop] if crop else "[256,256]"
-    advice.append(f"augment.crop={smaller}".replace(" ", ""))
-    return (
-        f"a step has batches of {settings.batch_size} {size}: set {', or '.join(advice)}, or "
-        "smaller model.widths"
-    )
+    if crop is None or smaller != list(crop):
+        advice.append(f"augment.crop={smaller}".replace(" ", ""))
+    advice.append("smaller model.widths")
+    return f"a step has batches of {settings.batch_size} {size}: set {', or '.join(advice)}"
 
 
 def _say_goodbye(run: Path, progress: Progress, epochs: int, left_out: int) -> None:
