@@ -1,9 +1,11 @@
+import dataclasses
 import math
+import statistics
 
 import pytest
 import torch
 
-from unet.metrics import confusion_matrix, scores
+from unet.metrics import Scores, confusion_matrix, per_image_scores, scores
 
 
 def test_the_matrix_counts_target_rows_and_predicted_columns() -> None:
@@ -59,3 +61,154 @@ def test_matrices_of_parts_add_up_to_that_of_the_whole() -> None:
     target, prediction = torch.randint(0, 3, (6, 9, 9)), torch.randint(0, 3, (6, 9, 9))
     parts = sum(confusion_matrix(p, t, 3) for p, t in zip(prediction, target, strict=True))
     assert torch.equal(parts, confusion_matrix(prediction, target, 3))
+
+
+def test_means_micro_and_weighted_scores_equal_hand_computed_ones() -> None:
+    # target 0: 6 right, 2 taken for 1; target 1: 1 right, 1 taken for 2; target 2: 3 right, 1 for 0
+    result = scores(torch.tensor([[6, 2, 0], [0, 1, 1], [1, 0, 3]]))
+    assert result.iou == pytest.approx([6 / 9, 1 / 4, 3 / 5])
+    assert result.mean_iou == pytest.approx((6 / 9 + 1 / 4 + 3 / 5) / 3)
+    assert result.mean_iou_foreground == pytest.approx((1 / 4 + 3 / 5) / 2)
+    assert result.mean_dice_foreground == pytest.approx((2 / 5 + 6 / 8) / 2)
+    assert result.mean_precision == pytest.approx((6 / 7 + 1 / 3 + 3 / 4) / 3)
+    assert result.mean_precision_foreground == pytest.approx((1 / 3 + 3 / 4) / 2)
+    assert result.mean_recall == pytest.approx((6 / 8 + 1 / 2 + 3 / 4) / 3)
+    assert result.mean_recall_foreground == pytest.approx((1 / 2 + 3 / 4) / 2)
+    assert result.pixel_accuracy == pytest.approx(10 / 14)
+    assert result.micro_iou == pytest.approx(10 / (9 + 4 + 5))
+    assert result.micro_iou_foreground == pytest.approx(4 / (4 + 5))
+    assert result.micro_dice_foreground == pytest.approx(8 / (6 + 7))
+    assert result.micro_precision_foreground == pytest.approx(4 / 7)
+    assert result.micro_recall_foreground == pytest.approx(4 / 6)
+    assert result.frequency_weighted_iou == pytest.approx((8 * 6 / 9 + 2 * 1 / 4 + 4 * 3 / 5) / 14)
+    assert result.frequency_weighted_dice == pytest.approx(
+        (8 * 12 / 15 + 2 * 2 / 5 + 4 * 6 / 8) / 14
+    )
+
+
+def random_ids() -> tuple[torch.Tensor, torch.Tensor]:
+    """Prediction and target (7, 11): class 3 is only predicted, 4 nowhere but where ignored."""
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randint(0, 3, (7, 11), generator=generator)
+    noise = torch.randint(0, 4, (7, 11), generator=generator)
+    prediction = torch.where(torch.rand((7, 11), generator=generator) < 0.5, target, noise)
+    target.view(-1)[::6] = 255
+    prediction[target == 255] = 4  # must not count
+    return prediction, target
+
+
+def test_means_micro_and_weighted_scores_equal_those_of_a_loop_over_pixels() -> None:
+    prediction, target = random_ids()
+    both = zip(target.flatten().tolist(), prediction.flatten().tolist(), strict=True)
+    pairs = [(t, p) for t, p in both if t != 255]
+    tp = [sum(t == p == k for t, p in pairs) for k in range(5)]
+    fp = [sum(p == k != t for t, p in pairs) for k in range(5)]
+    fn = [sum(t == k != p for t, p in pairs) for k in range(5)]
+    iou = [tp[k] / (tp[k] + fp[k] + fn[k]) for k in range(4)]
+    dice = [2 * tp[k] / (2 * tp[k] + fp[k] + fn[k]) for k in range(4)]
+    result = scores(confusion_matrix(prediction, target, 5))
+    assert result.num_absent == 1
+    assert result.mean_iou == pytest.approx(sum(iou) / 4)
+    assert result.mean_iou_foreground == pytest.approx(sum(iou[1:]) / 3)
+    assert result.mean_dice_foreground == pytest.approx(sum(dice[1:]) / 3)
+    assert result.mean_precision == pytest.approx(
+        sum(tp[k] / (tp[k] + fp[k]) for k in range(4)) / 4
+    )
+    assert result.mean_recall == pytest.approx(sum(tp[k] / (tp[k] + fn[k]) for k in range(3)) / 3)
+    assert result.micro_iou == pytest.approx(sum(tp) / (sum(tp) + sum(fp) + sum(fn)))
+    assert result.micro_iou_foreground == pytest.approx(
+        sum(tp[1:]) / (sum(tp[1:]) + sum(fp[1:]) + sum(fn[1:]))
+    )
+    weights = [(tp[k] + fn[k]) / len(pairs) for k in range(4)]
+    assert result.frequency_weighted_iou == pytest.approx(
+        sum(w * x for w, x in zip(weights, iou, strict=True))
+    )
+
+
+def test_scores_equal_those_of_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    prediction, target = random_ids()
+    counted = target != 255
+    y_true, y_pred = target[counted].numpy(), prediction[counted].numpy()
+    result = scores(confusion_matrix(prediction, target, 5))
+    for name, score in (
+        ("iou", sklearn.jaccard_score),
+        ("dice", sklearn.f1_score),
+        ("precision", sklearn.precision_score),
+        ("recall", sklearn.recall_score),
+    ):
+        # Class 3 is not in the target, where scikit-learn says 0 for the recall.
+        present = [0, 1, 2] if name == "recall" else [0, 1, 2, 3]
+        each = score(y_true, y_pred, labels=present, average=None)
+        assert getattr(result, name)[: len(present)] == pytest.approx(each)
+        assert getattr(result, f"mean_{name}") == pytest.approx(each.mean())
+        assert getattr(result, f"mean_{name}_foreground") == pytest.approx(each[1:].mean())
+        micro = score(y_true, y_pred, labels=[1, 2, 3], average="micro")
+        assert getattr(result, f"micro_{name}_foreground") == pytest.approx(micro)
+        micro = score(y_true, y_pred, labels=[0, 1, 2, 3], average="micro")
+        same = result.micro_iou if name == "iou" else result.pixel_accuracy
+        assert same == pytest.approx(micro)
+    weighted = sklearn.jaccard_score(y_true, y_pred, average="weighted")
+    assert result.frequency_weighted_iou == pytest.approx(weighted)
+    weighted = sklearn.f1_score(y_true, y_pred, average="weighted")
+    assert result.frequency_weighted_dice == pytest.approx(weighted)
+
+
+def test_a_matrix_of_no_pixels_has_no_score_at_all() -> None:
+    result = scores(torch.zeros(3, 3, dtype=torch.int64))
+    for name, value in dataclasses.asdict(result).items():
+        assert all(map(math.isnan, value)) if isinstance(value, list) else math.isnan(value), name
+    assert result.num_absent == 3
+
+
+def test_without_foreground_there_are_scores_of_the_background_only() -> None:
+    result = scores(torch.tensor([[9, 0], [0, 0]]))
+    assert result.mean_iou == result.micro_iou == result.frequency_weighted_iou == 1
+    assert math.isnan(result.mean_iou_foreground)
+    assert math.isnan(result.micro_iou_foreground)
+
+
+def test_images_have_a_mean_a_spread_and_a_number_without_a_score() -> None:
+    # Class 1: IoU 2/4 and 1/5 in two images, in neither target nor prediction of the third.
+    # Class 2: predicted in the first image, wrongly; nowhere else.
+    matrices = torch.tensor(
+        [
+            [[3, 1, 0], [0, 2, 1], [0, 0, 0]],
+            [[4, 0, 0], [4, 1, 0], [0, 0, 0]],
+            [[9, 0, 0], [0, 0, 0], [0, 0, 0]],
+        ]
+    )
+    result = per_image_scores(matrices)
+    assert result.mean.iou == pytest.approx([(3 / 4 + 4 / 8 + 1) / 3, (2 / 4 + 1 / 5) / 2, 0])
+    assert result.std.iou[0] == pytest.approx(statistics.stdev([3 / 4, 4 / 8, 1]))
+    assert result.std.iou[1] == pytest.approx(statistics.stdev([2 / 4, 1 / 5]))
+    assert math.isnan(result.std.iou[2])
+    assert result.without.iou == [0, 1, 2]
+    assert result.without.precision == [0, 1, 2]
+    assert result.without.recall == [0, 1, 3]
+    assert math.isnan(result.mean.recall[2])
+    assert math.isnan(result.std.recall[2])
+    singles = [(3 / 4 + 2 / 4 + 0) / 3, (4 / 8 + 1 / 5) / 2, 1]
+    assert result.mean.mean_iou == pytest.approx(statistics.mean(singles))
+    assert result.std.mean_iou == pytest.approx(statistics.stdev(singles))
+    assert result.without.mean_iou == 0
+    assert result.without.mean_iou_foreground == 1
+
+
+def test_scores_of_images_equal_those_of_each_by_itself() -> None:
+    generator = torch.Generator().manual_seed(2)
+    matrices = torch.randint(0, 3, (6, 4, 4), generator=generator)
+    matrices[0, 2], matrices[0, :, 2] = 0, 0
+    matrices[1] = 0
+    result, singles = per_image_scores(matrices), [scores(matrix) for matrix in matrices]
+    for field in dataclasses.fields(Scores):
+        columns = [getattr(one, field.name) for one in singles]
+        whole = [getattr(result.mean, field.name), getattr(result.std, field.name)]
+        without = getattr(result.without, field.name)
+        if not isinstance(columns[0], list):
+            columns, whole, without = [[x] for x in columns], [[x] for x in whole], [without]
+        for k, column in enumerate(zip(*columns, strict=True)):
+            there = [x for x in column if not math.isnan(x)]
+            assert without[k] == 6 - len(there) > 0
+            assert whole[0][k] == pytest.approx(statistics.mean(there)), field.name
+            assert whole[1][k] == pytest.approx(statistics.stdev(there)), field.name

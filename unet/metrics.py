@@ -1,6 +1,7 @@
-"""One integer confusion matrix, and every score from it."""
+"""Integer confusion matrices, and every score from them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,37 +28,128 @@ def confusion_matrix(
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores over all counted pixels; one number for each class, NaN where it has none.
+    """Scores over all counted pixels of a confusion matrix; NaN where there is none.
 
     A class that occurs neither in target nor prediction has no IoU and no Dice; one that was
-    never predicted no precision; one that is not in the target no recall.
+    never predicted no precision; one that is not in the target no recall. A mean is over the
+    classes that have the score, all alike; `_foreground` leaves out class 0, the background.
+    Micro scores divide sums over classes, so that large classes count for more.
     """
 
     iou: list[float]
+    """Of each class: common pixels by those in target or prediction."""
     dice: list[float]
+    """Of each class: twice the common pixels by the sum of target's and prediction's; F1."""
     precision: list[float]
+    """Of each class: share of the predicted pixels that are right."""
     recall: list[float]
+    """Of each class: share of the target's pixels that were found."""
     pixel_accuracy: float
-    """Share of the counted pixels that are right."""
+    """Share of the counted pixels that are right; also micro Dice, precision and recall."""
     mean_iou: float
-    """Mean IoU over the classes that have one, background included."""
+    """Over the classes, background included."""
     mean_dice: float
-    """Mean Dice over the classes that have one, background included."""
+    """Over the classes, background included."""
+    mean_precision: float
+    """Over the classes, background included."""
+    mean_recall: float
+    """Over the classes, background included; also called mean or balanced accuracy."""
+    mean_iou_foreground: float
+    """Over the classes without the background."""
+    mean_dice_foreground: float
+    """Over the classes without the background."""
+    mean_precision_foreground: float
+    """Over the classes without the background."""
+    mean_recall_foreground: float
+    """Over the classes without the background."""
+    micro_iou: float
+    """Of the sums over all classes, background included."""
+    micro_iou_foreground: float
+    """Of the sums over the classes without the background."""
+    micro_dice_foreground: float
+    """Of the sums over the classes without the background."""
+    micro_precision_foreground: float
+    """Share of the pixels predicted as foreground whose class is right."""
+    micro_recall_foreground: float
+    """Share of the target's foreground pixels whose class was found."""
+    frequency_weighted_iou: float
+    """Mean IoU, each class weighted by its pixels in the target, background included."""
+    frequency_weighted_dice: float
+    """Mean Dice, each class weighted by its pixels in the target, background included."""
+
+    @property
+    def num_absent(self) -> int:
+        """Number of classes in neither target nor prediction."""
+        return sum(iou != iou for iou in self.iou)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerImageScores:
+    """What the scores of single images amount to; an image without a score is left out of it."""
+
+    mean: Scores
+    """Of each score over the images that have it; NaN if none has."""
+    std: Scores
+    """Sample standard deviation over the images that have the score; NaN below two of them."""
+    without: Scores
+    """Number of images that do not have the score."""
 
 
 def scores(matrix: Tensor) -> Scores:
     """Compute every score from a confusion matrix (K, K), rows target, columns prediction."""
-    counts = matrix.double()
-    right, target, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
-    # 0 / 0 is NaN: no score.
-    iou = right / (target + predicted - right)
-    dice = 2 * right / (target + predicted)
-    return Scores(
-        iou=iou.tolist(),
-        dice=dice.tolist(),
-        precision=(right / predicted).tolist(),
-        recall=(right / target).tolist(),
-        pixel_accuracy=float(right.sum() / counts.sum()),
-        mean_iou=float(iou.nanmean()),
-        mean_dice=float(dice.nanmean()),
-    )
+    return _as_scores(_values(matrix))
+
+
+def per_image_scores(matrices: Tensor) -> PerImageScores:
+    """Compute every score of each image, then their mean and spread over the images.
+
+    Args:
+        matrices: (N, K, K), a confusion matrix for each image.
+    """
+    values = _values(matrices)
+    mean = {name: value.nanmean(0) for name, value in values.items()}
+    without = {name: value.isnan().sum(0) for name, value in values.items()}
+    std = {
+        name: (
+            (value - mean[name]).square().nansum(0)
+            / (len(value) - without[name] - 1).clamp(min=0)  # 0 / 0 is NaN: no spread
+        ).sqrt()
+        for name, value in values.items()
+    }
+    return PerImageScores(mean=_as_scores(mean), std=_as_scores(std), without=_as_scores(without))
+
+
+def _values(matrices: Tensor) -> dict[str, Tensor]:
+    """Every score of matrices (..., K, K) by its name: (..., K) for each class, else (...)."""
+    counts = matrices.double()
+    right, target, predicted = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)
+    by_class = _ratios(right, target, predicted)
+    micro = _ratios(right.sum(-1), target.sum(-1), predicted.sum(-1))
+    foreground = _ratios(*(part[..., 1:].sum(-1) for part in (right, target, predicted)))
+    frequency = target / target.sum(-1, keepdim=True)
+    # A class without a score is not in the target, and has no weight; NaN if no pixel counts.
+    weighted = {name: (frequency * by_class[name].nan_to_num()).sum(-1) for name in ("iou", "dice")}
+    return {
+        **by_class,
+        "pixel_accuracy": micro["recall"],
+        **{f"mean_{name}": value.nanmean(-1) for name, value in by_class.items()},
+        **{f"mean_{name}_foreground": x[..., 1:].nanmean(-1) for name, x in by_class.items()},
+        "micro_iou": micro["iou"],
+        **{f"micro_{name}_foreground": value for name, value in foreground.items()},
+        **{f"frequency_weighted_{name}": value for name, value in weighted.items()},
+    }
+
+
+def _ratios(right: Tensor, target: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+    """The four scores of numbers of pixels; 0 / 0 is NaN: no score."""
+    return {
+        "iou": right / (target + predicted - right),
+        "dice": 2 * right / (target + predicted),
+        "precision": right / predicted,
+        "recall": right / target,
+    }
+
+
+def _as_scores(values: dict[str, Tensor]) -> Scores:
+    plain: dict[str, Any] = {name: value.tolist() for name, value in values.items()}
+    return Scores(**plain)

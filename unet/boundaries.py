@@ -1,0 +1,131 @@
+"""Where classes end: boundary F1 and the Hausdorff distance.
+
+Label images are (H, W) arrays of class ids. A boundary pixel of a class is a pixel of it that has
+one of another class above, below, left or right of it. The edge of the image is no boundary. Pixels
+that the target ignores are neither boundary pixels nor neighbours, in target and prediction alike.
+Distances are Euclidean, in pixels, between centres.
+"""
+
+import numpy as np
+
+from unet.extras import extra
+
+
+def boundary(ids: np.ndarray, class_id: int, counted: np.ndarray) -> np.ndarray:
+    """Return the boundary pixels of a class as bool (H, W), `counted` being those to look at."""
+    inside, other = (ids == class_id) & counted, (ids != class_id) & counted
+    beside = np.zeros_like(other)
+    beside[1:] |= other[:-1]
+    beside[:-1] |= other[1:]
+    beside[:, 1:] |= other[:, :-1]
+    beside[:, :-1] |= other[:, 1:]
+    found: np.ndarray = inside & beside
+    return found
+
+
+def boundary_counts(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    num_classes: int,
+    distance: float,
+    ignore_index: int = 255,
+) -> np.ndarray:
+    """Count the boundary pixels that have one of the other side within a distance.
+
+    Args:
+        prediction: class ids (H, W).
+        target: class ids (H, W).
+        num_classes: K.
+        distance: in pixels; one that is exactly so far away counts as found.
+        ignore_index: the class id of the target whose pixels do not count.
+
+    Returns:
+        (K, 4) int64: of the prediction's boundary pixels those near the target's, and all; of the
+        target's those near the prediction's, and all. Counts of images add up to those of a set.
+
+    Raises:
+        ValueError: if scipy is not installed.
+    """
+    counts = np.zeros((num_classes, 4), np.int64)
+    for class_id in range(num_classes):
+        sides = _boundary_distances(prediction, target, class_id, ignore_index, "boundary F1")
+        counts[class_id] = [n for far in sides for n in ((far <= distance).sum(), far.size)]
+    return counts
+
+
+def boundary_f1(counts: np.ndarray) -> list[float]:
+    """Compute the boundary F1 of each class from `boundary_counts` (K, 4).
+
+    The harmonic mean of the precision, the share of the prediction's boundary pixels near the
+    target's, and the recall, the share of the target's near the prediction's. 0 where only one
+    side has boundary pixels, NaN where neither has.
+
+    Source: Csurka, Larlus and Perronnin 2013, "What is a good evaluation measure for semantic
+    segmentation?", BMVC; they average over images, counts can do either.
+    """
+    result = []
+    for near_prediction, prediction, near_target, target in counts.tolist():
+        if prediction == target == 0:
+            result.append(float("nan"))
+        elif near_prediction == 0 or near_target == 0:
+            result.append(0.0)
+        else:
+            precision, recall = near_prediction / prediction, near_target / target
+            result.append(2 * precision * recall / (precision + recall))
+    return result
+
+
+def hausdorff_distances(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    num_classes: int,
+    percentile: float = 95,
+    ignore_index: int = 255,
+) -> list[float]:
+    """Compute the Hausdorff distance of each class between its two boundaries, in pixels.
+
+    Each boundary pixel has a distance to the nearest one of the other side. The percentile of
+    these is taken from prediction to target and from target to prediction, interpolated linearly,
+    and the larger of the two is the result. NaN where a side has no boundary pixel.
+
+    Args:
+        prediction: class ids (H, W).
+        target: class ids (H, W).
+        num_classes: K.
+        percentile: 100 for the Hausdorff distance proper, which a single pixel decides.
+        ignore_index: the class id of the target whose pixels do not count.
+
+    Raises:
+        ValueError: if scipy is not installed.
+
+    Source: Huttenlocher, Klanderman and Rucklidge 1993, "Comparing images using the Hausdorff
+    distance", IEEE TPAMI 15(9): the partial distance, by rank instead of maximum.
+    """
+    result = []
+    for class_id in range(num_classes):
+        sides = _boundary_distances(
+            prediction, target, class_id, ignore_index, "the Hausdorff distance"
+        )
+        if all(far.size for far in sides):
+            result.append(float(max(np.percentile(far, percentile) for far in sides)))
+        else:
+            result.append(float("nan"))
+    return result
+
+
+def _boundary_distances(
+    prediction: np.ndarray, target: np.ndarray, class_id: int, ignore_index: int, what: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far the prediction's boundary pixels are from the target's, and the other way."""
+    counted = target != ignore_index
+    found, truth = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
+    return _distances_to(truth, what)[found], _distances_to(found, what)[truth]
+
+
+def _distances_to(pixels: np.ndarray, what: str) -> np.ndarray:
+    """How far every pixel is from the nearest of some; infinity if there are none."""
+    ndimage = extra("scipy.ndimage", what)
+    if not pixels.any():
+        return np.full(pixels.shape, np.inf)
+    distances: np.ndarray = ndimage.distance_transform_edt(~pixels)
+    return distances

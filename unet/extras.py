@@ -1,0 +1,21 @@
+"""Packages that only some people need."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+
+def extra(module: str, what: str) -> ModuleType:
+    """Import a module of an extra, which is named after its package.
+
+    Args:
+        module: such as `scipy.ndimage`.
+        what: that needs it, for the message.
+
+    Raises:
+        ValueError: if the package is not installed.
+    """
+    package = module.partition(".")[0]
+    if find_spec(package) is None:
+        raise ValueError(f"{what}: needs {package}; install it with pip install 'unet[{package}]'")
+    return import_module(module)

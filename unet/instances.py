@@ -1,0 +1,348 @@
+"""Scores of segments and of instances: what is one object, what is another.
+
+Label images are (H, W) integer arrays, one number for each object, 0 for what is between them
+(background, or the membrane between cells). The numbers themselves do not matter. Masks are bool
+(H, W), True inside the objects. `counted` is bool (H, W), False for ignored pixels, None for none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from unet.extras import extra
+
+# Those of the 2018 Data Science Bowl.
+IOU_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembraneScores:
+    """What ISBI 2012 measured in one image, then (the errors) and since (the scores).
+
+    The challenge took the best of several thresholds of a probability; here the mask is given.
+
+    Source: Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image segmentation
+    algorithms for connectomics", Frontiers in Neuroanatomy 9:142, and the evaluation scripts of
+    the challenge in Fiji's Trainable Segmentation.
+    """
+
+    pixel_error: float
+    """See `pixel_error`."""
+    warping_error: float
+    """See `warping_error`, without a geometric constraint."""
+    rand_error: float
+    """See `rand_error`: over the whole segmentation, membranes as a segment."""
+    foreground_rand_error: float
+    """1 - `rand_score`, borders as they are: what the challenge ranked by as Rand error."""
+    thinned_rand_score: float
+    """`rand_score` with the prediction's borders thinned: V_Rand (thinned) of today's ranking."""
+    thinned_info_score: float
+    """`info_score` with the prediction's borders thinned: V_Info (thinned) of today's ranking."""
+
+
+def membrane_scores(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
+) -> MembraneScores:
+    """Compute the measures of ISBI 2012 from two masks, True inside cells, False on membranes.
+
+    Args:
+        prediction: mask.
+        target: mask; what it holds on ignored pixels says what hangs together through them.
+        counted: the pixels that are not ignored.
+
+    Raises:
+        ValueError: if scipy is not installed.
+    """
+    cells, true_cells = connected_components(prediction), connected_components(target)
+    # Only the prediction's borders: of the target's, however thick, no pixel counts.
+    thinned = thin_borders(cells)
+    return MembraneScores(
+        pixel_error=pixel_error(prediction, target, counted),
+        warping_error=warping_error(prediction, target, counted),
+        rand_error=rand_error(cells, true_cells, counted),
+        foreground_rand_error=1 - rand_score(cells, true_cells, counted),
+        thinned_rand_score=rand_score(thinned, true_cells, counted),
+        thinned_info_score=info_score(thinned, true_cells, counted),
+    )
+
+
+def pixel_error(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
+) -> float:
+    """Compute the share of the counted pixels that differ; NaN if there are none."""
+    prediction, target = _counted(prediction, target, counted)
+    return float((prediction != target).mean()) if target.size else float("nan")
+
+
+def connected_components(mask: np.ndarray, connectivity: Literal[4, 8] = 4) -> np.ndarray:
+    """Number the parts of a mask that hang together: a label image, int32.
+
+    Args:
+        mask: bool (H, W).
+        connectivity: 4 where neighbours share an edge (ISBI 2012), 8 where a corner is enough.
+
+    Raises:
+        ValueError: if scipy is not installed.
+    """
+    ndimage = extra("scipy.ndimage", "connected components")
+    structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
+    labels: np.ndarray = ndimage.label(mask, structure)[0]
+    return labels
+
+
+def thin_borders(labels: np.ndarray) -> np.ndarray:
+    """Let all objects grow into the 0 between them until thin borders are left.
+
+    A watershed by flooding: all grow at the same pace, to the pixels above, below, left and right;
+    a pixel that would touch two objects becomes border, 0, as does one that only borders lead to.
+    In each step first the pixels whose row and column have an even sum grow, then the others, so
+    that objects which were apart never come to touch.
+
+    Source: Soille and Vincent 1990, "Determining watersheds in digital pictures via flooding
+    simulations", which the evaluation of ISBI 2012 uses (there the order is that of a queue).
+    """
+    border = labels.max(initial=0).astype(np.int64) + 1
+    open_pixel, edge = border + 1, border + 2
+    grown = np.pad(labels.astype(np.int64), 1, constant_values=edge)
+    grown[grown == 0] = open_pixel
+    flat, width = grown.ravel(), grown.shape[1]
+    around = np.array([-width, -1, 1, width])
+    front = np.flatnonzero(flat == open_pixel)
+    front = front[(flat[front[:, None] + around] < border).any(1)]
+    while front.size:
+        odd = (front // width + front % width) % 2 == 1
+        for now in (front[~odd], front[odd]):
+            beside = flat[now[:, None] + around]
+            smallest, largest = beside.min(1), np.where(beside < border, beside, 0).max(1)
+            # Without an object beside, the smallest is a border.
+            flat[now] = np.where(smallest == largest, smallest, border)
+        beside = (front[:, None] + around).ravel()
+        front = np.unique(beside[flat[beside] == open_pixel])
+    thinned = grown[1:-1, 1:-1]
+    thinned[thinned >= border] = 0
+    return thinned
+
+
+def rand_score(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
+) -> float:
+    """Compute the foreground-restricted Rand F-score, V_Rand; 1 is best.
+
+    With p_ij the share of pixels in segment i of the prediction and j of the target, s_i and t_j
+    its sums: sum p_ij^2 / (0.5 sum s_i^2 + 0.5 sum t_j^2). Only the target's foreground counts;
+    each pixel there that the prediction leaves 0 is a segment by itself. NaN without foreground.
+
+    Source: Arganda-Carreras et al. 2015, V_Rand with alpha = 0.5.
+    """
+    shares = _foreground_shares(prediction, target, counted)
+    common, found, true = (float((share**2).sum()) for share in shares)
+    return 2 * common / (found + true) if found else float("nan")
+
+
+def info_score(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
+) -> float:
+    """Compute the foreground-restricted information theoretic F-score, V_Info; 1 is best.
+
+    The mutual information of the two segmentations by the mean of their entropies, on the pixels
+    and segments of `rand_score`. NaN where both entropies are 0: a single segment in each.
+
+    Source: Arganda-Carreras et al. 2015, V_Info with alpha = 0.5.
+    """
+    joint, prediction_entropy, target_entropy = (
+        float(-(p * np.log(p)).sum()) for p in _foreground_shares(prediction, target, counted)
+    )
+    both = prediction_entropy + target_entropy
+    return 2 * (both - joint) / both if both else float("nan")
+
+
+def rand_error(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
+) -> float:
+    """Compute 1 - the F-score of pairs of pixels, over the whole segmentation; 0 is best.
+
+    Of the pairs of different pixels that are in one segment in the prediction and of those in the
+    target, what share are so in both? What is 0 is a segment, too. NaN without any such pair.
+
+    Source: Rand 1971, "Objective criteria for the evaluation of clustering methods"; precision and
+    recall of pairs as in Arganda-Carreras et al. 2015.
+    """
+    overlap = _overlap(*_counted(prediction, target, counted))
+    common, found, true = (
+        (n.astype(float) * (n - 1)).sum() for n in (overlap.common, overlap.found, overlap.true)
+    )
+    return float(1 - 2 * common / (found + true)) if found + true else float("nan")
+
+
+def average_precision(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    thresholds: Sequence[float] = IOU_THRESHOLDS,
+    counted: np.ndarray | None = None,
+) -> list[float]:
+    """Compute TP / (TP + FP + FN) of the objects at each threshold of IoU.
+
+    An object is found where one of the prediction has an IoU with it above the threshold. Their
+    mean over the thresholds is the score of an image in the 2018 Data Science Bowl. NaN where
+    neither image has an object.
+
+    Args:
+        prediction: label image.
+        target: label image.
+        thresholds: at least 0.5, above which no object can match two others.
+        counted: ignored pixels are cut out of the objects.
+
+    Raises:
+        ValueError: if a threshold is below 0.5.
+
+    Source: Caicedo et al. 2019, "Nucleus segmentation across imaging experiments: the 2018 Data
+    Science Bowl", Nature Methods 16.
+    """
+    if low := [threshold for threshold in thresholds if threshold < 0.5]:
+        raise ValueError(
+            f"average precision: got the IoU threshold {low[0]}, expected at least 0.5, above "
+            "which an object matches one other at most"
+        )
+    overlap = _overlap(*_counted(prediction, target, counted))
+    found, true = overlap.found[overlap.i], overlap.true[overlap.j]
+    objects, true_objects = overlap.labels != 0, overlap.true_labels != 0
+    iou = (overlap.common / (found + true - overlap.common))[
+        objects[overlap.i] & true_objects[overlap.j]
+    ]
+    either = objects.sum() + true_objects.sum()
+    hits = [int((iou > threshold).sum()) for threshold in thresholds]
+    return [float(tp / (either - tp)) if either else float("nan") for tp in hits]
+
+
+def warping_error(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    counted: np.ndarray | None = None,
+    distance: float | None = None,
+) -> float:
+    """Compute the share of counted pixels by which the prediction differs from a warped target.
+
+    0 where prediction and target differ by nothing but where their borders run: what is left are
+    splits, mergers, objects and holes. See `warp`. NaN where no pixel counts. (The challenge's
+    board counted the groups of pixels left that split or merge objects, which gives less.)
+
+    Args:
+        prediction: mask.
+        target: mask.
+        counted: ignored pixels stay as they are in the target.
+        distance: see `warp`.
+
+    Raises:
+        ValueError: if `distance` is given and scipy is not installed.
+    """
+    return pixel_error(prediction, warp(target, prediction, counted, distance), counted)
+
+
+def warp(
+    mask: np.ndarray,
+    towards: np.ndarray,
+    movable: np.ndarray | None = None,
+    distance: float | None = None,
+) -> np.ndarray:
+    """Warp a mask towards another one without a change of its topology.
+
+    Pixels that differ are flipped as long as one is simple: flipping it neither joins, splits,
+    makes nor removes an object (4-connected) or a hole (8-connected). Outside of the image is
+    False. As no others are flipped, a thin border follows to where it touches its old place, and
+    no farther. A greedy search: each pass flips the pixels of even row and column, then those of
+    odd column, of odd row, and of both; two pixels of one kind are no neighbours.
+
+    Args:
+        mask: bool (H, W).
+        towards: bool (H, W).
+        movable: bool (H, W), the pixels that may be flipped; None for all.
+        distance: flip only pixels of `mask` that are at most so far, in pixels, from one of the
+            other value; None for no such constraint.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        ValueError: if `distance` is given and scipy is not installed.
+
+    Source: Jain et al. 2010, "Boundary learning by optimization with topological constraints",
+    CVPR; simple points by the connectivity number of Yokoi, Toriwaki and Fukumura 1975, "An
+    analysis of topological properties of digitized binary pictures using local features".
+    """
+    differs = mask != towards
+    if movable is not None:
+        differs &= movable
+    if distance is not None:
+        edt = extra("scipy.ndimage", "warping within a distance").distance_transform_edt
+        # A mask without the other value has no border to move.
+        near = [edt(one) <= distance if not one.all() else ~one for one in (mask, ~mask)]
+        differs &= np.where(mask, *near)
+    warped, open_pixel = np.pad(mask, 1), np.pad(differs, 1).ravel()
+    flat, width = warped.ravel(), warped.shape[1]
+    around = np.array([1, 1 - width, -width, -width - 1, -1, width - 1, width, width + 1])
+    places = np.arange(flat.size)
+    kind = (places // width + 1) % 2 * 2 + (places % width + 1) % 2
+    queues = [np.flatnonzero(open_pixel & (kind == one)) for one in range(4)]
+    while any(queue.size for queue in queues):
+        for one in range(4):
+            pixels = np.unique(queues[one])
+            flipped = pixels[_is_simple(flat[pixels[:, None] + around])]
+            flat[flipped] ^= True
+            open_pixel[flipped] = False
+            # Whether a pixel is simple changes only where a neighbour does.
+            beside = (flipped[:, None] + around).ravel()
+            beside = beside[open_pixel[beside]]
+            queues[one] = beside[:0]
+            queues = [
+                np.concatenate([queue, beside[kind[beside] == other]])
+                for other, queue in enumerate(queues)
+            ]
+    return warped[1:-1, 1:-1]
+
+
+def _is_simple(ring: np.ndarray) -> np.ndarray:
+    """Whether pixels are simple, from their 8 neighbours (N, 8), in a circle from one beside."""
+    beside, corner, next_beside = ring[:, ::2], ring[:, 1::2], np.roll(ring[:, ::2], -1, 1)
+    connectivity_number = (beside & ~(corner & next_beside)).sum(1)
+    simple: np.ndarray = connectivity_number == 1
+    return simple
+
+
+class _Overlap(NamedTuple):
+    """Which segments share how many pixels."""
+
+    labels: np.ndarray  # of the prediction
+    found: np.ndarray  # their numbers of pixels
+    true_labels: np.ndarray  # of the target
+    true: np.ndarray  # their numbers of pixels
+    i: np.ndarray  # index into `labels`, for each pair of segments that share pixels
+    j: np.ndarray  # index into `true_labels`
+    common: np.ndarray  # the number of pixels that they share
+
+
+def _overlap(prediction: np.ndarray, target: np.ndarray) -> _Overlap:
+    labels, i, found = np.unique(prediction, return_inverse=True, return_counts=True)
+    true_labels, j, true = np.unique(target, return_inverse=True, return_counts=True)
+    pairs, common = np.unique(i.ravel() * true.size + j.ravel(), return_counts=True)
+    return _Overlap(labels, found, true_labels, true, *np.divmod(pairs, max(1, true.size)), common)
+
+
+def _counted(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    return (prediction, target) if counted is None else (prediction[counted], target[counted])
+
+
+def _foreground_shares(
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares of the target's foreground: of common parts, of segments found, of true ones."""
+    prediction, target = _counted(prediction, target, counted)
+    segments = prediction[target > 0].astype(np.int64)
+    alone = segments == 0
+    segments[alone] = -1 - np.arange(alone.sum())  # a segment each
+    overlap = _overlap(segments, target[target > 0])
+    pixels = max(1, segments.size)
+    return overlap.common / pixels, overlap.found / pixels, overlap.true / pixels
