@@ -1,15 +1,16 @@
 import dataclasses
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_config, make_model
 
 from unet import load_model
-from unet.checkpoint import load_checkpoint, save_checkpoint
+from unet.checkpoint import build_net, load_checkpoint, save_checkpoint
 from unet.data import Normalization
 
 
@@ -37,16 +38,64 @@ def test_a_model_is_loaded_from_its_checkpoint_alone(checkpoint: Path) -> None:
     ))  # fmt: skip
 
 
-def test_large_images_go_through_in_tiles(checkpoint: Path) -> None:
-    whole = load_model(checkpoint)
-    tiled = load_model(checkpoint, overrides=["tiling={size: [64, 64], overlap: 24}"])
-    image = 0.4 + 0.2 * torch.randn(1, 150, 119)
-    a, b = whole.logits(image), tiled.logits(image)
-    assert a.shape == b.shape
-    assert not torch.equal(a, b)
-    # Only near the tiles' edges does the network see less.
-    assert ((a - b).abs() < 1e-5).float().mean() > 0.5
-    assert ((a - b).abs() < 0.05).float().mean() > 0.9
+def test_large_images_in_tiles_are_what_they_are_whole(checkpoint: Path) -> None:
+    image = 0.4 + 0.2 * torch.randn(1, 151, 119)
+    whole = load_model(checkpoint).logits(image)
+    for overrides in (["tiling.size=[64, 40]"], ["tiling={size: [64, 40], batch_size: 3}"]):
+        tiled = load_model(checkpoint, overrides=overrides).logits(image)
+        torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(tiled, whole)  # they were tiles
+    assert torch.equal(load_model(checkpoint).logits(image, torch.device("cpu")), whole)
+    # With less overlap than the network sees, it does not see all.
+    less = load_model(checkpoint, overrides=["tiling={size: [64, 40], overlap: 4}"]).logits(image)
+    assert float((less - whole).abs().max()) > 1e-3
+    assert ((less - whole).abs() < 0.05).float().mean() > 0.9
+
+
+def test_tiles_are_computed_in_the_precision_asked_for(checkpoint: Path) -> None:
+    image = 0.4 + 0.2 * torch.randn(1, 151, 119)
+    overrides = ["train.precision=bfloat16", "tiling={size: [64, 40], batch_size: 2}"]
+    whole, short = (
+        load_model(checkpoint, overrides=these).logits(image) for these in ([], overrides)
+    )
+    assert short.dtype == torch.float32
+    assert not torch.equal(short, whole)
+    assert float((short - whole).abs().mean()) < 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_tiles_on_cuda_are_what_the_whole_image_is_on_the_cpu(checkpoint: Path) -> None:
+    image = 0.4 + 0.2 * torch.randn(1, 151, 119)
+    overrides = ["train.precision=float32", "tiling={size: [64, 40], batch_size: 3}"]
+    whole = load_model(checkpoint, "cpu").logits(image)
+    model = load_model(checkpoint, "cuda", overrides)
+    for device in (None, torch.device("cpu")):
+        tiled = model.logits(image, device)
+        assert tiled.device.type == ("cuda" if device is None else "cpu")
+        torch.testing.assert_close(tiled.cpu(), whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("norm", "blends"), [("batch", False), ("none", False), ("group", True)])
+def test_only_norms_with_statistics_of_the_image_blend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, blends: bool
+) -> None:
+    config = make_config(tmp_path, f"model.norm={norm}")
+    model = replace(make_model(tmp_path), net=build_net(config, torch.device("cpu")), config=config)
+    seen: dict[str, Any] = {}
+
+    def record(_: Any, image: torch.Tensor, **settings: Any) -> torch.Tensor:
+        seen.update(settings)
+        return image
+
+    monkeypatch.setattr("unet.checkpoint.sliding_window", record)
+    model.logits(torch.zeros(1, 9, 9))
+    assert seen == {
+        "size": (1024, 1024),
+        "overlap": 16,
+        "align": 2,
+        "blend": blends,
+        "batch_size": 1,
+    }
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

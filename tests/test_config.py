@@ -1,5 +1,7 @@
 import dataclasses
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from unet.config import (
     differences,
     dotted,
     load_config,
+    tile_overlap,
 )
 from unet.losses import SegmentationLoss
 from unet.model import UNet
@@ -33,6 +36,11 @@ def load(tmp_path: Path, text: str = SMALL, *overrides: str) -> Config:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     return load_config(path, overrides)
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = "import sys, unet.config; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -55,6 +63,13 @@ def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
     assert config.optimizer.lr == 1e-4
     assert config.model.widths == (8, 16)
     assert config.train.epochs == 9
+
+
+def test_tiles_share_as_much_as_the_network_sees_unless_told(tmp_path: Path) -> None:
+    assert tile_overlap(load(tmp_path)) == 192
+    assert tile_overlap(load(tmp_path, SMALL, "model.widths=[8, 16, 32, 64]")) == 96
+    assert tile_overlap(load(tmp_path, SMALL, "tiling.overlap=10")) == 10
+    assert load(tmp_path, SMALL, "tiling.size=[208, 300]").tiling.size == (208, 300)
 
 
 def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
@@ -119,6 +134,11 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("train={epochs: 9, recompute: true, compile: true}", "train: got recompute and compile"),
         ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
         ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
+        (
+            "tiling.size=[1024, 207]",
+            "got [1024, 207], expected at least 208 x 208 for an overlap of",
+        ),
+        ("tiling.batch_size=0", "tiling.batch_size: got 0, expected a whole number at least 1"),
         ("data.classes={a: 0, b: 0}", "data.classes: got the value 0 twice"),
         ("data.classes={a: 0}", "data.classes: got 1 class(es), expected 2 to 253"),
         (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unet.atomic import atomic_path
 from unet.check import class_map
-from unet.config import Config, config_from_dict, config_to_dict, differences
+from unet.config import Config, config_from_dict, config_to_dict, differences, tile_overlap
 from unet.data import Normalization
 from unet.device import memory_advice, pick_device, pick_dtype
 from unet.masks import ClassMap, Colour
@@ -74,28 +74,47 @@ class SegmentationModel:
         return class_map(self.config)
 
     @torch.inference_mode()
-    def logits(self, image: Tensor) -> Tensor:
-        """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W) on the device.
+    def logits(self, image: Tensor, device: torch.device | None = None) -> Tensor:
+        """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
 
-        Images larger than the config's `tiling.size` go through in blended tiles. With others,
-        the logits are the logarithms of the mean probabilities.
+        Images larger than the config's `tiling.size` go through in tiles. With others, the logits
+        are the logarithms of the mean probabilities.
+
+        Args:
+            image: of any size.
+            device: where image and logits lie while tiles go through the network on its own
+                device, such as the CPU for an image too large for a GPU; None for the network's.
         """
         if self.others:
             models = (replace(self, others=()), *self.others)
-            return torch.stack([model.logits(image).softmax(0) for model in models]).mean(0).log()
+            scores = [model.logits(image, device).softmax(0) for model in models]
+            return torch.stack(scores).mean(0).log()
         self.net.eval()
         dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
-        batch = self.normalization(image)[None].to(
-            self.device, memory_format=memory_format(self.config)
-        )
+
+        def score(tiles: Tensor) -> Tensor:
+            layout = memory_format(self.config)
+            out: Tensor = self.net(tiles.to(self.device, memory_format=layout))
+            return out
+
         with (
             torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
             memory_advice(
                 f"an image of {image.shape[1]} x {image.shape[2]} pixels goes through in tiles of "
-                f"{tiling.size[0]} x {tiling.size[1]}: lower tiling.size"
+                f"at most {tiling.size[0]} x {tiling.size[1]}, {tiling.batch_size} together: lower "
+                "tiling.size or tiling.batch_size"
             ),
         ):
-            return sliding_window(self.net, batch, tiling.size, tiling.overlap, self.net.factor)[0]
+            return sliding_window(
+                score,
+                self.normalization(image).to(device or self.device),
+                size=tiling.size,
+                overlap=tile_overlap(self.config),
+                align=self.net.factor,
+                # Statistics of a tile are not those of the image.
+                blend=self.config.model.norm in ("group", "instance"),
+                batch_size=tiling.batch_size,
+            )
 
     def predict(self, image: Tensor) -> Tensor:
         """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8."""

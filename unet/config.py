@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from unet.images import SUFFIXES
 from unet.masks import ClassMap
+from unet.reach import factor, margin
 from unet.strict import Range, describe_value, load_yaml, override, read_section
 
 Positive = Annotated[int, Range(minimum=1)]
@@ -246,10 +247,15 @@ class TrainConfig:
 class TilingConfig:
     """How validation, evaluation and prediction cut large images."""
 
-    # (height, width) in pixels above which an image is cut into tiles of this size.
+    # (height, width) in pixels above which an image is cut into tiles of this size or less.
     size: Size = (1024, 1024)
-    # Pixels that neighbouring tiles share at least, and over which they blend.
-    overlap: Annotated[int, Range(minimum=0)] = 128
+    # Pixels that neighbouring tiles share at least. null for twice as far as the network sees, 192
+    # with five levels: with so many, the result is that of the whole image to rounding. Not with
+    # norm group or instance, which take the statistics of a tile for those of the image: there
+    # tiles blend over the overlap.
+    overlap: Annotated[int, Range(minimum=0)] | None = None
+    # Tiles of an image that go through the network together.
+    batch_size: Positive = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,6 +341,12 @@ def dotted(config: Config) -> dict[str, Any]:
     return flat("", config_to_dict(config))
 
 
+def tile_overlap(config: Config) -> int:
+    """Return the pixels that neighbouring tiles share at least."""
+    overlap = config.tiling.overlap
+    return 2 * margin(len(config.model.widths)) if overlap is None else overlap
+
+
 def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:
     """Say which settings differ, but for those whose dotted path begins with one of `besides`."""
     old, new = dotted(before), dotted(now)
@@ -408,14 +420,16 @@ def _contradictions(config: Config) -> list[str]:
         faults.append("train: got recompute and compile, expected one of them")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
-    # Tiles start at multiples of the network's factor.
-    smallest = config.tiling.overlap + 2 ** (len(config.model.widths) - 1)
-    if min(config.tiling.size) < smallest:
-        faults.append(
-            f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
-            f"{smallest} for an overlap of {config.tiling.overlap} and the "
-            f"{len(config.model.widths)} levels of model.widths; or set a smaller tiling.overlap"
-        )
+    if config.model.widths:
+        # Tiles lie at multiples of the network's factor.
+        levels, overlap = len(config.model.widths), tile_overlap(config)
+        smallest = overlap + factor(levels)
+        if min(config.tiling.size) < smallest:
+            faults.append(
+                f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
+                f"{smallest} for an overlap of {overlap} and the {levels} levels of model.widths; "
+                "or set a smaller tiling.overlap"
+            )
     return faults
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from unet.conv_transpose import ConvTranspose2d
+from unet.reach import factor, margin
 
 Norm = Literal["batch", "group", "instance", "none"]
 Downsampling = Literal["max_pool", "conv"]
@@ -144,8 +145,9 @@ class UNet(nn.Module):
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.recompute = recompute
-        # Sizes that the levels can halve are multiples of this.
-        self.factor = 2 ** (len(widths) - 1)
+        # Sizes that the levels can halve are multiples of factor. So many pixels beside an edge on
+        # that grid may depend on what lies beyond it; with group and instance norm all do.
+        self.factor, self.margin = factor(len(widths)), margin(len(widths))
         levels = list(pairwise(widths))
         self.stem = DoubleConv(in_channels, widths[0], norm)
         self.encoder = nn.ModuleList(

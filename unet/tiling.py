@@ -1,32 +1,76 @@
-"""Where tiles go, and how they blend."""
+"""Large images in tiles: where they go, and what of each is kept.
+
+Tiles lie on the network's grid, so that the same pixels are pooled together as in the whole image,
+and overlap. Where they overlap by twice the network's margin and meet in the middle, each pixel is
+taken from a tile that holds all that the pixel depends on, and the result is that of the whole
+image to rounding. Norms that take the statistics of their whole input leave no such pixels: there
+neighbours blend, so that their difference does not show as a seam.
+
+The paper mirrors the image at its borders, since its convolutions are unpadded and would lose them.
+Here they are padded with zeros, and mirroring would put something else beyond the border of an
+image in tiles than beyond that of a whole one: tiles end where the image does.
+
+Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 2 (overlap-tile strategy).
+"""
 
 import math
 from collections.abc import Callable
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def tile_starts(size: int, tile: int, overlap: int, align: int = 1) -> list[int]:
-    """Place tiles along one side of an image.
+def place_tiles(size: int, tile: int, overlap: int, align: int = 1) -> tuple[int, list[int]]:
+    """Place as few tiles as it takes along one side of an image, none larger than it takes.
 
     Args:
         size: of the image in pixels.
-        tile: of a tile in pixels; the last one may stick out of the image by less than `align`.
-        overlap: pixels that neighbouring tiles share at least; at most `tile - align`.
-        align: every start is a multiple of it. A network that pools sees the same pixels together
-            in a tile as in the whole image if `align` is its `factor`.
+        tile: of the largest tile in pixels, more than `overlap`; rounded up to `align`.
+        overlap: pixels that neighbouring tiles share at least; rounded up to `align`.
+        align: every tile starts and ends at a multiple of it, so that the last one may stick out of
+            the image by less than `align`.
+
+    Returns:
+        The size of every tile, and where each starts.
+
+    Raises:
+        ValueError: if a tile is no larger than the overlap.
     """
-    last = math.ceil(max(size - tile, 0) / align) * align
-    step = (tile - overlap) // align * align
-    return [*range(0, last, step), last]
+    cells, largest, shared = (math.ceil(pixels / align) for pixels in (size, tile, overlap))
+    if largest <= shared:
+        raise ValueError(
+            f"tiles: got {tile} pixels with an overlap of {overlap}, expected at least "
+            f"{overlap + align}"
+        )
+    count = max(math.ceil((cells - shared) / (largest - shared)), 1)
+    step = math.ceil((cells - shared) / count)
+    last = cells - shared - step
+    return (step + shared) * align, [min(i * step, last) * align for i in range(count)]
 
 
-def blend_weights(size: int, overlap: int) -> Tensor:
-    """Weights (size,) that rise over the first `overlap` pixels and fall over the last."""
-    distance = torch.arange(1, size + 1).float()
-    nearest = torch.minimum(distance, distance.flip(0))
-    return (nearest / (overlap + 1)).clamp(max=1)
+def cut_weights(starts: list[int], tile: int) -> Tensor:
+    """Weights (T, tile) that are 1 as far as the middle of what tiles share, and 0 beyond."""
+    meet = [(one + other + tile) // 2 for one, other in pairwise(starts)]
+    kept = pairwise([0, *meet, starts[-1] + tile])
+    pixel = torch.arange(tile)
+    return torch.stack(
+        [
+            ((first - start <= pixel) & (pixel < end - start)).float()
+            for start, (first, end) in zip(starts, kept, strict=True)
+        ]
+    )
+
+
+def blend_weights(starts: list[int], tile: int, overlap: int) -> Tensor:
+    """Weights (T, tile) that rise and fall over `overlap` pixels, at every pixel 1 together."""
+    distance = torch.arange(1, tile + 1).float()
+    hat = (torch.minimum(distance, distance.flip(0)) / (overlap + 1)).clamp(max=1)
+    total = torch.zeros(starts[-1] + tile)
+    for start in starts:
+        total[start : start + tile] += hat
+    return torch.stack([hat / total[start : start + tile] for start in starts])
 
 
 def sliding_window(
@@ -35,33 +79,54 @@ def sliding_window(
     size: tuple[int, int],
     overlap: int,
     align: int = 1,
+    blend: bool = True,
+    batch_size: int = 1,
 ) -> Tensor:
-    """Run the model on the whole image, or in blended tiles where the image is larger than one.
+    """Run the model on an image in tiles.
+
+    Beside the image and its logits there is never more than a batch of tiles in memory.
 
     Args:
-        model: (N, C, h, w) -> (N, K, h, w).
-        image: (N, C, H, W).
-        size: (height, width) of a tile in pixels.
+        model: (N, C, h, w) -> (N, K, h, w), on any device.
+        image: (C, H, W).
+        size: (height, width) of the largest tile in pixels; rounded up to `align`.
         overlap: pixels that neighbouring tiles share at least.
-        align: tiles start at multiples of it.
+        align: tiles lie at multiples of it, and an image that ends elsewhere is extended by its
+            last pixels: a UNet's `factor`.
+        blend: whether tiles fade into each other over the overlap; otherwise they meet in its
+            middle, which is exact for a UNet of norm batch or none and twice its `margin`.
+        batch_size: tiles that go through the model together.
 
     Returns:
-        (N, K, H, W) float32.
+        (K, H, W) float32, on the image's device.
     """
-    height, width = image.shape[-2:]
-    if height <= size[0] and width <= size[1]:
-        return model(image).float()
-    rows, columns = (blend_weights(side, overlap).to(image.device) for side in size)
-    total = image.new_zeros(height, width)
+    height, width = image.shape[1:]
+    (tall, tops), (wide, lefts) = (
+        place_tiles(pixels, tile, overlap, align)
+        for pixels, tile in zip((height, width), size, strict=True)
+    )
+    rows, columns = (
+        blend_weights(starts, tile, overlap) if blend else cut_weights(starts, tile)
+        for starts, tile in ((tops, tall), (lefts, wide))
+    )
+    places = list(product(zip(tops, rows, strict=True), zip(lefts, columns, strict=True)))
     logits: Tensor | None = None
-    for top in tile_starts(height, size[0], overlap, align):
-        for left in tile_starts(width, size[1], overlap, align):
-            window = (..., slice(top, top + size[0]), slice(left, left + size[1]))
-            tile = model(image[window]).float()
-            weights = torch.outer(rows[: tile.shape[2]], columns[: tile.shape[3]])
-            if logits is None:
-                logits = tile.new_zeros(*tile.shape[:2], height, width)
-            logits[window] += tile * weights
-            total[window] += weights
+    for first in range(0, len(places), batch_size):
+        batch = places[first : first + batch_size]
+        tiles = [image[:, top : top + tall, left : left + wide] for (top, _), (left, _) in batch]
+        scores = model(torch.stack([_extend(tile, tall, wide) for tile in tiles]))
+        if logits is None:
+            logits = image.new_zeros(
+                scores.shape[1], tops[-1] + tall, lefts[-1] + wide, dtype=torch.float32
+            )
+        for ((top, row), (left, column)), score in zip(batch, scores, strict=True):
+            weights = torch.outer(row.to(score.device), column.to(score.device))
+            logits[:, top : top + tall, left : left + wide] += (score * weights).to(logits.device)
     assert logits is not None  # there is at least one tile
-    return logits.div_(total)
+    return logits[:, :height, :width]
+
+
+def _extend(tile: Tensor, height: int, width: int) -> Tensor:
+    """Extend a tile by its last pixels, as UNet does: (C, h, w) -> (C, height, width)."""
+    bottom, right = height - tile.shape[1], width - tile.shape[2]
+    return F.pad(tile, (0, right, 0, bottom), mode="replicate")

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from unet import UNet
+from unet.reach import factor, margin, reach
+
+
+def seen_by(net: UNet, size: int) -> torch.Tensor:
+    """Which columns of an image of `size` columns (first) each output column (second) depends on.
+
+    With positive weights and no bias, an image of zeros but for one column has positive logits
+    exactly where they depend on that column.
+    """
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.fill_(0 if name.endswith("bias") else 0.5)
+        impulses = torch.eye(size, dtype=torch.float64)[:, None, None].expand(-1, 1, 4, -1)
+        return net.double()(impulses)[:, 0, 0] > 0
+
+
+@pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
+def test_the_formula_is_what_a_network_sees(levels: int, downsampling: str) -> None:
+    net = UNet(1, 1, widths=(1,) * levels, norm="none", downsampling=downsampling)
+    cell = factor(levels)
+    assert net.factor == cell
+    assert net.margin == margin(levels)
+    middle = 8 * cell
+    seen = seen_by(net, 17 * cell)
+    for position in range(cell):
+        pixel = middle + position
+        columns = seen[:, pixel].nonzero().flatten()
+        assert int(columns.min()) == pixel - reach(levels, position)
+        assert int(columns.max()) == pixel + reach(levels, cell - 1 - position)
+    # Whatever sees beyond an edge on the grid is in the margin, and a cell less would not do.
+    assert not seen[:middle, middle + margin(levels) :].any()
+    assert not seen[middle:, : middle - margin(levels)].any()
+    assert seen[:middle, middle + margin(levels) - cell :].any()
+
+
+def test_the_numbers_that_the_documents_name() -> None:
+    assert [margin(levels) for levels in (1, 2, 3, 4, 5)] == [2, 8, 24, 48, 96]
+    for levels in (3, 4, 5, 6):
+        cell = factor(levels)
+        assert margin(levels) == 6 * cell
+        assert max(reach(levels, position) for position in range(cell)) == 7 * cell - 5
+    assert ((1024 - 2 * margin(4)) / 1024) ** 2 == pytest.approx(0.82, abs=0.005)
+    assert ((1024 - 2 * margin(5)) / 1024) ** 2 == pytest.approx(0.66, abs=0.005)
