@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from unet import training
+from unet import tracking, training
 from unet.check import check_data
 from unet.checkpoint import build_net, memory_format
 from unet.config import Config, load_config
@@ -366,7 +366,8 @@ def taken_apart(device: torch.device) -> Iterator[list[tuple[float, dict[str, fl
             (training, "save_last", "saving"),
             (Tracker, "step", "logging steps"),
             (Tracker, "validation", "logging validations"),
-            (Tracker, "_previews", "previews"),  # a part of the one above
+            (tracking, "preview_sheet", "previews"),  # parts of the one above
+            (tracking, "save_picture", "previews"),
         ):
             stack.enter_context(timed(owner, attribute, what))
         yield stamps

@@ -5,12 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, write_pairs
+from conftest import make_config, make_model, write_pairs
 from PIL import Image
 
 from unet import load_model, predict
-from unet.check import check_data
-from unet.evaluation import confusion_table, evaluate, score_table
+from unet.check import check_data, pair_reader
+from unet.evaluation import (
+    Segmented,
+    confusion_of_pairs,
+    confusion_table,
+    evaluate,
+    score_table,
+)
+from unet.images import to_float
 from unet.metrics import scores
 from unet.pairs import find_pairs
 from unet.training import train
@@ -116,3 +123,16 @@ def test_tables_show_what_has_no_score() -> None:
     lines = confusion_table(matrix, ["ground", "cell", "never"]).splitlines()
     assert lines[3].split() == ["1", "cell", "50.0", "50.0", "0.0"]
     assert lines[4].split() == ["2", "never", "-", "-", "-"]
+
+
+def test_pairs_to_look_at_come_with_their_predictions(data_root: Path) -> None:
+    model, pairs = make_model(data_root), find_pairs(data_root, ["images"], "masks")[0]
+    seen: dict[int, Segmented] = {}
+    matrix = confusion_of_pairs(model, pairs, "look", places=[1, 4], seen=seen)
+    assert torch.equal(matrix, confusion_of_pairs(model, pairs, "look"))
+    assert sorted(seen) == [1, 4]
+    for place, (image, target, prediction) in seen.items():
+        pixels, ids = pair_reader(model.config)(pairs[place])
+        assert torch.equal(image, torch.from_numpy(to_float(pixels)))
+        assert np.array_equal(target, ids)
+        assert np.array_equal(prediction, model.predict(image).numpy())

@@ -227,7 +227,8 @@ class TrainConfig:
     init_from: str | None = None
     # auto, cpu, cuda or cuda:N. auto takes CUDA where there is one.
     device: str = "auto"
-    # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32.
+    # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32; on a CPU
+    # with instructions for it (AVX512-BF16, AMX) bfloat16 may be worth a try.
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     # Keep the channels of a pixel side by side in memory, which is mostly faster.
     channels_last: bool = True

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -22,6 +23,9 @@ from unet.metrics import Scores, confusion_matrix, scores
 from unet.pairs import Pair, find_pairs
 from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
+
+# An image (C, H, W) from 0 to 1, its target and the prediction, (H, W) class ids.
+Segmented = tuple[Tensor, np.ndarray, np.ndarray]
 
 
 def validation_pairs(model: SegmentationModel) -> list[Pair]:
@@ -48,6 +52,8 @@ def confusion_of_pairs(
     pairs: Sequence[Pair],
     what: str,
     stop: StopRequest | None = None,
+    places: Collection[int] = (),
+    seen: dict[int, Segmented] | None = None,
 ) -> Tensor:
     """Predict every image and count its pixels at the mask's own size: (K, K) int64.
 
@@ -58,15 +64,18 @@ def confusion_of_pairs(
         pairs: image and mask files.
         what: the pairs' name on the progress bar.
         stop: looked at before each image.
+        places: of the pairs that are also to be looked at.
+        seen: where these are put, by their place.
 
     Raises:
         Stopped: if a signal has come meanwhile.
     """
     num_classes = len(model.classes.names)
+    mine = distributed.share(range(len(pairs)))
     loader = DataLoader(
         SegmentationDataset(pairs, pair_reader(model.config), normalization=None),
         batch_size=None,  # images one by one, as their sizes differ
-        sampler=distributed.share([(0, index) for index in range(len(pairs))]),
+        sampler=[(0, index) for index in mine],
         num_workers=model.config.train.num_workers,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the global one
@@ -75,13 +84,19 @@ def confusion_of_pairs(
     bar = tqdm(loader, what, unit="image", leave=False, disable=distributed.hide_bar())
     # As many rounds in each process, so that all look for a signal equally often.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
-    for _, sample in zip_longest(rounds, bar):
+    own: dict[int, Segmented] = {}
+    for i, sample in zip_longest(rounds, bar):
         if stop is not None:
             stop.check()
         if sample is not None:
             image, target = sample
             prediction = model.logits(image).argmax(0).cpu()
             matrix += confusion_matrix(prediction, target, num_classes)
+            if mine[i] in places:
+                own[mine[i]] = (image, target.numpy(), prediction.numpy())
+    if seen is not None:
+        for part in distributed.gather(own):
+            seen.update(part)
     return distributed.total(matrix)
 
 

@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
-from torch import Tensor
 
 from unet.atomic import atomic_path
-from unet.check import pair_reader
-from unet.checkpoint import SegmentationModel
-from unet.config import config_to_dict
-from unet.images import to_float
-from unet.pairs import Pair
+from unet.check import class_map
+from unet.config import Config, config_to_dict
+from unet.evaluation import Segmented
 from unet.pictures import preview_sheet, save_picture
 
 
@@ -26,25 +22,19 @@ class Tracker:
 
     Args:
         run: the folder.
-        model: in training, that previews are predicted with.
-        pairs: of validation, that previews are drawn of.
+        config: of the run.
         step: updates made so far; what TensorBoard was told of later ones is void.
     """
 
-    def __init__(
-        self, run: Path, model: SegmentationModel, pairs: Sequence[Pair], step: int
-    ) -> None:
+    def __init__(self, run: Path, config: Config, step: int) -> None:
         self.run = run
-        self.model = model
-        count = min(model.config.train.previews, len(pairs))
-        # Spread over all, and each time the same.
-        self.pairs = [pairs[i * len(pairs) // count] for i in range(count)]
+        self.classes = class_map(config)
         self._writer: Any = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-            settings = yaml.safe_dump(config_to_dict(model.config), sort_keys=False)
+            settings = yaml.safe_dump(config_to_dict(config), sort_keys=False)
             self._writer.add_text("config", f"```yaml\n{settings}```", step)
 
     @contextmanager
@@ -64,8 +54,8 @@ class Tracker:
                 self._writer.add_scalar("train/learning_rate", learning_rate, step)
                 self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
 
-    def validation(self, history: Sequence[dict[str, Any]]) -> None:
-        """Note a validation, the last of the rows."""
+    def validation(self, history: Sequence[dict[str, Any]], previews: Sequence[Segmented]) -> None:
+        """Note a validation, the last of the rows, and draw some of its images."""
         row = history[-1]
         with (
             atomic_path(self.run / "metrics.csv") as temporary,
@@ -76,14 +66,14 @@ class Tracker:
             writer.writerows(history)
         if find_spec("matplotlib") is not None:
             draw_curves(self.run / "curves.png", history)
-        if self.pairs:
-            sheet = self._previews()
+        if previews:
+            sheet = preview_sheet(previews, self.classes.names, self.classes.colours)
             save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
         if self._writer is not None:
             with self._naming_the_folder():
                 for name in set(row) - {"epoch", "step", "seconds"}:
                     self._writer.add_scalar(f"validation/{name}", row[name], row["step"])
-                if self.pairs:
+                if previews:
                     picture = np.asarray(sheet)
                     self._writer.add_image("previews", picture, row["step"], dataformats="HWC")
                 self._writer.flush()
@@ -94,14 +84,6 @@ class Tracker:
             # On a full disk there is something else to be told; what matters was flushed before.
             with suppress(OSError):
                 self._writer.close()
-
-    def _previews(self) -> Any:
-        rows: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
-        for pair in self.pairs:
-            pixels, target = pair_reader(self.model.config)(pair)
-            image = torch.from_numpy(to_float(pixels))
-            rows.append((image, target, self.model.predict(image).numpy()))
-        return preview_sheet(rows, self.model.classes.names, self.model.classes.colours)
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:

@@ -33,7 +33,7 @@ from unet.config import (
 )
 from unet.data import BatchStream, DecodedImages, Normalization, SegmentationDataset
 from unet.device import deterministic, memory_advice, pick_device, pick_dtype
-from unet.evaluation import confusion_of_pairs
+from unet.evaluation import Segmented, confusion_of_pairs
 from unet.losses import SegmentationLoss
 from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
@@ -171,7 +171,10 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     )
 
     # The loop: what it does next is a function of config and progress.
-    tracker = Tracker(run, model, val_pairs, progress.step) if rank == 0 else None
+    tracker = Tracker(run, config, progress.step) if rank == 0 else None
+    num_previews = min(settings.previews, len(val_pairs))
+    # Spread over all, and each time the same.
+    preview_places = [i * len(val_pairs) // num_previews for i in range(num_previews)]
     start, saved = time.monotonic() - progress.seconds, time.monotonic()
     bar = tqdm(
         total=num_steps * per_step,
@@ -206,7 +209,8 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
 
     def validate() -> None:
         step = progress.step
-        result = _validate(model, val_pairs, stop)
+        previews: dict[int, Segmented] = {}
+        result = _validate(model, val_pairs, stop, preview_places, previews)
         row = {
             "epoch": math.ceil(step / steps_per_epoch),
             "step": step,
@@ -226,7 +230,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
             if is_best:
                 weights = {"raw_model": net.state_dict()} if average else {}
                 save_checkpoint(run / "best.pt", model, weights)
-            tracker.validation(progress.history)
+            tracker.validation(progress.history, [previews[place] for place in preview_places])
         save()  # last: with it, the validation is done
         bar.write(_line(row, settings.epochs, is_best))
 
@@ -386,9 +390,15 @@ def _stems_of_step(
     return list(dict.fromkeys(dataset.pair(place).stem for place in places))
 
 
-def _validate(model: SegmentationModel, pairs: Sequence[Pair], stop: StopRequest) -> Scores:
+def _validate(
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    stop: StopRequest,
+    places: Sequence[int] = (),
+    seen: dict[int, Segmented] | None = None,
+) -> Scores:
     distributed.copy_buffers(model.net)
-    return scores(confusion_of_pairs(model, pairs, "validate", stop))
+    return scores(confusion_of_pairs(model, pairs, "validate", stop, places, seen))
 
 
 def _columns(result: Scores, classes: ClassMap) -> dict[str, float]:
