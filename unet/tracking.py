@@ -71,7 +71,7 @@ class Tracker:
             save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
         if self._writer is not None:
             with self._naming_the_folder():
-                for name in set(row) - {"epoch", "step", "seconds"}:
+                for name in set(row) - {"epoch", "step", "seconds", "lr", "train_loss"}:
                     self._writer.add_scalar(f"validation/{name}", row[name], row["step"])
                 if previews:
                     picture = np.asarray(sheet)
