@@ -148,7 +148,17 @@ def _of_classes(
     counted = target != ignore_index
     for class_id in range(num_classes):
         found, truth = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
+        box = _box(found | truth)  # beyond it nothing is near
+        found, truth = found[box], truth[box]
         yield _distances_to(truth, what)[found], _distances_to(found, what)[truth]
+
+
+def _box(pixels: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold some."""
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return slice(0), slice(0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _distances_to(pixels: np.ndarray, what: str) -> np.ndarray:
