@@ -276,7 +276,7 @@ def test_evaluate_measures_what_it_is_asked_for(
     evaluate = ["evaluate", "runs/tiny/best.pt"]
     assert main([*evaluate, "--boundary", "3.5", "--threshold", "--instances", "box"]) == 0
     out = capsys.readouterr().out
-    assert "boundary F1 (3.5 px)" in out
+    assert "boundary F1 within 3.5 pixels" in out
     assert "thresholds of ground" in out  # the second: this file has its keys in order
     assert "parts of the class box as objects" in out
     folder = Path("runs/tiny/evaluation_best")

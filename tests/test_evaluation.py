@@ -2,7 +2,9 @@ import csv
 import itertools
 import json
 import math
+import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,23 @@ def test_one_image_is_enough(run: Path, tmp_path: Path) -> None:
     assert report["per_image"]["std"]["mean_iou"] is None
     assert report["per_image"]["mean"]["mean_iou"] == pytest.approx(report["mean_iou"])
     assert "Histogram of the mean IoU of 1 images" in path.with_name("report.html").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_of_files_may_be_any_bytes(run: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "one", 1)
+    for folder in ("images", "masks"):
+        (tmp_path / "one" / folder / "0.png").rename(
+            tmp_path / "one" / folder / os.fsdecode(b"\xff <b>.png")
+        )
+    path = evaluate(
+        [run / "best.pt"],
+        images=f"{tmp_path}/one/images",
+        masks=f"{tmp_path}/one/masks",
+        out=Path("scores"),
+    )
+    assert b"\n\xff <b>,36,52," in path.with_name("per_image.csv").read_bytes()
+    assert b"<figcaption>\xff &lt;b&gt;: mean IoU" in path.with_name("report.html").read_bytes()
 
 
 def test_only_ignored_pixels_are_no_error(ignoring: Path, new: dict[str, str]) -> None:

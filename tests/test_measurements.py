@@ -127,7 +127,7 @@ def test_rows_show_what_has_no_score() -> None:
     images = random_images()
     summary = summary_of(images, Measures(boundary_distance=2))
     head, rows = score_head(summary), score_rows(summary)
-    assert head.cells == ("IoU", "Dice", "precision", "recall", "boundary F1 (2 px)", "HD95 (px)")
+    assert head.cells == ("IoU", "Dice", "precision", "recall", "boundary F1", "HD95")
     assert {len(row.cells) for row in rows} == {6}
     assert [row.name for row in rows] == [
         *NAMES,

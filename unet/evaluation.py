@@ -384,7 +384,8 @@ def _write(
 
 def _write_text(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Names of files that are no UTF-8 stay the bytes that they are.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
@@ -442,8 +443,12 @@ def score_table(summary: Summary) -> str:
         )
     if having < len(summary.sizes):
         notes.append(f"{len(summary.sizes) - having} image(s) without a pixel that counts")
-    if summary.measures.boundary_distance is None:
-        notes.append("boundary F1 and HD95 need unet[scipy]")
+    distance = summary.measures.boundary_distance
+    notes.append(
+        "boundary F1 and HD95 need unet[scipy]"
+        if distance is None
+        else f"boundary F1 within {distance:g} pixels; HD95 in pixels, the mean over images"
+    )
     if summary.measures.objects is not None:
         cells = [
             ("object measures", "mean", "spread", "without"),

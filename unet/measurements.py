@@ -190,8 +190,7 @@ class Row(NamedTuple):
 
 def score_head(summary: Summary) -> Row:
     """Return the heads of the columns of `score_rows`."""
-    distance = summary.measures.boundary_distance
-    boundary = () if distance is None else (f"boundary F1 ({distance:g} px)", "HD95 (px)")
+    boundary = () if summary.measures.boundary_distance is None else ("boundary F1", "HD95")
     return Row("class", ("IoU", "Dice", "precision", "recall", *boundary))
 
 
@@ -290,7 +289,8 @@ def rules(summary: Summary) -> dict[str, str]:
     if summary.measures.objects is not None:
         name = summary.names[summary.measures.objects]
         result["objects"] = (
-            f"Objects are the parts of the class {name} that hang together by edges; the measures "
+            f"Objects are the parts of the class {name} that hang together by edges (what touches "
+            "is one object); the measures "
             "of ISBI 2012 (Rand and information scores with the prediction's borders thinned) of "
             "each image, then the mean over images."
         )

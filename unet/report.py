@@ -389,7 +389,11 @@ def _examples(examples: Sequence[Example], summary: Summary, colours: Sequence[C
     if sum(height * width for height, width in summary.sizes) > int(summary.matrix.sum()):
         swatches.append(("ignored", IGNORED))
     swatches.append(("prediction differs from target", DIFFERENCE))
-    lines = ['<ul class="legend">']
+    lines = [
+        "<p>By the mean IoU of each image by itself, over the classes in its target or prediction."
+        "</p>",
+        '<ul class="legend">',
+    ]
     lines += [
         f'<li><span class="swatch" style="background: {_css(colour)}"></span>{escape(name)}</li>'
         for name, colour in swatches
