@@ -261,7 +261,9 @@ def test_objects_are_measured_where_asked_for(
     mean = report["per_image"]["mean"]
     # All pixels count alike, and the images are of one size.
     assert mean["pixel_error"] == pytest.approx(1 - report["pixel_accuracy"])
-    assert 0 <= mean["average_precision"] <= mean["average_precision_at_iou_0.50"] <= 1
+    assert (
+        0 <= mean["object_average_precision"] <= mean["object_average_precision_at_iou_0.50"] <= 1
+    )
     shown = capsys.readouterr().out
     assert "parts of the class box as objects" in shown
     assert f"{mean['thinned_rand_score']:.4f}" in shown

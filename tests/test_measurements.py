@@ -115,11 +115,13 @@ def test_objects_are_the_parts_of_the_class() -> None:
     precisions = average_precision(
         connected_components(prediction == 2), connected_components(target == 2), counted=counted
     )
-    assert float(summary.columns["average_precision"][2]) == pytest.approx(np.mean(precisions))
-    assert float(summary.columns["average_precision_at_iou_0.75"][2]) == precisions[5]
+    assert float(summary.columns["object_average_precision"][2]) == pytest.approx(
+        np.mean(precisions)
+    )
+    assert float(summary.columns["object_average_precision_at_iou_0.75"][2]) == precisions[5]
     names = [row.name for row in object_rows(summary)]
     assert names[0] == "pixel error"
-    assert names[-1] == "average precision"
+    assert names[-1] == "object average precision"
     assert object_rows(summary_of(images, Measures())) == []
 
 

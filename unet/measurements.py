@@ -21,7 +21,7 @@ from unet.instances import (
 from unet.masks import IGNORE_INDEX
 from unet.metrics import confusion_matrix, score_values, scores, spread
 
-OBJECT_MEASURES = (*(field.name for field in fields(MembraneScores)), "average_precision")
+OBJECT_MEASURES = (*(field.name for field in fields(MembraneScores)), "object_average_precision")
 """Of each image, by name."""
 
 
@@ -88,9 +88,9 @@ def _measure_objects(
     )
     return {
         **asdict(membrane_scores(prediction, target, counted)),
-        "average_precision": sum(precisions) / len(precisions),
+        "object_average_precision": sum(precisions) / len(precisions),
         **{
-            f"average_precision_at_iou_{threshold:.2f}": precision
+            f"object_average_precision_at_iou_{threshold:.2f}": precision
             for threshold, precision in zip(IOU_THRESHOLDS, precisions, strict=True)
         },
     }
