@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from unet import extras
-from unet.boundaries import boundary, boundary_counts, boundary_f1, hausdorff_distances
+from unet.boundaries import (
+    boundary,
+    boundary_counts,
+    boundary_f1,
+    boundary_measures,
+    hausdorff_distances,
+)
 
 
 def random_ids(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -124,6 +130,15 @@ def test_counts_of_images_add_up() -> None:
     )
     parts = boundary_counts(first, first_target, 3, 2), boundary_counts(second, second_target, 3, 2)
     assert np.array_equal(both, sum(parts))
+
+
+def test_both_measures_at_once_are_those_of_each() -> None:
+    rng = np.random.default_rng(5)
+    prediction, target = rng.integers(0, 4, (2, 30, 20))
+    target[:5] = 255
+    counts, distances = boundary_measures(prediction, target, 5, 1.5)
+    assert counts.tolist() == boundary_counts(prediction, target, 5, 1.5).tolist()
+    np.testing.assert_array_equal(distances, hausdorff_distances(prediction, target, 5))
 
 
 def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -269,6 +269,24 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
         assert "expected a checkpoint (or several), which ends in .pt" in capsys.readouterr().err
 
 
+def test_evaluate_measures_what_it_is_asked_for(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    evaluate = ["evaluate", "runs/tiny/best.pt"]
+    assert main([*evaluate, "--boundary", "3.5", "--threshold", "--instances", "box"]) == 0
+    out = capsys.readouterr().out
+    assert "boundary F1 within 3.5 pixels" in out
+    assert "thresholds of ground" in out  # the second: this file has its keys in order
+    assert "parts of the class box as objects" in out
+    folder = Path("runs/tiny/evaluation_best")
+    assert f"wrote {folder / 'report.html'} and {folder / 'metrics.json'}" in out
+    assert main([*evaluate, "--overwrite", "--instances", "cat"]) == 2
+    assert "error: evaluate: got --instances cat, expected one of the" in capsys.readouterr().err
+    assert main([*evaluate, "--overwrite", "--boundary", "-2"]) == 2
+    assert "got --boundary -2, expected pixels from 0 up" in capsys.readouterr().err
+
+
 def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,13 +88,15 @@ def test_two_processes_end_in_the_weights_of_one(config: Path, data_root: Path) 
 
     # Both score and predict as one does, each image once.
     write_pairs(Path("new"), 5, seed=3)
-    arguments = ["--images", "new/images", "--masks", "new/masks"]
+    arguments = ["--images", "new/images", "--masks", "new/masks", "--threshold", "--instances"]
     result = torchrun("evaluate", "runs/two/best.pt", *arguments, "-o", "scores2")
     assert result.returncode == 0, result.stderr
     assert main(["evaluate", "runs/two/best.pt", *arguments, "-o", "scores1"]) == 0
     reports = [json.loads(Path(f"scores{n}/metrics.json").read_text()) for n in (1, 2)]
     assert reports[0] == reports[1]
     assert sum(map(sum, reports[0]["confusion_matrix"])) == 5 * 36 * 52
+    for name in ("per_image.csv", "thresholds.csv", "confusion.png", "report.html"):
+        assert Path(f"scores1/{name}").read_bytes() == Path(f"scores2/{name}").read_bytes(), name
 
     Path("new/images/2.png").write_bytes(b"damaged")
     result = torchrun("predict", "runs/two/best.pt", "new/images", "-o", "masks2")

@@ -1,24 +1,23 @@
+import csv
 import itertools
 import json
+import math
+import os
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, make_model, write_pairs
+from conftest import make_config, write_pairs
 from PIL import Image
 
-from unet import load_model, predict
-from unet.check import check_data, pair_reader
-from unet.evaluation import (
-    Segmented,
-    confusion_of_pairs,
-    confusion_table,
-    evaluate,
-    score_table,
-)
-from unet.images import to_float
-from unet.metrics import scores
+from unet import extras, load_model, predict
+from unet.check import check_data
+from unet.evaluation import confusion_of_pairs, evaluate, score_table
+from unet.images import read_image, to_float
+from unet.measurements import Measures, measure, summarize
 from unet.pairs import find_pairs
 from unet.training import train
 
@@ -113,26 +112,241 @@ def test_images_need_masks(run: Path, tmp_path: Path) -> None:
         evaluate([run / "best.pt"], images=tmp_path)
 
 
-def test_tables_show_what_has_no_score() -> None:
-    matrix = torch.tensor([[4, 0, 0], [2, 2, 0], [0, 0, 0]])
-    lines = score_table(scores(matrix), ["ground", "cell", "never"]).splitlines()
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> dict[str, str]:
+    """Five images, of which in the last all is ignored."""
+    write_pairs(tmp_path / "new", 5, seed=7)
+    Image.fromarray(np.full((36, 52), 7, np.uint8)).save(tmp_path / "new" / "masks" / "4.png")
+    return {"images": str(tmp_path / "new" / "images"), "masks": str(tmp_path / "new" / "masks")}
+
+
+@pytest.fixture
+def ignoring(data_root: Path, workdir: Path) -> Path:
+    """A checkpoint of a model that ignores the mask value 7."""
+    assert workdir == Path.cwd()
+    settings = ("train.epochs=4", "train.previews=0", "data.ignore=[7]")
+    return train(make_config(data_root, *settings)) / "best.pt"
+
+
+def test_each_image_has_a_row_and_is_counted_once(
+    ignoring: Path, new: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = evaluate([ignoring], **new, out=Path("scores"))
+    names = {"metrics.json", "per_image.csv", "confusion.png", "report.html"}
+    assert {file.name for file in path.parent.iterdir()} == names
+    report, rows = json.loads(path.read_text()), rows_of(path.parent / "per_image.csv")
+    assert [row["stem"] for row in rows] == report["images"] == list("01234")
+    assert {(row["height"], row["width"]) for row in rows} == {("36", "52")}
+    assert np.sum(report["confusion_matrix"]) == 4 * 36 * 52
+    pairs = find_pairs(Path(), [new["images"]], new["masks"])[0]
+    total, means = np.zeros((2, 2), int), []
+    for row, pair in zip(rows, pairs[:4], strict=False):
+        matrix = counted_by_hand(ignoring, [pair])
+        iou = matrix.diagonal() / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+        assert float(row["iou_box"]) == pytest.approx(iou[1])
+        assert float(row["dice_box"]) == pytest.approx(2 * iou[1] / (1 + iou[1]))
+        assert float(row["mean_iou"]) == pytest.approx(iou.mean())
+        assert float(row["pixel_accuracy"]) == pytest.approx(matrix.trace() / matrix.sum())
+        assert float(row["boundary_f1_box"]) >= 0
+        total += matrix
+        means.append(iou.mean())
+    assert report["confusion_matrix"] == total.tolist()
+    assert set(rows[4].values()) == {"4", "36", "52", ""}  # no score
+    per_image = report["per_image"]
+    assert per_image["mean"]["mean_iou"] == pytest.approx(np.mean(means))
+    assert per_image["std"]["mean_iou"] == pytest.approx(np.std(means, ddof=1))
+    assert per_image["images_without"]["mean_iou"] == 1
+    assert report["boundary_distance"] == 2
+    assert "within 2 pixels" in report["rules"]["boundary F1"]
+    assert "1 image(s) without a pixel that counts" in capsys.readouterr().out
+
+
+def test_the_worst_image_comes_first_and_the_best_last(ignoring: Path, new: dict[str, str]) -> None:
+    path = evaluate([ignoring], **new, out=Path("scores"))
+    rows = [row for row in rows_of(path.parent / "per_image.csv") if row["mean_iou"]]
+    ranked = sorted(rows, key=lambda row: float(row["mean_iou"]))
+    html = (path.parent / "report.html").read_text()
+    shown = re.findall(r"<figcaption>(\w+): mean IoU ([\d.]+)<", html)
+    assert shown[0] == (ranked[0]["stem"], f"{float(ranked[0]['mean_iou']):.4f}")
+    assert shown[-1] == (ranked[-1]["stem"], f"{float(ranked[-1]['mean_iou']):.4f}")
+    assert len(shown) == 3
+    assert re.findall(r"<h3>(\w+)</h3>", html) == ["Worst", "Median", "Best"]
+
+
+def test_one_image_is_enough(run: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "one", 1)
+    path = evaluate(
+        [run / "best.pt"],
+        images=f"{tmp_path}/one/images",
+        masks=f"{tmp_path}/one/masks",
+        out=Path("scores"),
+    )
+    report = json.loads(path.read_text())
+    assert report["per_image"]["std"]["mean_iou"] is None
+    assert report["per_image"]["mean"]["mean_iou"] == pytest.approx(report["mean_iou"])
+    assert "Histogram of the mean IoU of 1 images" in path.with_name("report.html").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_names_of_files_may_be_any_bytes(run: Path, tmp_path: Path) -> None:
+    write_pairs(tmp_path / "one", 1)
+    for folder in ("images", "masks"):
+        (tmp_path / "one" / folder / "0.png").rename(
+            tmp_path / "one" / folder / os.fsdecode(b"\xff <b>.png")
+        )
+    path = evaluate(
+        [run / "best.pt"],
+        images=f"{tmp_path}/one/images",
+        masks=f"{tmp_path}/one/masks",
+        out=Path("scores"),
+    )
+    assert b"\n\xff <b>,36,52," in path.with_name("per_image.csv").read_bytes()
+    assert b"<figcaption>\xff &lt;b&gt;: mean IoU" in path.with_name("report.html").read_bytes()
+
+
+def test_only_ignored_pixels_are_no_error(ignoring: Path, new: dict[str, str]) -> None:
+    masks = Path(new["masks"])
+    for i in range(4):
+        (masks / f"{i}.png").write_bytes((masks / "4.png").read_bytes())
+    path = evaluate([ignoring], **new, out=Path("scores"), objects="", threshold=True)
+    report = json.loads(path.read_text())
+    assert report["mean_iou"] is report["per_image"]["mean"]["pixel_error"] is None
+    assert report["threshold"]["best_f1"] is None
+    assert report["classes_without_a_score"] == ["ground", "box"]
+
+
+def test_every_threshold_is_scored_as_by_hand(
+    ignoring: Path, new: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = evaluate([ignoring], **new, out=Path("scores"), threshold=True)
+    model = load_model(ignoring)
+    probabilities, truths = [], []
+    for pair in find_pairs(Path(), [new["images"]], new["masks"])[0][:4]:
+        image = torch.from_numpy(to_float(read_image(pair.images[0], 1)))
+        probabilities.append(model.logits(image).softmax(0)[1].numpy())
+        with Image.open(pair.masks[0]) as mask:
+            truths.append(np.asarray(mask) == 200)
+    probability, truth = np.array(probabilities), np.array(truths)
+    rows = rows_of(path.with_name("thresholds.csv"))
+    assert len(rows) == 256
+    for row in rows[::15]:
+        predicted = probability >= float(row["threshold"])
+        hits = (predicted & truth).sum()
+        assert int(row["true_positives"]) == hits
+        assert int(row["false_positives"]) == (predicted & ~truth).sum()
+        assert float(row["recall"]) == pytest.approx(hits / truth.sum())
+        assert float(row["precision"] or "nan") == pytest.approx(
+            hits / predicted.sum() if predicted.any() else math.nan, nan_ok=True
+        )
+    best = max(float(row["f1"]) for row in rows)
+    report = json.loads(path.read_text())["threshold"]
+    assert report["foreground"] == "box"
+    assert report["best_f1"] == pytest.approx(best)
+    assert f"best F1 {best:.4f} at {report['best_f1_threshold']:.3f}" in capsys.readouterr().out
+    # Files of another kind of evaluation do not stay.
+    evaluate([ignoring], **new, out=Path("scores"), overwrite=True)
+    assert not path.with_name("thresholds.csv").exists()
+
+
+def test_objects_are_measured_where_asked_for(
+    ignoring: Path, new: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads(evaluate([ignoring], **new, out=Path("a"), objects="").read_text())
+    assert report["objects"] == "box"
+    mean = report["per_image"]["mean"]
+    # All pixels count alike, and the images are of one size.
+    assert mean["pixel_error"] == pytest.approx(1 - report["pixel_accuracy"])
+    assert (
+        0 <= mean["object_average_precision"] <= mean["object_average_precision_at_iou_0.50"] <= 1
+    )
+    shown = capsys.readouterr().out
+    assert "parts of the class box as objects" in shown
+    assert f"{mean['thinned_rand_score']:.4f}" in shown
+    named = json.loads(evaluate([ignoring], **new, out=Path("b"), objects="ground").read_text())
+    assert named["objects"] == "ground"
+    assert "the class ground" in named["rules"]["objects"]
+    with pytest.raises(ValueError, match=r"got --instances disc, expected one of .* ground, box"):
+        evaluate([ignoring], **new, out=Path("c"), objects="disc")
+
+
+def test_more_than_two_classes_have_no_threshold_and_name_their_objects(data_root: Path) -> None:
+    settings = ("data.classes={ground: 0, box: 200, never: 9}", "train.epochs=1")
+    checkpoint = train(make_config(data_root, *settings)) / "best.pt"
+    with pytest.raises(ValueError, match=r"got --threshold for a model of 3 classes, expected one"):
+        evaluate([checkpoint], threshold=True)
+    with pytest.raises(ValueError, match=r"expected the class whose .* as --instances box"):
+        evaluate([checkpoint], objects="")
+    report = json.loads(evaluate([checkpoint], objects="box").read_text())
+    assert report["classes_without_a_score"] == (["never"] if report["iou"][2] is None else [])
+
+
+def test_without_scipy_boundaries_are_left_out_and_it_is_said(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    path = evaluate([run / "best.pt"])
+    report = json.loads(path.read_text())
+    assert report["boundary_distance"] is None
+    assert "boundary_f1" not in report
+    assert "needs unet[scipy]" in path.with_name("report.html").read_text()
+    assert "boundary F1 and HD95 need unet[scipy]" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"^--instances: needs scipy; install it"):
+        evaluate([run / "best.pt"], overwrite=True, objects="")
+
+
+@pytest.mark.parametrize("distance", [-1, math.nan, math.inf])
+def test_a_distance_is_a_number_of_pixels(run: Path, distance: float) -> None:
+    with pytest.raises(ValueError, match=r"got --boundary .*, expected pixels from 0 up"):
+        evaluate([run / "best.pt"], boundary_distance=distance)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_work(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("taken").write_text("mine")
+    for out in (Path("taken"), Path("taken/scores")):
+        with pytest.raises(FileExistsError, match=r"^taken: is a file; give a folder with -o"):
+            evaluate([run / "best.pt"], out=out)
+    assert Path("taken").read_text() == "mine"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match=r"cannot be written to; give another folder with -o"):
+        evaluate([run / "best.pt"], out=Path("locked/scores"))
+    assert not Path("locked").exists()
+
+
+def test_metrics_json_is_there_only_when_all_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = evaluate([run / "best.pt"])
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet.evaluation.save_picture", fail)
+        with pytest.raises(OSError, match="No space left"):
+            evaluate([run / "best.pt"], overwrite=True)
+    assert {file.name for file in path.parent.iterdir()} == {"per_image.csv"}
+    with pytest.raises(FileExistsError, match=r"per_image\.csv: exists; pass --overwrite"):
+        evaluate([run / "best.pt"])
+
+
+def test_validation_counts_what_evaluation_counts(run: Path, data_root: Path) -> None:
+    model = load_model(run / "best.pt")
+    pairs = check_data(make_config(data_root)).val_pairs
+    report = json.loads(evaluate([run / "best.pt"]).read_text())
+    assert confusion_of_pairs(model, pairs, "validate").tolist() == report["confusion_matrix"]
+
+
+def test_the_table_is_one_screen_and_shows_what_has_no_score() -> None:
+    target = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    prediction = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1]])
+    names = ["ground", "cell", *(f"never {i}" for i in range(10))]
+    summary = summarize([measure(prediction, target, 12, Measures())], names, Measures())
+    lines = score_table(summary).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
-    assert lines[3].split() == ["never", "-", "-", "-", "-"]
-    assert lines[4].split() == ["mean", "0.5833", "0.7333"]
-    assert "1 class(es) in neither target nor prediction have none" in lines[-1]
-    lines = confusion_table(matrix, ["ground", "cell", "never"]).splitlines()
-    assert lines[3].split() == ["1", "cell", "50.0", "50.0", "0.0"]
-    assert lines[4].split() == ["2", "never", "-", "-", "-"]
-
-
-def test_pairs_to_look_at_come_with_their_predictions(data_root: Path) -> None:
-    model, pairs = make_model(data_root), find_pairs(data_root, ["images"], "masks")[0]
-    seen: dict[int, Segmented] = {}
-    matrix = confusion_of_pairs(model, pairs, "look", places=[1, 4], seen=seen)
-    assert torch.equal(matrix, confusion_of_pairs(model, pairs, "look"))
-    assert sorted(seen) == [1, 4]
-    for place, (image, target, prediction) in seen.items():
-        pixels, ids = pair_reader(model.config)(pairs[place])
-        assert torch.equal(image, torch.from_numpy(to_float(pixels)))
-        assert np.array_equal(target, ids)
-        assert np.array_equal(prediction, model.predict(image).numpy())

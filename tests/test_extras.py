@@ -3,11 +3,12 @@ import math
 import pytest
 
 from unet import extras
-from unet.extras import extra
+from unet.extras import extra, is_installed
 
 
 def test_a_module_of_an_extra_is_imported() -> None:
     assert extra("math", "a sum") is math
+    assert is_installed("math")
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +17,4 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
         ValueError, match=r"^boundary F1: needs scipy; install it with pip install 'unet\[scipy\]'$"
     ):
         extra("scipy.ndimage", "boundary F1")
+    assert not is_installed("scipy")

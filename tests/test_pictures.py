@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from unet.pictures import image_to_rgb, mask_to_rgb, overlay, preview_sheet, sample_sheet
+from unet.pictures import (
+    DIFFERENCE,
+    confusion_picture,
+    differences_to_rgb,
+    image_to_rgb,
+    mask_to_rgb,
+    overlay,
+    preview_sheet,
+    sample_sheet,
+    share_colour,
+)
 
 COLOURS = [(10, 20, 30), (200, 100, 0)]
 
@@ -50,3 +60,36 @@ def test_a_sample_sheet_lays_each_mask_over_its_own_image() -> None:
     assert panels[0][120, 60].tolist() == [255, 255, 255]
     for panel, (shown, mask) in zip(panels[1:], ((image, target), flipped), strict=True):
         assert np.array_equal(panel, overlay(image_to_rgb(shown), mask, COLOURS))
+
+
+def test_differences_are_in_one_colour_over_grey_and_ignored_pixels_white() -> None:
+    image = np.array([[[0, 0, 0], [255, 255, 255], [200, 100, 0], [9, 9, 9]]], np.uint8)
+    prediction, target = np.array([[0, 1, 1, 1]]), np.array([[0, 1, 0, 255]])
+    shown = differences_to_rgb(image, prediction, target)
+    assert shown.tolist() == [[[40] * 3, [193] * 3, list(DIFFERENCE), [255] * 3]]
+
+
+@pytest.mark.parametrize("count", [2, 12, 40])
+def test_a_confusion_matrix_is_drawn_with_a_cell_for_each_pair(count: int) -> None:
+    matrix = np.eye(count, dtype=np.int64) * 30
+    matrix[0, 1], matrix[1] = 10, 0  # nothing of class 1 is in the targets
+    picture = np.asarray(
+        confusion_picture(matrix, [f"a rather long name {i}" for i in range(count)])
+    )
+    cell = 96 if count <= 4 else 64
+    top, left = (side - 16 - cell * count for side in picture.shape[:2])
+
+    def colour(row: int, column: int) -> tuple[int, ...]:
+        return tuple(picture[top + row * cell + 6, left + column * cell + 6].tolist())
+
+    assert colour(0, 0) == share_colour(0.75)[0]
+    assert colour(0, 1) == share_colour(0.25)[0]
+    assert colour(1, 0) == colour(1, 1) == (235, 235, 235)
+    assert colour(count - 1, 0) == ((235, 235, 235) if count == 2 else (255, 255, 255))
+
+
+def test_long_and_short_names_have_room_beside_a_confusion_matrix() -> None:
+    matrix = np.eye(2, dtype=np.int64)
+    short, long = (confusion_picture(matrix, [name, "b"]).size for name in ("a", "w" * 60))
+    assert short[0] < long[0] < 700  # cut
+    assert short[1] < long[1]  # turned

@@ -6,6 +6,8 @@ that the target ignores are neither boundary pixels nor neighbours, in target an
 Distances are Euclidean, in pixels, between centres.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from unet.extras import extra
@@ -46,11 +48,12 @@ def boundary_counts(
     Raises:
         ValueError: if scipy is not installed.
     """
-    counts = np.zeros((num_classes, 4), np.int64)
-    for class_id in range(num_classes):
-        sides = _boundary_distances(prediction, target, class_id, ignore_index, "boundary F1")
-        counts[class_id] = [n for far in sides for n in ((far <= distance).sum(), far.size)]
-    return counts
+    return np.array(
+        [
+            _near(sides, distance)
+            for sides in _of_classes(prediction, target, num_classes, ignore_index, "boundary F1")
+        ]
+    )
 
 
 def boundary_f1(counts: np.ndarray) -> list[float]:
@@ -101,25 +104,61 @@ def hausdorff_distances(
     Source: Huttenlocher, Klanderman and Rucklidge 1993, "Comparing images using the Hausdorff
     distance", IEEE TPAMI 15(9): the partial distance, by rank instead of maximum.
     """
-    result = []
-    for class_id in range(num_classes):
-        sides = _boundary_distances(
-            prediction, target, class_id, ignore_index, "the Hausdorff distance"
+    return [
+        _percentile(sides, percentile)
+        for sides in _of_classes(
+            prediction, target, num_classes, ignore_index, "the Hausdorff distance"
         )
-        if all(far.size for far in sides):
-            result.append(float(max(np.percentile(far, percentile) for far in sides)))
-        else:
-            result.append(float("nan"))
-    return result
+    ]
 
 
-def _boundary_distances(
-    prediction: np.ndarray, target: np.ndarray, class_id: int, ignore_index: int, what: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """How far the prediction's boundary pixels are from the target's, and the other way."""
+def boundary_measures(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    num_classes: int,
+    distance: float,
+    percentile: float = 95,
+    ignore_index: int = 255,
+) -> tuple[np.ndarray, list[float]]:
+    """Return `boundary_counts` and `hausdorff_distances`, in the time of one of them."""
+    everything = list(
+        _of_classes(prediction, target, num_classes, ignore_index, "measures of boundaries")
+    )
+    counts = np.array([_near(sides, distance) for sides in everything])
+    return counts, [_percentile(sides, percentile) for sides in everything]
+
+
+_Sides = tuple[np.ndarray, np.ndarray]
+"""How far the prediction's boundary pixels are from the target's, and the other way."""
+
+
+def _near(sides: _Sides, distance: float) -> list[int]:
+    return [int(n) for far in sides for n in ((far <= distance).sum(), far.size)]
+
+
+def _percentile(sides: _Sides, percentile: float) -> float:
+    if not all(far.size for far in sides):
+        return float("nan")
+    return float(max(np.percentile(far, percentile) for far in sides))
+
+
+def _of_classes(
+    prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int, what: str
+) -> Iterator[_Sides]:
     counted = target != ignore_index
-    found, truth = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
-    return _distances_to(truth, what)[found], _distances_to(found, what)[truth]
+    for class_id in range(num_classes):
+        found, truth = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
+        box = _box(found | truth)  # beyond it nothing is near
+        found, truth = found[box], truth[box]
+        yield _distances_to(truth, what)[found], _distances_to(found, what)[truth]
+
+
+def _box(pixels: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold some."""
+    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return slice(0), slice(0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _distances_to(pixels: np.ndarray, what: str) -> np.ndarray:

@@ -195,6 +195,9 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
         masks=arguments.masks,
         out=arguments.out,
         overwrite=arguments.overwrite,
+        boundary_distance=arguments.boundary,
+        objects=arguments.instances,
+        threshold=arguments.threshold,
     )
 
 
@@ -285,7 +288,27 @@ def parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder for metrics.json (default: evaluation_<checkpoint> beside the checkpoint)",
+        help="folder for report.html, metrics.json, per_image.csv and confusion.png (default: "
+        "evaluation_<checkpoint> beside the checkpoint)",
+    )
+    evaluate.add_argument(
+        "--boundary",
+        type=float,
+        default=2.0,
+        metavar="PIXELS",
+        help="distance within which a boundary counts as found (default: 2)",
+    )
+    evaluate.add_argument(
+        "--instances",
+        nargs="?",
+        const="",
+        metavar="CLASS",
+        help="score the connected parts of a class (of two, the second) as objects, too",
+    )
+    evaluate.add_argument(
+        "--threshold",
+        action="store_true",
+        help="precision and recall at every threshold, for models of two classes",
     )
     evaluate.set_defaults(run=_evaluate)
 

@@ -1,9 +1,13 @@
 """A model and pairs of files -> scores and a report."""
 
-import dataclasses
+import csv
+import io
 import json
 import math
-from collections.abc import Collection, Sequence
+import os
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,9 +22,26 @@ from unet import distributed
 from unet.atomic import atomic_path
 from unet.check import list_pairs, listed, pair_reader, table
 from unet.checkpoint import SegmentationModel, load_model
+from unet.config import dotted
+from unet.curves import NUM_BINS, Curve, precision_recall, probability_counts
 from unet.data import SegmentationDataset
-from unet.metrics import Scores, confusion_matrix, scores
+from unet.extras import extra, is_installed
+from unet.measurements import (
+    ImageMeasurements,
+    Measures,
+    Summary,
+    measure,
+    object_rows,
+    rules,
+    score_head,
+    score_rows,
+    show_score,
+    summarize,
+)
+from unet.metrics import confusion_matrix
 from unet.pairs import Pair, find_pairs
+from unet.pictures import confusion_picture, image_to_rgb, save_picture
+from unet.report import Example, choose_examples, example_pictures, html_report
 from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
 
@@ -71,33 +92,41 @@ def confusion_of_pairs(
         Stopped: if a signal has come meanwhile.
     """
     num_classes = len(model.classes.names)
-    mine = distributed.share(range(len(pairs)))
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    own: dict[int, Segmented] = {}
+    for place, image, logits, target in _logits_of_pairs(model, pairs, what, stop):
+        prediction = logits.argmax(0).cpu()
+        matrix += confusion_matrix(prediction, target, num_classes)
+        if place in places:
+            own[place] = (image, target.numpy(), prediction.numpy())
+    if seen is not None:
+        for part in distributed.gather(own):
+            seen.update(part)
+    return distributed.total(matrix)
+
+
+def _logits_of_pairs(
+    model: SegmentationModel, pairs: Sequence[Pair], what: str, stop: StopRequest | None = None
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """This process's share of the pairs: place among all, image, logits and target."""
+    places = distributed.share([(0, index) for index in range(len(pairs))])
     loader = DataLoader(
         SegmentationDataset(pairs, pair_reader(model.config), normalization=None),
         batch_size=None,  # images one by one, as their sizes differ
-        sampler=[(0, index) for index in mine],
+        sampler=places,
         num_workers=model.config.train.num_workers,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # or it would draw from the global one
     )
-    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     bar = tqdm(loader, what, unit="image", leave=False, disable=distributed.hide_bar())
     # As many rounds in each process, so that all look for a signal equally often.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
-    own: dict[int, Segmented] = {}
     for i, sample in zip_longest(rounds, bar):
         if stop is not None:
             stop.check()
         if sample is not None:
             image, target = sample
-            prediction = model.logits(image).argmax(0).cpu()
-            matrix += confusion_matrix(prediction, target, num_classes)
-            if mine[i] in places:
-                own[mine[i]] = (image, target.numpy(), prediction.numpy())
-    if seen is not None:
-        for part in distributed.gather(own):
-            seen.update(part)
-    return distributed.total(matrix)
+            yield places[i][1], image, model.logits(image), target
 
 
 def evaluate(
@@ -107,8 +136,14 @@ def evaluate(
     masks: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
+    boundary_distance: float = 2.0,
+    objects: str | None = None,
+    threshold: bool = False,
 ) -> Path:
-    """Score a checkpoint, print a table and write `metrics.json`.
+    """Score a checkpoint, print a table and write a folder of results.
+
+    These are `per_image.csv`, `confusion.png`, `report.html`, with `threshold` `thresholds.csv`,
+    and, when all others are there, `metrics.json`.
 
     Args:
         checkpoints: a best.pt or last.pt; several are scored as one, their probabilities averaged.
@@ -118,14 +153,21 @@ def evaluate(
         masks: see `images`.
         out: folder for the results; None for `evaluation_<checkpoint's stem>` beside the one.
         overwrite: whether to replace results that are there.
+        boundary_distance: in pixels, within which a boundary counts as found. Without scipy
+            boundaries are not measured.
+        objects: class whose connected parts are objects, to be measured as such; "" for the
+            second of two; None for no such measures.
+        threshold: whether to score every threshold of the second of two classes' probability.
 
     Returns:
-        The file written.
+        `metrics.json`.
 
     Raises:
         FileExistsError: if there are results and not `overwrite`.
         FileNotFoundError: if the checkpoint or a folder is missing.
-        ValueError: if the checkpoint, an override, or a file is not as it must be.
+        PermissionError: if the folder cannot be written to.
+        ValueError: if the checkpoint, an override, or a file is not as it must be, or the model
+            has not the classes that a measure needs.
     """
     if (images is None) != (masks is None):
         raise ValueError("evaluate: got one of --images and --masks, expected both or none")
@@ -134,31 +176,15 @@ def evaluate(
         raise ValueError(
             "evaluate: got several checkpoints, expected a folder for their scores: -o"
         )
-    path = (out or first.parent / f"evaluation_{first.stem}") / "metrics.json"
-    if path.parent.exists() and not path.parent.is_dir():
-        raise FileExistsError(f"{path.parent}: is a file; give a folder with -o")
-    if path.exists() and not overwrite:
-        raise FileExistsError(
-            f"{path}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
-        )
-    model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
-    data = model.config.data
-    if images is not None and (data.channels is not None or isinstance(data.masks, dict)):
+    if not 0 <= boundary_distance < math.inf:
         raise ValueError(
-            "evaluate: got --images and --masks, but the model's images or masks lie in several "
-            "files each; set data.root=FOLDER, or data.channels and data.masks, instead"
+            f"evaluate: got --boundary {boundary_distance:g}, expected pixels from 0 up"
         )
-    if images is not None and masks is not None:
-        pairs, faults = find_pairs(Path(), [images], masks, data.stacks)
-        source = f"{images} and {masks}"
-    else:
-        if strangers := [one for one in model.others if one.val_stems != model.val_stems]:
-            raise ValueError(
-                f"evaluate: got checkpoints with other validation images ({len(strangers)} of "
-                f"{len(checkpoints)}), which the rest have been trained on; give images that none "
-                "has seen with --images and --masks"
-            )
-        pairs, faults, source = validation_pairs(model), [], "the validation split"
+    folder = out or first.parent / f"evaluation_{first.stem}"
+    _check_folder(folder, overwrite)
+    model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
+    measures = _measures(model.classes.names, boundary_distance, objects, threshold)
+    pairs, faults, source = _pairs_to_score(model, images, masks)
 
     distributed.join()
 
@@ -168,65 +194,290 @@ def evaluate(
             raise ValueError(listed(all_faults))
 
     distributed.from_first(check)
-    matrix = confusion_of_pairs(model, pairs, "evaluate")
+    summary, predictions = _measure_pairs(model, pairs, measures, threshold)
+    examples = _draw_examples(model, pairs, summary, predictions)
+    path = folder / "metrics.json"
     if distributed.rank():
         return path
-    result, names = scores(matrix), model.classes.names
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report = {
+    shown = str(first) if len(checkpoints) == 1 else f"the mean of {len(checkpoints)} checkpoints"
+    title = f"{shown} on {len(pairs)} images of {source}"
+    facts = {
+        "checkpoint": ", ".join(map(str, checkpoints)),
+        "images": f"{len(pairs)} of {source}",
+        "classes": ", ".join(summary.names),
+        "network": f"U-Net of widths {', '.join(map(str, model.config.model.widths))}",
+        "unet": version("unet"),
+    }
+    report = html_report(
+        summary,
+        title=title,
+        facts=facts,
+        settings=dotted(model.config),
+        colours=model.classes.colours,
+        examples=examples,
+    )
+    stems = [pair.stem for pair in pairs]
+    numbers = {
         "checkpoints": [str(checkpoint) for checkpoint in checkpoints],
         "source": source,
-        "images": [pair.stem for pair in pairs],
-        "rule": "all pixels of all images in one confusion matrix, ignored pixels not counted; "
-        "means over the classes that have a score, background included; null: no score",
-        "classes": list(names),
-        **_without_nan(dataclasses.asdict(result)),
-        "confusion_matrix": matrix.tolist(),
+        "images": stems,
+        "classes": list(summary.names),
+        **_numbers(summary),
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    shown = str(first) if len(checkpoints) == 1 else f"the mean of {len(checkpoints)} checkpoints"
-    print(f"{shown} on {len(pairs)} images of {source}\n")
-    print(score_table(result, names))
-    print()
-    print(confusion_table(matrix, names))
-    print(f"\nwrote {path}")
+    print(f"{title}\n\n{score_table(summary)}")
+    _write(folder, summary, stems, report, numbers)
+    print(f"\nwrote {folder / 'report.html'} and {path}")
     return path
 
 
-def score_table(result: Scores, names: Sequence[str]) -> str:
-    """Lay out the scores as text, a line for each class, then the means."""
-    columns = ("IoU", "Dice", "precision", "recall")
-    values = zip(result.iou, result.dice, result.precision, result.recall, strict=True)
-    absent = sum(math.isnan(iou) for iou in result.iou)
-    rows = [
-        ("class", *columns),
-        *((name, *map(_show, row)) for name, row in zip(names, values, strict=True)),
-        ("mean", _show(result.mean_iou), _show(result.mean_dice), "", ""),
-    ]
-    note = f"; {absent} class(es) in neither target nor prediction have none" if absent else ""
-    return (
-        f"{table(rows)}\n\npixel accuracy {_show(result.pixel_accuracy)}"
-        f"\nmeans over classes, background included{note}"
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Raise unless results can be written there, before work starts."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise FileExistsError(f"{place}: is a file; give a folder with -o")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place}: cannot be written to; give another folder with -o")
+    there = [folder / name for name in _FILES if (folder / name).exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{there[0]}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
+        )
+
+
+_FILES = ("metrics.json", "per_image.csv", "confusion.png", "thresholds.csv", "report.html")
+
+
+def _measures(
+    names: Sequence[str], boundary_distance: float, objects: str | None, threshold: bool
+) -> Measures:
+    """What is to be measured, if these classes can be."""
+    if threshold and len(names) > 2:
+        raise ValueError(
+            f"evaluate: got --threshold for a model of {len(names)} classes, expected one of two "
+            "classes, whose second one's probability has a threshold; leave it out"
+        )
+    class_id = None
+    if objects is not None:
+        extra("scipy.ndimage", "--instances")
+        if objects == "" and len(names) > 2:
+            raise ValueError(
+                f"evaluate: got --instances for a model of {len(names)} classes, expected the "
+                f"class whose parts are objects, such as --instances {names[1]}"
+            )
+        if objects and objects not in names:
+            raise ValueError(
+                f"evaluate: got --instances {objects}, expected one of the classes "
+                f"{', '.join(names)}"
+            )
+        class_id = names.index(objects or names[1])
+    return Measures(
+        boundary_distance=boundary_distance if is_installed("scipy") else None, objects=class_id
     )
 
 
-def confusion_table(matrix: Tensor, names: Sequence[str]) -> str:
-    """Lay out the confusion matrix as text, in percent of each target class."""
-    shares = 100 * matrix.double() / matrix.sum(1, keepdim=True)
-    # Columns are numbered: names side by side would not fit a terminal.
-    rows = [
-        ("% of target", *(str(i) for i in range(len(names)))),
-        *(
-            (f"{i} {name}", *("-" if math.isnan(x) else f"{x:.1f}" for x in row))
-            for i, (name, row) in enumerate(zip(names, shares.tolist(), strict=True))
-        ),
+def _pairs_to_score(
+    model: SegmentationModel, images: str | None, masks: str | None
+) -> tuple[list[Pair], list[str], str]:
+    """The pairs, what is wrong with them, and where they are from."""
+    data = model.config.data
+    if images is not None and (data.channels is not None or isinstance(data.masks, dict)):
+        raise ValueError(
+            "evaluate: got --images and --masks, but the model's images or masks lie in several "
+            "files each; set data.root=FOLDER, or data.channels and data.masks, instead"
+        )
+    if images is not None and masks is not None:
+        pairs, faults = find_pairs(Path(), [images], masks, data.stacks)
+        return pairs, faults, f"{images} and {masks}"
+    if strangers := [one for one in model.others if one.val_stems != model.val_stems]:
+        raise ValueError(
+            f"evaluate: got checkpoints with other validation images ({len(strangers)} of "
+            f"{1 + len(model.others)}), which the rest have been trained on; give images that none "
+            "has seen with --images and --masks"
+        )
+    return validation_pairs(model), [], "the validation split"
+
+
+def _measure_pairs(
+    model: SegmentationModel, pairs: Sequence[Pair], measures: Measures, threshold: bool
+) -> tuple[Summary, dict[int, bytes]]:
+    """Measure every image once; the summary of all, and this process's predictions, packed."""
+    names = model.classes.names
+    own: dict[int, ImageMeasurements] = {}
+    predictions: dict[int, bytes] = {}
+    counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
+    for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate"):
+        prediction = logits.argmax(0).to("cpu", torch.uint8)
+        own[i] = measure(prediction, target, len(names), measures)
+        # Masks are mostly even: a hundredth of their size, and never predicted twice.
+        predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
+        if threshold:
+            probability = logits.float().softmax(0)[1].cpu().numpy()
+            counts += torch.from_numpy(probability_counts(probability, target.numpy()))
+    everything = {i: one for part in distributed.gather(own) for i, one in part.items()}
+    curve = precision_recall(distributed.total(counts).numpy()) if threshold else None
+    images = [everything[i] for i in range(len(pairs))]
+    return summarize(images, names, measures, curve), predictions
+
+
+def _draw_examples(
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    summary: Summary,
+    predictions: dict[int, bytes],
+) -> list[Example]:
+    """The worst, median and best images; each process draws those that it has predicted."""
+    chosen = choose_examples(summary.ranking)
+    dataset = SegmentationDataset(pairs, pair_reader(model.config), normalization=None)
+    drawn = {}
+    for i in (i for members in chosen.values() for i in members if i in predictions):
+        image, target = dataset[0, i]
+        prediction = np.frombuffer(zlib.decompress(predictions[i]), np.uint8)
+        drawn[i] = example_pictures(
+            image_to_rgb(image),
+            target.numpy(),
+            prediction.reshape(summary.sizes[i]),
+            model.classes.colours,
+        )
+    everything = {i: one for part in distributed.gather(drawn) for i, one in part.items()}
+    scores = summary.columns["mean_iou"].tolist()
+    return [
+        Example(group=group, stem=pairs[i].stem, score=scores[i], pictures=everything[i])
+        for group, members in chosen.items()
+        for i in members
     ]
-    return f"confusion matrix: rows are targets, columns predictions\n{table(rows)}"
 
 
-def _show(score: float) -> str:
-    return "-" if math.isnan(score) else f"{score:.4f}"
+def _numbers(summary: Summary) -> dict[str, Any]:
+    """What metrics.json says of the scores."""
+    spreads = {name: summary.over_images(name) for name in summary.columns}
+    numbers = {
+        "rules": rules(summary),
+        **summary.overall,
+        "classes_without_a_score": summary.absent,
+        "per_image": {
+            what: {name: parts[i] for name, parts in spreads.items()}
+            for i, what in enumerate(("mean", "std", "images_without"))
+        },
+        "boundary_distance": summary.measures.boundary_distance,
+        "confusion_matrix": summary.matrix.tolist(),
+    }
+    if summary.measures.objects is not None:
+        numbers["objects"] = summary.names[summary.measures.objects]
+    if (curve := summary.curve) is not None:
+        numbers["threshold"] = {
+            "foreground": summary.names[1],
+            "average_precision": curve.average_precision,
+            "best_f1": None if curve.best is None else float(curve.f1[curve.best]),
+            "best_f1_threshold": None
+            if curve.best is None
+            else float(curve.thresholds[curve.best]),
+        }
+    without_nan: dict[str, Any] = _without_nan(numbers)
+    return without_nan
+
+
+def _write(
+    folder: Path, summary: Summary, stems: Sequence[str], report: str, numbers: dict[str, Any]
+) -> None:
+    """Write all files, each whole or not at all; metrics.json last: with it all others are there.
+
+    What is there from an evaluation before is removed first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    _write_text(folder / "per_image.csv", _csv(_image_rows(summary, stems)))
+    save_picture(folder / "confusion.png", confusion_picture(summary.matrix.numpy(), summary.names))
+    if summary.curve is not None:
+        _write_text(folder / "thresholds.csv", _csv(_threshold_rows(summary.curve)))
+    _write_text(folder / "report.html", report)
+    _write_text(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        # Names of files that are no UTF-8 stay the bytes that they are.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    """As text of comma-separated values; what has no score is empty."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(
+        ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
+        for row in rows
+    )
+    return file.getvalue()
+
+
+def _image_rows(summary: Summary, stems: Sequence[str]) -> list[list[Any]]:
+    """A head, then a row for each image: the scores of the classes as iou_<class>."""
+    columns: dict[str, list[Any]] = {
+        "stem": list(stems),
+        "height": [height for height, _ in summary.sizes],
+        "width": [width for _, width in summary.sizes],
+    }
+    for name, values in summary.columns.items():
+        if values.ndim == 1:
+            columns[name] = values.tolist()
+    for name, values in summary.columns.items():
+        if values.ndim == 2:
+            for class_name, of_class in zip(summary.names, values.T.tolist(), strict=True):
+                columns[f"{name}_{class_name}"] = of_class
+    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
+
+
+def _threshold_rows(curve: Curve) -> list[list[Any]]:
+    names = (
+        "thresholds",
+        "precision",
+        "recall",
+        "f1",
+        "true_positives",
+        "false_positives",
+        "false_negatives",
+    )
+    columns = [getattr(curve, name).tolist() for name in names]
+    return [["threshold", *names[1:]], *map(list, zip(*columns, strict=True))]
+
+
+def score_table(summary: Summary) -> str:
+    """Lay out the scores as text: the classes, then the ways to average them."""
+    head, rows = score_head(summary), score_rows(summary)
+    # Lines that are averages stand apart.
+    lines = table([(row.name, *row.cells) for row in (head, *rows)]).splitlines()
+    lines.insert(1 + len(summary.names), "")
+    having = len(summary.ranking)
+    notes = [f"pixel accuracy {show_score('pixel_accuracy', summary.overall['pixel_accuracy'])}"]
+    if summary.absent:
+        notes.append(
+            f"{len(summary.absent)} class(es) in neither target nor prediction have no score"
+        )
+    if having < len(summary.sizes):
+        notes.append(f"{len(summary.sizes) - having} image(s) without a pixel that counts")
+    distance = summary.measures.boundary_distance
+    notes.append(
+        "boundary F1 and HD95 need unet[scipy]"
+        if distance is None
+        else f"boundary F1 within {distance:g} pixels; HD95 in pixels, the mean over images"
+    )
+    if summary.measures.objects is not None:
+        cells = [
+            ("object measures", "mean", "spread", "without"),
+            *((row.name, *row.cells) for row in object_rows(summary)),
+        ]
+        name = summary.names[summary.measures.objects]
+        notes.append(f"\nparts of the class {name} as objects, over images:\n{table(cells)}")
+    curve = summary.curve
+    if curve is not None and curve.best is not None:
+        notes.append(
+            f"\nthresholds of {summary.names[1]}: average precision "
+            f"{curve.average_precision:.4f}, best F1 {curve.f1[curve.best]:.4f} at "
+            f"{curve.thresholds[curve.best]:.3f}"
+        )
+    return "\n".join([*lines, "", *notes])
 
 
 def _without_nan(value: Any) -> Any:
@@ -235,4 +486,4 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
-    return None if math.isnan(value) else value
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -5,6 +5,11 @@ from importlib.util import find_spec
 from types import ModuleType
 
 
+def is_installed(package: str) -> bool:
+    """Whether there is such a package; for what can be left out and said to be."""
+    return find_spec(package) is not None
+
+
 def extra(module: str, what: str) -> ModuleType:
     """Import a module of an extra, which is named after its package.
 
@@ -16,6 +21,6 @@ def extra(module: str, what: str) -> ModuleType:
         ValueError: if the package is not installed.
     """
     package = module.partition(".")[0]
-    if find_spec(package) is None:
+    if not is_installed(package):
         raise ValueError(f"{what}: needs {package}; install it with pip install 'unet[{package}]'")
     return import_module(module)

@@ -97,7 +97,7 @@ class PerImageScores:
 
 def scores(matrix: Tensor) -> Scores:
     """Compute every score from a confusion matrix (K, K), rows target, columns prediction."""
-    return _as_scores(_values(matrix))
+    return _as_scores(score_values(matrix))
 
 
 def per_image_scores(matrices: Tensor) -> PerImageScores:
@@ -106,21 +106,30 @@ def per_image_scores(matrices: Tensor) -> PerImageScores:
     Args:
         matrices: (N, K, K), a confusion matrix for each image.
     """
-    values = _values(matrices)
-    mean = {name: value.nanmean(0) for name, value in values.items()}
-    without = {name: value.isnan().sum(0) for name, value in values.items()}
-    std = {
-        name: (
-            (value - mean[name]).square().nansum(0)
-            / (len(value) - without[name] - 1).clamp(min=0)  # 0 / 0 is NaN: no spread
-        ).sqrt()
-        for name, value in values.items()
-    }
-    return PerImageScores(mean=_as_scores(mean), std=_as_scores(std), without=_as_scores(without))
+    spreads = {name: spread(value) for name, value in score_values(matrices).items()}
+    mean, std, without = (
+        _as_scores({name: parts[i] for name, parts in spreads.items()}) for i in range(3)
+    )
+    return PerImageScores(mean=mean, std=std, without=without)
 
 
-def _values(matrices: Tensor) -> dict[str, Tensor]:
-    """Every score of matrices (..., K, K) by its name: (..., K) for each class, else (...)."""
+def spread(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute mean, sample standard deviation and number of NaN over the first dimension.
+
+    NaN is left out; a mean is NaN without any value, a deviation below two of them.
+    """
+    mean, without = values.nanmean(0), values.isnan().sum(0)
+    squares = (values - mean).square().nansum(0)
+    # 0 / 0 is NaN: no spread.
+    return mean, (squares / (len(values) - without - 1).clamp(min=0)).sqrt(), without
+
+
+def score_values(matrices: Tensor) -> dict[str, Tensor]:
+    """Compute every score of matrices (..., K, K): (..., K) for each class, else (...).
+
+    Returns:
+        By the names of `Scores`, float64, NaN where there is none.
+    """
     counts = matrices.double()
     right, target, predicted = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)
     by_class = _ratios(right, target, predicted)

@@ -1,7 +1,9 @@
-"""Pictures for people: masks in colour, overlays, preview sheets."""
+"""Pictures for people: masks in colour, overlays, preview sheets, confusion matrices."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,7 +12,10 @@ from torch import Tensor
 from unet.atomic import atomic_path
 from unet.masks import IGNORE_INDEX, Colour
 
-_IGNORED: Colour = (255, 255, 255)
+IGNORED: Colour = (255, 255, 255)
+
+DIFFERENCE: Colour = (230, 0, 126)
+"""Of pixels whose prediction is not the target."""
 
 
 def image_to_rgb(image: Tensor) -> np.ndarray:
@@ -27,9 +32,9 @@ def image_to_rgb(image: Tensor) -> np.ndarray:
 
 def mask_to_rgb(ids: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     """Show class ids (H, W) as (H, W, 3) uint8, ignored pixels white."""
-    table = np.full((256, 3), _IGNORED, dtype=np.uint8)
+    table = np.full((256, 3), IGNORED, dtype=np.uint8)
     table[: len(colours)] = colours
-    table[IGNORE_INDEX] = _IGNORED
+    table[IGNORE_INDEX] = IGNORED
     shown: np.ndarray = table[ids]
     return shown
 
@@ -124,7 +129,7 @@ def _sheet(
     lefts = [gap + sum(columns[:i]) + i * gap for i in range(len(columns) + 1)]
     labels = list(zip(names, colours, strict=True))
     if ignored:
-        labels.append(("ignored", _IGNORED))
+        labels.append(("ignored", IGNORED))
     sheet_width = max(lefts[-1], 480)
 
     # The legend, as many lines as its labels need.
@@ -149,3 +154,84 @@ def _sheet(
         for left, panel in zip(lefts, strip, strict=False):
             sheet.paste(panel, (left, top + 24 + i * (height + gap)))
     return sheet
+
+
+def differences_to_rgb(image: np.ndarray, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Show where class ids (H, W) differ, in `DIFFERENCE` over the image (H, W, 3) in pale grey.
+
+    Pixels that the target ignores are white.
+    """
+    grey = (40 + image.mean(2) * 0.6).astype(np.uint8)
+    shown = np.repeat(grey[..., None], 3, axis=2)
+    shown[prediction != target] = DIFFERENCE
+    shown[target == IGNORE_INDEX] = IGNORED
+    return shown
+
+
+def shares_of_target(matrix: np.ndarray) -> np.ndarray:
+    """Return a confusion matrix (K, K) in shares of each row; NaN in one without pixels."""
+    with np.errstate(invalid="ignore"):
+        shares: np.ndarray = matrix / matrix.sum(1, keepdims=True)
+    return shares
+
+
+def share_colour(share: float) -> tuple[Colour, Colour]:
+    """Return the colours of a cell and of what is written in it, from white (0) to blue (1)."""
+    red, green, blue = (round(255 + (full - 255) * share) for full in (0, 90, 160))
+    return (red, green, blue), (255, 255, 255) if share > 0.5 else (20, 20, 20)
+
+
+def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """Draw a confusion matrix (K, K), rows targets, columns predictions, in % of each row."""
+    gap, cell = 16, 96 if len(names) <= 4 else 64
+    font, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    shown = [name if len(name) <= 24 else f"{name[:22]}..." for name in names]
+    widest = math.ceil(max(map(font.getlength, shown)))
+    turned = widest > cell - 8
+    left = gap + 28 + widest + 12
+    top = gap + 2 * 28 + (widest if turned else 24) + 8
+    heading = "% of each target class"
+    width = max(left + cell * len(names), gap + math.ceil(font.getlength(heading))) + gap
+    picture = Image.new("RGB", (width, top + cell * len(names) + gap), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((gap, gap), heading, font=font, fill=(90, 90, 90))
+    middle = cell * len(names) / 2
+    draw.text((left + middle, gap + 28), "prediction", font=font, fill="black", anchor="ma")
+    _draw_upright(picture, "target", font, (gap + 10, round(top + middle)), "mm")
+    for i, (name, row) in enumerate(zip(shown, shares_of_target(matrix).tolist(), strict=True)):
+        y, x = top + i * cell, left + i * cell
+        draw.text((left - 10, y + cell // 2), name, font=font, fill="black", anchor="rm")
+        if turned:
+            _draw_upright(picture, name, font, (x + cell // 2, top - 8), "mb")
+        else:
+            draw.text((x + cell // 2, top - 8), name, font=font, fill="black", anchor="mb")
+        for j, share in enumerate(row):
+            place = left + j * cell
+            fill, ink = ((235, 235, 235), (20, 20, 20)) if share != share else share_colour(share)
+            draw.rectangle((place, y, place + cell, y + cell), fill=fill, outline=(200, 200, 200))
+            text = "-" if share != share else f"{100 * share:.1f}"
+            draw.text(
+                (place + cell // 2, y + cell // 2),
+                text,
+                font=font if cell > 64 else small,
+                fill=ink,
+                anchor="mm",
+            )
+    return picture
+
+
+def _draw_upright(
+    picture: Image.Image,
+    text: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    place: tuple[int, int],
+    anchor: Literal["mm", "mb"],
+) -> None:
+    """Write from below to above, the middle (mm) or the lower end (mb) at (x, y)."""
+    left, upper, right, lower = font.getbbox(text)
+    label = Image.new("RGB", (math.ceil(right - left) + 4, math.ceil(lower - upper) + 4), "white")
+    ImageDraw.Draw(label).text((2 - left, 2 - upper), text, font=font, fill="black")
+    label = label.rotate(90, expand=True)
+    x, y = place
+    shift = label.height // 2 if anchor == "mm" else label.height
+    picture.paste(label, (x - label.width // 2, y - shift))

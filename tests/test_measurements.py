@@ -1,0 +1,168 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from unet.boundaries import boundary_counts, boundary_f1, hausdorff_distances
+from unet.instances import average_precision, connected_components, membrane_scores
+from unet.measurements import (
+    Measures,
+    Summary,
+    measure,
+    object_rows,
+    rules,
+    score_head,
+    score_rows,
+    summarize,
+)
+
+NAMES = ("ground", "cell", "wall", "never")
+
+
+def random_images(count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predictions and targets in patches; the last target is all ignored."""
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(count):
+        target = rng.integers(0, 3, (4, 6)).repeat(6, 0).repeat(5, 1).astype(np.uint8)
+        prediction = np.roll(target, i, axis=1)
+        target[:2] = 255
+        images.append((prediction, target))
+    images[-1][1][:] = 255
+    return images
+
+
+def summary_of(images: list[tuple[np.ndarray, np.ndarray]], measures: Measures) -> Summary:
+    return summarize(
+        [
+            measure(torch.from_numpy(prediction), torch.from_numpy(target), len(NAMES), measures)
+            for prediction, target in images
+        ],
+        NAMES,
+        measures,
+    )
+
+
+def slow_iou(pixels: list[tuple[int, int]], class_id: int) -> float:
+    found = {i for i, (a, b) in enumerate(pixels) if b != 255 and a == class_id}
+    true = {i for i, (a, b) in enumerate(pixels) if b == class_id}
+    return len(found & true) / len(found | true) if found | true else float("nan")
+
+
+def test_all_numbers_equal_a_slow_recomputation() -> None:
+    images = random_images()
+    summary = summary_of(images, Measures(boundary_distance=1.5))
+    pixels = [
+        list(zip(prediction.ravel().tolist(), target.ravel().tolist(), strict=True))
+        for prediction, target in images
+    ]
+    everything = [pair for image in pixels for pair in image]
+    assert int(summary.matrix.sum()) == sum(b != 255 for _, b in everything)
+    for i in range(4):
+        assert summary.overall["iou"][i] == pytest.approx(slow_iou(everything, i), nan_ok=True)
+        for n, image in enumerate(pixels):
+            value = float(summary.columns["iou"][n, i])
+            assert value == pytest.approx(slow_iou(image, i), nan_ok=True)
+    by_image = [[slow_iou(image, i) for i in range(3)] for image in pixels[:-1]]
+    means = np.nanmean(by_image, axis=1)
+    mean, std, without = summary.over_images("mean_iou")
+    assert (mean, std, without) == (
+        pytest.approx(means.mean()),
+        pytest.approx(means.std(ddof=1)),
+        1,
+    )
+    counts = [boundary_counts(*image, 4, 1.5) for image in images]
+    assert summary.overall["boundary_f1"] == pytest.approx(boundary_f1(sum(counts)), nan_ok=True)
+    assert summary.columns["boundary_f1"][1].tolist() == pytest.approx(
+        boundary_f1(counts[1]), nan_ok=True
+    )
+    distances = [hausdorff_distances(*image, 4)[:3] for image in images[:-1]]
+    assert summary.over_images("hausdorff95")[0][:3] == pytest.approx(np.nanmean(distances, 0))
+    assert summary.overall["mean_boundary_f1_foreground"] == pytest.approx(
+        np.mean(summary.overall["boundary_f1"][1:3])
+    )
+
+
+def test_an_image_in_which_all_is_ignored_has_no_score_and_changes_none() -> None:
+    images = random_images()
+    measures = Measures(boundary_distance=2, objects=1)
+    with_it, without_it = summary_of(images, measures), summary_of(images[:-1], measures)
+    assert with_it.ranking == without_it.ranking
+    assert 4 not in with_it.ranking
+    for name, column in with_it.columns.items():
+        assert column[-1].isnan().all(), name
+        means = with_it.over_images(name)[0], without_it.over_images(name)[0]
+        assert means[0] == pytest.approx(means[1], nan_ok=True)
+    assert summary_of(images[-1:], measures).ranking == []
+
+
+def test_the_ranking_goes_from_the_worst_to_the_best() -> None:
+    summary = summary_of(random_images(), Measures())
+    values = summary.columns["mean_iou"][summary.ranking].tolist()
+    assert values == sorted(values)
+    assert summary.ranking[-1] == 0  # which is predicted without fault
+
+
+def test_objects_are_the_parts_of_the_class() -> None:
+    images = random_images()
+    prediction, target = images[2]
+    summary = summary_of(images, Measures(objects=2))
+    counted = target != 255
+    expected = membrane_scores(prediction == 2, target == 2, counted)
+    for name, value in vars(expected).items():
+        assert float(summary.columns[name][2]) == value, name
+    precisions = average_precision(
+        connected_components(prediction == 2), connected_components(target == 2), counted=counted
+    )
+    assert float(summary.columns["object_average_precision"][2]) == pytest.approx(
+        np.mean(precisions)
+    )
+    assert float(summary.columns["object_average_precision_at_iou_0.75"][2]) == precisions[5]
+    names = [row.name for row in object_rows(summary)]
+    assert names[0] == "pixel error"
+    assert names[-1] == "object average precision"
+    assert object_rows(summary_of(images, Measures())) == []
+
+
+def test_rows_show_what_has_no_score() -> None:
+    images = random_images()
+    summary = summary_of(images, Measures(boundary_distance=2))
+    head, rows = score_head(summary), score_rows(summary)
+    assert head.cells == ("IoU", "Dice", "precision", "recall", "boundary F1", "HD95")
+    assert {len(row.cells) for row in rows} == {6}
+    assert [row.name for row in rows] == [
+        *NAMES,
+        "mean",
+        "mean without ground",
+        "micro",
+        "micro without ground",
+        "frequency-weighted",
+        "mean over images",
+        "  their spread +-",
+    ]
+    assert rows[3].cells == ("-",) * 6
+    assert summary.absent == ["never"]
+    accuracy = f"{summary.overall['pixel_accuracy']:.4f}"
+    assert rows[6].cells == (f"{summary.overall['micro_iou']:.4f}", *[accuracy] * 3, "", "")
+    assert rows[8].cells[2:] == ("",) * 4
+    assert rows[9].cells[5] == f"{summary.over_images('mean_hausdorff95')[0]:.2f}"
+
+
+def test_the_rules_say_what_was_measured() -> None:
+    images = random_images()
+    said = rules(summary_of(images, Measures(boundary_distance=3, objects=2)))
+    assert "within 3 pixels" in said["boundary F1"]
+    assert "the class wall" in said["objects"]
+    assert "mean without ground" in said
+    assert "thresholds" not in said
+    said = rules(summary_of(images, Measures()))
+    assert said["boundary F1, HD95"] == "Not computed: needs unet[scipy]."
+    assert "objects" not in said
+
+
+def test_a_single_image_has_no_spread() -> None:
+    summary = summary_of(random_images()[:1], Measures())
+    mean, std, without = summary.over_images("mean_iou")
+    assert (mean, without) == (1, 0)
+    assert math.isnan(std)
