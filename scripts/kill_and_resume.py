@@ -307,7 +307,7 @@ def kill_one(
                 # As a person would resume it: workers of the killed process may still be there.
                 return finish(folder, number, workers, seconds, main_only, base)
         print(f"{number:3}  not killed: the run was over before; another moment is drawn")
-        shutil.rmtree(run)
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def finish(
