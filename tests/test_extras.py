@@ -16,3 +16,5 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
         ValueError, match=r"^boundary F1: needs scipy; install it with pip install 'unet\[scipy\]'$"
     ):
         extra("scipy.ndimage", "boundary F1")
+    with pytest.raises(ValueError, match=r"needs onnxruntime; install it .* 'unet\[onnx\]'$"):
+        extra("onnxruntime", "model.onnx", "onnx")

@@ -219,6 +219,19 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides:
+        raise ValueError(f"export: got {' '.join(overrides)}; a trained model keeps its settings")
+    from unet.export import TOLERANCE, export
+
+    out: Path = arguments.out
+    difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite)
+    print(
+        f"wrote {out}; at three sizes its {arguments.output} differ from the model's by at most "
+        f"{difference:.1e} (allowed: {TOLERANCE:.0e})"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     settings = (
@@ -305,4 +318,26 @@ def parser() -> argparse.ArgumentParser:
         "--overlay", action="store_true", help="draw each mask over its image, too"
     )
     predict.set_defaults(run=_predict)
+
+    export = commands.add_parser(
+        "export", parents=[shared], help="write a model as a file that runs without unet"
+    )
+    export.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a best.pt or last.pt"
+    )
+    export.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="model.onnx (extra onnx) or model.pt2 (torch.export)",
+    )
+    export.add_argument(
+        "--output",
+        choices=["probabilities", "classes"],
+        default="probabilities",
+        help="of every class, or the id of the most probable one (default: %(default)s)",
+    )
+    export.set_defaults(run=_export)
     return result
