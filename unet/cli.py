@@ -232,6 +232,13 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
+def _info(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from unet.info import describe_checkpoint
+
+    size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
+    print(describe_checkpoint(arguments.checkpoint, size, overrides))
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     settings = (
@@ -340,4 +347,18 @@ def parser() -> argparse.ArgumentParser:
         help="of every class, or the id of the most probable one (default: %(default)s)",
     )
     export.set_defaults(run=_export)
+
+    info = commands.add_parser(
+        "info", epilog=settings, help="show a checkpoint's config, scores and costs"
+    )
+    info.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    info.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width to count for (default: the training crop, or 512 512)",
+    )
+    info.add_argument("--traceback", action="store_true", help="show where an error arose")
+    info.set_defaults(run=_info)
     return result
