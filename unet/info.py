@@ -28,7 +28,8 @@ def describe_checkpoint(
     The memory of training is weights, what the optimizer and an average of the weights keep, and
     what a step makes: activations saved for the backward pass, and gradients. That of prediction is
     weights and what a batch of tiles makes. Both without torch itself and the workspace of its
-    convolutions.
+    convolutions: widths 32 to 256 were seen to take 1.15 times as much in a step on 4 x 192 x 192
+    pixels on a CPU, 1.34 times as much to predict 512 x 512.
 
     Args:
         path: a best.pt or last.pt.
@@ -61,6 +62,7 @@ def describe_checkpoint(
         _row("receptive field", _receptive_field(config)),
         _row("training memory", _training_memory(net, config, size)),
         _row("prediction memory", _prediction_memory(net, config, size)),
+        _row("", "both without torch itself and the workspace of its convolutions"),
     ]
     return "\n".join(parts)
 
