@@ -122,6 +122,16 @@ def test_images_are_normalised_by_their_own_numbers_inside(tmp_path: Path, suffi
     torch.testing.assert_close(RUN[suffix](out, flat)[0], expected, rtol=0, atol=1e-5)
 
 
+@needs_onnx
+def test_the_sizes_that_may_change_have_names(checkpoint: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    export([checkpoint], tmp_path / "model.onnx", "classes")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 1, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", "height", "width"]
+
+
 def test_the_parts_that_differ_are_found(tmp_path: Path) -> None:
     model = used_model(tmp_path)
     exported = ExportedModel(model).eval()

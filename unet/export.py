@@ -225,7 +225,13 @@ def _onnx_file(program: torch.export.ExportedProgram, out: Path, output: Output)
             f"{out}: got {weights / 2**30:.1f} GiB of weights, expected at most "
             f"{_ONNX_BYTES / 2**30:g} in one ONNX file; write a .pt2"
         )
-    onnx = torch.onnx.export(program, input_names=["images"], output_names=[output], verbose=False)
+    onnx = torch.onnx.export(
+        program,
+        input_names=["images"],
+        output_names=[output],
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),  # their names in the file
+        verbose=False,
+    )
     assert onnx is not None
 
     def contents(metadata: dict[str, str]) -> bytes:
