@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_config, make_model
+from torch import nn
 
 from unet import load_model
 from unet.checkpoint import build_net, load_checkpoint, save_checkpoint
@@ -36,6 +37,16 @@ def test_a_model_is_loaded_from_its_checkpoint_alone(checkpoint: Path) -> None:
     assert torch.equal(load_model(checkpoint).logits(torch.zeros(1, 9, 9)), model.logits(
         torch.zeros(1, 9, 9)
     ))  # fmt: skip
+
+
+def test_a_loaded_model_is_what_was_saved_with_its_batch_norm_folded(tmp_path: Path) -> None:
+    model, image = make_model(tmp_path), torch.rand(1, 21, 33)
+    for _ in range(5):  # so that there is something to fold
+        model.net(1 + torch.randn(2, 1, 16, 16))
+    save_checkpoint(tmp_path / "best.pt", model, {})
+    loaded = load_model(tmp_path / "best.pt")
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in loaded.net.modules())
+    torch.testing.assert_close(loaded.logits(image), model.logits(image), rtol=1e-5, atol=1e-5)
 
 
 def test_large_images_in_tiles_are_what_they_are_whole(checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 import contextlib
 import fcntl
 import os
+import pickle
 import pty
 import re
 import signal
@@ -11,6 +12,7 @@ import termios
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import make_config
 
@@ -114,6 +116,8 @@ def test_wrong_input_gives_a_message_and_code_2(
         ["evaluate", "missing.pt"],
         ["predict", "missing.pt", ".", "-o", "masks"],
         ["predict", "missing.pt", "missing.png", "-o", "masks"],
+        ["export", "missing.pt", "-o", "model.pt2"],
+        ["info", "missing.pt"],
     ],
 )
 def test_every_command_answers_for_a_missing_file(
@@ -299,3 +303,56 @@ def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(
     assert re.fullmatch(r"error: .*\.png: no sample could .* \(IndexError: too far\)\n", error), (
         error
     )
+
+
+def test_a_model_is_exported_and_described(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config)]) == 0
+    best = "runs/tiny/best.pt"
+    capsys.readouterr()
+    assert main(["export", best, "-o", "out/model.pt2"]) == 0
+    assert re.fullmatch(
+        r"wrote out/model\.pt2; at three sizes its probabilities differ from the model's by at "
+        r"most \d\.\de[-+]\d\d \(allowed: 1e-04\)\n",
+        capsys.readouterr().out,
+    )
+    assert main(["info", "runs/tiny/last.pt", "--size", "40", "50", "tiling.batch_size=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  batch_size: 3\n" in shown
+    assert "best: epoch " in shown
+    assert " at 40 x 50 pixels\n" in shown
+
+    for arguments, message in (
+        (["export", best, "-o", "out/model.pt2"], "out/model.pt2: exists; pass --overwrite to"),
+        (["export", best, best, "-o", "two.pt2"], "export: got 2 checkpoints, expected one"),
+        (["export", best, "-o", "model.pt"], "model.pt: expected a file that ends in .onnx or .pt"),
+        (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
+        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: File exists; check the path"),
+        (["info", best, "--size", "0", "5"], "info: got a size of 0 x 5, expected at least 1 x 1"),
+        (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err, arguments
+    assert [path.name for path in Path("out").iterdir()] == ["model.pt2"]
+
+
+@pytest.mark.parametrize("command", [["export", "-o", "model.pt2"], ["info"]])
+def test_a_checkpoint_that_cannot_be_read_is_one_message(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for contents, message in (
+        (b"", "is not a checkpoint that can be loaded safely"),
+        (pickle.dumps(print), "is not a checkpoint that can be loaded safely"),
+        ({"format": "unet checkpoint", "version": 99}, "got a checkpoint of format version 99"),
+    ):
+        path = Path("damaged.pt")
+        if isinstance(contents, dict):
+            torch.save(contents, path)
+        else:
+            path.write_bytes(contents)
+        assert main([command[0], str(path), *command[1:]]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: damaged.pt: {message}")
+        assert error.count("\n") == 1
+        assert [path.name for path in Path.cwd().iterdir()] == ["damaged.pt"]

@@ -18,3 +18,5 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     ):
         extra("scipy.ndimage", "boundary F1")
     assert not is_installed("scipy")
+    with pytest.raises(ValueError, match=r"needs onnxruntime; install it .* 'unet\[onnx\]'$"):
+        extra("onnxruntime", "model.onnx", "onnx")

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unet import ConvTranspose2d, UNet
+from unet.model import fold_batch_norm
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (16, 16), (17, 31), (40, 23)])
@@ -125,3 +126,31 @@ def test_recomputing_changes_no_number(norm: str) -> None:
             net(image)
         kept.append(sum(sizes))
     assert kept[1] < kept[0] / 2
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
+def test_folding_batch_norm_changes_no_logits(norm: str) -> None:
+    torch.manual_seed(0)
+    net = UNet(in_channels=2, num_classes=3, widths=(4, 8, 16), norm=norm)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):  # as none is at first
+            for numbers in (module.weight.data, module.running_var):
+                numbers.uniform_(0.5, 2)
+            for numbers in (module.bias.data, module.running_mean):
+                numbers.normal_()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    folded, image = fold_batch_norm(net), torch.randn(2, 2, 21, 18)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert not folded.training
+    torch.testing.assert_close(folded(image), net.eval()(image), rtol=1e-4, atol=1e-4)
+    # The network itself is as it was, and what is folded stays so.
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    torch.testing.assert_close(fold_batch_norm(folded)(image), folded(image), rtol=0, atol=0)
+
+
+def test_folding_keeps_how_weights_lie_in_memory() -> None:
+    net = UNet(1, 2, widths=(8, 16)).to(memory_format=torch.channels_last)
+    for convolution in fold_batch_norm(net).modules():
+        if isinstance(convolution, nn.Conv2d):
+            assert convolution.weight.is_contiguous(memory_format=torch.channels_last)

@@ -222,6 +222,26 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    if overrides:
+        raise ValueError(f"export: got {' '.join(overrides)}; a trained model keeps its settings")
+    from unet.export import TOLERANCE, export
+
+    out: Path = arguments.out
+    difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite)
+    print(
+        f"wrote {out}; at three sizes its {arguments.output} differ from the model's by at most "
+        f"{difference:.1e} (allowed: {TOLERANCE:.0e})"
+    )
+
+
+def _info(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from unet.info import describe_checkpoint
+
+    size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
+    print(describe_checkpoint(arguments.checkpoint, size, overrides))
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     settings = (
@@ -328,4 +348,40 @@ def parser() -> argparse.ArgumentParser:
         "--overlay", action="store_true", help="draw each mask over its image, too"
     )
     predict.set_defaults(run=_predict)
+
+    export = commands.add_parser(
+        "export", parents=[shared], help="write a model as a file that runs without unet"
+    )
+    export.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a best.pt or last.pt"
+    )
+    export.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="model.onnx (extra onnx) or model.pt2 (torch.export)",
+    )
+    export.add_argument(
+        "--output",
+        choices=["probabilities", "classes"],
+        default="probabilities",
+        help="of every class, or the id of the most probable one (default: %(default)s)",
+    )
+    export.set_defaults(run=_export)
+
+    info = commands.add_parser(
+        "info", epilog=settings, help="show a checkpoint's config, scores and costs"
+    )
+    info.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    info.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width to count for (default: the training crop, or 512 512)",
+    )
+    info.add_argument("--traceback", action="store_true", help="show where an error arose")
+    info.set_defaults(run=_info)
     return result

@@ -10,17 +10,20 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def extra(module: str, what: str) -> ModuleType:
-    """Import a module of an extra, which is named after its package.
+def extra(module: str, what: str, name: str | None = None) -> ModuleType:
+    """Import a module of an extra.
 
     Args:
         module: such as `scipy.ndimage`.
         what: that needs it, for the message.
+        name: of the extra; None for that of the package.
 
     Raises:
         ValueError: if the package is not installed.
     """
     package = module.partition(".")[0]
     if not is_installed(package):
-        raise ValueError(f"{what}: needs {package}; install it with pip install 'unet[{package}]'")
+        raise ValueError(
+            f"{what}: needs {package}; install it with pip install 'unet[{name or package}]'"
+        )
     return import_module(module)

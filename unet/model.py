@@ -3,6 +3,7 @@
 Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with padded convolutions.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from unet.conv_transpose import ConvTranspose2d
@@ -164,7 +166,10 @@ class UNet(nn.Module):
             max(-side % self.factor, 2 * self.factor - side) for side in (height, width)
         )
         x = F.pad(image, (0, right, 0, bottom), mode="replicate")
+        return self.on_grid(x)[..., :height, :width]
 
+    def on_grid(self, x: Tensor) -> Tensor:
+        """Image of which H and W are 2, 3, ... times `factor` -> logits (N, K, H, W)."""
         x = self._level(self.stem, x)
         skips = []
         for down in self.encoder:
@@ -173,7 +178,7 @@ class UNet(nn.Module):
         for up, skip in zip(self.decoder, reversed(skips), strict=True):
             x = self._level(up, x, skip)
         logits: Tensor = self.head(x)
-        return logits[..., :height, :width]
+        return logits
 
     def _level(self, level: nn.Module, *inputs: Tensor) -> Tensor:
         if self.recompute and self.training:
@@ -186,3 +191,18 @@ class UNet(nn.Module):
         else:
             out = level(*inputs)
         return out
+
+
+def fold_batch_norm(net: UNet) -> UNet:
+    """Copy a network for prediction, each batch norm folded into the convolution before it.
+
+    What it computes stays the same to rounding. Other norms, which depend on the image, stay.
+    """
+    folded = copy.deepcopy(net).eval().requires_grad_(False)
+    for block in [part for part in folded.modules() if isinstance(part, DoubleConv)]:
+        for i in (0, 3):
+            conv, norm = block[i], block[i + 1]
+            if isinstance(norm, nn.BatchNorm2d):
+                assert isinstance(conv, nn.Conv2d)
+                block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    return folded

@@ -228,8 +228,10 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         progress.loss_sum = 0.0
         if tracker is not None:
             if is_best:
-                weights = {"raw_model": net.state_dict()} if average else {}
-                save_checkpoint(run / "best.pt", model, weights)
+                states: dict[str, Any] = {"progress": asdict(progress)}
+                if average is not None:
+                    states["raw_model"] = net.state_dict()
+                save_checkpoint(run / "best.pt", model, states)
             tracker.validation(progress.history, [previews[place] for place in preview_places])
         save()  # last: with it, the validation is done
         bar.write(_line(row, settings.epochs, is_best))

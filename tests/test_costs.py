@@ -1,0 +1,88 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from unet import UNet
+from unet.costs import multiply_adds, prediction_memory, step_memory
+from unet.losses import SegmentationLoss
+
+
+def by_hand(widths: tuple[int, ...], channels: int, classes: int, height: int, width: int) -> int:
+    """Kernel times channels in times channels out, for each output pixel."""
+    total = 0
+    for level, width_here in enumerate(widths):
+        pixels = (height >> level) * (width >> level)
+        total += pixels * 9 * (channels * width_here + width_here * width_here)
+        channels = width_here
+    for level in reversed(range(len(widths) - 1)):
+        pixels = (height >> level) * (width >> level)
+        shallow, deep = widths[level], widths[level + 1]
+        total += pixels // 4 * 4 * deep * shallow  # up: each pixel below times a 2 x 2 kernel
+        total += pixels * 9 * (2 * shallow * shallow + shallow * shallow)
+    return total + height * width * widths[0] * classes
+
+
+@pytest.mark.parametrize("widths", [(4,), (4, 8), (3, 5, 7, 9)])
+def test_multiply_adds_are_those_counted_by_hand(widths: tuple[int, ...]) -> None:
+    net = UNet(in_channels=2, num_classes=5, widths=widths)
+    assert multiply_adds(net, (32, 48)) == by_hand(widths, 2, 5, 32, 48)
+    cell = 2 ** (len(widths) - 1)
+    assert multiply_adds(net, (33, 48)) == by_hand(widths, 2, 5, 32 + cell, 48)
+
+
+def saved_bytes(net: nn.Module, call: Callable[[], torch.Tensor]) -> int:
+    """Of all that torch saves for the backward pass, but weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
+    saved = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()  # while it lives, so do they
+        total = sum(saved.values())
+        del out
+    return total
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_a_step_takes_what_torch_saves_and_the_gradients(norm: str) -> None:
+    net = UNet(1, 2, widths=(8, 16, 32), norm=norm)
+    loss, shape = SegmentationLoss(), (4, 64, 96)
+    images, targets = torch.randn(4, 1, 64, 96), torch.zeros(shape, dtype=torch.int64)
+    saved = saved_bytes(net, lambda: loss(net(images), targets))
+    assert step_memory(net, loss, shape, torch.float32) == pytest.approx(saved, rel=0.2)
+
+
+def test_what_a_network_keeps_is_counted_by_hand() -> None:
+    # Nothing but two convolutions and ReLUs, each of which keeps its input or output.
+    net, pixels = UNet(1, 2, widths=(8,), norm="none"), 64 * 64 * 4
+    forward = prediction_memory(net, (1, 64, 64), torch.float32)
+    # The padded image, and two times 8 channels: what goes into a convolution, what comes out.
+    assert forward == pytest.approx((2 + 8 + 8) * pixels, rel=0.01)
+    assert prediction_memory(net, (3, 64, 64), torch.bfloat16) == pytest.approx(
+        1.5 * forward, rel=0.01
+    )
+
+
+def test_recomputing_takes_less() -> None:
+    loss, shape = SegmentationLoss(), (2, 64, 64)
+    plain, saving = (
+        step_memory(UNet(1, 2, (8, 16, 32), recompute=recompute), loss, shape, torch.float32)
+        for recompute in (False, True)
+    )
+    assert saving < 0.8 * plain
+
+
+def test_no_image_is_too_large_to_be_counted() -> None:
+    net = UNet(3, 2, widths=(64, 128))
+    side = 2**20
+    assert multiply_adds(net, (side, side)) == by_hand((64, 128), 3, 2, side, side)
+    assert prediction_memory(net, (1, side, side), torch.float32) > 200 * side**2 * 4
+    assert next(net.parameters()).device.type == "cpu"
+    assert net.training
