@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from unet.pictures import image_to_rgb, mask_to_rgb, overlay, preview_sheet, sample_sheet
+from unet.pictures import (
+    image_to_rgb,
+    mask_to_rgb,
+    overlay,
+    preview_sheet,
+    sample_sheet,
+    with_legend,
+)
 
 COLOURS = [(10, 20, 30), (200, 100, 0)]
 
@@ -50,3 +57,13 @@ def test_a_sample_sheet_lays_each_mask_over_its_own_image() -> None:
     assert panels[0][120, 60].tolist() == [255, 255, 255]
     for panel, (shown, mask) in zip(panels[1:], ((image, target), flipped), strict=True):
         assert np.array_equal(panel, overlay(image_to_rgb(shown), mask, COLOURS))
+
+
+def test_a_legend_below_leaves_the_picture_as_it_is() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8)
+    names = ("ground", "a name that is wider than the picture")
+    both = np.asarray(with_legend(picture, names, COLOURS[:2]))
+    assert np.array_equal(both[:30, :20], picture)
+    assert both.shape[1] > 20
+    shown = {tuple(colour) for colour in both[30:].reshape(-1, 3).tolist()}
+    assert shown >= set(COLOURS[:2])
