@@ -1,4 +1,5 @@
 import re
+import resource
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,22 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     assert not list(Path("out").iterdir())
     # A window is no more than a tile.
     assert max(max(image.shape[1:]) for image in seen) <= 64
+
+
+@pytest.mark.parametrize("room", [0, 100, 3000, -1])
+def test_a_full_disk_is_told_and_leaves_nothing(checkpoint: Path, room: int) -> None:
+    """By a limit on the size of files; at -1 only the last byte of the mask lacks."""
+    write_raster("a.tif", draw(*SIZE))
+    predict_files([checkpoint], ["a.tif"], Path("out"))
+    size = Path("out/a.tif").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room if room >= 0 else size - 1, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"out2/a\.tif: cannot be written; check its rights and"):
+            predict_files([checkpoint], ["a.tif"], Path("out2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(Path("out2").iterdir())
 
 
 def test_what_is_a_raster(monkeypatch: pytest.MonkeyPatch) -> None:

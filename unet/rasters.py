@@ -36,6 +36,7 @@ LARGEST_IN_MEMORY = 64_000_000
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory; GDAL's nodata.
 _TAGS_OF_RASTERS = (33550, 33922, 34264, 34735, 42113)
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
+_TILE_STARTS, _TILE_SIZES = 324, 325
 
 _CACHE_MEGABYTES = 256
 
@@ -378,33 +379,50 @@ def _create(
     nodata: float | None,
     steps: Sequence[int],
 ) -> Iterator[Any]:
-    """Create a GeoTIFF of a raster's size and georeference, whole or not at all."""
-    raster = source.raster
+    """Create a GeoTIFF of a raster's size and georeference, whole or not at all.
+
+    Raises:
+        OSError: with the path, if it cannot be written.
+    """
+    rasterio, errors = extra("rasterio", "a raster"), extra("rasterio.errors", "a raster")
+    profile = {
+        "driver": "GTiff",
+        "height": source.size[0],
+        "width": source.size[1],
+        "count": bands,
+        "dtype": dtype,
+        "nodata": nodata,
+        "crs": source.raster.crs,
+        "transform": source.raster.transform,
+        "tiled": True,
+        "blockysize": _file_tile(steps[0]),
+        "blockxsize": _file_tile(steps[1]),
+        "compress": "deflate",
+        "BIGTIFF": "IF_SAFER",
+    }
+    points, their_crs = source.raster.gcps
     path.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        atomic_path(path) as temporary,
-        extra("rasterio", "a raster").open(
-            temporary,
-            "w",
-            driver="GTiff",
-            height=source.size[0],
-            width=source.size[1],
-            count=bands,
-            dtype=dtype,
-            nodata=nodata,
-            crs=raster.crs,
-            transform=raster.transform,
-            tiled=True,
-            blockysize=_file_tile(steps[0]),
-            blockxsize=_file_tile(steps[1]),
-            compress="deflate",
-            BIGTIFF="IF_SAFER",
-        ) as file,
-    ):
-        points, their_crs = raster.gcps
-        if points:
-            file.gcps = (points, their_crs)
-        yield file
+    try:
+        with atomic_path(path) as temporary:
+            with rasterio.open(temporary, "w", **profile) as file:
+                if points:
+                    file.gcps = (points, their_crs)
+                yield file
+            # Of what fails as it closes a file, GDAL says nothing.
+            if not _is_whole(temporary):
+                raise errors.RasterioIOError("cut off")
+    except errors.RasterioError as error:  # which does not say what the system said
+        raise OSError(
+            f"{path}: cannot be written; check its rights and the space on its disk"
+        ) from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a TIFF holds all tiles that its directory, which is written last, tells of."""
+    tags = _first_page(path)
+    starts, sizes = (np.array(tags.get(tag, ()), np.int64) for tag in (_TILE_STARTS, _TILE_SIZES))
+    end = path.stat().st_size
+    return len(starts) > 0 and bool(((starts > 0) & (starts + sizes <= end)).all())
 
 
 @contextmanager
