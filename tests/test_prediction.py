@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -362,3 +363,17 @@ def test_views_are_averaged_for_files_too(checkpoint: Path, data_root: Path) -> 
     ids = probabilities(model, pixels, options.tta).argmax(0).numpy()
     assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
     assert not np.array_equal(ids, predict(model, image))
+
+
+def test_a_bar_shows_images_and_pages_and_tiles(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Image.effect_noise((52, 36), 50)
+    page.save("stack.tif", save_all=True, append_images=[page])
+    monkeypatch.setattr("unet.distributed.hide_bar", lambda: False)  # as on a terminal
+    overrides = ["tiling={size: [16, 16], overlap: 8}"]
+    predict_files([checkpoint], ["stack.tif"], Path("out"), overrides=overrides)
+    shown = capsys.readouterr().err
+    assert re.search(r"predict: .* 1/1 .*image", shown)
+    assert re.search(r"stack\.tif: .*/2 .*page", shown)
+    assert re.search(r"stack\.tif: .*/24 .*tile", shown)

@@ -262,28 +262,29 @@ def _predict_pages(
     """Segment an image, or a stack page by page."""
     pages = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.hide_bar()
+    name = Path(job.files[0]).name
     with ExitStack() as files:
         writers = {kind: files.enter_context(_writer(path)) for kind, path in outputs.items()}
-        for page in tqdm(pages, Path(job.files[0]).name, unit="page", leave=False, disable=hide):
+        for page in tqdm(pages, name, unit="page", leave=False, disable=hide):
             image = torch.from_numpy(
                 to_float(read_image(job.files, model.config.model.in_channels, page))
             )
-            ids, scores = _segment(model, image, options)
+            ids, scores = _segment(model, image, options, name)
             for kind, write in writers.items():
                 for picture in _draw(kind, model, image, ids, scores, page is not None):
                     write(picture)
 
 
 def _segment(
-    model: SegmentationModel, image: Tensor, options: Options
+    model: SegmentationModel, image: Tensor, options: Options, bar: str | None = None
 ) -> tuple[np.ndarray, Tensor | None]:
     """Class ids (H, W), and probabilities (K, H, W) if they were needed."""
     scores = None
     if options.tta or options.threshold is not None or options.probabilities:
-        scores = probabilities(model, image, options.tta).cpu()
+        scores = probabilities(model, image, options.tta, bar).cpu()
         ids = choose(scores, options.threshold)
     else:
-        ids = model.predict(image).numpy()
+        ids = model.predict(image, bar).numpy()
     if options.min_size or options.keep_largest:
         ids = clean(ids, options.min_size, options.keep_largest)
     return ids, scores

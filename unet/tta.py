@@ -56,19 +56,22 @@ def views(kinds: Sequence[Kind]) -> list[View]:
 
 
 @torch.inference_mode()
-def probabilities(model: SegmentationModel, image: Tensor, kinds: Sequence[Kind] = ()) -> Tensor:
+def probabilities(
+    model: SegmentationModel, image: Tensor, kinds: Sequence[Kind] = (), bar: str | None = None
+) -> Tensor:
     """Give each class its mean probability over the views: (C, H, W) -> (K, H, W).
 
     Args:
         model: or several as one.
         image: from 0 to 1, of any size; a large one goes through in tiles.
         kinds: of views; none for the image as it is.
+        bar: title of a progress bar of the tiles of each view; None for none.
     """
     size = (image.shape[1], image.shape[2])
     seen = views(kinds)
     total = torch.zeros((), device=model.device)
     for view in seen:
-        total = total + view.back(model.logits(view.show(image)).softmax(0), size)
+        total = total + view.back(model.logits(view.show(image), bar=bar).softmax(0), size)
     return total / len(seen)
 
 
