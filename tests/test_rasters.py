@@ -293,19 +293,26 @@ def test_all_kinds_of_tiff_are_predicted(checkpoint: Path) -> None:
             assert np.array_equal(np.asarray(file), expected[0])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "kinds", "message"),
-    [
-        (("model.norm=group",), (), "got a model of norm group, which needs the whole image"),
-        (("model.norm=instance",), (), "got a model of norm instance"),
-        ((), ("scales",), "got test-time augmentation by scales"),
-    ],
-)
-def test_what_windows_cannot_give_is_refused(
-    overrides: tuple[str, ...], kinds: tuple[Kind, ...], message: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=f"a.tif: {message}.*; --no-windows reads it whole"):
-        check_rasters(model_of(tmp_path, *overrides), "a.tif", kinds)
+@pytest.mark.parametrize("norm", ["group", "instance"])
+@pytest.mark.parametrize("size", [SIZE, (61, 130), (130, 61), (20, 30)])
+def test_windows_blend_as_tiles_do(norm: str, size: tuple[int, int], tmp_path: Path) -> None:
+    path = write_raster("a.tif", draw(*size))
+    model = model_of(tmp_path, f"model.norm={norm}", "tiling={size: [64, 48], overlap: 20}")
+    predict_raster(model, path, Path("m.tif"), Path("p.tif"))
+    expected = model.logits(torch.from_numpy(to_float(read_image(path, 1)))).softmax(0)
+    torch.testing.assert_close(torch.from_numpy(read_mask("p.tif")), expected, rtol=0, atol=1e-5)
+    assert np.array_equal(read_mask("m.tif")[0], expected.argmax(0).numpy() * 200)
+
+
+def test_what_windows_cannot_give_is_refused(tmp_path: Path) -> None:
+    model, blending = model_of(tmp_path), model_of(tmp_path, "model.norm=group")
+    alone = r"a\.tif: got a model of norm group with .*, expected it alone.*; --no-windows reads it"
+    with pytest.raises(ValueError, match=alone):
+        check_rasters(blending, "a.tif", ("flips",))
+    with pytest.raises(ValueError, match=alone):
+        check_rasters(replace(model, others=(blending,)), "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: got test-time augmentation by scales"):
+        check_rasters(model, "a.tif", ("scales",))
 
 
 def test_percentiles_are_refused_in_windows(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 The output is cut into blocks. For each the network sees a window that reaches around it as far as
 the network does, and that lies on the network's grid, so that the result is that of the whole
-image to rounding. In memory there is one window at a time.
+image to rounding. In memory there is one window at a time. (With norm group or instance windows are
+the tiles that blend, and a row of them is in memory.)
 """
 
 import math
@@ -12,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ from unet.data import Normalization, normalization_of
 from unet.extras import extra
 from unet.images import UnreadableError, check_numbers, to_channels, to_float
 from unet.masks import ClassMap
+from unet.tiling import blend_weights, place_tiles
 from unet.tta import Kind, View, choose, views
+
+T = TypeVar("T")
 
 LARGEST_IN_MEMORY = 64_000_000
 """Pixels above which a TIFF is a raster."""
@@ -99,13 +103,12 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
         ValueError: if the model needs the whole image at once, or rasterio is not installed.
     """
     whole = "; --no-windows reads it whole, if the memory is enough"
-    extra("rasterio", f"{path}, which is read in windows")
+    extra("rasterio", f"{path}, which is read in windows without --no-windows")
     for one in (model, *model.others):
-        norm = one.config.model.norm
-        if norm in ("group", "instance"):
+        if _blends(one) and (kinds or model.others):
             raise ValueError(
-                f"{path}: got a model of norm {norm}, which needs the whole image at once, "
-                f"expected norm batch or none for windows{whole}"
+                f"{path}: got a model of norm {one.config.model.norm} with test-time augmentation "
+                f"or other models, expected it alone in windows, where its tiles blend{whole}"
             )
         if one.normalization.method == "percentiles":
             raise ValueError(
@@ -167,11 +170,16 @@ def predict_raster(
                         _probability_writer(probabilities, source, num_classes, steps)
                     )
                 )
-            for block in _bar(_blocks(source.size, steps), path.name):
+            if _blends(model):
+                parts = _blended_parts(model, source, unseen)
+            else:
+                blocks = _bar(_blocks(source.size, steps), path.name)
+                parts = (
+                    (block, _predict_block(model, source, block, unseen, around, cell, kinds))
+                    for block in blocks
+                )
+            for block, scores in parts:
                 _, valid = source.read(block)
-                scores = torch.zeros(len(model.classes.names), *block.size)
-                if valid.any():
-                    scores = _predict_block(model, source, block, unseen, around, cell, kinds)
                 for write in writers:
                     write(block, scores, valid)
 
@@ -235,6 +243,46 @@ class _Source:
             check_numbers(pixels, str(self.path))
         return to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path)), valid
 
+    def image(self, block: Block, unseen: Tensor) -> Tensor:
+        """Read an image (C, h, w) from 0 to 1, with `unseen` (C, 1, 1) for nodata; see `read`."""
+        pixels, valid = self.read(block)
+        return torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
+
+
+def _blends(model: SegmentationModel) -> bool:
+    """Whether the tiles of a model blend, as `SegmentationModel.logits` has them."""
+    return model.config.model.norm in ("group", "instance")
+
+
+def _blended_parts(
+    model: SegmentationModel, source: _Source, unseen: Tensor
+) -> Iterator[tuple[Block, Tensor]]:
+    """Probabilities (K, h, w) from the very tiles of `sliding_window`, a row of them in memory."""
+    (height, width), overlap = source.size, tile_overlap(model.config)
+    (tall, tops), (wide, lefts) = (
+        place_tiles(side, tile, overlap, model.net.factor)
+        for side, tile in zip(source.size, model.config.tiling.size, strict=True)
+    )
+    rows, columns = blend_weights(tops, tall, overlap), blend_weights(lefts, wide, overlap)
+    logits = torch.zeros(len(model.classes.names), tall, width)  # of the rows from `top` on
+    tiles = _bar(list(product(range(len(tops)), range(len(lefts)))), source.path.name)
+    for i, j in tiles:
+        top, left = tops[i], lefts[j]
+        tile = Block(Span(top, min(top + tall, height)), Span(left, min(left + wide, width)))
+        scores = model.logits(source.image(tile, unseen)).cpu()
+        h, w = tile.size
+        logits[:, :h, left : left + w] += scores * torch.outer(rows[i, :h], columns[j, :w])
+        if j + 1 < len(lefts):
+            continue
+        # No other tile reaches above the next row of tiles.
+        done = (tops[i + 1] if i + 1 < len(tops) else height) - top
+        for _, span in _blocks((done, width), (done, 1024)):
+            yield (
+                Block(Span(top, top + done), span),
+                logits[:, :done, span.start : span.stop].softmax(0),
+            )
+        logits = torch.cat([logits[:, done:], torch.zeros_like(logits[:, :done])], dim=1)
+
 
 def _predict_block(
     model: SegmentationModel,
@@ -246,12 +294,13 @@ def _predict_block(
     kinds: Sequence[Kind],
 ) -> Tensor:
     """Mean probabilities (K, h, w) of a block over the views of the whole raster."""
-    total = torch.zeros(())
+    total = torch.zeros(len(model.classes.names), *block.size)
+    if not source.read(block)[1].any():
+        return total
     seen = views(kinds)
     for view in seen:
         window = _window(block, source.size, around, cell, view)
-        pixels, valid = source.read(window)
-        image = torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
+        image = source.image(window, unseen)
         with torch.inference_mode():
             scores = view.back(model.logits(view.show(image)).softmax(0), window.size).cpu()
         top, left = (inner.start - outer.start for inner, outer in zip(block, window, strict=True))
@@ -294,9 +343,9 @@ def _tile_sizes(model: SegmentationModel) -> list[tuple[int, int]]:
     return [one.config.tiling.size for one in (model, *model.others)]
 
 
-def _bar(blocks: list[Block], name: str) -> "tqdm[Block]":
-    hide = True if len(blocks) == 1 else distributed.hide_bar()
-    return tqdm(blocks, name, unit="tile", leave=False, disable=hide)
+def _bar(tiles: list[T], name: str) -> "tqdm[T]":
+    hide = True if len(tiles) == 1 else distributed.hide_bar()
+    return tqdm(tiles, name, unit="tile", leave=False, disable=hide)
 
 
 def _with_statistics(model: SegmentationModel, source: _Source) -> SegmentationModel:
