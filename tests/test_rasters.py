@@ -245,10 +245,10 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     assert max(max(image.shape[1:]) for image in seen) <= 64
 
 
-@pytest.mark.parametrize("room", [0, 100, 3000, -1])
+@pytest.mark.parametrize("room", [0, 300, -1])
 def test_a_full_disk_is_told_and_leaves_nothing(checkpoint: Path, room: int) -> None:
     """By a limit on the size of files; at -1 only the last byte of the mask lacks."""
-    write_raster("a.tif", draw(*SIZE))
+    write_raster("a.tif", draw(100, 70))
     predict_files([checkpoint], ["a.tif"], Path("out"))
     size = Path("out/a.tif").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
