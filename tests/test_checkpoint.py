@@ -106,6 +106,7 @@ def test_only_norms_with_statistics_of_the_image_blend(
         "align": 2,
         "blend": blends,
         "batch_size": 1,
+        "bar": None,
     }
 
 

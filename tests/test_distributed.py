@@ -100,8 +100,8 @@ def test_two_processes_end_in_the_weights_of_one(config: Path, data_root: Path) 
 
     Path("new/images/2.png").write_bytes(b"damaged")
     result = torchrun("predict", "runs/two/best.pt", "new/images", "-o", "masks2")
-    assert main(["predict", "runs/two/best.pt", "new/images", "-o", "masks1"]) == 2
-    assert result.stdout.count("wrote 4 of 5 masks to masks2") == 1
+    assert main(["predict", "runs/two/best.pt", "new/images", "-o", "masks1"]) == 1
+    assert result.stdout.count("predicted 4 of 5 images into masks2") == 1
     assert result.stderr.count("new/images/2.png: cannot be read") == 1
     for stem in "0134":
         masks = [Path(f"masks{n}/{stem}.png").read_bytes() for n in (1, 2)]

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.images import UnreadableError, count_pages, image_mode, read_image, to_channels, to_float
+from unet.images import (
+    UnreadableError,
+    count_pages,
+    image_mode,
+    read_image,
+    stack_writer,
+    to_channels,
+    to_float,
+)
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -302,3 +310,29 @@ def test_a_small_file_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> N
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is a folder, expected an image"):
         read_image(tmp_path, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_stack_is_written_page_by_page(tmp_path: Path, dtype: type) -> None:
+    pages = [np.full((4, 5 + i), i, dtype) for i in range(3)]
+    path = tmp_path / "a.tif"
+    with stack_writer(path) as add:
+        for page in pages:
+            add(Image.fromarray(page))
+            assert not path.exists()
+    with Image.open(path) as file:
+        assert file.n_frames == 3
+        for i, page in enumerate(pages):
+            file.seek(i)
+            assert np.array_equal(np.asarray(file), page)
+
+
+def test_a_stack_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
+    def stop_after_a_page() -> None:
+        with stack_writer(tmp_path / "a.tif") as add:
+            add(Image.new("L", (4, 5)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_a_page()
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,7 @@ from unet.pictures import (
     preview_sheet,
     sample_sheet,
     share_colour,
+    with_legend,
 )
 
 COLOURS = [(10, 20, 30), (200, 100, 0)]
@@ -93,3 +94,13 @@ def test_long_and_short_names_have_room_beside_a_confusion_matrix() -> None:
     short, long = (confusion_picture(matrix, [name, "b"]).size for name in ("a", "w" * 60))
     assert short[0] < long[0] < 700  # cut
     assert short[1] < long[1]  # turned
+
+
+def test_a_legend_below_leaves_the_picture_as_it_is() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (30, 20, 3), np.uint8)
+    names = ("ground", "a name that is wider than the picture")
+    both = np.asarray(with_legend(picture, names, COLOURS[:2]))
+    assert np.array_equal(both[:30, :20], picture)
+    assert both.shape[1] > 20
+    shown = {tuple(colour) for colour in both[30:].reshape(-1, 3).tolist()}
+    assert shown >= set(COLOURS[:2])

@@ -1,16 +1,20 @@
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import HEIGHT, WIDTH, make_model
-from PIL import Image
+from PIL import Image, ImageSequence
 from test_images import write_png16
 
-from unet import load_model, predict
+from unet import load_model, predict, prediction
 from unet.checkpoint import save_checkpoint
-from unet.images import read_image, to_float
-from unet.prediction import predict_files
+from unet.cleanup import clean, number_objects
+from unet.images import read_image, read_pixels, to_float
+from unet.prediction import Options, UnpredictedError, predict_files
+from unet.tta import probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -92,23 +96,79 @@ def test_tiles_can_be_asked_for(checkpoint: Path, data_root: Path) -> None:
 
 def test_overlays_lie_beside_the_masks(checkpoint: Path, data_root: Path) -> None:
     image = data_root / "images" / "0.png"
-    predict_files([checkpoint], [str(image)], Path("out"), draw_overlay=True)
+    predict_files([checkpoint], [str(image)], Path("out"), Options(overlay=True))
     assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "0_overlay.png"]
     overlay, mask = values_of(Path("out/0_overlay.png")), values_of(Path("out/0.png"))
-    assert overlay.shape == (HEIGHT, WIDTH, 3)
-    orange = overlay[mask == 200].astype(int)  # the second class's colour
+    image_part, legend = overlay[:HEIGHT, :WIDTH], overlay[HEIGHT:]
+    orange = image_part[mask == 200].astype(int)  # the second class's colour
     assert (orange[:, 0] > orange[:, 2]).all()
+    shown = {tuple(colour) for colour in legend.reshape(-1, 3).tolist()}
+    assert shown >= set(load_model(checkpoint).classes.colours)
 
 
-def test_masks_that_exist_are_kept_unless_asked(checkpoint: Path, data_root: Path) -> None:
+def test_masks_that_exist_are_kept_unless_asked(
+    checkpoint: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("out").mkdir()
     Path("out/3.png").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"3\.png: exists; pass --overwrite"):
-        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
-    assert [path.name for path in Path("out").iterdir()] == ["3.png"]
-    assert Path("out/3.png").read_text() == "mine"
-    predict_files([checkpoint], [str(data_root / "images")], Path("out"), overwrite=True)
+    images = [str(data_root / "images")]
+    assert len(predict_files([checkpoint], images, Path("out"))) == 6
+    printed = capsys.readouterr().out
+    assert "kept 1 mask(s) that exist in out; --overwrite predicts them anew" in printed
+    assert "predicted 5 of 5 images into out" in printed
     assert len(list(Path("out").iterdir())) == 6
+    assert Path("out/3.png").read_text() == "mine"
+    predict_files([checkpoint], images, Path("out"), overwrite=True)
+    assert values_of(Path("out/3.png")).shape == (HEIGHT, WIDTH)
+    times = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    predict_files([checkpoint], images, Path("out"))
+    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == times
+
+
+def test_what_an_interrupted_call_has_not_written_is_written_by_the_same(
+    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, options = [str(data_root / "images")], Options(overlay=True, probabilities=True)
+    predict_files([checkpoint], images, Path("whole"), options)
+    drawn = []
+
+    def stop(*arguments: object) -> list[Image.Image]:
+        drawn.append(arguments)
+        if len(drawn) == 8:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    draw = prediction._draw
+    with monkeypatch.context() as patch:
+        patch.setattr("unet.prediction._draw", stop)
+        with pytest.raises(KeyboardInterrupt):
+            predict_files([checkpoint], images, Path("out"), options)
+    written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    whole = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
+    assert 0 < len(written) < len(whole) == 18
+    assert written.items() <= whole.items()
+    predict_files([checkpoint], images, Path("out"), options)
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == whole
+
+
+def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None:
+    images = data_root / "images"
+    (images / "a" / "b").mkdir(parents=True)
+    (images / "0.png").rename(images / "a" / "b" / "0.png")
+    (images / "1.png").rename(images / "a" / "v1.2.png")
+    (images / "a" / ".hidden.png").write_bytes(b"")
+    (images / "notes.txt").touch()
+    expected = ["2.png", "3.png", "4.png", "5.png", "a/b/0.png", "a/v1.2.png"]
+    for i, entry in enumerate((str(images), f"{images}/**/*.png")):
+        masks = predict_files([checkpoint], [entry], Path(f"out{i}"))
+        assert [path.relative_to(f"out{i}").as_posix() for path in masks] == expected
+        assert all(path.is_file() for path in masks)
+
+
+def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: Path) -> None:
+    for _ in range(2):
+        masks = predict_files([checkpoint], [str(data_root / "images")], data_root / "images/out")
+        assert len(masks) == 6
 
 
 def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: Path) -> None:
@@ -121,7 +181,8 @@ def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: P
 
 def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_root: Path) -> None:
     (data_root / "images" / "2.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"2\.png: cannot be read.*\n1 of 6 images were not"):
+    expected = r"2\.png: cannot be read.*\n1 of 6 images were not"
+    with pytest.raises(UnpredictedError, match=expected):
         predict_files([checkpoint], [str(data_root / "images")], Path("out"))
     assert len(list(Path("out").iterdir())) == 5
 
@@ -134,7 +195,7 @@ def test_colour_images_are_refused_by_a_grey_model(checkpoint: Path, tmp_path: P
 
 def test_two_images_of_one_stem_are_refused(checkpoint: Path, data_root: Path) -> None:
     folders = [str(data_root / "images"), str(data_root / "masks")]
-    with pytest.raises(ValueError, match=r"0\.png and .*0\.png: got two images of one stem"):
+    with pytest.raises(ValueError, match=r"0\.png and .*0\.png: got two images that would both"):
         predict_files([checkpoint], folders, Path("out"))
 
 
@@ -142,8 +203,8 @@ def test_an_overlay_name_that_is_a_mask_name_is_refused(checkpoint: Path, tmp_pa
     (tmp_path / "in").mkdir()
     for name in ("a.png", "a_overlay.png"):
         Image.new("L", (20, 20)).save(tmp_path / "in" / name)
-    with pytest.raises(ValueError, match=r"a_overlay\.png: .*both an overlay and a mask"):
-        predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), draw_overlay=True)
+    with pytest.raises(ValueError, match=r"would both write out/a_overlay\.png"):
+        predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), Options(overlay=True))
 
 
 @pytest.mark.parametrize(
@@ -163,3 +224,156 @@ def test_an_output_that_is_a_file_is_refused(checkpoint: Path, data_root: Path) 
     Path("out").touch()
     with pytest.raises(FileExistsError, match="out: is a file"):
         predict_files([checkpoint], [str(data_root / "images")], Path("out"))
+
+
+def test_an_output_that_cannot_be_written_is_told_before_work(
+    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [str(data_root / "images")]
+    Path("file").touch()
+    with pytest.raises(NotADirectoryError):
+        predict_files([checkpoint], images, Path("file/masks"))
+    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may all
+    with pytest.raises(PermissionError):
+        predict_files([checkpoint], images, Path("out/masks"))
+    assert not Path("out").exists()
+
+
+def test_a_folder_without_images_is_named(checkpoint: Path) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match="empty: got no image, expected files ending in"):
+        predict_files([checkpoint], ["empty"], Path("out"))
+    assert not Path("out").exists()
+
+
+def test_missing_data_in_a_float_image_is_refused(checkpoint: Path) -> None:
+    pixels = np.full((20, 30), 0.5, np.float32)
+    pixels[3, 4] = np.nan
+    Image.fromarray(pixels).save("a.tif")
+    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 pixel\(s\) of NaN"):
+        predict_files([checkpoint], ["a.tif"], Path("out"))
+    assert not list(Path("out").iterdir())
+
+
+def pages_of(path: Path) -> list[np.ndarray]:
+    with Image.open(path) as file:
+        return [np.asarray(page) for page in ImageSequence.Iterator(file)]
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif"])
+def test_stacks_are_predicted_page_by_page(checkpoint: Path, data_root: Path, ending: str) -> None:
+    pages = [Image.open(path) for path in sorted((data_root / "images").iterdir())]
+    pages[0].save(f"stack.{ending}", save_all=True, append_images=pages[1:])
+    options = Options(overlay=True, probabilities=True, instances=True)
+    predict_files([checkpoint], [f"stack.{ending}"], Path("out"), options)
+    masks = pages_of(Path("out/stack.tif"))
+    model = load_model(checkpoint)
+    assert len(masks) == 6
+    for i, mask in enumerate(masks):
+        ids = predict(model, read_pixels(f"stack.{ending}", i))
+        assert np.array_equal(mask, ids * 200)
+    assert len(pages_of(Path("out/stack_overlay.tif"))) == 6
+    assert len(pages_of(Path("out/stack_probabilities.tif"))) == 12
+    numbers = pages_of(Path("out/stack_instances.tif"))
+    assert [page.dtype for page in numbers] == [np.dtype("int32")] * 6
+
+
+def test_a_damaged_page_leaves_no_mask_of_its_stack(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [Image.effect_noise((30, 20), 50) for _ in range(3)]
+    pages[0].save("stack.tif", save_all=True, append_images=pages[1:])
+
+    def read(files: tuple[str, ...], in_channels: int, page: int) -> np.ndarray:
+        if page == 2:
+            raise ValueError("damaged")
+        return read_image(files, in_channels, page)
+
+    monkeypatch.setattr("unet.prediction.read_image", read)
+    with pytest.raises(UnpredictedError, match="damaged\n1 of 1 images"):
+        predict_files([checkpoint], ["stack.tif"], Path("out"))
+    assert not list(Path("out").iterdir())
+
+
+def test_probabilities_are_a_page_for_each_class(checkpoint: Path, data_root: Path) -> None:
+    image = data_root / "images" / "0.png"
+    predict_files([checkpoint], [str(image)], Path("out"), Options(probabilities=True))
+    pages = pages_of(Path("out/0_probabilities.tif"))
+    assert [page.dtype for page in pages] == [np.dtype("float32")] * 2
+    np.testing.assert_allclose(pages[0] + pages[1], 1, atol=1e-6)
+    assert np.array_equal(values_of(Path("out/0.png")) == 200, pages[1] > pages[0])
+
+
+def test_a_threshold_moves_the_border(checkpoint: Path, data_root: Path) -> None:
+    image, model = data_root / "images" / "0.png", load_model(checkpoint)
+    pixels = torch.from_numpy(to_float(read_image(image, 1)))
+    foreground = model.logits(pixels).softmax(0)[1].numpy()
+    for threshold in (0.0, 0.3, 0.9):
+        ids = predict(model, image, Options(threshold=threshold))
+        assert np.array_equal(ids, foreground >= threshold)
+    with pytest.raises(ValueError, match=r"--threshold: got 1\.5, expected 0 to 1"):
+        Options(threshold=1.5)
+    with pytest.raises(ValueError, match="--min-size: got -1, expected 0 pixels or more"):
+        Options(min_size=-1)
+
+
+def test_a_threshold_is_of_two_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make_model(tmp_path)
+    data = replace(model.config.data, classes={"a": 0, "b": 1, "c": 2})
+    model = replace(model, config=replace(model.config, data=data))
+    with pytest.raises(ValueError, match="--threshold: got a model of 3 classes, expected one of"):
+        predict(model, np.zeros((20, 20), np.uint8), Options(threshold=0.5))
+
+
+def test_masks_are_cleaned_and_their_objects_numbered(checkpoint: Path, data_root: Path) -> None:
+    image, model = data_root / "images" / "0.png", load_model(checkpoint)
+    raw = predict(model, image)
+    for settings in ({"min_size": 3}, {"keep_largest": True}):
+        options = Options(instances=True, **settings)
+        ids = predict(model, image, options)
+        assert np.array_equal(ids, clean(raw, **settings))
+        assert not np.array_equal(ids, raw)
+        predict_files([checkpoint], [str(image)], Path("out"), options, overwrite=True)
+        assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
+        numbers = values_of(Path("out/0_instances.png"))
+        assert numbers.dtype == np.uint16
+        assert np.array_equal(numbers, number_objects(ids))
+
+
+def test_more_objects_than_16_bits_have_are_written_with_32(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (512, 320)).save("a.png")
+    many = np.zeros((320, 512), np.uint8)
+    many[::2, ::2] = 1
+    many[1::2, 1::2] = 1
+    monkeypatch.setattr("unet.checkpoint.SegmentationModel.predict", lambda *_: torch.tensor(many))
+    for _ in range(2):  # and are found again
+        predict_files([checkpoint], ["a.png"], Path("out"), Options(instances=True))
+        assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_instances.tif"]
+    assert values_of(Path("out/a_instances.tif")).max() == 320 * 512 // 2 > 65535
+
+
+def test_views_are_averaged_for_files_too(checkpoint: Path, data_root: Path) -> None:
+    image, model = data_root / "images" / "0.png", load_model(checkpoint)
+    options = Options(tta=("flips", "scales"))
+    predict_files([checkpoint], [str(image)], Path("out"), options)
+    pixels = torch.from_numpy(to_float(read_image(image, 1)))
+    ids = probabilities(model, pixels, options.tta).argmax(0).numpy()
+    assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
+    assert not np.array_equal(ids, predict(model, image))
+
+
+def test_a_bar_shows_images_and_pages_and_tiles(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Image.effect_noise((52, 36), 50)
+    page.save("stack.tif", save_all=True, append_images=[page])
+    monkeypatch.setattr("unet.distributed.hide_bar", lambda: False)  # as on a terminal
+    overrides = ["tiling={size: [16, 16], overlap: 8}"]
+    predict_files([checkpoint], ["stack.tif"], Path("out"), overrides=overrides)
+    shown = capsys.readouterr().err
+    assert re.search(r"predict: .* 1/1 .*image", shown)
+    assert re.search(r"stack\.tif: .*/2 .*page", shown)
+    assert re.search(r"stack\.tif: .*/24 .*tile", shown)

@@ -74,7 +74,9 @@ class SegmentationModel:
         return class_map(self.config)
 
     @torch.inference_mode()
-    def logits(self, image: Tensor, device: torch.device | None = None) -> Tensor:
+    def logits(
+        self, image: Tensor, device: torch.device | None = None, bar: str | None = None
+    ) -> Tensor:
         """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
 
         Images larger than the config's `tiling.size` go through in tiles. With others, the logits
@@ -84,10 +86,11 @@ class SegmentationModel:
             image: of any size.
             device: where image and logits lie while tiles go through the network on its own
                 device, such as the CPU for an image too large for a GPU; None for the network's.
+            bar: title of a progress bar, if there are several tiles; None for none.
         """
         if self.others:
             models = (replace(self, others=()), *self.others)
-            scores = [model.logits(image, device).softmax(0) for model in models]
+            scores = [model.logits(image, device, bar).softmax(0) for model in models]
             return torch.stack(scores).mean(0).log()
         self.net.eval()
         dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
@@ -114,11 +117,15 @@ class SegmentationModel:
                 # Statistics of a tile are not those of the image.
                 blend=self.config.model.norm in ("group", "instance"),
                 batch_size=tiling.batch_size,
+                bar=bar,
             )
 
-    def predict(self, image: Tensor) -> Tensor:
-        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8."""
-        return self.logits(image).argmax(0).to("cpu", torch.uint8)
+    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
+        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
+
+        `bar` as in `logits`.
+        """
+        return self.logits(image, bar=bar).argmax(0).to("cpu", torch.uint8)
 
 
 def build_net(config: Config, device: torch.device) -> UNet:

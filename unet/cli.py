@@ -34,7 +34,7 @@ _LOST_PROCESS = re.compile(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done, 1 faults found by check, 2 wrong input, 130 and 143 interrupted.
+    0 done, 1 faults found by check or images not predicted, 2 wrong input, 130 and 143 interrupted.
     """
     rank = os.environ.get("RANK", "0")
     who = f"process {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What all processes meet, the first one says.
         if rank == "0" or (_has_joined() and not isinstance(error, FloatingPointError)):
             print(f"{who}error: {text}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     except MemoryError as error:
         if arguments.traceback:
             traceback.print_exc()
@@ -202,7 +202,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from unet.prediction import predict_files
+    from unet.prediction import Options, predict_files
 
     # Images never end in .pt.
     checkpoints = list(takewhile(lambda path: path.endswith(".pt"), arguments.paths))
@@ -216,7 +216,16 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
         [Path(path) for path in checkpoints],
         inputs,
         arguments.out,
-        draw_overlay=arguments.overlay,
+        Options(
+            tta=tuple(arguments.tta),
+            threshold=arguments.threshold,
+            min_size=arguments.min_size,
+            keep_largest=arguments.keep_largest,
+            overlay=arguments.overlay,
+            probabilities=arguments.probabilities,
+            instances=arguments.instances,
+            windows=arguments.windows,
+        ),
         overwrite=arguments.overwrite,
         overrides=overrides,
     )
@@ -346,6 +355,42 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--overlay", action="store_true", help="draw each mask over its image, too"
+    )
+    predict.add_argument(
+        "--probabilities", action="store_true", help="write them, too: a TIFF page for each class"
+    )
+    predict.add_argument(
+        "--instances", action="store_true", help="number the objects of each mask, too"
+    )
+    predict.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="with two classes: the second is where its probability is at least P",
+    )
+    predict.add_argument(
+        "--min-size",
+        type=int,
+        default=0,
+        metavar="PIXELS",
+        help="make objects smaller than this background, the first class",
+    )
+    predict.add_argument(
+        "--keep-largest", action="store_true", help="keep the largest object of each class only"
+    )
+    predict.add_argument(
+        "--tta",
+        action="append",
+        default=[],
+        choices=["flips", "turns", "scales"],
+        help="test-time augmentation: average over 4 flips, 4 turns (8 with both), 3 scales; may "
+        "be given several times",
+    )
+    predict.add_argument(
+        "--windows",
+        action=argparse.BooleanOptionalAction,
+        help="read TIFFs window by window, or none (default: those with a georeference or nodata, "
+        "BigTIFFs, and those of more than 64 megapixels)",
     )
     predict.set_defaults(run=_predict)
 

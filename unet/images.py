@@ -1,7 +1,7 @@
-"""Image files -> arrays."""
+"""Image files -> arrays; stacks of pages written."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, AppendingTiffWriter, TiffImageFile
+
+from unet.atomic import atomic_path
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
@@ -138,6 +140,22 @@ def image_size(path: str | Path) -> tuple[int, int]:
         return file.height, file.width
 
 
+@contextmanager
+def stack_writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
+    """Give a function that adds a page to a TIFF, which is whole or not at all in the end."""
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w+b") as stream,
+        AppendingTiffWriter(stream) as file,
+    ):
+
+        def add(page: Image.Image) -> None:
+            page.save(file, format="TIFF", compression="tiff_adobe_deflate")
+            file.newFrame()
+
+        yield add
+
+
 def _pages(file: ImageFile) -> int:
     # MPO is a phone's JPEG with a second picture in it, which is not meant.
     return 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
@@ -241,11 +259,7 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
         return np.asarray(image)
     if image.mode == "F":
         numbers = np.asarray(image)
-        if wrong := numbers.size - np.count_nonzero(np.abs(numbers) < _HUGE):
-            raise ValueError(
-                f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
-                "values of an image; replace the mark of missing data"
-            )
+        check_numbers(numbers, where)
         return numbers
     if image.mode != "I" and not image.mode.startswith("I;16"):
         raise ValueError(
@@ -259,6 +273,19 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
             "save the image with 16 bits"
         )
     return pixels.astype(np.uint16)
+
+
+def check_numbers(numbers: np.ndarray, where: str) -> None:
+    """Refuse floating-point values that are no brightness.
+
+    Raises:
+        ValueError: beginning with `where`, if there are any.
+    """
+    if wrong := numbers.size - np.count_nonzero(np.abs(numbers) < _HUGE):
+        raise ValueError(
+            f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
+            "values of an image; replace the mark of missing data"
+        )
 
 
 def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:

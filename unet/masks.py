@@ -230,21 +230,29 @@ class ClassMap:
             distances = np.maximum(ends[:, None, 0] - ends[:, 1], ends[:, 0] - ends[:, None, 1])
         return int(distances[self._ids[:, None] != self._ids].min())
 
-    def write(self, path: Path, ids: np.ndarray, palette: Sequence[Colour] | None = None) -> None:
-        """Write class ids (H, W) as a PNG mask with the classes' values or colours.
-
-        Args:
-            path: the file.
-            ids: (H, W).
-            palette: colours of the indices, for a file with a palette.
-        """
+    def encode(self, ids: np.ndarray) -> np.ndarray:
+        """Class ids (H, W) -> the values of a mask file, (H, W), or colours (H, W, 3)."""
         values = np.array(self.values)
         dtype = np.uint8 if self.coloured or values.max() < 256 else np.uint16
-        image = Image.fromarray(values.astype(dtype)[ids])
-        if palette is not None and not self.coloured and dtype == np.uint8:
+        encoded: np.ndarray = values.astype(dtype)[ids]
+        return encoded
+
+    def draw(self, ids: np.ndarray, palette: Sequence[Colour] | None = None) -> Image.Image:
+        """Make a mask with the classes' values or colours of class ids (H, W).
+
+        Args:
+            ids: (H, W).
+            palette: colours of the indices, for a mask with a palette.
+        """
+        image = Image.fromarray(self.encode(ids))
+        if palette is not None and image.mode == "L":
             image.putpalette([band for colour in palette for band in colour])
+        return image
+
+    def write(self, path: Path, ids: np.ndarray, palette: Sequence[Colour] | None = None) -> None:
+        """Write class ids (H, W) as a PNG mask, see `draw`."""
         with atomic_path(path) as temporary:
-            image.save(temporary, format="PNG")
+            self.draw(ids, palette).save(temporary, format="PNG")
 
     def _lookup(self, codes: np.ndarray) -> np.ndarray:
         """Class ids of codes, uint8; `_STRAY` for what is neither class nor ignored."""

@@ -17,6 +17,8 @@ IGNORED: Colour = (255, 255, 255)
 DIFFERENCE: Colour = (230, 0, 126)
 """Of pixels whose prediction is not the target."""
 
+_BACKGROUND: Colour = (32, 32, 32)
+
 
 def image_to_rgb(image: Tensor) -> np.ndarray:
     """Show an image (C, H, W) as (H, W, 3) uint8, its darkest value black, its brightest white.
@@ -102,6 +104,42 @@ def sample_sheet(
     return _sheet(panels, titles, names, colours, ignored)
 
 
+def with_legend(
+    picture: np.ndarray, names: Sequence[str], colours: Sequence[Colour]
+) -> Image.Image:
+    """Draw a legend of the classes below a picture (H, W, 3) uint8, whose pixels stay in place."""
+    height, width = picture.shape[:2]
+    legend = _legend(names, colours, ignored=False, width=width)
+    both = Image.new("RGB", (max(width, legend.width), height + legend.height), color=_BACKGROUND)
+    both.paste(Image.fromarray(picture))
+    both.paste(legend, (0, height))
+    return both
+
+
+def _legend(
+    names: Sequence[str], colours: Sequence[Colour], ignored: bool, width: int
+) -> Image.Image:
+    """Draw the classes in as many lines as they need, wider only if a single one is."""
+    gap, font = 8, ImageFont.load_default(16)
+    labels = list(zip(names, colours, strict=True))
+    if ignored:
+        labels.append(("ignored", IGNORED))
+    places, x, y, right = [], gap, gap, width
+    for name, colour in labels:
+        label_width = 24 + round(font.getlength(name)) + 16
+        if x + label_width > width and x > gap:
+            x, y = gap, y + 24
+        places.append((x, y, name, colour))
+        x += label_width
+        right = max(right, x)
+    legend = Image.new("RGB", (right, y + 24 + gap), color=_BACKGROUND)
+    draw = ImageDraw.Draw(legend)
+    for x, y, name, colour in places:
+        draw.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=(160, 160, 160))
+        draw.text((x + 24, y), name, font=font, fill="white")
+    return legend
+
+
 def _sheet(
     rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
@@ -127,27 +165,14 @@ def _sheet(
     ]
     columns = [max(panel.width for panel in column) for column in zip(*strips, strict=True)]
     lefts = [gap + sum(columns[:i]) + i * gap for i in range(len(columns) + 1)]
-    labels = list(zip(names, colours, strict=True))
-    if ignored:
-        labels.append(("ignored", IGNORED))
     sheet_width = max(lefts[-1], 480)
-
-    # The legend, as many lines as its labels need.
-    places, x, y = [], gap, gap
-    for name, colour in labels:
-        label_width = 24 + round(font.getlength(name)) + 16
-        if x + label_width > sheet_width and x > gap:
-            x, y = gap, y + 24
-        places.append((x, y, name, colour))
-        x += label_width
-    top = y + 24 + gap
+    legend = _legend(names, colours, ignored, sheet_width)
+    top = legend.height
     sheet = Image.new(
-        "RGB", (sheet_width, top + 24 + len(strips) * (height + gap)), color=(32, 32, 32)
+        "RGB", (sheet_width, top + 24 + len(strips) * (height + gap)), color=_BACKGROUND
     )
+    sheet.paste(legend)
     draw = ImageDraw.Draw(sheet)
-    for x, y, name, colour in places:
-        draw.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=(160, 160, 160))
-        draw.text((x + 24, y), name, font=font, fill="white")
     for left, title in zip(lefts, titles, strict=False):
         draw.text((left, top), title, font=font, fill="white")
     for i, strip in enumerate(strips):

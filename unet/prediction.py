@@ -1,36 +1,115 @@
-"""A model and images -> masks."""
+"""A model and images -> masks, and what goes with them."""
 
+import errno
 import glob
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from unet import distributed
 from unet.checkpoint import SegmentationModel, load_model
-from unet.images import open_pixels, read_image, to_channels, to_float
-from unet.pairs import find_pairs, list_images, natural_key
-from unet.pictures import image_to_rgb, overlay, save_picture
+from unet.cleanup import clean, number_objects
+from unet.extras import extra
+from unet.images import (
+    SUFFIXES,
+    UnreadableError,
+    count_pages,
+    open_pixels,
+    read_image,
+    stack_writer,
+    to_channels,
+    to_float,
+)
+from unet.pairs import find_pairs, list_files, natural_key
+from unet.pictures import image_to_rgb, overlay, save_picture, with_legend
+from unet.rasters import check_rasters, is_raster, predict_raster
+from unet.tta import Kind, choose, probabilities
+
+# Only these are taken for stacks; other formats that may move are read as before, or refused.
+_STACKS = frozenset({".tif", ".tiff", ".gif"})
 
 
-def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+class UnpredictedError(ValueError):
+    """Some images were not predicted, with why; all others were."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How images are segmented, and what is written beside the masks.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    tta: tuple[Kind, ...] = ()
+    """Test-time augmentation, see `views`."""
+    threshold: float | None = None
+    """With two classes: the second is where it has at least this probability."""
+    min_size: int = 0
+    """Pixels of the smallest objects that are left, see `clean`."""
+    keep_largest: bool = False
+    """Whether of each class only the largest object is left."""
+    overlay: bool = False
+    """Whether to write <stem>_overlay.png, the mask over the image and a legend."""
+    probabilities: bool = False
+    """Whether to write <stem>_probabilities.tif, a float32 page for each class."""
+    instances: bool = False
+    """Whether to write <stem>_instances.png, or .tif, see `number_objects`."""
+    windows: bool | None = None
+    """See `is_raster`."""
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise ValueError(f"--threshold: got {self.threshold:g}, expected 0 to 1")
+        if self.min_size < 0:
+            raise ValueError(f"--min-size: got {self.min_size}, expected 0 pixels or more")
+
+    @property
+    def needs_whole_masks(self) -> list[str]:
+        """What was asked for that cannot be had window by window, as on the command line."""
+        wanted = {
+            "--min-size": self.min_size > 0,
+            "--keep-largest": self.keep_largest,
+            "--overlay": self.overlay,
+            "--instances": self.instances,
+        }
+        return [name for name, asked in wanted.items() if asked]
+
+
+def predict(
+    model: SegmentationModel,
+    image: str | Path | Image.Image | np.ndarray,
+    options: Options = Options(),
+) -> np.ndarray:
     """Segment one image.
 
     Args:
         model: from `load_model`.
         image: a file, a Pillow image, or an array (H, W) or (H, W, C) of uint8, uint16
             or float32.
+        options: test-time augmentation, threshold and clean-up; what is to be written besides
+            means nothing here.
 
     Returns:
         (H, W) uint8: the class ids, places in `model.classes.names`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the image cannot be read or does not have the model's channels.
+        ValueError: if the image cannot be read or does not have the model's channels, or the
+            options do not fit the model.
     """
+    _check_options(model, options)
     in_channels = model.config.model.in_channels
     match image:
         case np.ndarray():
@@ -39,98 +118,265 @@ def predict(model: SegmentationModel, image: str | Path | Image.Image | np.ndarr
             channels = to_channels(open_pixels(image, "image"), in_channels, "image")
         case _:
             channels = read_image(Path(image), in_channels)
-    return model.predict(torch.from_numpy(to_float(channels))).numpy()
+    return _segment(model, torch.from_numpy(to_float(channels)), options)[0]
 
 
 def predict_files(
     checkpoints: Sequence[Path],
     inputs: Sequence[str],
     out: Path,
-    draw_overlay: bool = False,
+    options: Options = Options(),
     overwrite: bool = False,
     overrides: Sequence[str] = (),
 ) -> list[Path]:
-    """Segment image files and write a PNG mask for each, of the same stem.
+    """Segment image files and write a mask for each.
 
-    The processes share the files.
+    A file in a folder given, at whatever depth, keeps its place: `scans` with `scans/a/1.jpg`
+    gives `out/a/1.png`. A stack gives a TIFF of as many pages, a raster a GeoTIFF (see
+    `is_raster`). Files that are there are kept: the same call goes on with what was interrupted.
+    The processes share the images.
 
     Args:
         checkpoints: a best.pt or last.pt; of several the probabilities are averaged.
         inputs: files, folders, and glob patterns.
         out: folder for the masks, made if need be.
-        draw_overlay: whether to write <stem>_overlay.png too, the mask over the image.
-        overwrite: whether to replace masks that are there.
+        options: how, and what besides masks.
+        overwrite: whether to replace files that are there.
         overrides: changes to the checkpoint's config, such as `tiling.overlap=64`.
 
     Returns:
-        The masks written.
+        The masks, also those that were there.
 
     Raises:
-        FileExistsError: if a file to write is there and not `overwrite`.
         FileNotFoundError: if an input or the checkpoint is missing.
-        ValueError: if the checkpoint or an image is not as it must be. The images that can be
-            read are segmented all the same.
+        UnpredictedError: in the first process, at the end, if images could not be read.
+        ValueError, OSError: before anything is written, if all this does not fit together.
     """
     model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
-    masks: dict[Path, tuple[str, ...]] = {}
-    for stem, files in _find_inputs(inputs, model.config.data.channels):
-        twin = masks.setdefault(out / f"{stem}.png", files)
-        if twin != files:
-            raise ValueError(
-                f"{twin[0]} and {files[0]}: got two images of one stem, expected one mask name for "
-                "each; predict them into different folders"
-            )
-    overlays = {mask: mask.with_name(f"{mask.stem}_overlay.png") for mask in masks}
-    if draw_overlay and (clashes := [path for path in overlays.values() if path in masks]):
-        raise ValueError(
-            f"{clashes[0]}: would be both an overlay and a mask; predict these images into "
-            "different folders"
-        )
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out}: is a file; give a folder for the masks")
-    wanted = [*masks, *(overlays.values() if draw_overlay else ())]
+    _check_options(model, options)
+    jobs = _plan(_find_inputs(inputs, model.config.data.channels, out), out, options)
+    _check_folder(out)
+    for job in jobs:
+        if job.is_raster:
+            check_rasters(model, job.files[0], options.tta)
+            if asked := options.needs_whole_masks:
+                raise ValueError(
+                    f"{job.files[0]}: got {asked[0]} and a raster that is read in windows, "
+                    "expected only what windows can give; leave it out, or pass --no-windows to "
+                    "read it whole, if the memory is enough"
+                )
     distributed.join()
-    present = distributed.from_first(lambda: [path for path in wanted if path.exists()])
-    if present and not overwrite:
-        more = f" (and {len(present) - 1} more)" if len(present) > 1 else ""
-        raise FileExistsError(
-            f"{present[0]}: exists{more}; pass --overwrite to replace it, or -o FOLDER for another "
-            "place"
-        )
-    resolved = {Path(path).resolve() for files in masks.values() for path in files}
-    for path in wanted:
-        if path.resolve() in resolved:
-            raise ValueError(f"{path}: is an image to predict; give another folder with -o")
-    colours = model.classes.colours
+    missing = distributed.from_first(
+        lambda: [
+            {
+                kind: path
+                for kind, path in job.outputs.items()
+                if overwrite or not _exists(kind, path)
+            }
+            for job in jobs
+        ]
+    )
+    if kept := sum("mask" not in outputs for outputs in missing):
+        print(f"kept {kept} mask(s) that exist in {out}; --overwrite predicts them anew")
+    work = [(job, outputs) for job, outputs in zip(jobs, missing, strict=True) if outputs]
     faults: list[str] = []
-    mine = distributed.share(list(masks.items()))
-    for mask, files in tqdm(mine, "predict", unit="image", disable=distributed.hide_bar()):
+    mine = distributed.share(work)
+    for job, outputs in tqdm(mine, "predict", unit="image", disable=distributed.hide_bar()):
         try:
-            image = torch.from_numpy(to_float(read_image(files, model.config.model.in_channels)))
-        except ValueError as error:
+            if job.is_raster:
+                predict_raster(
+                    model,
+                    Path(job.files[0]),
+                    outputs.get("mask"),
+                    outputs.get("probabilities"),
+                    options.tta,
+                    options.threshold,
+                )
+            else:
+                _predict_pages(model, job, outputs, options)
+        except (ValueError, FileNotFoundError) as error:
             faults.append(str(error))
-            continue
-        mask.parent.mkdir(parents=True, exist_ok=True)
-        ids = model.predict(image).numpy()
-        if draw_overlay:
-            save_picture(overlays[mask], overlay(image_to_rgb(image), ids, colours))
-        model.classes.write(mask, ids, model.palette)
     faults = [fault for part in distributed.gather(faults) for fault in part]
-    if len(faults) < len(masks):
-        print(f"wrote {len(masks) - len(faults)} of {len(masks)} masks to {out}")
+    if len(faults) < len(work):
+        print(f"predicted {len(work) - len(faults)} of {len(work)} images into {out}")
         values = zip(model.classes.names, model.classes.values, strict=True)
         print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
     if faults and distributed.rank() == 0:
-        raise ValueError(
-            "\n".join(faults) + f"\n{len(faults)} of {len(masks)} images were not predicted"
+        raise UnpredictedError(
+            "\n".join(faults) + f"\n{len(faults)} of {len(work)} images were not predicted"
         )
-    return list(masks)
+    return [job.outputs["mask"] for job in jobs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """An image and what to write for it."""
+
+    files: tuple[str, ...]
+    """One, or one for each channel."""
+    outputs: dict[str, Path]
+    """By kind: mask, and what goes with it."""
+    pages: int | None = None
+    """Of a stack; None for a single image."""
+    is_raster: bool = False
+
+
+def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Options) -> list[_Job]:
+    """Say where everything goes.
+
+    Raises:
+        ValueError: if two would be one file, or one would replace an image.
+    """
+    jobs = []
+    for name, files in images:
+        raster = len(files) == 1 and is_raster(files[0], options.windows)
+        pages = None if raster else _count_stack(files[0])
+        is_stack = raster or pages is not None
+        outputs = {"mask": out / f"{name}{'.tif' if is_stack else '.png'}"}
+        if options.overlay:
+            outputs["overlay"] = out / f"{name}_overlay{'.tif' if is_stack else '.png'}"
+        if options.probabilities:
+            outputs["probabilities"] = out / f"{name}_probabilities.tif"
+        if options.instances:
+            outputs["instances"] = out / f"{name}_instances{'.tif' if is_stack else '.png'}"
+        jobs.append(_Job(files=files, outputs=outputs, pages=pages, is_raster=raster))
+    taken: dict[Path, str] = {}
+    for job in jobs:
+        for path in job.outputs.values():
+            if path in taken:
+                raise ValueError(
+                    f"{taken[path]} and {job.files[0]}: got two images that would both write "
+                    f"{path}, expected a file for each; predict them into different folders"
+                )
+            taken[path] = job.files[0]
+    inputs = {Path(path).resolve() for job in jobs for path in job.files}
+    for path in taken:
+        if path.resolve() in inputs:
+            raise ValueError(f"{path}: is an image to predict; give another folder with -o")
+    return jobs
+
+
+def _predict_pages(
+    model: SegmentationModel, job: _Job, outputs: dict[str, Path], options: Options
+) -> None:
+    """Segment an image, or a stack page by page."""
+    pages = [None] if job.pages is None else range(job.pages)
+    hide = True if job.pages is None else distributed.hide_bar()
+    name = Path(job.files[0]).name
+    with ExitStack() as files:
+        writers = {kind: files.enter_context(_writer(path)) for kind, path in outputs.items()}
+        for page in tqdm(pages, name, unit="page", leave=False, disable=hide):
+            image = torch.from_numpy(
+                to_float(read_image(job.files, model.config.model.in_channels, page))
+            )
+            ids, scores = _segment(model, image, options, name)
+            for kind, write in writers.items():
+                for picture in _draw(kind, model, image, ids, scores, page is not None):
+                    write(picture)
+
+
+def _segment(
+    model: SegmentationModel, image: Tensor, options: Options, bar: str | None = None
+) -> tuple[np.ndarray, Tensor | None]:
+    """Class ids (H, W), and probabilities (K, H, W) if they were needed."""
+    scores = None
+    if options.tta or options.threshold is not None or options.probabilities:
+        scores = probabilities(model, image, options.tta, bar).cpu()
+        ids = choose(scores, options.threshold)
+    else:
+        ids = model.predict(image, bar).numpy()
+    if options.min_size or options.keep_largest:
+        ids = clean(ids, options.min_size, options.keep_largest)
+    return ids, scores
+
+
+def _draw(
+    kind: str,
+    model: SegmentationModel,
+    image: Tensor,
+    ids: np.ndarray,
+    scores: Tensor | None,
+    in_stack: bool,
+) -> list[Image.Image]:
+    """Make the pages that one kind of output has for an image."""
+    match kind:
+        case "overlay":
+            colours = model.classes.colours
+            picture = overlay(image_to_rgb(image), ids, colours)
+            return [with_legend(picture, model.classes.names, colours)]
+        case "probabilities":
+            assert scores is not None
+            return [Image.fromarray(score) for score in scores.numpy()]
+        case "instances":
+            numbers = number_objects(ids)
+            is_wide = in_stack or numbers.max() > 65535
+            return [Image.fromarray(numbers if is_wide else numbers.astype(np.uint16))]
+        case _:
+            return [model.classes.draw(ids, model.palette)]
+
+
+@contextmanager
+def _writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
+    """Give a function that writes the picture of a PNG, or adds a page to a TIFF."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        with stack_writer(path) as write:
+            yield write
+        return
+
+    def save(picture: Image.Image) -> None:
+        if picture.mode != "I":
+            save_picture(path, picture)
+            return
+        with stack_writer(path.with_suffix(".tif")) as write:  # PNG has no 32 bits
+            write(picture)
+
+    yield save
+
+
+def _exists(kind: str, path: Path) -> bool:
+    """Whether an output is there; instances may be more than a PNG has numbers for."""
+    return path.exists() or (kind == "instances" and path.with_suffix(".tif").exists())
+
+
+def _count_stack(path: str) -> int | None:
+    """The pages of a stack; None for a single image."""
+    if Path(path).suffix.lower() not in _STACKS:
+        return None
+    try:
+        pages = count_pages(path)
+    except (UnreadableError, FileNotFoundError):
+        return None  # reading it will say what is wrong
+    return pages if pages > 1 else None
+
+
+def _check_options(model: SegmentationModel, options: Options) -> None:
+    """Refuse what does not fit the model, or needs a package that is not there."""
+    names = model.classes.names
+    if options.threshold is not None and len(names) != 2:
+        raise ValueError(
+            f"--threshold: got a model of {len(names)} classes, expected one of two; leave it out, "
+            "and each pixel is of its likeliest class"
+        )
+    if options.min_size or options.keep_largest or options.instances:
+        extra("scipy.ndimage", "--min-size, --keep-largest and --instances")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a place that nothing can be written to, before there is anything to write."""
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out}: is a file; give a folder for the masks")
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
 def _find_inputs(
-    inputs: Sequence[str], channels: Sequence[str] | None
+    inputs: Sequence[str], channels: Sequence[str] | None, out: Path
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """Files, folders and patterns -> stem and files of each image, each once.
+    """Files, folders and patterns -> name (with folders, without ending) and files of each image.
 
     With channels, which are patterns, every input is a folder as `data.root`.
     """
@@ -147,22 +393,42 @@ def _find_inputs(
                 raise ValueError("\n".join(faults))
             images += [(pair.stem, pair.files) for pair in found]
         return images
-    files: dict[Path, None] = {}
+    names: dict[Path, str] = {}
     for entry in inputs:
         path = Path(entry)
         if path.is_dir():
-            paths = list_images(path)
+            base, paths = path, _images_below(path, out)
         elif path.is_file():
-            paths = [path]
+            base, paths = path.parent, [path]
         elif glob.has_magic(entry):
             # Path.glob takes no absolute patterns before Python 3.13.
-            names = glob.glob(entry, recursive=True)  # noqa: PTH207
-            paths = sorted(
-                filter(Path.is_file, map(Path, names)), key=lambda name: natural_key(str(name))
-            )
+            matches = glob.glob(entry, recursive=True)  # noqa: PTH207
+            base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+            paths = _in_order(filter(Path.is_file, map(Path, matches)))
             if not paths:
                 raise FileNotFoundError(f"{entry}: matches no file; check the pattern")
         else:
             raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
-        files.update(dict.fromkeys(paths))
-    return [(path.stem, (str(path),)) for path in files]
+        for one in paths:
+            names.setdefault(one, one.relative_to(base).with_suffix("").as_posix())
+    return [(name, (str(path),)) for path, name in names.items()]
+
+
+def _images_below(folder: Path, out: Path) -> list[Path]:
+    """All images in a folder and the folders in it, but for those in `out`, if that lies in it."""
+    results = out.resolve() if folder.resolve() in out.resolve().parents else None
+    paths = [
+        path
+        for path in map(Path, list_files(folder))
+        if path.suffix.lower() in SUFFIXES
+        and (results is None or results not in path.absolute().parents)
+    ]
+    if not paths:
+        raise ValueError(
+            f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
+        )
+    return _in_order(paths)
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: (natural_key(str(path)), str(path)))

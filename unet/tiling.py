@@ -20,6 +20,9 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm import tqdm
+
+from unet import distributed
 
 
 def place_tiles(size: int, tile: int, overlap: int, align: int = 1) -> tuple[int, list[int]]:
@@ -81,6 +84,7 @@ def sliding_window(
     align: int = 1,
     blend: bool = True,
     batch_size: int = 1,
+    bar: str | None = None,
 ) -> Tensor:
     """Run the model on an image in tiles.
 
@@ -96,6 +100,7 @@ def sliding_window(
         blend: whether tiles fade into each other over the overlap; otherwise they meet in its
             middle, which is exact for a UNet of norm batch or none and twice its `margin`.
         batch_size: tiles that go through the model together.
+        bar: title of a progress bar, if there are several tiles; None for none.
 
     Returns:
         (K, H, W) float32, on the image's device.
@@ -111,6 +116,8 @@ def sliding_window(
     )
     places = list(product(zip(tops, rows, strict=True), zip(lefts, columns, strict=True)))
     logits: Tensor | None = None
+    hide = True if bar is None or len(places) == 1 else distributed.hide_bar()
+    progress = tqdm(total=len(places), desc=bar, unit="tile", leave=False, disable=hide)
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         tiles = [image[:, top : top + tall, left : left + wide] for (top, _), (left, _) in batch]
@@ -122,6 +129,8 @@ def sliding_window(
         for ((top, row), (left, column)), score in zip(batch, scores, strict=True):
             weights = torch.outer(row.to(score.device), column.to(score.device))
             logits[:, top : top + tall, left : left + wide] += (score * weights).to(logits.device)
+        progress.update(len(batch))
+    progress.close()
     assert logits is not None  # there is at least one tile
     return logits[:, :height, :width]
 

@@ -1,0 +1,55 @@
+"""Predicted class ids without specks, and their objects numbered.
+
+The first class is the background. An object is what hangs together of one class over the edges of
+its pixels (4-connected). All of it needs scipy.
+"""
+
+import numpy as np
+
+from unet.instances import connected_components
+
+
+def clean(ids: np.ndarray, min_size: int = 0, keep_largest: bool = False) -> np.ndarray:
+    """Make objects that are too small background: class ids (H, W) -> likewise.
+
+    Args:
+        ids: of classes.
+        min_size: pixels that an object of any other class has at least.
+        keep_largest: whether each class keeps only its largest object; of several as large the
+            one that comes first.
+
+    Raises:
+        ValueError: if scipy is not installed.
+    """
+    cleaned = ids.copy()
+    for i in _foreground(ids):
+        objects = connected_components(ids == i)
+        sizes = np.bincount(objects.ravel())
+        sizes[0] = 0  # what is not of the class
+        removed = sizes < min_size
+        if keep_largest:
+            removed |= np.arange(len(sizes)) != sizes.argmax()
+        removed[0] = False
+        cleaned[removed[objects]] = 0
+    return cleaned
+
+
+def number_objects(ids: np.ndarray) -> np.ndarray:
+    """Number the objects of every class but the background from 1: int32 (H, W), 0 between them.
+
+    First those of the second class from top to bottom, then those of the third, and so on.
+
+    Raises:
+        ValueError: if scipy is not installed.
+    """
+    numbers = np.zeros(ids.shape, np.int32)
+    for i in _foreground(ids):
+        objects = connected_components(ids == i)
+        there = objects > 0
+        numbers[there] = objects[there] + numbers.max()
+    return numbers
+
+
+def _foreground(ids: np.ndarray) -> list[int]:
+    present: list[int] = np.unique(ids).tolist()
+    return [i for i in present if i > 0]
