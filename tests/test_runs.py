@@ -61,8 +61,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     train(make_config(data_root), resume=True)
     shown = capsys.readouterr().out
     if damage != "missing":
-        assert "note: runs/tiny/last.pt: is not a checkpoint that can be loaded" in shown
-        assert "it is deleted, and the run goes on from runs/tiny/previous.pt" in shown
+        assert "note: runs/tiny/last.pt: is damaged, and deleted; going on from the one" in shown
+        assert "before, runs/tiny/previous.pt" in shown
     assert_same_run(whole, run)
 
 

@@ -23,15 +23,20 @@ def test_a_signal_is_noted_until_one_looks(signum: signal.Signals) -> None:
     assert signal.getsignal(signum) is before
 
 
-@pytest.mark.parametrize(("torchrun", "code"), [(True, 0), (False, -signal.SIGTERM)])
-def test_a_second_signal_ends_the_process_at_once(torchrun: bool, code: int) -> None:
-    # torchrun passes on the signal that its processes have got already: that is no second one.
+@pytest.mark.parametrize(
+    ("torchrun", "seconds", "code"),
+    [(True, 0.7, 0), (False, 0.0, 0), (False, 0.7, -signal.SIGTERM)],
+)
+def test_a_second_signal_ends_the_process_at_once(
+    torchrun: bool, seconds: float, code: int
+) -> None:
+    # One that timeout(1) sends twice, or torchrun passes on, is no second one.
     script = (
         "import signal, time\n"
         "from unet.stopping import stop_request\n"
         "with stop_request():\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
-        "    time.sleep(0.1)\n"
+        f"    time.sleep({seconds})\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
     )
     environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "a"} if torchrun else {})}

@@ -139,6 +139,12 @@ def check_data(config: Config) -> CheckedData:
     if config.data.draw_quickstart and not Path(config.data.root).exists():
         print(f"drawing the quickstart data into {config.data.root}")
         draw_quickstart(Path(config.data.root))
+    validation = config.data.validation
+    if validation.folds is not None and validation.fold is None:
+        raise ValueError(
+            f"data.validation.fold: got none of 0 to {validation.folds - 1}; set one, or train "
+            "each with --folds all"
+        )
     notes: list[str] = []
     pairs, own_val_pairs, faults = list_pairs(config, notes)
     everything = [*pairs, *own_val_pairs]
@@ -257,11 +263,6 @@ def _split(
         shares = (1 - validation.fraction, validation.fraction)
         return split_by_lot(pairs, present, shares, validation.seed, validation.group)
     if validation.folds is not None:
-        if validation.fold is None:
-            raise ValueError(
-                f"data.validation.fold: got none of 0 to {validation.folds - 1}; set one, or train "
-                "each with --folds all"
-            )
         parts = split_by_lot(
             pairs,
             present,

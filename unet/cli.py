@@ -102,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{who}error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"{who}{str(error) or 'interrupted'}", file=sys.stderr)
+        if rank == "0":
+            print(str(error) or "interrupted", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
 
 

@@ -30,6 +30,7 @@ except ImportError:  # Windows
 # precision, what it comes to on the device is compared.
 _FREE_TO_CHANGE = (
     *WHERE_DATA_LIES,
+    "name",
     "train.device",
     "train.num_workers",
     "train.precision",
@@ -117,12 +118,11 @@ def _load_run(run: Path, config: Config) -> dict[str, Any] | None:
     if changed:
         raise ValueError(
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
-            "same, or start another run with name=OTHER"
+            f"same, or start another run from its weights: name=OTHER train.init_from={path}"
         )
-    for damaged, text in faults:
-        print(f"note: {text}")
-        print(f"note: it is deleted, and the run goes on from {path}, the checkpoint before")
-        damaged.unlink()  # or it would become the checkpoint before
+    for damaged, _ in faults:
+        print(f"note: {damaged}: is damaged, and deleted; going on from the one before, {path}")
+        damaged.unlink()  # or it would become the one before
     return state
 
 
@@ -169,6 +169,11 @@ def _launch_mark() -> str | None:
     """What is the same in all that one torchrun starts, and starts again."""
     number = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if number is None else f"{number} {os.getppid()}"
+
+
+def give_up(run: Path) -> None:
+    """Let torchrun's next attempt at a run that cannot succeed end at once."""
+    (run / ".torchrun").unlink(missing_ok=True)
 
 
 def save_last(run: Path, model: SegmentationModel, states: dict[str, Any]) -> None:

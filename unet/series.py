@@ -34,7 +34,10 @@ def train_series(
     Raises:
         Exception: those of `train`.
     """
-    runs = [train(one, resume, overwrite) for one in configs_of_series(config, all_folds)]
+    configs, runs = configs_of_series(config, all_folds), []
+    for i, one in enumerate(configs):
+        print(f"\nrun {i + 1} of {len(configs)}: {one.name}\n")
+        runs.append(train(one, resume, overwrite))
     path = Path("runs") / f"{config.name}_{'folds' if all_folds else 'seeds'}.csv"
     if distributed.rank() == 0:
         rows = [_best(run) for run in runs]
@@ -50,7 +53,8 @@ def train_series(
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        print(f"\n{_report(rows)}\nspread: standard deviation of one run\nwrote {path}")
+        print(f"\n{_report(rows)}\nspread: standard deviation over the runs\nwrote {path}")
+        print(f"next:     unet predict {runs[0].parent / config.name}_*/best.pt IMAGES -o masks")
     return path
 
 

@@ -10,8 +10,9 @@ from types import FrameType
 
 from unet import distributed
 
-# torchrun passes on the signal that its processes have got from the terminal already.
-_SAME_SECONDS = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+# A signal so soon after the first is the same one: timeout(1) sends it to the process and to its
+# group, torchrun passes on what its processes have got from the terminal already.
+_SAME_SECONDS = 5.0 if "TORCHELASTIC_RUN_ID" in os.environ else 0.5
 
 
 class Stopped(KeyboardInterrupt):

@@ -95,8 +95,8 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     loss, score, rate = figure.subplots(3, sharex=True, height_ratios=(3, 4, 2))
     # By hand, as every validation would wait for a layout to be solved.
     figure.subplots_adjust(left=0.11, right=0.8, top=0.98, bottom=0.06, hspace=0.12)
-    loss.plot(epochs, [row["train_loss"] for row in history], ".-", label="training")
-    loss.set_ylabel("loss")
+    loss.plot(epochs, [row["train_loss"] for row in history], ".-")
+    loss.set_ylabel("training loss")
     names = [name for name in history[0] if name.startswith("iou_")]
     for name in names if len(names) <= 12 else ():
         scores = [row[name] for row in history]
@@ -111,6 +111,7 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]]) -> None:
     rate.plot(epochs, [row["lr"] for row in history], ".-")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")
+    rate.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, score, rate):
         axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:

@@ -39,7 +39,7 @@ from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
 from unet.model import UNet
 from unet.pairs import Pair
-from unet.runs import Progress, check_same, find_run, hold, make_folder, save_last
+from unet.runs import Progress, check_same, find_run, give_up, hold, make_folder, save_last
 from unet.schedule import learning_rate_factor, validations_without_gain
 from unet.step import TrainingStep, WeightAverage
 from unet.stopping import Stopped, StopRequest, leave_signals_to_parent, stop_request
@@ -83,7 +83,12 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     device = pick_device(settings.device)
     distributed.from_first(lambda: _refuse_for_processes(settings, device))
     state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
+    begin = None
+    if settings.init_from is not None and state is None:
+        begin = load_checkpoint(Path(settings.init_from))
     dtype = pick_dtype(settings.precision, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
     reader = pair_reader(config)
     classes = reader.classes
 
@@ -103,8 +108,8 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)
     net, first = build_net(config, device), train_pairs[0]
-    if settings.init_from is not None and state is None:
-        _begin_with(net, settings.init_from, classes.names)
+    if begin is not None:
+        _begin_with(net, begin, str(settings.init_from), classes.names)
     if settings.sync_batch_norm:
         # It replaces the norms inside and returns the same network.
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
@@ -169,6 +174,10 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         + (f", {world_size} processes" if world_size > 1 else "")
         + f"; results go to {run}"
     )
+    if progress.step:
+        print(f"going on after step {progress.step} of {num_steps}")
+    if settings.compile:
+        print("the first step compiles the network, which may take minutes")
 
     # The loop: what it does next is a function of config and progress.
     tracker = Tracker(run, config, progress.step) if rank == 0 else None
@@ -255,6 +264,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
                     skips = not math.isfinite(norm) and training_step.may_skip
                     if not math.isfinite(loss) or (not math.isfinite(norm) and not skips):
                         stems = _stems_of_step(dataset, stream, step, settings.accumulate)
+                        give_up(run)
                         raise FloatingPointError(_not_finite(run, step, lr, loss, norm, stems))
                     training_step.update(lr)
                 if average is not None:
@@ -329,31 +339,30 @@ def _training_set(
     )
 
 
-def _begin_with(net: UNet, path: str, names: Sequence[str]) -> None:
-    """Take over the weights of another checkpoint; of other classes, all but the head's."""
-    contents = load_checkpoint(Path(path))
+def _begin_with(net: UNet, contents: dict[str, Any], path: str, names: Sequence[str]) -> None:
+    """Take over the weights of another checkpoint; of another number of classes, but the head's."""
     weights, own = contents["model"], net.state_dict()
     theirs = list(contents["config"]["data"]["classes"])
-    if theirs != list(names):
-        heads = f"{', '.join(theirs)}; here they are {', '.join(names)}"
-        if len(theirs) != len(names):
-            weights = {
-                key: own[key] if key.startswith("head.") else w for key, w in weights.items()
-            }
-            print(f"train.init_from: {path} has the classes {heads}: the head begins anew")
-        else:
-            print(f"note: train.init_from: {path} has the classes {heads}, in this order")
+    said = f"train.init_from: taking the weights of {path}"
+    if len(theirs) != len(names):
+        weights = {key: own[key] if key.startswith("head.") else w for key, w in weights.items()}
+        said += f", but not those of the head: it has {len(theirs)} classes, here are {len(names)}"
+    elif theirs != list(names):
+        said += f"; its classes {', '.join(theirs)} become {', '.join(names)}, in this order"
     other = [
         f"{key} {' x '.join(map(str, weights[key].shape)) if key in weights else 'missing'}"
         for key in own
         if key not in weights or weights[key].shape != own[key].shape
     ] + [f"{key} besides" for key in weights if key not in own]
     if other:
+        model = contents["config"]["model"].items()
+        settings = " ".join(f"model.{key}={value}".replace(" ", "") for key, value in model)
         raise ValueError(
-            f"train.init_from: {path}: the weights do not fit this config's model; set model as "
-            f"there, {contents['config']['model']}:\n{listed(other, 3)}"
+            f"train.init_from: {path}: the weights do not fit this config's model; set it as "
+            f"there, {settings}:\n{listed(other, 3)}"
         )
     net.load_state_dict(weights)
+    print(said)
 
 
 def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
@@ -435,8 +444,8 @@ def _not_finite(
         f"train: {what} in step {step + 1}, at a learning rate of {lr:.3g}, on the samples "
         f"{', '.join(samples[:8])}{more}; the weights were not changed by it"
         + (f", and {last} is whole" if last.exists() else "")
-        + ". Look at these samples with 'unet check --pictures', lower optimizer.lr, lengthen "
-        "schedule.warmup_epochs or set train.clip_grad_norm=1, and train anew with --overwrite"
+        + ". Lower optimizer.lr, lengthen schedule.warmup_epochs or set train.clip_grad_norm=1, "
+        "and train anew with --overwrite; or look at these samples with 'unet check --pictures'"
     )
 
 
@@ -468,7 +477,7 @@ def _say_goodbye(run: Path, progress: Progress, epochs: int, left_out: int) -> N
     if left_out:
         print(f"left out {left_out} pair(s) of files that cannot be read, as listed above")
     if last["epoch"] < epochs:
-        print(f"ended early, after epoch {last['epoch']}: no better score since the best")
+        print(f"ended early, after epoch {last['epoch']}, as train.patience asks")
     if progress.skipped:
         print(f"float16 skipped {progress.skipped} of {progress.step} steps")
     print(
