@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.strerror:  # the system's, not ours
             advice = "check the path, its rights and the space"
             if error.errno in _DISK_FULL and arguments.run is _train:
-                advice = "the checkpoint before is whole: make room, and go on with --resume"
+                advice = "make room; --resume goes on from the last checkpoint, if there is one"
             where = f"{error.filename}: " if error.filename else ""
             text = f"{where}{error.strerror}; {advice}"
         # What all processes meet, the first one says.
