@@ -10,6 +10,11 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+
+# Imported before there is a process group, whose functions would else keep it as a default argument
+# for good (DistributedDataParallel imports it), and its threads with it: one that lets go of a
+# tensor while Python ends aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd.function import FunctionCtx
