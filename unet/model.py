@@ -93,8 +93,10 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Image features (N, C, H, W) and skip (N, K, 2H, 2W) -> (N, K, 2H, 2W)."""
-        out: Tensor = self.conv(torch.cat([skip, self.up(x)], dim=1))
-        return out
+        x = torch.cat([skip, self.up(x)], dim=1)
+        for layer in self.conv:  # one by one, so that the first convolution's input goes after it
+            x = layer(x)
+        return x
 
 
 @contextmanager
@@ -175,8 +177,8 @@ class UNet(nn.Module):
         for down in self.encoder:
             skips.append(x)
             x = self._level(down, x)
-        for up, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = self._level(up, x, skip)
+        for up in self.decoder:
+            x = self._level(up, x, skips.pop())
         logits: Tensor = self.head(x)
         return logits
 
