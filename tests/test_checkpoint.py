@@ -107,6 +107,7 @@ def test_only_norms_with_statistics_of_the_image_blend(
         "blend": blends,
         "batch_size": 1,
         "bar": None,
+        "finish": None,
     }
 
 

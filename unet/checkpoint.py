@@ -1,7 +1,7 @@
 """Checkpoints: one file that is all a model needs, to be used or trained on."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,30 @@ class SegmentationModel:
             models = (replace(self, others=()), *self.others)
             scores = [model.logits(image, device, bar).softmax(0) for model in models]
             return torch.stack(scores).mean(0).log()
+        return self._in_tiles(image, device, bar)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
+        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
+
+        `bar` as in `logits`.
+        """
+
+        def choose(logits: Tensor) -> Tensor:
+            return logits.argmax(0).to(torch.uint8)
+
+        if self.others:
+            return choose(self.logits(image, bar=bar)).cpu()
+        # Without the logits of the whole image, which take four bytes for each class.
+        return self._in_tiles(image, bar=bar, finish=choose).cpu()
+
+    def _in_tiles(
+        self,
+        image: Tensor,
+        device: torch.device | None = None,
+        bar: str | None = None,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         self.net.eval()
         dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
 
@@ -118,14 +142,8 @@ class SegmentationModel:
                 blend=self.config.model.norm in ("group", "instance"),
                 batch_size=tiling.batch_size,
                 bar=bar,
+                finish=finish,
             )
-
-    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
-        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
-
-        `bar` as in `logits`.
-        """
-        return self.logits(image, bar=bar).argmax(0).to("cpu", torch.uint8)
 
 
 def build_net(config: Config, device: torch.device) -> UNet:
