@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.atomic import atomic_path
+from unet.atomic import atomic_path, check_folder
 from unet.check import list_pairs, listed, pair_reader, table
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import dotted
@@ -232,13 +231,7 @@ def evaluate(
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
     """Raise unless results can be written there, before work starts."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise FileExistsError(f"{place}: is a file; give a folder with -o")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place}: cannot be written to; give another folder with -o")
+    check_folder(folder)
     there = [folder / name for name in _FILES if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
