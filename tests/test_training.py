@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_same_run, make_config, states_equal, write_pairs
+from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
 
 import unet.training
@@ -122,6 +122,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
         ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
+        ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
     ],
     ids=[
         "plain",
@@ -134,11 +135,13 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         "average",
         "recompute",
         "plateau",
+        "border",
     ],
 )
 def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
+    write_instances(data_root)
     config = ["train.epochs=4", "schedule.warmup_epochs=1", *overrides]
     whole = train(make_config(data_root, "name=whole", *config))
     stop_at(monkeypatch, 1, 2, 3)

@@ -24,7 +24,7 @@ from unet.pairs import Pair
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
 
-MEMORY_VERSION = 2
+MEMORY_VERSION = 3
 """Of the columns of `Summaries` and how they are found."""
 
 
@@ -40,6 +40,7 @@ class Summaries:
         sums: (N, C) of the values of each channel.
         squares: (N, C) of the squared values of each channel.
         contents: (N,) fingerprints of the images' pixels.
+        cells: (N,) their number, where the reader has a border; else 0.
     """
 
     sizes: np.ndarray
@@ -49,6 +50,7 @@ class Summaries:
     sums: np.ndarray
     squares: np.ndarray
     contents: np.ndarray
+    cells: np.ndarray
 
     @classmethod
     def empty(cls, count: int, num_classes: int, channels: int) -> "Summaries":
@@ -61,6 +63,7 @@ class Summaries:
             sums=np.zeros((count, channels)),
             squares=np.zeros((count, channels)),
             contents=np.zeros(count, "S16"),
+            cells=np.zeros(count, np.int64),
         )
 
     def __len__(self) -> int:
@@ -141,7 +144,8 @@ def read_pairs(
 def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     """The row of a pair in `Summaries`, or what is wrong with it."""
     try:
-        image, ids = reader(pair)
+        image, ids = reader.read(pair)
+        cells = np.count_nonzero(np.unique(reader.cells(pair, ids))) if reader.border else 0
         mode = image_mode(pair.images[0])
     except (ValueError, FileNotFoundError) as error:
         return error
@@ -160,6 +164,7 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         sums,
         squares,
         hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, key=shape).digest(),
+        cells,
     )
 
 
