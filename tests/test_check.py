@@ -257,6 +257,18 @@ def test_validation_folders_of_their_own_need_no_label_images(data_root: Path) -
     assert len(data.val_pairs) == 2
 
 
+def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
+    for path in (data_root / "masks").iterdir():
+        with Image.open(path) as file:
+            mask = np.array(file)
+        mask[:, round(np.flatnonzero(mask.any(0)).mean())] = 0
+        Image.fromarray(mask).save(path)
+    assert check_data(make_config(data_root)).train.cells.max() == 0
+    data = check_data(make_config(data_root, "loss.border={classes: [box]}"))
+    assert not data.faults
+    assert data.train.cells.min() == 2
+
+
 def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> None:
     faults = check_data(make_config(data_root, "loss.border={classes: [box]}")).faults
     assert len(faults) == 1

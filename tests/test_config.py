@@ -132,6 +132,7 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
         ("loss.border={}", "loss.border: expected the cells either by data.instances, label im"),
         ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
+        ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
         ("loss.border={sigma: 0}", "loss.border.sigma: got 0, expected a number above 0"),
         ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
         ("data.instances=cells", "data.instances: got cells, but no loss.border, which alone"),

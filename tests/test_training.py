@@ -20,6 +20,7 @@ from PIL import Image
 
 import unet.training
 from unet import load_model, predict
+from unet.border_weights import border_weights
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.cli import main
 from unet.config import (
@@ -161,6 +162,21 @@ def test_what_a_network_draws_by_lot_is_the_same_after_resuming(
     whole = train(make_config(data_root, "name=whole"))
     stop_at(monkeypatch, 1, 4)
     assert_same_run(whole, train_in_parts(make_config(data_root, "name=parts")))
+
+
+def test_border_weights_are_computed_once_for_each_image(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_instances(data_root)
+    computed = []
+
+    def spy(cells: np.ndarray, weight: float, sigma: float) -> np.ndarray:
+        computed.append((weight, sigma))
+        return border_weights(cells, weight, sigma)
+
+    monkeypatch.setattr("unet.data.border_weights", spy)
+    train(make_config(data_root, "data.instances=instances", "loss.border={weight: 7, sigma: 3}"))
+    assert computed == [(7, 3)] * 4
 
 
 def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:

@@ -467,6 +467,11 @@ def _contradictions_of_border(config: Config) -> list[str]:
             f"data.instances: got {instances}, but no loss.border, which alone needs it; set it"
         ]
     faults = []
+    if len(border.classes) >= len(classes):
+        faults.append(
+            f"loss.border.classes: got {', '.join(border.classes)}, expected fewer than "
+            "data.classes has, as one must lie between the cells"
+        )
     if config.loss.cross_entropy == 0:
         faults.append("loss.border: got loss.cross_entropy 0, expected above, as it weighs that")
     if unknown := [name for name in border.classes if name not in classes]:

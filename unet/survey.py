@@ -35,7 +35,7 @@ class Summaries:
     Args:
         sizes: (N, 2) height and width.
         kinds: (N,) Pillow's mode, and the type of the numbers, as bytes.
-        num_bytes: (N,) that image and class ids take in memory.
+        num_bytes: (N,) that image and class ids take in memory, and with a border the weights.
         class_pixels: (N, K) pixels of each class.
         sums: (N, C) of the values of each channel.
         squares: (N, C) of the squared values of each channel.
@@ -145,7 +145,10 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     """The row of a pair in `Summaries`, or what is wrong with it."""
     try:
         image, ids = reader.read(pair)
-        cells = np.count_nonzero(np.unique(reader.cells(pair, ids))) if reader.border else 0
+        num_bytes, cells = image.nbytes + ids.nbytes, 0
+        if reader.border is not None:
+            num_bytes += 2 * ids.size
+            cells = int(np.count_nonzero(np.unique(reader.cells(pair, ids))))
         mode = image_mode(pair.images[0])
     except (ValueError, FileNotFoundError) as error:
         return error
@@ -159,7 +162,7 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     return (
         ids.shape,
         f"{mode}, {image.dtype}",
-        image.nbytes + ids.nbytes,
+        num_bytes,
         np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)],
         sums,
         squares,

@@ -323,9 +323,6 @@ def _training_set(
     config: Config, data: CheckedData, reader: PairReader, normalization: Normalization
 ) -> SegmentationDataset:
     sampling, names = config.sampling, reader.classes.names
-    num_bytes = data.train.num_bytes
-    if reader.border is not None:
-        num_bytes = num_bytes + 2 * data.train.sizes.prod(1)
     # Every process of this machine keeps its own.
     limit = config.data.cache * 2**30 / distributed.local_world_size()
     return SegmentationDataset(
@@ -337,7 +334,7 @@ def _training_set(
         sampling.crops_per_image,
         [names.index(name) for name in sampling.rare],
         sampling.rare_share,
-        DecodedImages(data.train_pairs, reader, num_bytes, limit),
+        DecodedImages(data.train_pairs, reader, data.train.num_bytes, limit),
     )
 
 
