@@ -292,7 +292,7 @@ def test_parts_of_a_class_are_cells_where_none_are_numbered(tmp_path: Path) -> N
 def test_cells_of_another_image_are_refused(data_root: Path) -> None:
     pair = numbered_pairs(data_root)[0]
     Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)).save(str(pair.instances))
-    with pytest.raises(ValueError, match=r"0\.png: got cells that lie on \d+% ground in .*0\.png"):
+    with pytest.raises(ValueError, match=r"0\.png: got cells that are \d+% ground in .*0\.png"):
         BORDER_READER(pair)
 
 

@@ -34,15 +34,18 @@ class Border:
     classes: tuple[int, ...] = ()
 
 
-def part_cells(ids: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def part_cells(
+    ids: np.ndarray, cells: np.ndarray, ignore_index: int = 255
+) -> tuple[np.ndarray, np.ndarray]:
     """Part cells of one class that touch: pixels beside another cell become the first class.
 
     Beside means across an edge, so that the gap is two pixels wide. Where another class begins, and
     on ignored pixels, there is none.
 
     Args:
-        ids: of classes (H, W), 255 for ignored pixels.
+        ids: of classes (H, W).
         cells: label image.
+        ignore_index: the class id of ignored pixels.
 
     Returns:
         Both with the gaps.
@@ -50,7 +53,7 @@ def part_cells(ids: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarr
     gap = np.zeros(cells.shape, bool)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         touching = (cells[here] != cells[there]) & (cells[here] > 0) & (cells[there] > 0)
-        touching &= (ids[here] == ids[there]) & (ids[here] != 255)
+        touching &= (ids[here] == ids[there]) & (ids[here] != ignore_index)
         gap[here] |= touching
         gap[there] |= touching
     return np.where(gap, 0, ids).astype(ids.dtype), np.where(gap, 0, cells)

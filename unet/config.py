@@ -464,20 +464,21 @@ def _contradictions_of_border(config: Config) -> list[str]:
         if instances is None:
             return []
         return [
-            f"data.instances: got {instances}, but no loss.border, which alone needs it; set it"
+            f"data.instances: got {instances}, but no loss.border, which alone needs it; set "
+            "loss.border={}, or leave both out"
         ]
     faults = []
-    if len(border.classes) >= len(classes):
-        faults.append(
-            f"loss.border.classes: got {', '.join(border.classes)}, expected fewer than "
-            "data.classes has, as one must lie between the cells"
-        )
     if config.loss.cross_entropy == 0:
         faults.append("loss.border: got loss.cross_entropy 0, expected above, as it weighs that")
     if unknown := [name for name in border.classes if name not in classes]:
         faults.append(
             f"loss.border.classes: got {', '.join(unknown)}, expected names of data.classes: "
             f"{', '.join(classes)}"
+        )
+    elif len(border.classes) >= len(classes):
+        faults.append(
+            f"loss.border.classes: got {', '.join(border.classes)}, expected fewer than "
+            "data.classes has, as one must lie between the cells"
         )
     if bool(border.classes) == (instances is not None):
         faults.append(

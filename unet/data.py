@@ -81,9 +81,9 @@ class PairReader:
         classes = ids[cells > 0]
         if 2 * np.count_nonzero(classes == 0) > classes.size:
             raise ValueError(
-                f"{pair.instances}: got cells that lie on {(classes == 0).mean():.0%} "
+                f"{pair.instances}: got cells that are {(classes == 0).mean():.0%} "
                 f"{self.classes.names[0]} in {pair.masks[0]}, expected other classes; pair them "
-                "right, or let data.classes begin with the class that is between cells"
+                "right, or let data.classes begin with the class that lies between cells"
             )
         return cells
 

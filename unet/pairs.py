@@ -6,7 +6,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +51,12 @@ class PackedPairs(Sequence[Pair]):
     """
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
-        packed = [pickle.dumps(astuple(pair)) for pair in pairs]
+        packed = [
+            pickle.dumps(
+                (pair.stem, pair.images, pair.masks, pair.page, pair.split, pair.instances)
+            )
+            for pair in pairs
+        ]
         self._ends = np.cumsum([0, *map(len, packed)])
         self._bytes = np.frombuffer(b"".join(packed), dtype=np.uint8)
 
