@@ -4,13 +4,14 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_config, write_pairs
+from conftest import make_config, write_instances, write_pairs
 from PIL import Image
 
 from unet import extras, load_model, predict
@@ -343,3 +344,15 @@ def test_the_table_is_one_screen_and_shows_what_has_no_score() -> None:
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
+
+
+@pytest.mark.usefixtures("workdir")
+def test_scoring_needs_no_label_images(data_root: Path) -> None:
+    write_instances(data_root)
+    overrides = "data.instances=instances", "loss.border={sigma: 3}", "train.epochs=1"
+    run = train(make_config(data_root, *overrides))
+    shutil.rmtree(data_root / "instances")
+    path = evaluate([run / "best.pt"])
+    matrix = json.loads(path.read_text())["confusion_matrix"]
+    assert sum(map(sum, matrix)) == 2 * 36 * 52
+    assert matrix[1][0] + matrix[1][1] == 2 * 16 * 20  # scored by the masks as they are
