@@ -20,7 +20,9 @@ from unet.evaluation import confusion_of_pairs, evaluate, score_table
 from unet.images import read_image, to_float
 from unet.measurements import Measures, measure, summarize
 from unet.pairs import find_pairs
+from unet.prediction import Options
 from unet.training import train
+from unet.tta import Kind
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -31,12 +33,12 @@ def run(data_root: Path, workdir: Path) -> Path:
     return train(make_config(data_root, "train.epochs=4", "train.previews=0"))
 
 
-def counted_by_hand(checkpoint: Path, pairs: list) -> np.ndarray:
+def counted_by_hand(checkpoint: Path, pairs: list, tta: tuple[Kind, ...] = ()) -> np.ndarray:
     model, matrix = load_model(checkpoint), np.zeros((2, 2), int)
     for pair in pairs:
         with Image.open(pair.masks[0]) as mask:
             truth = (np.asarray(mask) == 200).astype(int)
-        np.add.at(matrix, (truth, predict(model, pair.images[0])), 1)
+        np.add.at(matrix, (truth, predict(model, pair.images[0], Options(tta=tta))), 1)
     return matrix
 
 
@@ -219,6 +221,20 @@ def test_only_ignored_pixels_are_no_error(ignoring: Path, new: dict[str, str]) -
     assert report["mean_iou"] is report["per_image"]["mean"]["pixel_error"] is None
     assert report["threshold"]["best_f1"] is None
     assert report["classes_without_a_score"] == ["ground", "box"]
+
+
+def test_scores_are_those_of_what_predict_writes_with_the_same_augmentation(
+    run: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = evaluate([run / "best.pt"], tta=("flips", "scales"))
+    assert "the validation split, with flips and scales" in capsys.readouterr().out
+    report = json.loads(path.read_text())
+    assert report["tta"] == ["flips", "scales"]
+    assert "flips, scales" in path.with_name("report.html").read_text()
+    pairs = check_data(make_config(data_root)).val_pairs
+    matrix = counted_by_hand(run / "best.pt", pairs, ("flips", "scales"))
+    assert report["confusion_matrix"] == matrix.tolist()
+    assert report["confusion_matrix"] != counted_by_hand(run / "best.pt", pairs).tolist()
 
 
 def test_every_threshold_is_scored_as_by_hand(

@@ -14,7 +14,7 @@ def check_folder(folder: Path) -> None:
         FileExistsError: if a file has its place.
         PermissionError: if the system, for any reason, lets nothing be written.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
         raise FileExistsError(f"{place}: is a file; give another place with -o")
     try:

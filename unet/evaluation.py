@@ -43,6 +43,7 @@ from unet.pictures import confusion_picture, image_to_rgb, save_picture
 from unet.report import Example, choose_examples, example_pictures, html_report
 from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
+from unet.tta import Kind, probabilities
 
 # An image (C, H, W) from 0 to 1, its target and the prediction, (H, W) class ids.
 Segmented = tuple[Tensor, np.ndarray, np.ndarray]
@@ -105,7 +106,11 @@ def confusion_of_pairs(
 
 
 def _logits_of_pairs(
-    model: SegmentationModel, pairs: Sequence[Pair], what: str, stop: StopRequest | None = None
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    what: str,
+    stop: StopRequest | None = None,
+    tta: Sequence[Kind] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """This process's share of the pairs: place among all, image, logits and target."""
     places = distributed.share([(0, index) for index in range(len(pairs))])
@@ -125,7 +130,8 @@ def _logits_of_pairs(
             stop.check()
         if sample is not None:
             image, target = sample
-            yield places[i][1], image, model.logits(image), target
+            logits = probabilities(model, image, tta).log() if tta else model.logits(image)
+            yield places[i][1], image, logits, target
 
 
 def evaluate(
@@ -138,6 +144,7 @@ def evaluate(
     boundary_distance: float = 2.0,
     objects: str | None = None,
     threshold: bool = False,
+    tta: Sequence[Kind] = (),
 ) -> Path:
     """Score a checkpoint, print a table and write a folder of results.
 
@@ -157,6 +164,7 @@ def evaluate(
         objects: class whose connected parts are objects, to be measured as such; "" for the
             second of two; None for no such measures.
         threshold: whether to score every threshold of the second of two classes' probability.
+        tta: kinds of test-time augmentation.
 
     Returns:
         `metrics.json`.
@@ -193,18 +201,21 @@ def evaluate(
             raise ValueError(listed(all_faults))
 
     distributed.from_first(check)
-    summary, predictions = _measure_pairs(model, pairs, measures, threshold)
+    summary, predictions = _measure_pairs(model, pairs, measures, threshold, tta)
     examples = _draw_examples(model, pairs, summary, predictions)
     path = folder / "metrics.json"
     if distributed.rank():
         return path
     shown = str(first) if len(checkpoints) == 1 else f"the mean of {len(checkpoints)} checkpoints"
     title = f"{shown} on {len(pairs)} images of {source}"
+    if tta:
+        title += f", with {' and '.join(tta)}"
     facts = {
         "checkpoint": ", ".join(map(str, checkpoints)),
         "images": f"{len(pairs)} of {source}",
         "classes": ", ".join(summary.names),
         "network": f"U-Net of widths {', '.join(map(str, model.config.model.widths))}",
+        "test-time augmentation": ", ".join(tta) or "none",
         "unet": version("unet"),
     }
     report = html_report(
@@ -218,6 +229,7 @@ def evaluate(
     stems = [pair.stem for pair in pairs]
     numbers = {
         "checkpoints": [str(checkpoint) for checkpoint in checkpoints],
+        "tta": list(tta),
         "source": source,
         "images": stems,
         "classes": list(summary.names),
@@ -293,14 +305,18 @@ def _pairs_to_score(
 
 
 def _measure_pairs(
-    model: SegmentationModel, pairs: Sequence[Pair], measures: Measures, threshold: bool
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    measures: Measures,
+    threshold: bool,
+    tta: Sequence[Kind],
 ) -> tuple[Summary, dict[int, bytes]]:
     """Measure every image once; the summary of all, and this process's predictions, packed."""
     names = model.classes.names
     own: dict[int, ImageMeasurements] = {}
     predictions: dict[int, bytes] = {}
     counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
-    for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate"):
+    for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate", tta=tta):
         prediction = logits.argmax(0).to("cpu", torch.uint8)
         own[i] = measure(prediction, target, len(names), measures)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.
