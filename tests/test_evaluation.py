@@ -94,7 +94,7 @@ def test_data_that_moved_is_found_by_an_override(run: Path, data_root: Path) -> 
 
 def test_results_are_not_overwritten_unasked(run: Path) -> None:
     evaluate([run / "best.pt"])
-    with pytest.raises(FileExistsError, match=r"metrics\.json: exists; pass --overwrite"):
+    with pytest.raises(FileExistsError, match=r"report\.html: exists; pass --overwrite"):
         evaluate([run / "best.pt"])
     evaluate([run / "best.pt"], overwrite=True)
 

@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = command_line.parse_known_args(
         [word for word in words if word not in overrides]
     )
+    if arguments.run is _predict:  # whose images may stand behind options
+        arguments.paths += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         command_line.error(
             f"got {' '.join(unknown)}, which means nothing here; settings are written KEY=VALUE, "
@@ -240,9 +243,13 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     out: Path = arguments.out
     difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite)
+    compared = {
+        "probabilities": "probabilities differ from the model's",
+        "classes": "classes are less probable than the model's",
+    }[arguments.output]
     print(
-        f"wrote {out}; at three sizes its {arguments.output} differ from the model's by at most "
-        f"{difference:.1e} (allowed: {TOLERANCE:.0e})"
+        f"wrote {out}; at three sizes its {compared} by at most {difference:.1e} (allowed: "
+        f"{TOLERANCE:.0e})"
     )
 
 
@@ -251,6 +258,16 @@ def _info(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
     print(describe_checkpoint(arguments.checkpoint, size, overrides))
+
+
+def _kinds(text: str) -> list[str]:
+    """The kinds of --tta."""
+    kinds, known = text.split(","), ("flips", "turns", "scales")
+    if not set(kinds) <= set(known):
+        raise argparse.ArgumentTypeError(
+            f"got {text}, expected one or more of {', '.join(known)}, such as flips,turns"
+        )
+    return kinds
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,11 +288,11 @@ def parser() -> argparse.ArgumentParser:
     tta = argparse.ArgumentParser(add_help=False)
     tta.add_argument(
         "--tta",
-        action="append",
+        type=_kinds,
         default=[],
-        choices=["flips", "turns", "scales"],
-        help="test-time augmentation: average over 4 flips, 4 turns (8 with both), 3 scales; may "
-        "be given several times",
+        metavar="KINDS",
+        help="test-time augmentation, such as flips,turns: average over 4 flips, 4 turns (8 with "
+        "both), 3 scales",
     )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
 

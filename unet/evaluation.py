@@ -188,9 +188,9 @@ def evaluate(
             f"evaluate: got --boundary {boundary_distance:g}, expected pixels from 0 up"
         )
     folder = out or first.parent / f"evaluation_{first.stem}"
-    _check_folder(folder, overwrite)
     model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
     measures = _measures(model.classes.names, boundary_distance, objects, threshold)
+    _check_folder(folder, overwrite)
     pairs, faults, source = _pairs_to_score(model, images, masks)
 
     distributed.join()
@@ -237,7 +237,8 @@ def evaluate(
     }
     print(f"{title}\n\n{score_table(summary)}")
     _write(folder, summary, stems, report, numbers)
-    print(f"\nwrote {folder / 'report.html'} and {path}")
+    written = [name for name in _FILES if (folder / name).exists()]
+    print(f"\nwrote {folder / 'report.html'}, and beside it {', '.join(written[1:])}")
     return path
 
 
@@ -251,7 +252,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-_FILES = ("metrics.json", "per_image.csv", "confusion.png", "thresholds.csv", "report.html")
+_FILES = ("report.html", "metrics.json", "per_image.csv", "confusion.png", "thresholds.csv")
 
 
 def _measures(
