@@ -82,7 +82,7 @@ def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "part", "besides"),
     [
-        (AugmentConfig, Augment, set()),
+        (AugmentConfig, Augment, {"unpadded_levels"}),
         (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
         (LossConfig, SegmentationLoss, {"ignore_index"}),  # of the project, not of a run
     ],

@@ -230,7 +230,7 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     write_raster("a.tif", draw(*SIZE))
     seen = []
 
-    def stop(_: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
+    def stop(_: SegmentationModel, image: torch.Tensor, **_kwargs: bool) -> torch.Tensor:
         seen.append(image)
         if len(seen) == 9:
             raise KeyboardInterrupt

@@ -73,9 +73,18 @@ class SegmentationModel:
         """The classes and their mask values."""
         return class_map(self.config)
 
+    @property
+    def members(self) -> tuple["SegmentationModel", ...]:
+        """This model without others, and these."""
+        return (replace(self, others=()), *self.others)
+
     @torch.inference_mode()
     def logits(
-        self, image: Tensor, device: torch.device | None = None, bar: str | None = None
+        self,
+        image: Tensor,
+        device: torch.device | None = None,
+        bar: str | None = None,
+        surrounded: bool = False,
     ) -> Tensor:
         """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
 
@@ -87,10 +96,12 @@ class SegmentationModel:
             device: where image and logits lie while tiles go through the network on its own
                 device, such as the CPU for an image too large for a GPU; None for the network's.
             bar: title of a progress bar, if there are several tiles; None for none.
+            surrounded: whether the image is as `UNet.surround` gives it, with the network's context
+                around what logits are asked for; not with others, which need another one.
         """
         if self.others:
-            models = (replace(self, others=()), *self.others)
-            scores = [model.logits(image, device, bar).softmax(0) for model in models]
+            assert not surrounded
+            scores = [model.logits(image, device, bar).softmax(0) for model in self.members]
             return torch.stack(scores).mean(0).log()
         self.net.eval()
         dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
@@ -108,17 +119,20 @@ class SegmentationModel:
                 "tiling.size or tiling.batch_size"
             ),
         ):
-            return sliding_window(
+            normalised = self.normalization(image).to(device or self.device)
+            logits = sliding_window(
                 score,
-                self.normalization(image).to(device or self.device),
+                normalised if surrounded else self.net.surround(normalised),
                 size=tiling.size,
                 overlap=tile_overlap(self.config),
                 align=self.net.factor,
                 # Statistics of a tile are not those of the image.
                 blend=self.config.model.norm in ("group", "instance"),
+                context=self.net.context,
                 batch_size=tiling.batch_size,
                 bar=bar,
             )
+        return logits if surrounded else logits[:, : image.shape[1], : image.shape[2]]
 
     def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
         """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.

@@ -6,9 +6,10 @@ taken from a tile that holds all that the pixel depends on, and the result is th
 image to rounding. Norms that take the statistics of their whole input leave no such pixels: there
 neighbours blend, so that their difference does not show as a seam.
 
-The paper mirrors the image at its borders, since its convolutions are unpadded and would lose them.
-Here they are padded with zeros, and mirroring would put something else beyond the border of an
-image in tiles than beyond that of a whole one: tiles end where the image does.
+The paper mirrors the image at its borders, since its convolutions are unpadded and would lose them:
+so does `UNet.surround`, once for the whole image, and each tile takes its context from there. With
+convolutions padded by zeros, mirroring would put something else beyond the border of an image in
+tiles than beyond that of a whole one: there tiles end where the image does.
 
 Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 2 (overlap-tile strategy).
 """
@@ -23,9 +24,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from unet import distributed
+from unet.reach import BEYOND_CELLS
 
 
-def place_tiles(size: int, tile: int, overlap: int, align: int = 1) -> tuple[int, list[int]]:
+def place_tiles(
+    size: int, tile: int, overlap: int, align: int = 1, beyond: int = 0
+) -> tuple[int, list[int]]:
     """Place as few tiles as it takes along one side of an image, none larger than it takes.
 
     Args:
@@ -34,6 +38,7 @@ def place_tiles(size: int, tile: int, overlap: int, align: int = 1) -> tuple[int
         overlap: pixels that neighbouring tiles share at least; rounded up to `align`.
         align: every tile starts and ends at a multiple of it, so that the last one may stick out of
             the image by less than `align`.
+        beyond: pixels by which every tile ends after such a multiple instead; shared by neighbours.
 
     Returns:
         The size of every tile, and where each starts.
@@ -41,16 +46,18 @@ def place_tiles(size: int, tile: int, overlap: int, align: int = 1) -> tuple[int
     Raises:
         ValueError: if a tile is no larger than the overlap.
     """
-    cells, largest, shared = (math.ceil(pixels / align) for pixels in (size, tile, overlap))
+    cells, largest, shared = (
+        math.ceil((pixels - beyond) / align) for pixels in (size, tile, max(overlap, beyond))
+    )
     if largest <= shared:
         raise ValueError(
             f"tiles: got {tile} pixels with an overlap of {overlap}, expected at least "
-            f"{overlap + align}"
+            f"{max(overlap, beyond) + align}"
         )
     count = max(math.ceil((cells - shared) / (largest - shared)), 1)
     step = math.ceil((cells - shared) / count)
     last = cells - shared - step
-    return (step + shared) * align, [min(i * step, last) * align for i in range(count)]
+    return (step + shared) * align + beyond, [min(i * step, last) * align for i in range(count)]
 
 
 def cut_weights(starts: list[int], tile: int) -> Tensor:
@@ -83,6 +90,7 @@ def sliding_window(
     overlap: int,
     align: int = 1,
     blend: bool = True,
+    context: int = 0,
     batch_size: int = 1,
     bar: str | None = None,
 ) -> Tensor:
@@ -91,25 +99,30 @@ def sliding_window(
     Beside the image and its logits there is never more than a batch of tiles in memory.
 
     Args:
-        model: (N, C, h, w) -> (N, K, h, w), on any device.
-        image: (C, H, W).
-        size: (height, width) of the largest tile in pixels; rounded up to `align`.
+        model: (N, C, h, w) -> (N, K, h, w), on any device; with context that much less.
+        image: (C, H, W), with context that much more, as `UNet.surround` gives it.
+        size: (height, width) of the largest tile in pixels, context included; rounded up to
+            `align`.
         overlap: pixels that neighbouring tiles share at least.
         align: tiles lie at multiples of it, and an image that ends elsewhere is extended by its
             last pixels: a UNet's `factor`.
         blend: whether tiles fade into each other over the overlap; otherwise they meet in its
             middle, which is exact for a UNet of norm batch or none and twice its `margin`.
+        context: pixels on each side of a tile that there are no logits for: a UNet's `context`.
         batch_size: tiles that go through the model together.
         bar: title of a progress bar, if there are several tiles; None for none.
 
     Returns:
         (K, H, W) float32, on the image's device.
     """
-    height, width = image.shape[1:]
+    height, width = (side - 2 * context for side in image.shape[1:])
     (tall, tops), (wide, lefts) = (
-        place_tiles(pixels, tile, overlap, align)
+        place_tiles(
+            pixels, tile - 2 * context, overlap, align, beyond=BEYOND_CELLS if context else 0
+        )
         for pixels, tile in zip((height, width), size, strict=True)
     )
+    shown = (tall + 2 * context, wide + 2 * context)
     rows, columns = (
         blend_weights(starts, tile, overlap) if blend else cut_weights(starts, tile)
         for starts, tile in ((tops, tall), (lefts, wide))
@@ -120,8 +133,10 @@ def sliding_window(
     progress = tqdm(total=len(places), desc=bar, unit="tile", leave=False, disable=hide)
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
-        tiles = [image[:, top : top + tall, left : left + wide] for (top, _), (left, _) in batch]
-        scores = model(torch.stack([_extend(tile, tall, wide) for tile in tiles]))
+        tiles = [
+            image[:, top : top + shown[0], left : left + shown[1]] for (top, _), (left, _) in batch
+        ]
+        scores = model(torch.stack([_extend(tile, *shown) for tile in tiles]))
         if logits is None:
             logits = image.new_zeros(
                 scores.shape[1], tops[-1] + tall, lefts[-1] + wide, dtype=torch.float32
