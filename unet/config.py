@@ -439,7 +439,7 @@ def _contradictions(config: Config) -> list[str]:
         smallest = overlap + factor(levels)
         if config.model.padding == "valid":
             faults += _contradictions_of_crop(config.augment.crop, levels)
-            smallest += 2 * context(levels)
+            smallest = max(overlap, BEYOND_CELLS) + factor(levels) + 2 * context(levels)
         if min(config.tiling.size) < smallest:
             faults.append(
                 f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "

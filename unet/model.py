@@ -59,7 +59,8 @@ def centre_crop(maps: Tensor, like: Tensor) -> Tensor:
 
 def mirrored(places: Tensor, side: int) -> Tensor:
     """Return the places from 0 to side - 1 that stand for any, mirrored as often as it takes."""
-    places = places % (2 * side)
+    # A tensor, as torch.onnx has no remainder by a number that is only known later.
+    places = places % torch.full_like(places, 2 * side)
     return torch.minimum(places, 2 * side - 1 - places)
 
 

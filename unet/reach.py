@@ -56,5 +56,5 @@ def unpadded_side(levels: int, pixels: int) -> int:
     ..., 388, ... pixels.
     """
     cell = factor(levels)
-    deepest = (pixels + 5 * cell - 5) // cell  # the logits are (deepest - 4) * cell + BEYOND_CELLS
-    return (deepest + 8) * cell - 4
+    cells = (pixels - BEYOND_CELLS + cell - 1) // cell
+    return cells * cell + BEYOND_CELLS + 2 * context(levels)
