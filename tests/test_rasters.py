@@ -166,8 +166,8 @@ def test_windows_of_an_unpadded_network_blend_as_tiles_do(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     path = write_raster("a.tif", draw(*size))
-    unpadded = UNPADDED.replace("none", "group")
-    tiling = "tiling={size: [92, 96], overlap: 11}"
+    unpadded = UNPADDED.replace("none", "group").replace("8]", "8, 8]")
+    tiling = "tiling={size: [140, 148], overlap: 11}"
     model = model_of(tmp_path, unpadded, "augment.crop=null", tiling)
     predict_raster(model, path, None, Path("p.tif"))
     expected = model.logits(torch.from_numpy(to_float(read_image(path, 1)))).softmax(0)

@@ -147,9 +147,9 @@ def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
 
 def test_the_papers_tiles_of_a_slice() -> None:
     # 512 pixels in tiles of 388 at most: two, as small as it takes.
-    assert place_tiles(512, 388, 4, 16, beyond=4) == (260, [0, 256])
-    assert place_tiles(388, 388, 4, 16, beyond=4) == (388, [0])
-    assert place_tiles(389, 388, 0, 16, beyond=4) == (212, [0, 192])
+    assert place_tiles(512, 572, 4, 16, context=92) == (260, [0, 256])
+    assert place_tiles(388, 572, 4, 16, context=92) == (388, [0])
+    assert place_tiles(389, 572, 0, 16, context=92) == (212, [0, 192])
 
 
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])

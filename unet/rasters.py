@@ -31,7 +31,7 @@ from unet.extras import extra
 from unet.images import UnreadableError, check_numbers, to_channels, to_float
 from unet.masks import ClassMap
 from unet.model import mirrored
-from unet.reach import BEYOND_CELLS, unpadded_side
+from unet.reach import unpadded_side
 from unet.tiling import blend_weights, place_tiles
 from unet.tta import Kind, View, choose, views
 
@@ -286,9 +286,7 @@ def _blended_parts(
     (height, width), overlap = source.size, tile_overlap(model.config)
     context = model.net.context
     (tall, tops), (wide, lefts) = (
-        place_tiles(
-            side, tile - 2 * context, overlap, model.net.factor, BEYOND_CELLS if context else 0
-        )
+        place_tiles(side, tile, overlap, model.net.factor, context)
         for side, tile in zip(source.size, model.config.tiling.size, strict=True)
     )
     rows, columns = blend_weights(tops, tall, overlap), blend_weights(lefts, wide, overlap)

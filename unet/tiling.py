@@ -28,31 +28,35 @@ from unet.reach import BEYOND_CELLS
 
 
 def place_tiles(
-    size: int, tile: int, overlap: int, align: int = 1, beyond: int = 0
+    size: int, tile: int, overlap: int, align: int = 1, context: int = 0
 ) -> tuple[int, list[int]]:
     """Place as few tiles as it takes along one side of an image, none larger than it takes.
 
     Args:
         size: of the image in pixels.
-        tile: of the largest tile in pixels, more than `overlap`; rounded up to `align`.
+        tile: of the largest tile in pixels, `context` included, which is more than `overlap`;
+            rounded up to `align`.
         overlap: pixels that neighbouring tiles share at least; rounded up to `align`.
         align: every tile starts and ends at a multiple of it, so that the last one may stick out of
             the image by less than `align`.
-        beyond: pixels by which every tile ends after such a multiple instead; shared by neighbours.
+        context: pixels on each side of a tile that an unpadded network loses. What is left ends
+            `BEYOND_CELLS` after such a multiple, and neighbours share at least as many.
 
     Returns:
-        The size of every tile, and where each starts.
+        The size of every tile, and where each starts, both without context.
 
     Raises:
         ValueError: if a tile is no larger than the overlap.
     """
+    beyond = BEYOND_CELLS if context else 0
+    tile, overlap = tile - 2 * context, max(overlap, beyond)
     cells, largest, shared = (
-        math.ceil((pixels - beyond) / align) for pixels in (size, tile, max(overlap, beyond))
+        math.ceil((pixels - beyond) / align) for pixels in (size, tile, overlap)
     )
     if largest <= shared:
         raise ValueError(
             f"tiles: got {tile} pixels with an overlap of {overlap}, expected at least "
-            f"{max(overlap, beyond) + align}"
+            f"{overlap + align}"
         )
     count = max(math.ceil((cells - shared) / (largest - shared)), 1)
     step = math.ceil((cells - shared) / count)
@@ -117,9 +121,7 @@ def sliding_window(
     """
     height, width = (side - 2 * context for side in image.shape[1:])
     (tall, tops), (wide, lefts) = (
-        place_tiles(
-            pixels, tile - 2 * context, overlap, align, beyond=BEYOND_CELLS if context else 0
-        )
+        place_tiles(pixels, tile, overlap, align, context)
         for pixels, tile in zip((height, width), size, strict=True)
     )
     shown = (tall + 2 * context, wide + 2 * context)
