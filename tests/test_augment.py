@@ -220,3 +220,17 @@ def test_the_same_generator_gives_the_same_sample() -> None:
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
+
+
+def test_weights_go_the_images_way() -> None:
+    target, weights = blobs(), torch.rand(blobs().shape)
+    image = torch.stack([weights, torch.randn(weights.shape)])
+    for crop in (None, (25, 38), (90, 90)):  # the last is mirrored
+        augment = Augment(crop=crop, **EVERYTHING)
+        for seed in range(5):
+            rngs = [np.random.default_rng(seed) for _ in range(2)]
+            plain = augment(image, target, rngs[0])
+            out, same, moved = augment(image, target, rngs[1], weights=weights)
+            assert torch.equal(out, plain[0])
+            assert torch.equal(same, plain[1])
+            assert torch.equal(moved, out[0])  # without brightness and contrast

@@ -140,6 +140,7 @@ def test_only_norms_with_statistics_of_the_image_blend(
         "context": 0,
         "batch_size": 1,
         "bar": None,
+        "finish": None,
     }
 
 

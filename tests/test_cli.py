@@ -218,7 +218,7 @@ def test_what_the_system_refuses_names_the_path(
     Path("file").touch()
     images = str(data_root / "images")
     assert main(["predict", "runs/tiny/best.pt", images, "-o", "file/masks"]) == 2
-    assert "error: file/masks: Not a directory" in capsys.readouterr().err
+    assert "error: file: is a file; give another place with -o" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", [100, 45])
@@ -328,7 +328,7 @@ def test_a_model_is_exported_and_described(
         (["export", best, best, "-o", "two.pt2"], "export: got 2 checkpoints, expected one"),
         (["export", best, "-o", "model.pt"], "model.pt: expected a file that ends in .onnx or .pt"),
         (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
-        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: File exists; check the path"),
+        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; give another"),
         (["info", best, "--size", "0", "5"], "info: got a size of 0 x 5, expected at least 1 x 1"),
         (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
     ):

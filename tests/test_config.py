@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from unet.augment import Augment
+from unet.border_weights import Border
 from unet.config import (
     AugmentConfig,
+    BorderConfig,
     Config,
     LossConfig,
     ModelConfig,
@@ -84,7 +86,9 @@ def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
     [
         (AugmentConfig, Augment, {"unpadded_levels"}),
         (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
-        (LossConfig, SegmentationLoss, {"ignore_index"}),  # of the project, not of a run
+        # One is of the project, not of a run; the other is computed with the data.
+        (LossConfig, SegmentationLoss, {"ignore_index", "border"}),
+        (BorderConfig, Border, set()),
     ],
 )
 def test_settings_are_the_arguments_of_what_they_feed(
@@ -92,9 +96,9 @@ def test_settings_are_the_arguments_of_what_they_feed(
 ) -> None:
     parameters = inspect.signature(part).parameters
     fields = {field.name: field for field in dataclasses.fields(section)}
-    assert fields.keys() == parameters.keys() - besides
-    for name, field in fields.items():
-        assert field.default == parameters[name].default
+    assert fields.keys() ^ parameters.keys() == besides
+    for name in fields.keys() - besides:
+        assert fields[name].default == parameters[name].default
 
 
 @pytest.mark.parametrize(
@@ -126,6 +130,13 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("data.validation={images: x}", "expected one of fraction, stems, split"),
         ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
+        ("loss.border={}", "loss.border: expected the cells either by data.instances, label im"),
+        ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
+        ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
+        ("loss.border={sigma: 0}", "loss.border.sigma: got 0, expected a number above 0"),
+        ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
+        ("data.instances=cells", "data.instances: got cells, but no loss.border, which alone"),
+        ("data.instances=a.png", "data: got 'a.png', expected a folder or {stem} in it"),
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
         ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
         ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
@@ -256,3 +267,13 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.yaml: there is no such config file"):
         load_config(tmp_path / "no.yaml")
+
+
+def test_cells_come_from_one_place(tmp_path: Path) -> None:
+    classes = load(tmp_path, SMALL, "loss.border={classes: [cell]}").loss.border
+    assert classes == BorderConfig(weight=10, sigma=5, classes=("cell",))
+    assert load(tmp_path, SMALL, "data.instances=cells", "loss.border={}").loss.border is not None
+    with pytest.raises(ValueError, match=r"either by data\.instances.*got both"):
+        load(tmp_path, SMALL, "data.instances=cells", "loss.border={classes: [cell]}")
+    with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):
+        load(tmp_path, SMALL, "data.instances=cells", "loss.border={}", "data.csv=pairs.csv")

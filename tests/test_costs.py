@@ -90,6 +90,14 @@ def test_what_a_network_keeps_is_counted_by_hand() -> None:
     )
 
 
+def test_what_a_decoder_is_done_with_is_gone() -> None:
+    net, pixels = UNet(1, 2, widths=(8, 16), norm="none"), 64 * 64 * 4
+    # Image, padded image, skip, what goes into the up-convolution (16 channels, a quarter of the
+    # pixels) and what comes out, and both together.
+    forward = prediction_memory(net, (1, 64, 64), torch.float32)
+    assert forward == pytest.approx((2 + 8 + 4 + 8 + 16) * pixels, rel=0.01)
+
+
 def test_recomputing_takes_less() -> None:
     loss, shape = SegmentationLoss(), (2, 64, 64)
     plain, saving = (

@@ -205,6 +205,8 @@ def test_a_file_that_exists_is_kept(checkpoint: Path, tmp_path: Path) -> None:
     assert out.read_text() == "precious"
     export([checkpoint], out, overwrite=True)
     assert zipfile.is_zipfile(out)
+    with pytest.raises(FileExistsError, match=r"model\.pt2: is a file; give another place"):
+        export([checkpoint], out / "inside.pt2")
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(ValueError, match=r"folder\.pt2: is a folder, expected a file to write"):
         export([checkpoint], tmp_path / "folder.pt2", overwrite=True)

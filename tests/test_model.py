@@ -70,7 +70,7 @@ def test_the_unpadded_net_is_that_of_the_papers_figure() -> None:
         if isinstance(part, nn.Conv2d | nn.MaxPool2d | ConvTranspose2d):
             part.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:3])))
         if isinstance(part, Up):
-            part.conv.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[1:3])))
+            part.conv[0].register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[1:3])))
     assert net(image).shape == (1, 2, 388, 388)
     assert seen == [
         *((64, 570), (64, 568)),

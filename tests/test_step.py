@@ -121,3 +121,14 @@ def test_the_average_follows_the_weights() -> None:
     assert int(average.net.stem[1].num_batches_tracked) == 60
     assert not average.net.head.weight.requires_grad
     F.relu(average.net(torch.zeros(2, 1, 8, 8)))
+
+
+def test_what_else_is_in_a_batch_goes_to_the_loss() -> None:
+    net, [(images, targets)] = example()
+    border = 10 * torch.rand(targets.shape)
+    with torch.no_grad():
+        expected = SegmentationLoss()(copy.deepcopy(net)(images), targets, border).item()
+    plain = make_step(copy.deepcopy(net)).gradients([(images, targets)])[0]
+    loss, _ = make_step(net).gradients([(images, targets, border)])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert loss != pytest.approx(plain, rel=1e-3)

@@ -218,6 +218,25 @@ def test_no_more_than_a_batch_of_tiles_is_there_at_once() -> None:
     assert shapes == [(3, 1, 32, 48), (3, 1, 32, 48), (2, 1, 32, 48)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("blend", [True, False])
+def test_what_is_made_of_rows_of_tiles_is_that_of_all_logits(blend: bool, batch_size: int) -> None:
+    image, heights = torch.randn(3, 101, 86), []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(dim=-1)
+
+    def finish(logits: torch.Tensor) -> torch.Tensor:
+        heights.append(logits.shape[1])
+        return logits.argmax(0)
+
+    settings = {"align": 4, "blend": blend, "batch_size": batch_size}
+    ids = sliding_window(model, image, (32, 48), 8, **settings, finish=finish)
+    assert torch.equal(ids, sliding_window(model, image, (32, 48), 8, **settings).argmax(0))
+    assert sum(heights) == 101
+    assert max(heights) <= 32
+
+
 def test_a_short_float_comes_back_long() -> None:
     tiled = sliding_window(lambda x: x.bfloat16(), torch.ones(1, 70, 70), (32, 32), 8, blend=False)
     assert tiled.dtype == torch.float32

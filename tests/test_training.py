@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_same_run, make_config, states_equal, write_pairs
+from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
 
 import unet.training
 from unet import load_model, predict
+from unet.border_weights import border_weights
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.cli import main
 from unet.config import (
@@ -142,6 +143,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
         [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
         [*PAPER, "train.recompute=true", "augment.crop=null"],
+        ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
     ],
     ids=[
         "plain",
@@ -156,16 +158,33 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         "plateau",
         "paper",
         "paper without a crop",
+        "border",
     ],
 )
 def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
+    write_instances(data_root)
     config = ["train.epochs=4", "schedule.warmup_epochs=1", *overrides]
     whole = train(make_config(data_root, "name=whole", *config))
     stop_at(monkeypatch, 1, 2, 3)
     parts = train_in_parts(make_config(data_root, "name=parts", *config))
     assert_same_run(whole, parts)
+
+
+def test_border_weights_are_computed_once_for_each_image(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_instances(data_root)
+    computed = []
+
+    def spy(cells: np.ndarray, weight: float, sigma: float) -> np.ndarray:
+        computed.append((weight, sigma))
+        return border_weights(cells, weight, sigma)
+
+    monkeypatch.setattr("unet.data.border_weights", spy)
+    train(make_config(data_root, "data.instances=instances", "loss.border={weight: 7, sigma: 3}"))
+    assert computed == [(7, 3)] * 4
 
 
 def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:

@@ -15,7 +15,8 @@ class Augment:
 
     Everything that moves pixels is composed into one map from the crop to the image, so that an
     image is interpolated once (bilinear) and its target picked once (nearest: no new classes).
-    Where the map leaves the image, image and target are mirrored alike.
+    Where the map leaves the image, image and target are mirrored alike. Weights of the pixels go
+    the image's way.
 
     Args:
         crop: (height, width) of the result in pixels; None keeps the image's size.
@@ -68,7 +69,8 @@ class Augment:
         target: Tensor,
         rng: np.random.Generator,
         around: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Draw one augmentation from `rng` and apply it.
 
         Args:
@@ -77,14 +79,16 @@ class Augment:
             rng: the only source of randomness.
             around: (y, x) of a pixel that the crop is drawn around; it will not be near its border
                 unless it is near the image's.
+            weights: (H, W) float32 of the pixels; None for none.
 
         Returns:
-            Image (C, h, w) and target (h, w) of the crop's size.
+            Image (C, h, w), target (h, w), and weights (h, w) if there are any, of the crop's size.
         """
         height, width = image.shape[-2:]
         grid = self._grid(height, width, rng, around)[None]
-        image = F.grid_sample(
-            image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        smooth = image if weights is None else torch.cat([image, weights[None]])
+        smooth = F.grid_sample(
+            smooth[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )[0]
         # Class ids are at most 255: float32 holds them exactly, and nearest only picks.
         target = F.grid_sample(
@@ -96,7 +100,8 @@ class Augment:
         )[0, 0].long()
         gain = 1 + rng.uniform(-self.contrast, self.contrast)
         shift = rng.uniform(-self.brightness, self.brightness)
-        return image * gain + shift, target
+        changed = smooth[: len(image)] * gain + shift
+        return (changed, target) if weights is None else (changed, target, smooth[-1])
 
     def _grid(
         self, height: int, width: int, rng: np.random.Generator, around: tuple[int, int] | None

@@ -1,7 +1,7 @@
 """Checkpoints: one file that is all a model needs, to be used or trained on."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,31 @@ class SegmentationModel:
             assert not surrounded
             scores = [model.logits(image, device, bar).softmax(0) for model in self.members]
             return torch.stack(scores).mean(0).log()
+        return self._in_tiles(image, device, bar, surrounded)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
+        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
+
+        `bar` as in `logits`.
+        """
+
+        def choose(logits: Tensor) -> Tensor:
+            return logits.argmax(0).to(torch.uint8)
+
+        if self.others:
+            return choose(self.logits(image, bar=bar)).cpu()
+        # Without the logits of the whole image, which take four bytes for each class.
+        return self._in_tiles(image, bar=bar, finish=choose).cpu()
+
+    def _in_tiles(
+        self,
+        image: Tensor,
+        device: torch.device | None = None,
+        bar: str | None = None,
+        surrounded: bool = False,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         self.net.eval()
         dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
 
@@ -120,7 +145,7 @@ class SegmentationModel:
             ),
         ):
             normalised = self.normalization(image).to(device or self.device)
-            logits = sliding_window(
+            result = sliding_window(
                 score,
                 normalised if surrounded else self.net.surround(normalised),
                 size=tiling.size,
@@ -131,15 +156,9 @@ class SegmentationModel:
                 context=self.net.context,
                 batch_size=tiling.batch_size,
                 bar=bar,
+                finish=finish,
             )
-        return logits if surrounded else logits[:, : image.shape[1], : image.shape[2]]
-
-    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
-        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
-
-        `bar` as in `logits`.
-        """
-        return self.logits(image, bar=bar).argmax(0).to("cpu", torch.uint8)
+        return result if surrounded else result[..., : image.shape[1], : image.shape[2]]
 
 
 def build_net(config: Config, device: torch.device) -> UNet:

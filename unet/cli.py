@@ -199,6 +199,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
         boundary_distance=arguments.boundary,
         objects=arguments.instances,
         threshold=arguments.threshold,
+        tta=arguments.tta,
     )
 
 
@@ -267,6 +268,15 @@ def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--overwrite", action="store_true", help="replace results that exist")
     shared.add_argument("--traceback", action="store_true", help="show where an error arose")
+    tta = argparse.ArgumentParser(add_help=False)
+    tta.add_argument(
+        "--tta",
+        action="append",
+        default=[],
+        choices=["flips", "turns", "scales"],
+        help="test-time augmentation: average over 4 flips, 4 turns (8 with both), 3 scales; may "
+        "be given several times",
+    )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -300,7 +310,7 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     evaluate = commands.add_parser(
-        "evaluate", parents=[shared], epilog=settings, help="score a checkpoint"
+        "evaluate", parents=[shared, tta], epilog=settings, help="score a checkpoint"
     )
     evaluate.add_argument(
         "checkpoints",
@@ -343,7 +353,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     predict = commands.add_parser(
-        "predict", parents=[shared], epilog=settings, help="write masks for images"
+        "predict", parents=[shared, tta], epilog=settings, help="write masks for images"
     )
     predict.add_argument(
         "paths",
@@ -378,14 +388,6 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--keep-largest", action="store_true", help="keep the largest object of each class only"
-    )
-    predict.add_argument(
-        "--tta",
-        action="append",
-        default=[],
-        choices=["flips", "turns", "scales"],
-        help="test-time augmentation: average over 4 flips, 4 turns (8 with both), 3 scales; may "
-        "be given several times",
     )
     predict.add_argument(
         "--windows",

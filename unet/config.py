@@ -73,6 +73,9 @@ class DataConfig:
     images: str = "images"
     # Likewise, such as scans/{stem}_mask.tif; or one for each class but the first, by its name.
     masks: str | dict[str, str] = "masks"
+    # Likewise, label images: a number for each object (of 8, 16 or 32 bits), 0 for none. For
+    # loss.border; null for none.
+    instances: str | None = None
     # Instead of images: a pattern for each channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
     channels: tuple[str, ...] | None = None
     # Instead of images and masks: a table with the columns image, mask and, if need be, split.
@@ -157,6 +160,24 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BorderConfig:
+    """Extra weight of the background between cells that are close together.
+
+    The U-Net paper's: a pixel outside of all cells, d1 and d2 pixels from the nearest and from the
+    second nearest, weighs weight * exp(-(d1 + d2)^2 / (2 sigma^2)) more in the cross-entropy. Where
+    cells of one class touch, what is learned has a gap: their pixels beside another cell are of the
+    first class. Scores are by the masks as they are.
+    """
+
+    weight: Annotated[float, Range(above=0, maximum=10_000)] = 10.0
+    # In pixels.
+    sigma: Annotated[float, Range(above=0, maximum=1000)] = 5.0
+    # Names of the classes whose parts are cells, each that hangs together over the edges of its
+    # pixels; none with data.instances, which numbers them.
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """The weighted sum of cross-entropy and soft Dice loss."""
 
@@ -165,6 +186,8 @@ class LossConfig:
     # One number for each class, in the order of data.classes; balanced for the inverse of each
     # class's share of the training pixels; null for all equal.
     class_weights: tuple[NotNegative, ...] | Literal["balanced"] | None = None
+    # {} for the paper's, with data.instances; null for none.
+    border: BorderConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -409,6 +432,7 @@ def _contradictions(config: Config) -> list[str]:
             f"loss.class_weights: got {list(weights)}, expected {len(classes)} numbers as there "
             "are classes in data.classes, not all 0"
         )
+    faults += _contradictions_of_border(config)
     if schedule.warmup_epochs >= train.epochs:
         faults.append(
             f"schedule.warmup_epochs: got {schedule.warmup_epochs:g}, expected less than "
@@ -463,6 +487,37 @@ def _contradictions_of_crop(crop: Size | None, levels: int) -> list[str]:
     ]
 
 
+def _contradictions_of_border(config: Config) -> list[str]:
+    border, instances, classes = config.loss.border, config.data.instances, config.data.classes
+    if border is None:
+        if instances is None:
+            return []
+        return [
+            f"data.instances: got {instances}, but no loss.border, which alone needs it; set "
+            "loss.border={}, or leave both out"
+        ]
+    faults = []
+    if config.loss.cross_entropy == 0:
+        faults.append("loss.border: got loss.cross_entropy 0, expected above, as it weighs that")
+    if unknown := [name for name in border.classes if name not in classes]:
+        faults.append(
+            f"loss.border.classes: got {', '.join(unknown)}, expected names of data.classes: "
+            f"{', '.join(classes)}"
+        )
+    elif len(border.classes) >= len(classes):
+        faults.append(
+            f"loss.border.classes: got {', '.join(border.classes)}, expected fewer than "
+            "data.classes has, as one must lie between the cells"
+        )
+    if bool(border.classes) == (instances is not None):
+        faults.append(
+            "loss.border: expected the cells either by data.instances, label images, or by "
+            f"loss.border.classes, such as [{list(classes)[-1]}]; got "
+            + ("both" if border.classes else "neither")
+        )
+    return faults
+
+
 def _contradictions_of_data(config: Config) -> list[str]:
     faults = []
     data, in_channels = config.data, config.model.in_channels
@@ -473,6 +528,11 @@ def _contradictions_of_data(config: Config) -> list[str]:
     places = (data.images, data.masks, data.validation.images)
     if data.csv is not None and places != ("images", "masks", None):
         faults.append("data.csv: got images or masks besides, expected the table's alone")
+    if data.csv is not None and data.instances is not None:
+        faults.append(
+            "data.csv: got data.instances besides, which a table cannot name; set "
+            "loss.border.classes instead, or give folders"
+        )
     if data.channels is not None:
         if data.images != "images" or data.csv is not None or data.validation.images is not None:
             faults.append("data.channels: got images from elsewhere besides, expected one of both")
@@ -509,7 +569,12 @@ def _contradictions_of_data(config: Config) -> list[str]:
 
 def _patterns(data: DataConfig) -> list[str]:
     """Every place of images and masks."""
-    places = [data.images, *(data.channels or ()), data.validation.images or ""]
+    places = [
+        data.images,
+        *(data.channels or ()),
+        data.instances or "",
+        data.validation.images or "",
+    ]
     for masks in (data.masks, data.validation.masks or ""):
         places += masks.values() if isinstance(masks, dict) else [masks]
     return places

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unet.atomic import atomic_path
+from unet.atomic import atomic_path, check_folder
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import config_to_dict
 from unet.extras import extra
@@ -123,6 +123,7 @@ def export(
         raise ValueError(f"{out}: is a folder, expected a file to write")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out}: exists; pass --overwrite to replace it, or another -o FILE")
+    check_folder(out.parent)
     if out.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             extra(package, str(out), "onnx")

@@ -133,7 +133,7 @@ def _receptive_field(config: Config) -> str:
 def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
     crop, train = config.augment.crop or _input_size(net, size), config.train
     dtype = pick_dtype(train.precision, pick_device("auto"))
-    loss_function = SegmentationLoss(**{**vars(config.loss), "class_weights": None})
+    loss_function = SegmentationLoss(config.loss.cross_entropy, config.loss.dice)
     step = step_memory(net, loss_function, (train.batch_size, *crop), dtype)
     weights = _num_bytes(net)
     kept = weights * ({"adamw": 2, "sgd": 1}[config.optimizer.name] + (train.average is not None))

@@ -127,8 +127,10 @@ class Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Image features (N, C, H, W) and skip (N, K, 2H, 2W) or larger -> (N, K, 2H, 2W)."""
         x = self.up(x)
-        out: Tensor = self.conv(torch.cat([centre_crop(skip, x), x], dim=1))
-        return out
+        x = torch.cat([centre_crop(skip, x), x], dim=1)
+        for layer in self.conv:  # one by one, so that the first convolution's input goes after it
+            x = layer(x)
+        return x
 
 
 @contextmanager
@@ -252,12 +254,13 @@ class UNet(nn.Module):
         """
         levels, skips = [self.stem, *self.encoder], []
         for depth, level in enumerate(levels):
+            if depth:
+                skips.append(x)
             x = self._level(level, x)
             if depth >= len(levels) - 2:
                 x = self.dropout(x)
-            skips.append(x)
-        for up, skip in zip(self.decoder, reversed(skips[:-1]), strict=True):
-            x = self._level(up, x, skip)
+        for up in self.decoder:
+            x = self._level(up, x, skips.pop())
         logits: Tensor = self.head(x)
         return logits
 

@@ -3,8 +3,8 @@
 The output is cut into blocks. For each the network sees a window that reaches around it as far as
 the network does, and that lies on the network's grid, so that the result is that of the whole
 image to rounding; beyond its borders an unpadded network sees it mirrored. In memory there is one
-window at a time. (With norm group or instance windows are the tiles that blend, and a row of them
-is in memory.)
+window at a time. (With norm group or instance windows are the tiles that blend, and the logits of a
+row of them are in memory.)
 """
 
 import math
@@ -32,7 +32,7 @@ from unet.images import UnreadableError, check_numbers, to_channels, to_float
 from unet.masks import ClassMap
 from unet.model import mirrored
 from unet.reach import unpadded_side
-from unet.tiling import blend_weights, place_tiles
+from unet.tiling import bands
 from unet.tta import Kind, View, choose, views
 
 T = TypeVar("T")
@@ -282,34 +282,25 @@ def _around(model: SegmentationModel) -> int:
 def _blended_parts(
     model: SegmentationModel, source: _Source, unseen: Tensor
 ) -> Iterator[tuple[Block, Tensor]]:
-    """Probabilities (K, h, w) from the very tiles of `sliding_window`, a row of them in memory."""
-    (height, width), overlap = source.size, tile_overlap(model.config)
-    context = model.net.context
-    (tall, tops), (wide, lefts) = (
-        place_tiles(side, tile, overlap, model.net.factor, context)
-        for side, tile in zip(source.size, model.config.tiling.size, strict=True)
-    )
-    rows, columns = blend_weights(tops, tall, overlap), blend_weights(lefts, wide, overlap)
-    logits = torch.zeros(len(model.classes.names), tall, width)  # of the rows from `top` on
-    tiles = _bar(list(product(range(len(tops)), range(len(lefts)))), source.path.name)
-    for i, j in tiles:
-        top, left = tops[i], lefts[j]
-        h, w = min(tall, height - top), min(wide, width - left)
-        tile = Block(Span(top, top + h), Span(left, left + w))
-        if context:
-            tile = Block(Span(top, top + tall), Span(left, left + wide)).grown(context)
-        scores = model.logits(source.image(tile, unseen), surrounded=True)[:, :h, :w].cpu()
-        logits[:, :h, left : left + w] += scores * torch.outer(rows[i, :h], columns[j, :w])
-        if j + 1 < len(lefts):
-            continue
-        # No other tile reaches above the next row of tiles.
-        done = (tops[i + 1] if i + 1 < len(tops) else height) - top
-        for _, span in _blocks((done, width), (done, 1024)):
+    """Probabilities (K, h, w) from the very tiles that blend in memory."""
+    for top, logits in bands(
+        lambda tiles: torch.stack([model.logits(tile, surrounded=True) for tile in tiles]).cpu(),
+        lambda rows, columns: source.image(
+            Block(Span(rows.start, rows.stop), Span(columns.start, columns.stop)), unseen
+        ),
+        source.size,
+        tile=model.config.tiling.size,
+        overlap=tile_overlap(model.config),
+        align=model.net.factor,
+        context=model.net.context,
+        bar=source.path.name,
+    ):
+        size = (logits.shape[1], logits.shape[2])
+        for _, span in _blocks(size, (size[0], 1024)):
             yield (
-                Block(Span(top, top + done), span),
-                logits[:, :done, span.start : span.stop].softmax(0),
+                Block(Span(top, top + size[0]), span),
+                logits[:, :, span.start : span.stop].softmax(0),
             )
-        logits = torch.cat([logits[:, done:], torch.zeros_like(logits[:, :done])], dim=1)
 
 
 def _predict_block(

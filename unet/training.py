@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.check import CheckedData, augmentation, check_data, describe, listed, pair_reader
+from unet.check import CheckedData, augmentation, check_data, describe, listed, training_reader
 from unet.checkpoint import (
     SegmentationModel,
     build_net,
@@ -30,7 +30,7 @@ from unet.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from unet.data import BatchStream, DecodedImages, Normalization, SegmentationDataset
+from unet.data import BatchStream, DecodedImages, Normalization, PairReader, SegmentationDataset
 from unet.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.evaluation import Segmented, confusion_of_pairs
 from unet.losses import SegmentationLoss
@@ -89,7 +89,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     dtype = pick_dtype(settings.precision, device)
     if dtype == torch.float16 and device.type == "cpu":
         print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
-    reader = pair_reader(config)
+    reader = training_reader(config)
     classes = reader.classes
 
     # The data, read once in full: what is wrong with it is said now.
@@ -103,7 +103,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     print(describe(data, classes.names))
     for note in data.notes:
         print(f"note: {note}")
-    dataset = _training_set(config, data, normalization)
+    dataset = _training_set(config, data, reader, normalization)
 
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)
@@ -320,10 +320,9 @@ def _checked_data(config: Config) -> CheckedData:
 
 
 def _training_set(
-    config: Config, data: CheckedData, normalization: Normalization
+    config: Config, data: CheckedData, reader: PairReader, normalization: Normalization
 ) -> SegmentationDataset:
-    reader, sampling = pair_reader(config), config.sampling
-    names = reader.classes.names
+    sampling, names = config.sampling, reader.classes.names
     # Every process of this machine keeps its own.
     limit = config.data.cache * 2**30 / distributed.local_world_size()
     return SegmentationDataset(
@@ -370,7 +369,7 @@ def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
     if weights == "balanced":  # a class of the mean number of pixels weighs 1, one without none 0
         shares = class_pixels / class_pixels.mean()
         weights = tuple(1 / share if share else 0.0 for share in shares.tolist())
-    return SegmentationLoss(**{**vars(config), "class_weights": weights})
+    return SegmentationLoss(config.cross_entropy, config.dice, weights)
 
 
 def _optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
