@@ -55,6 +55,12 @@ def test_an_unpadded_network_learns_from_the_middle_of_a_crop() -> None:
     expected = SegmentationLoss()(net(images), targets[:, 8:-8, 8:-8])
     loss, _ = make_step(net).gradients(iter([(images, targets)]))
     assert loss == pytest.approx(expected.item(), rel=1e-5)
+    weights = torch.zeros(2, 28, 36)
+    weights[:, 8:-8, 8:-8] = torch.rand(2, 12, 20)
+    expected = SegmentationLoss()(net(images), targets[:, 8:-8, 8:-8], weights[:, 8:-8, 8:-8])
+    weighted, _ = make_step(net).gradients(iter([(images, targets, weights)]))
+    assert weighted == pytest.approx(expected.item(), rel=1e-5)
+    assert weighted != loss
     targets[:, :8] = 1 - targets[:, :8]
     assert make_step(net).gradients(iter([(images, targets)]))[0] == loss
 

@@ -143,6 +143,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
         [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
         [*PAPER, "train.recompute=true", "augment.crop=null"],
+        [*PAPER, "data.instances=instances", "loss.border={sigma: 3}"],
         ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
     ],
     ids=[
@@ -158,6 +159,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         "plateau",
         "paper",
         "paper without a crop",
+        "paper with border weights",
         "border",
     ],
 )
