@@ -84,7 +84,7 @@ def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "part", "besides"),
     [
-        (AugmentConfig, Augment, set()),
+        (AugmentConfig, Augment, {"unpadded_levels"}),
         (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
         # One is of the project, not of a run; the other is computed with the data.
         (LossConfig, SegmentationLoss, {"ignore_index", "border"}),
@@ -149,6 +149,11 @@ def test_settings_are_the_arguments_of_what_they_feed(
             "tiling.size=[1024, 207]",
             "got [1024, 207], expected at least 208 x 208 for an overlap of",
         ),
+        (
+            "model={padding: none}",
+            "model.padding: got the text 'none', expected one of same, valid",
+        ),
+        ("model.dropout=1", "model.dropout: got 1, expected a number at least 0 and at most"),
         ("tiling.batch_size=0", "tiling.batch_size: got 0, expected a whole number at least 1"),
         ("data.classes={a: 0, b: 0}", "data.classes: got the value 0 twice"),
         ("data.classes={a: 0}", "data.classes: got 1 class(es), expected 2 to 253"),
@@ -192,6 +197,31 @@ def test_a_fault_is_named_with_its_path(tmp_path: Path, override: str, message: 
         load(tmp_path, SMALL, override)
     assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: ")
     assert message in str(caught.value)
+
+
+def test_a_crop_that_an_unpadded_network_cannot_halve_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine") as caught:
+        load(tmp_path, SMALL, "model.padding=valid", "augment.crop=[512, 572]")
+    assert (
+        "augment.crop: got [512, 572], expected what 5 levels of model.widths can halve with model"
+        in str(caught.value)
+    )
+    assert str(caught.value).endswith("such as [508, 572] or [524, 572]")
+    with pytest.raises(ValueError, match=r"such as \[188, 556\] or \[188, 572\]"):
+        load(tmp_path, SMALL, "model.padding=valid", "augment.crop=[100, 560]")
+    for crop in ("[572, 572]", "[188, 204]", "null"):
+        load(tmp_path, SMALL, "model.padding=valid", f"augment.crop={crop}")
+
+
+def test_tiles_of_an_unpadded_network_have_room_for_its_context(tmp_path: Path) -> None:
+    valid = "model.padding=valid"
+    assert tile_overlap(load(tmp_path, SMALL, valid)) == 4
+    assert tile_overlap(load(tmp_path, SMALL, valid, "model.norm=group")) == 192
+    for overlap, smallest in (("null", 204), ("0", 204), ("20", 220)):
+        tiling = f"tiling={{size: [{smallest}, {smallest}], overlap: {overlap}}}"
+        load(tmp_path, SMALL, valid, tiling)
+        with pytest.raises(ValueError, match=f"expected at least {smallest} x {smallest} for an"):
+            load(tmp_path, SMALL, valid, tiling.replace(f" [{smallest}", f" [{smallest - 1}"))
 
 
 def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:

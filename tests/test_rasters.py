@@ -41,7 +41,8 @@ def model_of(root: Path, *overrides: str) -> SegmentationModel:
     channels = config.model.in_channels
     normalization = Normalization(mean=(0.4,) * channels, std=(0.2,) * channels)
     with torch.no_grad():
-        scores = net(normalization(torch.from_numpy(to_float(draw(channels, 64, 64))))[None])[0]
+        image = normalization(torch.from_numpy(to_float(draw(channels, 64, 64))))
+        scores = net(net.surround(image)[None])[0]
         net.head.bias[0] += (scores[1] - scores[0]).median()
     return replace(make_model(root), net=net, config=config, normalization=normalization)
 
@@ -130,6 +131,47 @@ def test_views_of_windows_are_those_of_the_whole_raster(
     predict_raster(model, path, None, Path("p.tif"), kinds)
     scores = torch.from_numpy(read_mask("p.tif"))
     torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+
+
+UNPADDED = "model={in_channels: 1, widths: [4, 6, 8], padding: valid, norm: none}"
+
+
+@pytest.mark.parametrize("kinds", [(), ("flips", "turns")])
+@pytest.mark.parametrize("size", [(131, 117), (70, 300), (9, 5)])
+def test_an_unpadded_network_sees_the_raster_mirrored_at_its_borders_only(
+    kinds: tuple[Kind, ...], size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write_raster("a.tif", draw(*size))
+    model = model_of(tmp_path, UNPADDED, "augment.crop=null", "tiling.size=[92,96]")
+    seen = []
+    model.net.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[2:]))
+    predict_raster(model, path, None, Path("p.tif"), kinds)
+    assert max(max(shape) for shape in seen) <= 96
+    scores = torch.from_numpy(read_mask("p.tif"))
+    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [(), ("flips",)])
+def test_padded_and_unpadded_networks_go_together(kinds: tuple[Kind, ...], tmp_path: Path) -> None:
+    path = write_raster("a.tif", draw(131, 117))
+    unpadded = model_of(tmp_path, UNPADDED, "augment.crop=null", "tiling.size=[92,96]")
+    model = replace(model_of(tmp_path), others=(unpadded,))
+    predict_raster(model, path, None, Path("p.tif"), kinds)
+    scores = torch.from_numpy(read_mask("p.tif"))
+    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(131, 117), (61, 5)])
+def test_windows_of_an_unpadded_network_blend_as_tiles_do(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write_raster("a.tif", draw(*size))
+    unpadded = UNPADDED.replace("none", "group").replace("8]", "8, 8]")
+    tiling = "tiling={size: [140, 148], overlap: 11}"
+    model = model_of(tmp_path, unpadded, "augment.crop=null", tiling)
+    predict_raster(model, path, None, Path("p.tif"))
+    expected = model.logits(torch.from_numpy(to_float(read_image(path, 1)))).softmax(0)
+    torch.testing.assert_close(torch.from_numpy(read_mask("p.tif")), expected, rtol=0, atol=1e-5)
 
 
 def test_an_ensemble_of_other_depths_goes_in_windows(tmp_path: Path) -> None:
@@ -230,7 +272,7 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     write_raster("a.tif", draw(*SIZE))
     seen = []
 
-    def stop(_: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
+    def stop(_: SegmentationModel, image: torch.Tensor, **_kwargs: bool) -> torch.Tensor:
         seen.append(image)
         if len(seen) == 9:
             raise KeyboardInterrupt

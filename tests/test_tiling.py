@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from unet import UNet
+from unet.reach import unpadded_side
 from unet.tiling import blend_weights, cut_weights, place_tiles, sliding_window
 
 
@@ -113,6 +114,42 @@ def test_tiles_give_what_the_whole_image_gives(
             net, image, tile, overlap, align=cell, blend=False, batch_size=batch_size
         )
         torch.testing.assert_close(tiled, net(image[None])[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
+    levels: int, norm: str, batch_size: int
+) -> None:
+    net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, padding="valid")
+    cell = net.factor
+    shown = unpadded_side(levels, 3 * cell + 4)
+    tile = (shown, shown + cell)  # not square
+    for size in ((61, 75), (8 * cell, 3), (1, 1), (2 * cell, 3 * cell + 4)):
+        image = net.surround(torch.randn(2, *size))
+        calls = []
+
+        def model(
+            tiles: torch.Tensor, net: UNet = net, calls: list[object] = calls
+        ) -> torch.Tensor:
+            calls.append(tiles.shape)
+            return net(tiles)
+
+        tiled = sliding_window(
+            model, image, tile, 0, cell, blend=False, context=net.context, batch_size=batch_size
+        )
+        torch.testing.assert_close(tiled, net(image[None])[0], rtol=1e-5, atol=1e-5)
+        assert all(shape[2] <= tile[0] and shape[3] <= tile[1] for shape in calls), calls
+        if max(size) > 60:
+            assert sum(shape[0] for shape in calls) > 1
+
+
+def test_the_papers_tiles_of_a_slice() -> None:
+    # 512 pixels in tiles of 388 at most: two, as small as it takes.
+    assert place_tiles(512, 572, 4, 16, context=92) == (260, [0, 256])
+    assert place_tiles(388, 572, 4, 16, context=92) == (388, [0])
+    assert place_tiles(389, 572, 0, 16, context=92) == (212, [0, 192])
 
 
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])

@@ -37,6 +37,11 @@ from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
+PAPER = (
+    "model={in_channels: 1, widths: [4, 8], norm: none, padding: valid, dropout: 0.5}",
+    "augment.crop=[36, 44]",
+)
+
 
 def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
     config = make_config(data_root)
@@ -62,6 +67,19 @@ def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
     assert 0 <= float(rows[-1]["iou_box"]) <= 1
     with Image.open("runs/tiny/previews/epoch_0003.png") as picture:
         assert picture.size[0] > 3 * 256
+
+
+@pytest.mark.parametrize("crop", ["[36, 44]", "null"])
+def test_an_unpadded_network_learns(data_root: Path, crop: str) -> None:
+    overrides = [*PAPER, "model.dropout=0.1", f"augment.crop={crop}", "optimizer.lr=0.005"]
+    run = train(make_config(data_root, *overrides, "train.epochs=40", "train.validate_every=40"))
+    row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
+    assert row["mean_iou"] > 0.9
+    write_pairs(Path("new"), 1, seed=99)
+    ids = predict(load_model(run / "best.pt"), Path("new/images/0.png"))
+    with Image.open("new/masks/0.png") as mask:
+        truth = np.asarray(mask) == 200
+    assert ((ids == 1) == truth).mean() > 0.95
 
 
 def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +141,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
         ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
+        [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
+        [*PAPER, "train.recompute=true", "augment.crop=null"],
+        [*PAPER, "data.instances=instances", "loss.border={sigma: 3}"],
         ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
     ],
     ids=[
@@ -136,6 +157,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         "average",
         "recompute",
         "plateau",
+        "paper",
+        "paper without a crop",
+        "paper with border weights",
         "border",
     ],
 )
@@ -148,20 +172,6 @@ def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
     stop_at(monkeypatch, 1, 2, 3)
     parts = train_in_parts(make_config(data_root, "name=parts", *config))
     assert_same_run(whole, parts)
-
-
-def test_what_a_network_draws_by_lot_is_the_same_after_resuming(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def with_dropout(config: Config, device: torch.device) -> UNet:
-        net = build_net(config, device)
-        net.head = torch.nn.Sequential(torch.nn.Dropout(0.5), net.head)
-        return net
-
-    monkeypatch.setattr("unet.training.build_net", with_dropout)
-    whole = train(make_config(data_root, "name=whole"))
-    stop_at(monkeypatch, 1, 4)
-    assert_same_run(whole, train_in_parts(make_config(data_root, "name=parts")))
 
 
 def test_border_weights_are_computed_once_for_each_image(
@@ -436,6 +446,14 @@ def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
     assert unet.training._memory_advice(config).endswith(
         "1 crops of 16 x 16: set train.recompute=true (slower), or smaller model.widths"
     )
+
+
+def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
+    deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
+    advice = unet.training._memory_advice(make_config(Path(), *deep, "augment.crop=[572, 204]"))
+    assert "augment.crop=[380,204]" in advice
+    advice = unet.training._memory_advice(make_config(Path(), *deep, "augment.crop=[188, 204]"))
+    assert "augment.crop" not in advice
 
 
 def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:

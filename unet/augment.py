@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet.reach import context, unpadded_side
+
 
 class Augment:
     """Random crop, scale, flips, turns, rotation, elastic deformation, brightness and contrast.
@@ -27,6 +29,9 @@ class Augment:
         elastic_spacing: pixels between the points that are displaced; bicubic in between.
         brightness: largest shift to either side, in standard deviations of the image data.
         contrast: largest change of contrast to either side, as a fraction.
+        unpadded_levels: of the network, if it has padding valid, else 0. Then its context counts in
+            the crop, but it is the part without that is drawn from the image; and without a crop an
+            image is surrounded by it.
 
     Source: the elastic deformation is that of Ronneberger, Fischer and Brox 2015,
     arXiv 1505.04597, section 3.1.
@@ -44,6 +49,7 @@ class Augment:
         elastic_spacing: int = 64,
         brightness: float = 0.0,
         contrast: float = 0.0,
+        unpadded_levels: int = 0,
     ) -> None:
         self.crop = crop
         self.scale = scale
@@ -55,6 +61,7 @@ class Augment:
         self.elastic_spacing = elastic_spacing
         self.brightness = brightness
         self.contrast = contrast
+        self.unpadded_levels = unpadded_levels
 
     def __call__(
         self,
@@ -101,6 +108,13 @@ class Augment:
     ) -> Tensor:
         """Where each pixel of the crop comes from: (h, w, 2) as (x, y) in grid_sample's units."""
         crop_height, crop_width = self.crop or (height, width)
+        around_crop = 0
+        if self.unpadded_levels:
+            around_crop = context(self.unpadded_levels)
+            if self.crop is None:
+                crop_height, crop_width = (
+                    unpadded_side(self.unpadded_levels, side) for side in (height, width)
+                )
         scale = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         flip_x = self.flip_horizontal and rng.random() < 0.5
@@ -126,7 +140,9 @@ class Augment:
         source = torch.einsum("ij,jhw->ihw", turn @ rotation @ flip / scale, offsets)
 
         # The crop's window in the image, whole pixels from its border; centred if it is larger.
-        window = (crop_width, crop_height) if turns % 2 else (crop_height, crop_width)
+        window = [crop_height - 2 * around_crop, crop_width - 2 * around_crop]
+        if turns % 2:
+            window.reverse()
         for axis, (size, image_size) in enumerate(zip(window, (height, width), strict=True)):
             free = image_size - size / scale
             low, high = 0, int(free)

@@ -96,6 +96,14 @@ def class_map(config: Config) -> ClassMap:
     return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
 
 
+def augmentation(config: Config) -> Augment:
+    """Return what draws the training samples of a config."""
+    unpadded = config.model.padding == "valid"
+    return Augment(
+        **vars(config.augment), unpadded_levels=len(config.model.widths) if unpadded else 0
+    )
+
+
 def find_root(root: str) -> Path:
     """Return `data.root` as a path.
 
@@ -211,7 +219,7 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
     With border weights, they come between.
     """
     reader, normalization = training_reader(config), data.normalization(config)
-    augment = Augment(**vars(config.augment))
+    augment = augmentation(config)
     pairs = data.train_pairs
     count = min(count, len(pairs))
     rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []

@@ -73,9 +73,18 @@ class SegmentationModel:
         """The classes and their mask values."""
         return class_map(self.config)
 
+    @property
+    def members(self) -> tuple["SegmentationModel", ...]:
+        """This model without others, and these."""
+        return (replace(self, others=()), *self.others)
+
     @torch.inference_mode()
     def logits(
-        self, image: Tensor, device: torch.device | None = None, bar: str | None = None
+        self,
+        image: Tensor,
+        device: torch.device | None = None,
+        bar: str | None = None,
+        surrounded: bool = False,
     ) -> Tensor:
         """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
 
@@ -87,12 +96,14 @@ class SegmentationModel:
             device: where image and logits lie while tiles go through the network on its own
                 device, such as the CPU for an image too large for a GPU; None for the network's.
             bar: title of a progress bar, if there are several tiles; None for none.
+            surrounded: whether the image is as `UNet.surround` gives it, with the network's context
+                around what logits are asked for; not with others, which need another one.
         """
         if self.others:
-            models = (replace(self, others=()), *self.others)
-            scores = [model.logits(image, device, bar).softmax(0) for model in models]
+            assert not surrounded
+            scores = [model.logits(image, device, bar).softmax(0) for model in self.members]
             return torch.stack(scores).mean(0).log()
-        return self._in_tiles(image, device, bar)
+        return self._in_tiles(image, device, bar, surrounded)
 
     @torch.inference_mode()
     def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
@@ -114,6 +125,7 @@ class SegmentationModel:
         image: Tensor,
         device: torch.device | None = None,
         bar: str | None = None,
+        surrounded: bool = False,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         self.net.eval()
@@ -132,18 +144,21 @@ class SegmentationModel:
                 "tiling.size or tiling.batch_size"
             ),
         ):
-            return sliding_window(
+            normalised = self.normalization(image).to(device or self.device)
+            result = sliding_window(
                 score,
-                self.normalization(image).to(device or self.device),
+                normalised if surrounded else self.net.surround(normalised),
                 size=tiling.size,
                 overlap=tile_overlap(self.config),
                 align=self.net.factor,
                 # Statistics of a tile are not those of the image.
                 blend=self.config.model.norm in ("group", "instance"),
+                context=self.net.context,
                 batch_size=tiling.batch_size,
                 bar=bar,
                 finish=finish,
             )
+        return result if surrounded else result[..., : image.shape[1], : image.shape[2]]
 
 
 def build_net(config: Config, device: torch.device) -> UNet:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from unet.images import SUFFIXES
 from unet.masks import ClassMap
-from unet.reach import factor, margin
+from unet.reach import BEYOND_CELLS, context, factor, margin, unpadded_side
 from unet.strict import Range, describe_value, load_yaml, override, read_section
 
 Positive = Annotated[int, Range(minimum=1)]
@@ -117,7 +117,8 @@ class SamplingConfig:
 class AugmentConfig:
     """Random changes to training samples, image and mask alike."""
 
-    # (height, width) in pixels that samples are cropped to; null for whole images.
+    # (height, width) in pixels that samples are cropped to, with model.padding valid context
+    # included, such as [572, 572]; null for whole images.
     crop: Size | None = None
     # Smallest and largest magnification.
     scale: tuple[
@@ -132,7 +133,7 @@ class AugmentConfig:
     rotate: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
     # Standard deviation of the elastic displacements in pixels; 0 for none.
     elastic_std: NotNegative = 0.0
-    # Pixels between the points that are displaced.
+    # Pixels between the points that are displaced, at most: half of the crop for 3 x 3 of them.
     elastic_spacing: Positive = 64
     # Largest shift of brightness to either side, in standard deviations of the training images.
     brightness: NotNegative = 0.0
@@ -150,6 +151,12 @@ class ModelConfig:
     widths: tuple[Positive, ...] = (64, 128, 256, 512, 1024)
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     downsampling: Literal["max_pool", "conv"] = "max_pool"
+    # Of the 3 x 3 convolutions: same, by zeros; or valid, none, as in the paper. Then crops and
+    # tiles have a context, 92 pixels on each side with five levels, that is seen, but neither
+    # learned nor predicted, and images are mirrored at their borders.
+    padding: Literal["same", "valid"] = "same"
+    # Probability that a value after each of the two deepest levels is left out in training.
+    dropout: Annotated[float, Range(minimum=0, maximum=0.95)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,12 +278,14 @@ class TrainConfig:
 class TilingConfig:
     """How validation, evaluation and prediction cut large images."""
 
-    # (height, width) in pixels above which an image is cut into tiles of this size or less.
+    # (height, width) in pixels above which an image is cut into tiles of this size or less; with
+    # model.padding valid context included.
     size: Size = (1024, 1024)
     # Pixels that neighbouring tiles share at least. null for twice as far as the network sees, 192
     # with five levels: with so many, the result is that of the whole image to rounding. Not with
     # norm group or instance, which take the statistics of a tile for those of the image: there
-    # tiles blend over the overlap.
+    # tiles blend over the overlap. With model.padding valid logits overlap, and null is 4, which is
+    # enough but for these norms.
     overlap: Annotated[int, Range(minimum=0)] | None = None
     # Tiles of an image that go through the network together.
     batch_size: Positive = 1
@@ -367,8 +376,11 @@ def dotted(config: Config) -> dict[str, Any]:
 
 def tile_overlap(config: Config) -> int:
     """Return the pixels that neighbouring tiles share at least."""
-    overlap = config.tiling.overlap
-    return 2 * margin(len(config.model.widths)) if overlap is None else overlap
+    if config.tiling.overlap is not None:
+        return config.tiling.overlap
+    if config.model.padding == "valid" and config.model.norm in ("batch", "none"):
+        return BEYOND_CELLS
+    return 2 * margin(len(config.model.widths))
 
 
 def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:
@@ -449,6 +461,9 @@ def _contradictions(config: Config) -> list[str]:
         # Tiles lie at multiples of the network's factor.
         levels, overlap = len(config.model.widths), tile_overlap(config)
         smallest = overlap + factor(levels)
+        if config.model.padding == "valid":
+            faults += _contradictions_of_crop(config.augment.crop, levels)
+            smallest = max(overlap, BEYOND_CELLS) + factor(levels) + 2 * context(levels)
         if min(config.tiling.size) < smallest:
             faults.append(
                 f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
@@ -456,6 +471,20 @@ def _contradictions(config: Config) -> list[str]:
                 "or set a smaller tiling.overlap"
             )
     return faults
+
+
+def _contradictions_of_crop(crop: Size | None, levels: int) -> list[str]:
+    """What an unpadded network cannot halve."""
+    smaller, larger = (
+        [unpadded_side(levels, max(side - 2 * context(levels) + more, 1)) for side in crop or ()]
+        for more in (1 - factor(levels), 0)
+    )
+    if list(crop or ()) == larger:
+        return []
+    return [
+        f"augment.crop: got {list(crop or ())}, expected what {levels} levels of model.widths can "
+        f"halve with model.padding valid, such as {smaller} or {larger}"
+    ]
 
 
 def _contradictions_of_border(config: Config) -> list[str]:

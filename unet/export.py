@@ -71,12 +71,12 @@ class ExportedModel(nn.Module):
             std = (pixels - mean).square().mean((2, 3), keepdim=True).sqrt()
             contrast = torch.where(std > 1e-6 * mean.abs(), std, 1.0)
             normalised = ((pixels - mean) / contrast).float()
-        # UNet's padding and cropping by the places of pixels: torch.export would hold the sizes of
-        # a slice or of F.pad to those that it can prove.
         # What UNet does by F.pad and a slice, by the places of pixels: torch.export would hold all
         # sizes to what it can prove of those.
         height, width = images.shape[-2:]
-        x = normalised.index_select(2, self._places(height)).index_select(3, self._places(width))
+        x = self.net.surround(normalised)
+        if self.net.padding == "same":
+            x = x.index_select(2, self._places(height)).index_select(3, self._places(width))
         logits = self.net.on_grid(x)
         logits = logits.index_select(2, torch.arange(height)).index_select(3, torch.arange(width))
         return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
@@ -173,7 +173,7 @@ def largest_difference(
     ):
         images = torch.rand(batch, net.in_channels, height, width, generator=random)
         normalised = torch.stack([model.normalization(image) for image in images])
-        expected = net(normalised).softmax(1)
+        expected = net(net.surround(normalised))[..., :height, :width].softmax(1)
         result = run(images)
         if output == "classes":
             result = result.unsqueeze(1)

@@ -2,8 +2,9 @@
 
 The output is cut into blocks. For each the network sees a window that reaches around it as far as
 the network does, and that lies on the network's grid, so that the result is that of the whole
-image to rounding. In memory there is one window at a time. (With norm group or instance windows are
-the tiles that blend, and the logits of a row of them are in memory.)
+image to rounding; beyond its borders an unpadded network sees it mirrored. In memory there is one
+window at a time. (With norm group or instance windows are the tiles that blend, and the logits of a
+row of them are in memory.)
 """
 
 import math
@@ -29,6 +30,8 @@ from unet.data import Normalization, normalization_of
 from unet.extras import extra
 from unet.images import UnreadableError, check_numbers, to_channels, to_float
 from unet.masks import ClassMap
+from unet.model import mirrored
+from unet.reach import unpadded_side
 from unet.tiling import bands
 from unet.tta import Kind, View, choose, views
 
@@ -62,6 +65,10 @@ class Block(NamedTuple):
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def grown(self, pixels: int) -> "Block":
+        """Return the block with so many pixels more on each side."""
+        return Block(*(Span(span.start - pixels, span.stop + pixels) for span in self))
 
 
 def is_raster(path: str | Path, windows: bool | None = None) -> bool:
@@ -104,7 +111,7 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
     """
     whole = "; --no-windows reads it whole, if the memory is enough"
     extra("rasterio", f"{path}, which is read in windows without --no-windows")
-    for one in (model, *model.others):
+    for one in model.members:
         if _blends(one) and (kinds or model.others):
             raise ValueError(
                 f"{path}: got a model of norm {one.config.model.norm} with test-time augmentation "
@@ -152,10 +159,15 @@ def predict_raster(
         source = _Source(raster, path, model.net.in_channels)
         model = _with_statistics(model, source)
         unseen = torch.tensor(model.normalization.mean)[:, None, None]
-        around = max(tile_overlap(one.config) // 2 for one in (model, *model.others))
-        cell = max(one.net.factor for one in (model, *model.others))
-        tile = [min(sides) for sides in zip(*_tile_sizes(model), strict=True)]
-        steps = [_block_side(side - 2 * around - 2 * cell) for side in tile]
+        steps = [
+            _block_side(
+                min(
+                    one.config.tiling.size[axis] - 2 * _around(one) - 2 * one.net.factor
+                    for one in model.members
+                )
+            )
+            for axis in (0, 1)
+        ]
         with ExitStack() as files:
             # Added in this order, renamed in the other: once there is a mask, all is there.
             writers: list[Callable[[Block, Tensor, np.ndarray], None]] = []
@@ -175,8 +187,7 @@ def predict_raster(
             else:
                 blocks = _bar(_blocks(source.size, steps), path.name)
                 parts = (
-                    (block, _predict_block(model, source, block, unseen, around, cell, kinds))
-                    for block in blocks
+                    (block, _predict_block(model, source, block, unseen, kinds)) for block in blocks
                 )
             for block, scores in parts:
                 _, valid = source.read(block)
@@ -244,9 +255,18 @@ class _Source:
         return to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path)), valid
 
     def image(self, block: Block, unseen: Tensor) -> Tensor:
-        """Read an image (C, h, w) from 0 to 1, with `unseen` (C, 1, 1) for nodata; see `read`."""
-        pixels, valid = self.read(block)
-        return torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
+        """Read an image (C, h, w) from 0 to 1, with `unseen` (C, 1, 1) for nodata; see `read`.
+
+        What lies beyond the raster is mirrored.
+        """
+        rows, columns = (
+            mirrored(torch.arange(*span), side) for span, side in zip(block, self.size, strict=True)
+        )
+        top, left = int(rows.min()), int(columns.min())
+        inside = Block(Span(top, int(rows.max()) + 1), Span(left, int(columns.max()) + 1))
+        pixels, valid = self.read(inside)
+        image = torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
+        return image.index_select(1, rows - top).index_select(2, columns - left)
 
 
 def _blends(model: SegmentationModel) -> bool:
@@ -254,12 +274,17 @@ def _blends(model: SegmentationModel) -> bool:
     return model.config.model.norm in ("group", "instance")
 
 
+def _around(model: SegmentationModel) -> int:
+    """Pixels that a window reaches beyond its block for what the network sees there."""
+    return model.net.context or tile_overlap(model.config) // 2
+
+
 def _blended_parts(
     model: SegmentationModel, source: _Source, unseen: Tensor
 ) -> Iterator[tuple[Block, Tensor]]:
     """Probabilities (K, h, w) from the very tiles that blend in memory."""
     for top, logits in bands(
-        lambda tiles: torch.stack([model.logits(tile) for tile in tiles]).cpu(),
+        lambda tiles: torch.stack([model.logits(tile, surrounded=True) for tile in tiles]).cpu(),
         lambda rows, columns: source.image(
             Block(Span(rows.start, rows.stop), Span(columns.start, columns.stop)), unseen
         ),
@@ -267,6 +292,7 @@ def _blended_parts(
         tile=model.config.tiling.size,
         overlap=tile_overlap(model.config),
         align=model.net.factor,
+        context=model.net.context,
         bar=source.path.name,
     ):
         size = (logits.shape[1], logits.shape[2])
@@ -282,33 +308,40 @@ def _predict_block(
     source: _Source,
     block: Block,
     unseen: Tensor,
-    around: int,
-    cell: int,
     kinds: Sequence[Kind],
 ) -> Tensor:
-    """Mean probabilities (K, h, w) of a block over the views of the whole raster."""
+    """Mean probabilities (K, h, w) of a block over the models and views of the whole raster."""
     total = torch.zeros(len(model.classes.names), *block.size)
     if not source.read(block)[1].any():
         return total
-    seen = views(kinds)
-    for view in seen:
-        window = _window(block, source.size, around, cell, view)
-        image = source.image(window, unseen)
+    seen = list(product(model.members, views(kinds)))
+    for one, view in seen:
+        window = _window(block, source.size, one, view)
+        image = view.show(source.image(window.grown(one.net.context), unseen))
         with torch.inference_mode():
-            scores = view.back(model.logits(view.show(image)).softmax(0), window.size).cpu()
+            scores = one.logits(image, surrounded=True).softmax(0)
+            scores = view.back(scores, window.size).cpu()
         top, left = (inner.start - outer.start for inner, outer in zip(block, window, strict=True))
         height, width = block.size
         total = total + scores[:, top : top + height, left : left + width]
     return total / len(seen)
 
 
-def _window(block: Block, size: tuple[int, int], around: int, cell: int, view: View) -> Block:
-    """Let a block grow, on the grid of a view: multiples of `cell` from where the view begins."""
+def _window(block: Block, size: tuple[int, int], model: SegmentationModel, view: View) -> Block:
+    """Let a block grow to what a model gives logits of, on the grid of a view, from its beginning.
+
+    Without padding it may reach beyond the raster; its context is not in it.
+    """
     spans = []
+    cell, context, around = model.net.factor, model.net.context, _around(model)
     for span, side, from_end in zip(block, size, view.reversed_axes, strict=True):
         start, stop = (side - span.stop, side - span.start) if from_end else span
-        first = max(0, (start - around) // cell * cell)
-        last = min(side, math.ceil((stop + around) / cell) * cell)
+        if context:
+            first = start // cell * cell
+            last = first + unpadded_side(model.net.levels, stop - first) - 2 * context
+        else:
+            first = max(0, (start - around) // cell * cell)
+            last = min(side, math.ceil((stop + around) / cell) * cell)
         spans.append(Span(side - last, side - first) if from_end else Span(first, last))
     return Block(*spans)
 
@@ -332,10 +365,6 @@ def _file_tile(pixels: int) -> int:
     return min(256, max(pixels // 16, 1) * 16)
 
 
-def _tile_sizes(model: SegmentationModel) -> list[tuple[int, int]]:
-    return [one.config.tiling.size for one in (model, *model.others)]
-
-
 def _bar(tiles: list[T], name: str) -> "tqdm[T]":
     hide = True if len(tiles) == 1 else distributed.hide_bar()
     return tqdm(tiles, name, unit="tile", leave=False, disable=hide)
@@ -343,7 +372,7 @@ def _bar(tiles: list[T], name: str) -> "tqdm[T]":
 
 def _with_statistics(model: SegmentationModel, source: _Source) -> SegmentationModel:
     """Measure a raster for models that normalise each image by its own numbers, in a first pass."""
-    if all(one.normalization.method == "given" for one in (model, *model.others)):
+    if all(one.normalization.method == "given" for one in model.members):
         return model
     pixels, sums, squares = 0, np.zeros(source.in_channels), np.zeros(source.in_channels)
     for block in _bar(_blocks(source.size, (1024, 1024)), f"{source.path.name}: brightness"):

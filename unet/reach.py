@@ -34,3 +34,27 @@ def margin(levels: int) -> int:
     """
     cell = factor(levels)
     return -(-reach(levels) // cell) * cell
+
+
+BEYOND_CELLS = 4
+"""Pixels by which the logits of an unpadded network end beyond whole cells."""
+
+
+def context(levels: int) -> int:
+    """Pixels that an unpadded network takes on each side beyond those that it gives logits for.
+
+    Each level loses 2 of its own pixels on each side, which are 2, 4, 8, ... of the image's, and
+    but for the deepest one again on the way up. 92 with five levels.
+    """
+    return 6 * factor(levels) - 4
+
+
+def unpadded_side(levels: int, pixels: int) -> int:
+    """Smallest side of an image that an unpadded network gives at least so many logits for.
+
+    It can halve no others but these: with five levels 188, 204, ..., 572, ..., for logits of 4, 20,
+    ..., 388, ... pixels.
+    """
+    cell = factor(levels)
+    cells = (pixels - BEYOND_CELLS + cell - 1) // cell
+    return cells * cell + BEYOND_CELLS + 2 * context(levels)

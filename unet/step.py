@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from unet import distributed
-from unet.model import UNet
+from unet.model import UNet, centre_crop
 
 # The scale that float16 begins with, 2**16, halved 30 times.
 _SMALLEST_SCALE = 2.0**-14
@@ -79,7 +79,10 @@ class TrainingStep:
                 with torch.autocast(
                     self.device.type, self.dtype, enabled=self.dtype != torch.float32
                 ):
-                    loss = self.loss_function(self._forward(images), *targets) / self.accumulate
+                    logits = self._forward(images)
+                    # An unpadded network's are those of the middle; the rest was their context.
+                    targets = [centre_crop(target, logits) for target in targets]
+                    loss = self.loss_function(logits, *targets) / self.accumulate
                 self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
         self.scaler.unscale_(self.optimizer)

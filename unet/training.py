@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.augment import Augment
-from unet.check import CheckedData, check_data, describe, listed, training_reader
+from unet.check import CheckedData, augmentation, check_data, describe, listed, training_reader
 from unet.checkpoint import (
     SegmentationModel,
     build_net,
@@ -39,6 +38,7 @@ from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
 from unet.model import UNet
 from unet.pairs import Pair
+from unet.reach import context, unpadded_side
 from unet.runs import Progress, check_same, find_run, give_up, hold, make_folder, save_last
 from unet.schedule import learning_rate_factor, validations_without_gain
 from unet.step import TrainingStep, WeightAverage
@@ -329,7 +329,7 @@ def _training_set(
         data.train_pairs,
         reader,
         normalization,
-        Augment(**vars(config.augment)),
+        augmentation(config),
         config.train.seed,
         sampling.crops_per_image,
         [names.index(name) for name in sampling.rare],
@@ -454,6 +454,10 @@ def _memory_advice(config: Config) -> str:
     size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
     advice = []
     smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
+    if config.model.padding == "valid":  # half of what is learned from
+        levels = len(config.model.widths)
+        learned = [side - 2 * context(levels) for side in crop or (512, 512)]
+        smaller = [unpadded_side(levels, max(side // 2, 1)) for side in learned]
     if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
         advice.append(
             f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
