@@ -118,8 +118,10 @@ class Normalization:
         return torch.from_numpy(normalised.astype(np.float32)).reshape(image.shape)
 
 
-def normalization_of(pixels: int, sums: np.ndarray, squares: np.ndarray) -> Normalization:
-    """Mean and standard deviation from the number, sums (C,) and squares (C,) of all pixels."""
+def normalization_of(
+    pixels: int | np.ndarray, sums: np.ndarray, squares: np.ndarray
+) -> Normalization:
+    """Mean and standard deviation from the number, sums (C,) and squares (C,) of the pixels."""
     mean = sums / pixels
     std = _contrast(mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0)))
     return Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist()))

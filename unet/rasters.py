@@ -109,7 +109,7 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
     Raises:
         ValueError: if the model needs the whole image at once, or rasterio is not installed.
     """
-    whole = "; --no-windows reads it whole, if the memory is enough"
+    whole = "; --no-windows reads it whole, if memory lasts, without georeference and nodata"
     extra("rasterio", f"{path}, which is read in windows without --no-windows")
     for one in model.members:
         if _blends(one) and (kinds or model.others):
@@ -158,7 +158,6 @@ def predict_raster(
     with _open(path) as raster:
         source = _Source(raster, path, model.net.in_channels)
         model = _with_statistics(model, source)
-        unseen = torch.tensor(model.normalization.mean)[:, None, None]
         steps = [
             _block_side(
                 min(
@@ -176,21 +175,15 @@ def predict_raster(
                     files.enter_context(_mask_writer(mask, source, model, steps, threshold))
                 )
             if probabilities is not None:
-                num_classes = len(model.classes.names)
+                names = model.classes.names
                 writers.append(
-                    files.enter_context(
-                        _probability_writer(probabilities, source, num_classes, steps)
-                    )
+                    files.enter_context(_probability_writer(probabilities, source, names, steps))
                 )
             if _blends(model):
-                parts = _blended_parts(model, source, unseen)
+                parts = _blended_parts(model, source)
             else:
-                blocks = _bar(_blocks(source.size, steps), path.name)
-                parts = (
-                    (block, _predict_block(model, source, block, unseen, kinds)) for block in blocks
-                )
-            for block, scores in parts:
-                _, valid = source.read(block)
+                parts = _parts(model, source, steps, kinds)
+            for block, scores, valid in parts:
                 for write in writers:
                     write(block, scores, valid)
 
@@ -232,7 +225,7 @@ class _Source:
             )
 
     def read(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image (C, h, w), 0 where it is hidden, and bool (h, w): where it is not nodata.
+        """Read an image (C, h, w), 0 where it is nodata, and bool (C, h, w): where it is not.
 
         Raises:
             UnreadableError: if the file is damaged.
@@ -246,16 +239,25 @@ class _Source:
                 masks = self.raster.read_masks(self.bands, window=block) > 0
         except errors.RasterioError as error:
             raise _unreadable(self.path, error) from error
-        valid: np.ndarray = np.any(masks, axis=0)
         # Of floats, a band may lack what others have; as an integer, nodata may be a brightness.
-        is_float = pixels.dtype == np.float32
-        pixels = np.where(masks if is_float else valid, pixels, pixels.dtype.type(0))
-        if is_float:
+        seen: np.ndarray = masks
+        if pixels.dtype != np.float32:
+            seen = np.any(masks, axis=0, keepdims=True)
+        pixels = np.where(seen, pixels, pixels.dtype.type(0))
+        if pixels.dtype == np.float32:
             check_numbers(pixels, str(self.path))
-        return to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path)), valid
+        image = to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path))
+        if len(seen) != len(image):  # grey as three channels, or three as grey
+            seen = np.all(seen, axis=0, keepdims=True)
+        return image, np.broadcast_to(seen, image.shape)
 
-    def image(self, block: Block, unseen: Tensor) -> Tensor:
-        """Read an image (C, h, w) from 0 to 1, with `unseen` (C, 1, 1) for nodata; see `read`.
+    def valid(self, block: Block) -> np.ndarray:
+        """Read where a block is not nodata: bool (h, w); see `read`."""
+        valid: np.ndarray = np.any(self.read(block)[1], axis=0)
+        return valid
+
+    def image(self, block: Block, model: SegmentationModel) -> Tensor:
+        """Read an image (C, h, w) from 0 to 1, with the model's mean for nodata; see `read`.
 
         What lies beyond the raster is mirrored.
         """
@@ -264,8 +266,9 @@ class _Source:
         )
         top, left = int(rows.min()), int(columns.min())
         inside = Block(Span(top, int(rows.max()) + 1), Span(left, int(columns.max()) + 1))
-        pixels, valid = self.read(inside)
-        image = torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
+        pixels, seen = self.read(inside)
+        mean = np.array(model.normalization.mean, np.float32)[:, None, None]
+        image = torch.from_numpy(np.where(seen, to_float(pixels), mean))
         return image.index_select(1, rows - top).index_select(2, columns - left)
 
 
@@ -280,13 +283,13 @@ def _around(model: SegmentationModel) -> int:
 
 
 def _blended_parts(
-    model: SegmentationModel, source: _Source, unseen: Tensor
-) -> Iterator[tuple[Block, Tensor]]:
-    """Probabilities (K, h, w) from the very tiles that blend in memory."""
+    model: SegmentationModel, source: _Source
+) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
+    """As `_parts`, from the very tiles that blend in memory."""
     for top, logits in bands(
         lambda tiles: torch.stack([model.logits(tile, surrounded=True) for tile in tiles]).cpu(),
         lambda rows, columns: source.image(
-            Block(Span(rows.start, rows.stop), Span(columns.start, columns.stop)), unseen
+            Block(Span(rows.start, rows.stop), Span(columns.start, columns.stop)), model
         ),
         source.size,
         tile=model.config.tiling.size,
@@ -297,27 +300,32 @@ def _blended_parts(
     ):
         size = (logits.shape[1], logits.shape[2])
         for _, span in _blocks(size, (size[0], 1024)):
-            yield (
-                Block(Span(top, top + size[0]), span),
-                logits[:, :, span.start : span.stop].softmax(0),
-            )
+            block = Block(Span(top, top + size[0]), span)
+            yield block, logits[:, :, span.start : span.stop].softmax(0), source.valid(block)
+
+
+def _parts(
+    model: SegmentationModel, source: _Source, steps: Sequence[int], kinds: Sequence[Kind]
+) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
+    """Every block, its probabilities (K, h, w), and bool (h, w): where it is not nodata."""
+    for block in _bar(_blocks(source.size, steps), source.path.name):
+        valid = source.valid(block)
+        if valid.any():
+            scores = _predict_block(model, source, block, kinds)
+        else:
+            scores = torch.zeros(len(model.classes.names), *block.size)
+        yield block, scores, valid
 
 
 def _predict_block(
-    model: SegmentationModel,
-    source: _Source,
-    block: Block,
-    unseen: Tensor,
-    kinds: Sequence[Kind],
+    model: SegmentationModel, source: _Source, block: Block, kinds: Sequence[Kind]
 ) -> Tensor:
     """Mean probabilities (K, h, w) of a block over the models and views of the whole raster."""
     total = torch.zeros(len(model.classes.names), *block.size)
-    if not source.read(block)[1].any():
-        return total
     seen = list(product(model.members, views(kinds)))
     for one, view in seen:
         window = _window(block, source.size, one, view)
-        image = view.show(source.image(window.grown(one.net.context), unseen))
+        image = view.show(source.image(window.grown(one.net.context), one))
         with torch.inference_mode():
             scores = one.logits(image, surrounded=True).softmax(0)
             scores = view.back(scores, window.size).cpu()
@@ -374,14 +382,14 @@ def _with_statistics(model: SegmentationModel, source: _Source) -> SegmentationM
     """Measure a raster for models that normalise each image by its own numbers, in a first pass."""
     if all(one.normalization.method == "given" for one in model.members):
         return model
-    pixels, sums, squares = 0, np.zeros(source.in_channels), np.zeros(source.in_channels)
+    pixels, sums, squares = np.zeros((3, source.in_channels))
     for block in _bar(_blocks(source.size, (1024, 1024)), f"{source.path.name}: brightness"):
-        image, valid = source.read(block)
-        values = to_float(image)[:, valid].astype(np.float64)
-        pixels += values.shape[1]
-        sums += values.sum(1)
-        squares += (values**2).sum(1)
-    own = normalization_of(max(pixels, 1), sums, squares)
+        image, seen = source.read(block)
+        values = np.where(seen, to_float(image).astype(np.float64), 0)
+        pixels += seen.sum((1, 2))
+        sums += values.sum((1, 2))
+        squares += (values**2).sum((1, 2))
+    own = normalization_of(pixels.clip(1), sums, squares)
 
     def measured(one: SegmentationModel) -> SegmentationModel:
         chosen: Normalization = one.normalization if one.normalization.method == "given" else own
@@ -417,10 +425,11 @@ def _mask_writer(
 
 @contextmanager
 def _probability_writer(
-    path: Path, source: _Source, num_classes: int, steps: Sequence[int]
+    path: Path, source: _Source, names: Sequence[str], steps: Sequence[int]
 ) -> Iterator[Callable[[Block, Tensor, np.ndarray], None]]:
     declared = math.nan if source.has_nodata else None
-    with _create(path, source, num_classes, "float32", declared, steps) as file:
+    with _create(path, source, len(names), "float32", declared, steps) as file:
+        file.descriptions = tuple(names)
 
         def write(block: Block, scores: Tensor, valid: np.ndarray) -> None:
             file.write(np.where(valid, scores.numpy(), np.float32(math.nan)), window=block)
@@ -475,13 +484,19 @@ def _create(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path) as temporary:
-            with rasterio.open(temporary, "w", **profile) as file:
-                if points:
-                    file.gcps = (points, their_crs)
-                yield file
-            # Of what fails as it closes a file, GDAL says nothing.
-            if not _is_whole(temporary):
-                raise errors.RasterioIOError("cut off")
+            beside = Path(f"{temporary}.aux.xml")  # for what GeoTIFF has no words
+            try:
+                with rasterio.open(temporary, "w", **profile) as file:
+                    if points:
+                        file.gcps = (points, their_crs)
+                    yield file
+                # Of what fails as it closes a file, GDAL says nothing.
+                if not _is_whole(temporary):
+                    raise errors.RasterioIOError("cut off")
+                if beside.exists():
+                    beside.replace(f"{path}.aux.xml")
+            finally:
+                beside.unlink(missing_ok=True)
     except errors.RasterioError as error:  # which does not say what the system said
         raise OSError(
             f"{path}: cannot be written; check its rights and the space on its disk"
