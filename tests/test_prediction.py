@@ -243,6 +243,10 @@ def test_missing_data_in_a_float_image_is_refused(checkpoint: Path) -> None:
     with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 pixel\(s\) of NaN"):
         predict_files([checkpoint], ["a.tif"], Path("out"))
     assert not list(Path("out").iterdir())
+    model = load_model(checkpoint)
+    for array in (pixels, np.nan_to_num(pixels, nan=-3.4e38), Image.fromarray(pixels)):
+        with pytest.raises(ValueError, match=r"image: got 1 pixel\(s\) of NaN, infinity or beyond"):
+            predict(model, array)
 
 
 def pages_of(path: Path) -> list[np.ndarray]:

@@ -258,9 +258,7 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
     if image.mode in {"L", "LA", "RGB", "RGBA"}:
         return np.asarray(image)
     if image.mode == "F":
-        numbers = np.asarray(image)
-        check_numbers(numbers, where)
-        return numbers
+        return np.asarray(image)
     if image.mode != "I" and not image.mode.startswith("I;16"):
         raise ValueError(
             f"{where}: got an image of Pillow's mode {image.mode}, expected grey, RGB or RGBA of "
@@ -275,19 +273,6 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
-def check_numbers(numbers: np.ndarray, where: str) -> None:
-    """Refuse floating-point values that are no brightness.
-
-    Raises:
-        ValueError: beginning with `where`, if there are any.
-    """
-    if wrong := numbers.size - np.count_nonzero(np.abs(numbers) < _HUGE):
-        raise ValueError(
-            f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
-            "values of an image; replace the mark of missing data"
-        )
-
-
 def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     """(H, W) or (H, W, bands) of uint8, uint16 or float32 -> (C, H, W) of the same.
 
@@ -295,8 +280,8 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     channels are read as one, a constant alpha channel is dropped.
 
     Raises:
-        ValueError: beginning with `where`, if the image has other channels or an alpha channel
-            that means something.
+        ValueError: beginning with `where`, if the image has other channels, an alpha channel that
+            means something, or floating-point values that are no brightness.
     """
     if (
         pixels.dtype not in (np.uint8, np.uint16, np.float32)
@@ -306,6 +291,11 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: got an array of shape {pixels.shape} and dtype {pixels.dtype}, expected "
             "(H, W) or (H, W, C) of uint8, uint16 or float32"
+        )
+    if pixels.dtype == np.float32 and (wrong := np.count_nonzero(~(np.abs(pixels) < _HUGE))):
+        raise ValueError(
+            f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
+            "values of an image; replace the mark of missing data"
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] in (2, 4) and pixels.shape[2] != in_channels:

@@ -27,7 +27,7 @@ from unet.checkpoint import SegmentationModel
 from unet.config import tile_overlap
 from unet.data import Normalization, normalization_of
 from unet.extras import extra
-from unet.images import UnreadableError, check_numbers, to_channels, to_float
+from unet.images import UnreadableError, to_channels, to_float
 from unet.masks import ClassMap
 from unet.tiling import bands
 from unet.tta import Kind, View, choose, views
@@ -237,10 +237,8 @@ class _Source:
             raise _unreadable(self.path, error) from error
         valid: np.ndarray = np.any(masks, axis=0)
         # Of floats, a band may lack what others have; as an integer, nodata may be a brightness.
-        is_float = pixels.dtype == np.float32
-        pixels = np.where(masks if is_float else valid, pixels, pixels.dtype.type(0))
-        if is_float:
-            check_numbers(pixels, str(self.path))
+        shown = masks if pixels.dtype == np.float32 else valid
+        pixels = np.where(shown, pixels, pixels.dtype.type(0))
         return to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path)), valid
 
     def image(self, block: Block, unseen: Tensor) -> Tensor:
