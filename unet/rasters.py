@@ -83,12 +83,14 @@ def is_raster(path: str | Path, windows: bool | None = None) -> bool:
         return True
     if head not in {b"II*\0", b"MM\0*"}:
         return False
+    if windows:
+        return True
     tags = _first_page(Path(path))
-    return bool(
-        windows
-        or any(tag in tags for tag in _TAGS_OF_RASTERS)
-        or tags.get(_WIDTH, 0) * tags.get(_HEIGHT, 0) > LARGEST_IN_MEMORY
-    )
+    if any(tag in tags for tag in _TAGS_OF_RASTERS):
+        return True
+    sides: list[Any] = [tags.get(_HEIGHT), tags.get(_WIDTH)]
+    # In a damaged file they may be anything; reading it will say so.
+    return all(isinstance(side, int) for side in sides) and math.prod(sides) > LARGEST_IN_MEMORY
 
 
 def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Kind] = ()) -> None:
