@@ -187,6 +187,13 @@ def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_
     assert len(list(Path("out").iterdir())) == 5
 
 
+def test_where_nothing_can_be_read_no_folder_is_made(checkpoint: Path) -> None:
+    Path("broken.png").write_bytes(b"no image")
+    with pytest.raises(UnpredictedError, match=r"broken\.png: cannot be read"):
+        predict_files([checkpoint], ["broken.png"], Path("new/masks"), Options(overlay=True))
+    assert not Path("new").exists()
+
+
 def test_colour_images_are_refused_by_a_grey_model(checkpoint: Path, tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "red.png")
     with pytest.raises(ValueError, match=r"red\.png: got an image of 3 channel"):
@@ -242,7 +249,7 @@ def test_missing_data_in_a_float_image_is_refused(checkpoint: Path) -> None:
     Image.fromarray(pixels).save("a.tif")
     with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 pixel\(s\) of NaN"):
         predict_files([checkpoint], ["a.tif"], Path("out"))
-    assert not list(Path("out").iterdir())
+    assert not Path("out").exists()
     model = load_model(checkpoint)
     for array in (pixels, np.nan_to_num(pixels, nan=-3.4e38), Image.fromarray(pixels)):
         with pytest.raises(ValueError, match=r"image: got 1 pixel\(s\) of NaN, infinity or beyond"):
@@ -287,6 +294,22 @@ def test_a_damaged_page_leaves_no_mask_of_its_stack(
     with pytest.raises(UnpredictedError, match="damaged\n1 of 1 images"):
         predict_files([checkpoint], ["stack.tif"], Path("out"))
     assert not list(Path("out").iterdir())
+
+
+def test_what_would_fill_a_tiff_is_written_as_a_bigtiff(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Image.effect_noise((30, 20), 50)
+    page.save("stack.tif", save_all=True, append_images=[page, page])
+    options = Options(probabilities=True)
+    predict_files([checkpoint], ["stack.tif"], Path("small"), options)
+    monkeypatch.setattr("unet.images._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
+    predict_files([checkpoint], ["stack.tif"], Path("large"), options)
+    for name, kinds in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
+        small, large = Path(f"small/{name}.tif"), Path(f"large/{name}.tif")
+        assert (small.read_bytes()[2:4], large.read_bytes()[2:4]) == kinds
+        for one, other in zip(pages_of(small), pages_of(large), strict=True):
+            assert np.array_equal(one, other)
 
 
 def test_probabilities_are_a_page_for_each_class(checkpoint: Path, data_root: Path) -> None:

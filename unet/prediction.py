@@ -259,19 +259,23 @@ def _predict_pages(
     model: SegmentationModel, job: _Job, outputs: dict[str, Path], options: Options
 ) -> None:
     """Segment an image, or a stack page by page."""
-    pages = [None] if job.pages is None else range(job.pages)
+    pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.hide_bar()
     name = Path(job.files[0]).name
     with ExitStack() as files:
-        writers = {kind: files.enter_context(_writer(path)) for kind, path in outputs.items()}
+        writers: dict[str, Callable[[Image.Image], None]] = {}
         for page in tqdm(pages, name, unit="page", leave=False, disable=hide):
             image = torch.from_numpy(
                 to_float(read_image(job.files, model.config.model.in_channels, page))
             )
             ids, scores = _segment(model, image, options, name)
-            for kind, write in writers.items():
-                for picture in _draw(kind, model, image, ids, scores, page is not None):
-                    write(picture)
+            for kind, path in outputs.items():
+                pictures = _draw(kind, model, image, ids, scores, page is not None)
+                if kind not in writers:  # before, there is nothing to make a file or folder for
+                    num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
+                    writers[kind] = files.enter_context(_writer(path, num_bytes))
+                for picture in pictures:
+                    writers[kind](picture)
 
 
 def _segment(
@@ -315,11 +319,11 @@ def _draw(
 
 
 @contextmanager
-def _writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
+def _writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
     """Give a function that writes the picture of a PNG, or adds a page to a TIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tif":
-        with stack_writer(path) as write:
+        with stack_writer(path, num_bytes) as write:
             yield write
         return
 
@@ -327,7 +331,7 @@ def _writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
         if picture.mode != "I":
             save_picture(path, picture)
             return
-        with stack_writer(path.with_suffix(".tif")) as write:  # PNG has no 32 bits
+        with stack_writer(path.with_suffix(".tif"), num_bytes) as write:  # PNG has no 32 bits
             write(picture)
 
     yield save
