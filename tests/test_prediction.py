@@ -1,6 +1,9 @@
+import errno
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from unet.checkpoint import save_checkpoint
 from unet.cleanup import clean, number_objects
 from unet.images import read_image, read_pixels, to_float
 from unet.prediction import Options, UnpredictedError, predict_files
-from unet.tta import probabilities
+from unet.tiling import sliding_window
+from unet.tta import View, probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -185,6 +189,40 @@ def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_
     with pytest.raises(UnpredictedError, match=expected):
         predict_files([checkpoint], [str(data_root / "images")], Path("out"))
     assert len(list(Path("out").iterdir())) == 5
+
+
+@pytest.mark.parametrize("place", ["unet.tta.View.back", "unet.checkpoint.sliding_window"])
+def test_an_image_too_large_for_the_memory_loses_no_other(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for i in range(3):
+        Image.effect_noise((30, 20 + (i == 1)), 50).save(f"{i}.png")
+
+    def fill(*arguments: Any, **settings: Any) -> torch.Tensor:
+        if any(torch.is_tensor(one) and 21 in one.shape for one in arguments):
+            torch.empty(2**55)
+        return original(*arguments, **settings)
+
+    original = View.back if "tta" in place else sliding_window
+    monkeypatch.setattr(place, fill)
+    images, out = ["0.png", "1.png", "2.png"], Path("out")
+    advice = "TIFFs can be predicted in windows" if "tta" in place else "an image of 21 x 30 pixels"
+    expected = rf"^1\.png: out of memory \(.*\); {advice}.*\n1 of 3 images were not"
+    with pytest.raises(UnpredictedError, match=expected):
+        predict_files([checkpoint], images, out, Options(probabilities=True))
+    names = ["0.png", "0_probabilities.tif", "2.png", "2_probabilities.tif"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_what_cannot_be_written_ends_the_run(
+    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr("unet.prediction.save_picture", refuse)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'out/0\.png'"):
+        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
 
 
 def test_where_nothing_can_be_read_no_folder_is_made(checkpoint: Path) -> None:

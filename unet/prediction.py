@@ -17,6 +17,7 @@ from unet import distributed
 from unet.atomic import check_folder
 from unet.checkpoint import SegmentationModel, load_model
 from unet.cleanup import clean, number_objects
+from unet.device import memory_advice
 from unet.extras import extra
 from unet.images import (
     SUFFIXES,
@@ -148,7 +149,9 @@ def predict_files(
 
     Raises:
         FileNotFoundError: if an input or the checkpoint is missing.
-        UnpredictedError: in the first process, at the end, if images could not be read.
+        UnpredictedError: in the first process, at the end, if images could not be read, or were
+            too large for the memory.
+        OSError: at once, if a file cannot be written.
         ValueError, OSError: before anything is written, if all this does not fit together.
     """
     model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
@@ -182,18 +185,26 @@ def predict_files(
     mine = distributed.share(work)
     for job, outputs in tqdm(mine, "predict", unit="image", disable=distributed.hide_bar()):
         try:
-            if job.is_raster:
-                predict_raster(
-                    model,
-                    Path(job.files[0]),
-                    outputs.get("mask"),
-                    outputs.get("probabilities"),
-                    options.tta,
-                    options.threshold,
-                )
-            else:
-                _predict_pages(model, job, outputs, options)
+            with memory_advice(
+                "TIFFs can be predicted in windows (--windows), which a lower tiling.size makes "
+                "smaller; other images can be cut"
+            ):
+                if job.is_raster:
+                    predict_raster(
+                        model,
+                        Path(job.files[0]),
+                        outputs.get("mask"),
+                        outputs.get("probabilities"),
+                        options.tta,
+                        options.threshold,
+                    )
+                else:
+                    _predict_pages(model, job, outputs, options)
+        except MemoryError as error:
+            faults.append(f"{job.files[0]}: {error}")
         except (ValueError, FileNotFoundError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's, of a file that cannot be written
             faults.append(str(error))
     faults = [fault for part in distributed.gather(faults) for fault in part]
     if len(faults) < len(work):
