@@ -170,9 +170,16 @@ def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None
 
 
 def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: Path) -> None:
-    for _ in range(2):
-        masks = predict_files([checkpoint], [str(data_root / "images")], data_root / "images/out")
-        assert len(masks) == 6
+    images = data_root / "images"
+    (data_root / "link").symlink_to(images)
+    for entry in (images, images / "**" / "*.png", data_root / "link"):
+        for _ in range(2):
+            assert len(predict_files([checkpoint], [str(entry)], images / "out")) == 6
+    with pytest.raises(FileNotFoundError, match=r"o\*/\*\.png: matches no file to predict"):
+        predict_files([checkpoint], [str(images / "o*" / "*.png")], images / "out")
+    # Whoever asks for them by their folder, means them.
+    again = predict_files([checkpoint], [str(images / "out" / "*.png")], images / "out" / "two")
+    assert len(again) == 6
 
 
 def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: Path) -> None:

@@ -407,9 +407,9 @@ def _find_inputs(
             # Path.glob takes no absolute patterns before Python 3.13.
             matches = glob.glob(entry, recursive=True)  # noqa: PTH207
             base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-            paths = _in_order(filter(Path.is_file, map(Path, matches)))
+            paths = _in_order(_outside(out, base, filter(Path.is_file, map(Path, matches))))
             if not paths:
-                raise FileNotFoundError(f"{entry}: matches no file; check the pattern")
+                raise FileNotFoundError(f"{entry}: matches no file to predict; check the pattern")
         else:
             raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
         for one in paths:
@@ -419,18 +419,21 @@ def _find_inputs(
 
 def _images_below(folder: Path, out: Path) -> list[Path]:
     """All images in a folder and the folders in it, but for those in `out`, if that lies in it."""
-    results = out.resolve() if folder.resolve() in out.resolve().parents else None
-    paths = [
-        path
-        for path in map(Path, list_files(folder))
-        if path.suffix.lower() in SUFFIXES
-        and (results is None or results not in path.absolute().parents)
-    ]
+    files = (path for path in map(Path, list_files(folder)) if path.suffix.lower() in SUFFIXES)
+    paths = _outside(out, folder, files)
     if not paths:
         raise ValueError(
             f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
         )
     return _in_order(paths)
+
+
+def _outside(out: Path, folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Leave out the files in `out`, if that lies in the folder that they were looked for in."""
+    results = out.resolve()
+    if folder.resolve() not in results.parents:
+        return list(paths)
+    return [path for path in paths if not path.parent.resolve().is_relative_to(results)]
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
