@@ -4,6 +4,7 @@ import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class Options:
     probabilities: bool = False
     """Whether to write <stem>_probabilities.tif, a float32 page for each class."""
     instances: bool = False
-    """Whether to write <stem>_instances.png, or .tif, see `number_objects`."""
+    """Whether to write <stem>_instances.tif, of 32-bit integers, see `number_objects`."""
     windows: bool | None = None
     """See `is_raster`."""
 
@@ -170,11 +171,7 @@ def predict_files(
     distributed.join()
     missing = distributed.from_first(
         lambda: [
-            {
-                kind: path
-                for kind, path in job.outputs.items()
-                if overwrite or not _exists(kind, path)
-            }
+            {kind: path for kind, path in job.outputs.items() if overwrite or not path.exists()}
             for job in jobs
         ]
     )
@@ -248,7 +245,7 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
         if options.probabilities:
             outputs["probabilities"] = out / f"{name}_probabilities.tif"
         if options.instances:
-            outputs["instances"] = out / f"{name}_instances{'.tif' if is_stack else '.png'}"
+            outputs["instances"] = out / f"{name}_instances.tif"
         jobs.append(_Job(files=files, outputs=outputs, pages=pages, is_raster=raster))
     taken: dict[Path, str] = {}
     for job in jobs:
@@ -281,7 +278,7 @@ def _predict_pages(
             )
             ids, scores = _segment(model, image, options, name)
             for kind, path in outputs.items():
-                pictures = _draw(kind, model, image, ids, scores, page is not None)
+                pictures = _draw(kind, model, image, ids, scores)
                 if kind not in writers:  # before, there is nothing to make a file or folder for
                     num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
                     writers[kind] = files.enter_context(_writer(path, num_bytes))
@@ -310,7 +307,6 @@ def _draw(
     image: Tensor,
     ids: np.ndarray,
     scores: Tensor | None,
-    in_stack: bool,
 ) -> list[Image.Image]:
     """Make the pages that one kind of output has for an image."""
     match kind:
@@ -322,9 +318,7 @@ def _draw(
             assert scores is not None
             return [Image.fromarray(score) for score in scores.numpy()]
         case "instances":
-            numbers = number_objects(ids)
-            is_wide = in_stack or numbers.max() > 65535
-            return [Image.fromarray(numbers if is_wide else numbers.astype(np.uint16))]
+            return [Image.fromarray(number_objects(ids))]
         case _:
             return [model.classes.draw(ids, model.palette)]
 
@@ -333,24 +327,11 @@ def _draw(
 def _writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
     """Give a function that writes the picture of a PNG, or adds a page to a TIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".tif":
-        with stack_writer(path, num_bytes) as write:
-            yield write
+    if path.suffix == ".png":
+        yield partial(save_picture, path)
         return
-
-    def save(picture: Image.Image) -> None:
-        if picture.mode != "I":
-            save_picture(path, picture)
-            return
-        with stack_writer(path.with_suffix(".tif"), num_bytes) as write:  # PNG has no 32 bits
-            write(picture)
-
-    yield save
-
-
-def _exists(kind: str, path: Path) -> bool:
-    """Whether an output is there; instances may be more than a PNG has numbers for."""
-    return path.exists() or (kind == "instances" and path.with_suffix(".tif").exists())
+    with stack_writer(path, num_bytes) as write:
+        yield write
 
 
 def _count_stack(path: str) -> int | None:
