@@ -259,6 +259,16 @@ def test_an_overlay_name_that_is_a_mask_name_is_refused(checkpoint: Path, tmp_pa
         predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), Options(overlay=True))
 
 
+def test_names_that_are_too_long_for_what_is_written_are_told_before_work(checkpoint: Path) -> None:
+    Path("in").mkdir()
+    for name in ("0", "細" * 82):  # 246 bytes, and four of the ending
+        Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
+    with pytest.raises(ValueError, match=r"細_overlay\.png 258 bytes long, expected at most 255;"):
+        predict_files([checkpoint], ["in"], Path("out"), Options(overlay=True))
+    assert not Path("out").exists()
+    assert all(path.is_file() for path in predict_files([checkpoint], ["in"], Path("out")))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

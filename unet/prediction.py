@@ -1,6 +1,7 @@
 """A model and images -> masks, and what goes with them."""
 
 import glob
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from unet.tta import Kind, choose, probabilities
 
 # Only these are taken for stacks; other formats that may move are read as before, or refused.
 _STACKS = frozenset({".tif", ".tiff", ".gif"})
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name that all usual systems have room for."""
 
 
 class UnpredictedError(ValueError):
@@ -232,7 +236,7 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
     """Say where everything goes.
 
     Raises:
-        ValueError: if two would be one file, or one would replace an image.
+        ValueError: if two would be one file, one would replace an image, or a name is too long.
     """
     jobs = []
     for name, files in images:
@@ -256,6 +260,11 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
                     f"{path}, expected a file for each; predict them into different folders"
                 )
             taken[path] = job.files[0]
+            if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
+                raise ValueError(
+                    f"{job.files[0]}: got a name that makes {path.name} {length} bytes long, "
+                    f"expected at most {_LONGEST_NAME}; rename the image"
+                )
     inputs = {Path(path).resolve() for job in jobs for path in job.files}
     for path in taken:
         if path.resolve() in inputs:
