@@ -151,8 +151,7 @@ def wait_for(moment: Moment, process: subprocess.Popen, run: Path, size: int) ->
     while True:  # without a pause, as a file is written in some milliseconds
         files = {entry.name: entry for entry in os.scandir(run)}
         new = next((n for n in files if n.startswith(".next.pt.") and n.endswith(".tmp")), "")
-        # Two checkpoints in a row may be written under the same name, but not without a pause.
-        count += bool(new) and not latest
+        count += bool(new) and new != latest
         latest = new
         if count >= moment.save:
             if moment.stage == "writing" and new:

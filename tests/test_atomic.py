@@ -32,6 +32,22 @@ def test_after_an_exception_the_old_file_stays_and_nothing_else(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_names_may_be_as_long_as_the_system_allows_and_begin_alike(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{'細' * 83}{ending}.txt" for ending in "ab"]  # 254 bytes each
+    with atomic_path(paths[0]) as one, atomic_path(paths[1]) as other:
+        for path, temporary in zip(paths, (one, other), strict=True):
+            temporary.write_text(path.name)
+    assert [path.read_text() for path in paths] == [path.name for path in paths]
+    too_long = tmp_path / ("細" * 90)
+    with (
+        pytest.raises(OSError, match="File name too long") as caught,
+        atomic_path(too_long) as temporary,
+    ):
+        temporary.write_text("all")
+    assert caught.value.filename == str(too_long)
+    assert sorted(tmp_path.iterdir()) == paths
+
+
 def test_what_the_system_refuses_names_the_file_and_not_the_one_beside_it(tmp_path: Path) -> None:
     def write(path: Path, number: int | None) -> None:
         with atomic_path(path) as temporary:

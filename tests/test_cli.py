@@ -205,6 +205,16 @@ def test_out_of_memory_says_what_to_lower(config: Path, capsys: pytest.CaptureFi
     assert "Traceback" not in error
 
 
+def test_a_model_that_is_trained_is_not_to_be_made_smaller(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unet.evaluation.evaluate", lambda *_, **__: torch.empty(2**55))
+    assert main(["evaluate", "best.pt"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("; take smaller images, or a lower tiling.size\n")
+    assert error.startswith("error: ")
+
+
 def test_a_file_that_looks_like_a_setting_is_a_file(config: Path, data_root: Path) -> None:
     assert main(["train", str(config), "train.epochs=1"]) == 0
     (data_root / "images" / "0.png").rename("img=1.png")

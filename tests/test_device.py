@@ -1,7 +1,10 @@
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 
-from unet.device import pick_device, pick_dtype
+from unet.device import memory_advice, pick_device, pick_dtype
 
 needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 
@@ -22,6 +25,19 @@ def test_what_is_no_device_is_refused() -> None:
     for name in ("gpu", "meta"):
         with pytest.raises(ValueError, match=f"got '{name}', expected auto, cpu, cuda or cuda:N"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_where_memory_ends_the_nearest_advice_is_given(allocate: Callable[[int], object]) -> None:
+    expected = r"^out of memory \(.*allocate.*\); take less$"
+    with (
+        pytest.raises(MemoryError, match=expected),
+        memory_advice("wait"),
+        memory_advice("take less"),
+    ):
+        allocate(2**55)
+    with pytest.raises(RuntimeError, match="other"), memory_advice("take less"):
+        raise RuntimeError("other")
 
 
 def test_a_precision_that_is_asked_for_is_taken() -> None:

@@ -1,6 +1,9 @@
+import errno
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from unet.checkpoint import save_checkpoint
 from unet.cleanup import clean, number_objects
 from unet.images import read_image, read_pixels, to_float
 from unet.prediction import Options, UnpredictedError, predict_files
-from unet.tta import probabilities
+from unet.tiling import sliding_window
+from unet.tta import View, probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -166,9 +170,16 @@ def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None
 
 
 def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: Path) -> None:
-    for _ in range(2):
-        masks = predict_files([checkpoint], [str(data_root / "images")], data_root / "images/out")
-        assert len(masks) == 6
+    images = data_root / "images"
+    (data_root / "link").symlink_to(images)
+    for entry in (images, images / "**" / "*.png", data_root / "link"):
+        for _ in range(2):
+            assert len(predict_files([checkpoint], [str(entry)], images / "out")) == 6
+    with pytest.raises(FileNotFoundError, match=r"o\*/\*\.png: matches no file to predict"):
+        predict_files([checkpoint], [str(images / "o*" / "*.png")], images / "out")
+    # Whoever asks for them by their folder, means them.
+    again = predict_files([checkpoint], [str(images / "out" / "*.png")], images / "out" / "two")
+    assert len(again) == 6
 
 
 def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: Path) -> None:
@@ -185,6 +196,47 @@ def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_
     with pytest.raises(UnpredictedError, match=expected):
         predict_files([checkpoint], [str(data_root / "images")], Path("out"))
     assert len(list(Path("out").iterdir())) == 5
+
+
+@pytest.mark.parametrize("place", ["unet.tta.View.back", "unet.checkpoint.sliding_window"])
+def test_an_image_too_large_for_the_memory_loses_no_other(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for i in range(3):
+        Image.effect_noise((30, 20 + (i == 1)), 50).save(f"{i}.png")
+
+    def fill(*arguments: Any, **settings: Any) -> torch.Tensor:
+        if any(torch.is_tensor(one) and 21 in one.shape for one in arguments):
+            torch.empty(2**55)
+        return original(*arguments, **settings)
+
+    original = View.back if "tta" in place else sliding_window
+    monkeypatch.setattr(place, fill)
+    images, out = ["0.png", "1.png", "2.png"], Path("out")
+    advice = "TIFFs can be predicted in windows" if "tta" in place else "an image of 21 x 30 pixels"
+    expected = rf"^1\.png: out of memory \(.*\); {advice}.*\n1 of 3 images were not"
+    with pytest.raises(UnpredictedError, match=expected):
+        predict_files([checkpoint], images, out, Options(probabilities=True))
+    names = ["0.png", "0_probabilities.tif", "2.png", "2_probabilities.tif"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_what_cannot_be_written_ends_the_run(
+    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr("unet.prediction.save_picture", refuse)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'out/0\.png'"):
+        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
+
+
+def test_where_nothing_can_be_read_no_folder_is_made(checkpoint: Path) -> None:
+    Path("broken.png").write_bytes(b"no image")
+    with pytest.raises(UnpredictedError, match=r"broken\.png: cannot be read"):
+        predict_files([checkpoint], ["broken.png"], Path("new/masks"), Options(overlay=True))
+    assert not Path("new").exists()
 
 
 def test_colour_images_are_refused_by_a_grey_model(checkpoint: Path, tmp_path: Path) -> None:
@@ -205,6 +257,16 @@ def test_an_overlay_name_that_is_a_mask_name_is_refused(checkpoint: Path, tmp_pa
         Image.new("L", (20, 20)).save(tmp_path / "in" / name)
     with pytest.raises(ValueError, match=r"would both write out/a_overlay\.png"):
         predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), Options(overlay=True))
+
+
+def test_names_that_are_too_long_for_what_is_written_are_told_before_work(checkpoint: Path) -> None:
+    Path("in").mkdir()
+    for name in ("0", "細" * 82):  # 246 bytes, and four of the ending
+        Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
+    with pytest.raises(ValueError, match=r"細_overlay\.png 258 bytes long, expected at most 255;"):
+        predict_files([checkpoint], ["in"], Path("out"), Options(overlay=True))
+    assert not Path("out").exists()
+    assert all(path.is_file() for path in predict_files([checkpoint], ["in"], Path("out")))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +304,11 @@ def test_missing_data_in_a_float_image_is_refused(checkpoint: Path) -> None:
     Image.fromarray(pixels).save("a.tif")
     with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 pixel\(s\) of NaN"):
         predict_files([checkpoint], ["a.tif"], Path("out"))
-    assert not list(Path("out").iterdir())
+    assert not Path("out").exists()
+    model = load_model(checkpoint)
+    for array in (pixels, np.nan_to_num(pixels, nan=-3.4e38), Image.fromarray(pixels)):
+        with pytest.raises(ValueError, match=r"image: got 1 pixel\(s\) of NaN, infinity or beyond"):
+            predict(model, array)
 
 
 def pages_of(path: Path) -> list[np.ndarray]:
@@ -283,6 +349,22 @@ def test_a_damaged_page_leaves_no_mask_of_its_stack(
     with pytest.raises(UnpredictedError, match="damaged\n1 of 1 images"):
         predict_files([checkpoint], ["stack.tif"], Path("out"))
     assert not list(Path("out").iterdir())
+
+
+def test_what_would_fill_a_tiff_is_written_as_a_bigtiff(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Image.effect_noise((30, 20), 50)
+    page.save("stack.tif", save_all=True, append_images=[page, page])
+    options = Options(probabilities=True)
+    predict_files([checkpoint], ["stack.tif"], Path("small"), options)
+    monkeypatch.setattr("unet.images._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
+    predict_files([checkpoint], ["stack.tif"], Path("large"), options)
+    for name, kinds in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
+        small, large = Path(f"small/{name}.tif"), Path(f"large/{name}.tif")
+        assert (small.read_bytes()[2:4], large.read_bytes()[2:4]) == kinds
+        for one, other in zip(pages_of(small), pages_of(large), strict=True):
+            assert np.array_equal(one, other)
 
 
 def test_probabilities_are_a_page_for_each_class(checkpoint: Path, data_root: Path) -> None:
@@ -326,23 +408,24 @@ def test_masks_are_cleaned_and_their_objects_numbered(checkpoint: Path, data_roo
         assert not np.array_equal(ids, raw)
         predict_files([checkpoint], [str(image)], Path("out"), options, overwrite=True)
         assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
-        numbers = values_of(Path("out/0_instances.png"))
-        assert numbers.dtype == np.uint16
+        numbers = values_of(Path("out/0_instances.tif"))
+        assert numbers.dtype == np.int32
         assert np.array_equal(numbers, number_objects(ids))
 
 
-def test_more_objects_than_16_bits_have_are_written_with_32(
+def test_objects_are_written_to_one_place_however_many_they_are(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("L", (512, 320)).save("a.png")
-    many = np.zeros((320, 512), np.uint8)
-    many[::2, ::2] = 1
-    many[1::2, 1::2] = 1
-    monkeypatch.setattr("unet.checkpoint.SegmentationModel.predict", lambda *_: torch.tensor(many))
-    for _ in range(2):  # and are found again
-        predict_files([checkpoint], ["a.png"], Path("out"), Options(instances=True))
+    ids = np.zeros((320, 512), np.uint8)
+    monkeypatch.setattr("unet.checkpoint.SegmentationModel.predict", lambda *_: torch.tensor(ids))
+    for count in (0, 320 * 512 // 2):  # more than 16 bits have
+        if count:
+            ids[::2, ::2] = 1
+            ids[1::2, 1::2] = 1
+        predict_files([checkpoint], ["a.png"], Path("out"), Options(instances=True), overwrite=True)
         assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_instances.tif"]
-    assert values_of(Path("out/a_instances.tif")).max() == 320 * 512 // 2 > 65535
+        assert values_of(Path("out/a_instances.tif")).max() == count
 
 
 def test_views_are_averaged_for_files_too(checkpoint: Path, data_root: Path) -> None:

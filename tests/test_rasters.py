@@ -353,6 +353,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(checkpoint: Path, room: int) -> 
     assert not list(Path("out2").iterdir())
 
 
+def write_width_as_text(path: Path) -> None:
+    """Damage a TIFF of Pillow's: the tag 256 of type LONG (4) becomes one of type ASCII (2)."""
+    path.write_bytes(path.read_bytes().replace(b"\0\1\4\0", b"\0\1\2\0", 1))
+
+
 def test_what_is_a_raster(monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(draw(40, 30))
     for name in ("plain.tif", "plain.png"):
@@ -362,10 +367,12 @@ def test_what_is_a_raster(monkeypatch: pytest.MonkeyPatch) -> None:
     write_raster("big.tif", draw(40, 30), crs=None, transform=None, BIGTIFF="YES")
     write_raster("order.tif", draw(40, 30), BIGTIFF="YES", ENDIANNESS="BIG")
     Path("damaged.tif").write_bytes(b"II*\0")
+    image.save("text.tif")
+    write_width_as_text(Path("text.tif"))
     Path("empty.tif").touch()
     auto, always = ({p.name for p in Path().iterdir() if is_raster(p, w)} for w in (None, True))
     assert auto == {"place.tif", "nodata.tif", "big.tif", "order.tif"}
-    assert always - {"damaged.tif"} == auto | {"plain.tif"}
+    assert always - {"damaged.tif", "text.tif"} == auto | {"plain.tif"}
     assert not any(is_raster(path, False) for path in Path().iterdir())
     monkeypatch.setattr("unet.rasters.LARGEST_IN_MEMORY", 1000)
     assert is_raster("plain.tif")
@@ -468,8 +475,12 @@ def test_a_damaged_raster_is_reported_and_loses_no_other(
         write_raster(name, draw(*SIZE), compress="deflate", tiled=True)
     content = Path("a.tif").read_bytes()
     Path("a.tif").write_bytes(content[: len(content) // 2])
-    assert main(["predict", str(checkpoint), "a.tif", "b.tif", "-o", "out"]) == 1
-    assert "error: a.tif: cannot be read" in capsys.readouterr().err
+    Image.fromarray(draw(40, 30)).save("c.tif")
+    write_width_as_text(Path("c.tif"))
+    assert main(["predict", str(checkpoint), "a.tif", "b.tif", "c.tif", "-o", "out"]) == 1
+    shown = capsys.readouterr().err
+    assert "error: a.tif: cannot be read" in shown
+    assert "\nc.tif: cannot be read" in shown
     assert [path.name for path in Path("out").iterdir()] == ["b.tif"]
 
 

@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         OSError: with the path, if the disk is full or does not let itself be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Short enough for 255 bytes; several long names may begin alike, and be written at once.
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:

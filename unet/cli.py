@@ -101,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             if not OUT_OF_MEMORY.search(str(error)):
                 raise
-            text = f"{str(error).strip().splitlines()[-1][:200]}; take a smaller model.widths"
+            advice = "take a smaller model.widths"
+            if arguments.run is not _train:
+                advice = "take smaller images, or a lower tiling.size"
+            text = f"{str(error).strip().splitlines()[-1][:200]}; {advice}"
         print(f"{who}error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:

@@ -80,12 +80,14 @@ def memory_advice(advice: str) -> Iterator[None]:
     """Say what to do where memory runs out.
 
     Raises:
-        MemoryError: with what was asked for, and the advice.
+        MemoryError: with what was asked for, and the advice; of several, the innermost.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        if str(error).startswith("out of memory ("):  # advised already
             raise
         asked = (str(error).strip() or "the system gave none").splitlines()[-1][:200]
         raise MemoryError(f"out of memory ({asked}); {advice}") from error

@@ -1,5 +1,6 @@
 """Image files -> arrays; stacks of pages written."""
 
+import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -7,10 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffTags, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, AppendingTiffWriter, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    STRIPOFFSETS,
+    AppendingTiffWriter,
+    ImageFileDirectory_v2,
+    TiffImageFile,
+)
 
 from unet.atomic import atomic_path
 
@@ -27,6 +34,9 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 # No brightness, but a mark of missing data, such as -3.4e38.
 _HUGE = 1e9
+
+# Bytes of pixels in a TIFF, which ends at 4 GiB; the rest is for what is around them.
+_LARGEST_TIFF = 4_000_000_000
 
 
 class UnreadableError(ValueError):
@@ -141,8 +151,26 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def stack_writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
-    """Give a function that adds a page to a TIFF, which is whole or not at all in the end."""
+def stack_writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
+    """Give a function that adds a page to a TIFF, which is whole or not at all in the end.
+
+    It is deflated, or a BigTIFF, which Pillow does not compress.
+
+    Args:
+        path: the file.
+        num_bytes: of the pixels of all pages together; above 4 GB the file is a BigTIFF.
+
+    Raises:
+        ValueError: if there were more, and the file is full.
+    """
+    options: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
+    if num_bytes > _LARGEST_TIFF:
+        # Pillow moves a page to its place in the file, and has room for where that is in 64 bits
+        # only if it is of this type from the beginning.
+        tags = ImageFileDirectory_v2()
+        tags.tagtype[STRIPOFFSETS] = TiffTags.LONG8
+        tags[STRIPOFFSETS] = 0
+        options = {"big_tiff": True, "tiffinfo": tags}
     with (
         atomic_path(path) as temporary,
         temporary.open("w+b") as stream,
@@ -150,8 +178,14 @@ def stack_writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
     ):
 
         def add(page: Image.Image) -> None:
-            page.save(file, format="TIFF", compression="tiff_adobe_deflate")
-            file.newFrame()
+            try:
+                page.save(file, format="TIFF", **options)
+                file.newFrame()
+            except struct.error as error:  # no 32 bits for where the page is
+                raise ValueError(
+                    f"{path}: got more than 4 GiB, expected pages of the size of the first; save "
+                    "pages of other sizes as files of their own"
+                ) from error
 
         yield add
 
@@ -258,9 +292,7 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
     if image.mode in {"L", "LA", "RGB", "RGBA"}:
         return np.asarray(image)
     if image.mode == "F":
-        numbers = np.asarray(image)
-        check_numbers(numbers, where)
-        return numbers
+        return np.asarray(image)
     if image.mode != "I" and not image.mode.startswith("I;16"):
         raise ValueError(
             f"{where}: got an image of Pillow's mode {image.mode}, expected grey, RGB or RGBA of "
@@ -275,19 +307,6 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
     return pixels.astype(np.uint16)
 
 
-def check_numbers(numbers: np.ndarray, where: str) -> None:
-    """Refuse floating-point values that are no brightness.
-
-    Raises:
-        ValueError: beginning with `where`, if there are any.
-    """
-    if wrong := numbers.size - np.count_nonzero(np.abs(numbers) < _HUGE):
-        raise ValueError(
-            f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
-            "values of an image; replace the mark of missing data"
-        )
-
-
 def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     """(H, W) or (H, W, bands) of uint8, uint16 or float32 -> (C, H, W) of the same.
 
@@ -295,8 +314,8 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     channels are read as one, a constant alpha channel is dropped.
 
     Raises:
-        ValueError: beginning with `where`, if the image has other channels or an alpha channel
-            that means something.
+        ValueError: beginning with `where`, if the image has other channels, an alpha channel that
+            means something, or floating-point values that are no brightness.
     """
     if (
         pixels.dtype not in (np.uint8, np.uint16, np.float32)
@@ -306,6 +325,11 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: got an array of shape {pixels.shape} and dtype {pixels.dtype}, expected "
             "(H, W) or (H, W, C) of uint8, uint16 or float32"
+        )
+    if pixels.dtype == np.float32 and (wrong := np.count_nonzero(~(np.abs(pixels) < _HUGE))):
+        raise ValueError(
+            f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
+            "values of an image; replace the mark of missing data"
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] in (2, 4) and pixels.shape[2] != in_channels:

@@ -1,9 +1,11 @@
 """A model and images -> masks, and what goes with them."""
 
 import glob
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from unet import distributed
 from unet.atomic import check_folder
 from unet.checkpoint import SegmentationModel, load_model
 from unet.cleanup import clean, number_objects
+from unet.device import memory_advice
 from unet.extras import extra
 from unet.images import (
     SUFFIXES,
@@ -35,6 +38,9 @@ from unet.tta import Kind, choose, probabilities
 
 # Only these are taken for stacks; other formats that may move are read as before, or refused.
 _STACKS = frozenset({".tif", ".tiff", ".gif"})
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name that all usual systems have room for."""
 
 
 class UnpredictedError(ValueError):
@@ -64,7 +70,7 @@ class Options:
     probabilities: bool = False
     """Whether to write <stem>_probabilities.tif, a float32 page for each class."""
     instances: bool = False
-    """Whether to write <stem>_instances.png, or .tif, see `number_objects`."""
+    """Whether to write <stem>_instances.tif, of 32-bit integers, see `number_objects`."""
     windows: bool | None = None
     """See `is_raster`."""
 
@@ -148,7 +154,9 @@ def predict_files(
 
     Raises:
         FileNotFoundError: if an input or the checkpoint is missing.
-        UnpredictedError: in the first process, at the end, if images could not be read.
+        UnpredictedError: in the first process, at the end, if images could not be read, or were
+            too large for the memory.
+        OSError: at once, if a file cannot be written.
         ValueError, OSError: before anything is written, if all this does not fit together.
     """
     model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
@@ -167,11 +175,7 @@ def predict_files(
     distributed.join()
     missing = distributed.from_first(
         lambda: [
-            {
-                kind: path
-                for kind, path in job.outputs.items()
-                if overwrite or not _exists(kind, path)
-            }
+            {kind: path for kind, path in job.outputs.items() if overwrite or not path.exists()}
             for job in jobs
         ]
     )
@@ -182,18 +186,26 @@ def predict_files(
     mine = distributed.share(work)
     for job, outputs in tqdm(mine, "predict", unit="image", disable=distributed.hide_bar()):
         try:
-            if job.is_raster:
-                predict_raster(
-                    model,
-                    Path(job.files[0]),
-                    outputs.get("mask"),
-                    outputs.get("probabilities"),
-                    options.tta,
-                    options.threshold,
-                )
-            else:
-                _predict_pages(model, job, outputs, options)
+            with memory_advice(
+                "TIFFs can be predicted in windows (--windows), which a lower tiling.size makes "
+                "smaller; other images can be cut"
+            ):
+                if job.is_raster:
+                    predict_raster(
+                        model,
+                        Path(job.files[0]),
+                        outputs.get("mask"),
+                        outputs.get("probabilities"),
+                        options.tta,
+                        options.threshold,
+                    )
+                else:
+                    _predict_pages(model, job, outputs, options)
+        except MemoryError as error:
+            faults.append(f"{job.files[0]}: {error}")
         except (ValueError, FileNotFoundError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's, of a file that cannot be written
             faults.append(str(error))
     faults = [fault for part in distributed.gather(faults) for fault in part]
     if len(faults) < len(work):
@@ -224,7 +236,7 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
     """Say where everything goes.
 
     Raises:
-        ValueError: if two would be one file, or one would replace an image.
+        ValueError: if two would be one file, one would replace an image, or a name is too long.
     """
     jobs = []
     for name, files in images:
@@ -237,7 +249,7 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
         if options.probabilities:
             outputs["probabilities"] = out / f"{name}_probabilities.tif"
         if options.instances:
-            outputs["instances"] = out / f"{name}_instances{'.tif' if is_stack else '.png'}"
+            outputs["instances"] = out / f"{name}_instances.tif"
         jobs.append(_Job(files=files, outputs=outputs, pages=pages, is_raster=raster))
     taken: dict[Path, str] = {}
     for job in jobs:
@@ -248,6 +260,11 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
                     f"{path}, expected a file for each; predict them into different folders"
                 )
             taken[path] = job.files[0]
+            if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
+                raise ValueError(
+                    f"{job.files[0]}: got a name that makes {path.name} {length} bytes long, "
+                    f"expected at most {_LONGEST_NAME}; rename the image"
+                )
     inputs = {Path(path).resolve() for job in jobs for path in job.files}
     for path in taken:
         if path.resolve() in inputs:
@@ -259,19 +276,23 @@ def _predict_pages(
     model: SegmentationModel, job: _Job, outputs: dict[str, Path], options: Options
 ) -> None:
     """Segment an image, or a stack page by page."""
-    pages = [None] if job.pages is None else range(job.pages)
+    pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.hide_bar()
     name = Path(job.files[0]).name
     with ExitStack() as files:
-        writers = {kind: files.enter_context(_writer(path)) for kind, path in outputs.items()}
+        writers: dict[str, Callable[[Image.Image], None]] = {}
         for page in tqdm(pages, name, unit="page", leave=False, disable=hide):
             image = torch.from_numpy(
                 to_float(read_image(job.files, model.config.model.in_channels, page))
             )
             ids, scores = _segment(model, image, options, name)
-            for kind, write in writers.items():
-                for picture in _draw(kind, model, image, ids, scores, page is not None):
-                    write(picture)
+            for kind, path in outputs.items():
+                pictures = _draw(kind, model, image, ids, scores)
+                if kind not in writers:  # before, there is nothing to make a file or folder for
+                    num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
+                    writers[kind] = files.enter_context(_writer(path, num_bytes))
+                for picture in pictures:
+                    writers[kind](picture)
 
 
 def _segment(
@@ -295,7 +316,6 @@ def _draw(
     image: Tensor,
     ids: np.ndarray,
     scores: Tensor | None,
-    in_stack: bool,
 ) -> list[Image.Image]:
     """Make the pages that one kind of output has for an image."""
     match kind:
@@ -307,35 +327,20 @@ def _draw(
             assert scores is not None
             return [Image.fromarray(score) for score in scores.numpy()]
         case "instances":
-            numbers = number_objects(ids)
-            is_wide = in_stack or numbers.max() > 65535
-            return [Image.fromarray(numbers if is_wide else numbers.astype(np.uint16))]
+            return [Image.fromarray(number_objects(ids))]
         case _:
             return [model.classes.draw(ids, model.palette)]
 
 
 @contextmanager
-def _writer(path: Path) -> Iterator[Callable[[Image.Image], None]]:
+def _writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
     """Give a function that writes the picture of a PNG, or adds a page to a TIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".tif":
-        with stack_writer(path) as write:
-            yield write
+    if path.suffix == ".png":
+        yield partial(save_picture, path)
         return
-
-    def save(picture: Image.Image) -> None:
-        if picture.mode != "I":
-            save_picture(path, picture)
-            return
-        with stack_writer(path.with_suffix(".tif")) as write:  # PNG has no 32 bits
-            write(picture)
-
-    yield save
-
-
-def _exists(kind: str, path: Path) -> bool:
-    """Whether an output is there; instances may be more than a PNG has numbers for."""
-    return path.exists() or (kind == "instances" and path.with_suffix(".tif").exists())
+    with stack_writer(path, num_bytes) as write:
+        yield write
 
 
 def _count_stack(path: str) -> int | None:
@@ -392,9 +397,9 @@ def _find_inputs(
             # Path.glob takes no absolute patterns before Python 3.13.
             matches = glob.glob(entry, recursive=True)  # noqa: PTH207
             base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-            paths = _in_order(filter(Path.is_file, map(Path, matches)))
+            paths = _in_order(_outside(out, base, filter(Path.is_file, map(Path, matches))))
             if not paths:
-                raise FileNotFoundError(f"{entry}: matches no file; check the pattern")
+                raise FileNotFoundError(f"{entry}: matches no file to predict; check the pattern")
         else:
             raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
         for one in paths:
@@ -404,18 +409,21 @@ def _find_inputs(
 
 def _images_below(folder: Path, out: Path) -> list[Path]:
     """All images in a folder and the folders in it, but for those in `out`, if that lies in it."""
-    results = out.resolve() if folder.resolve() in out.resolve().parents else None
-    paths = [
-        path
-        for path in map(Path, list_files(folder))
-        if path.suffix.lower() in SUFFIXES
-        and (results is None or results not in path.absolute().parents)
-    ]
+    files = (path for path in map(Path, list_files(folder)) if path.suffix.lower() in SUFFIXES)
+    paths = _outside(out, folder, files)
     if not paths:
         raise ValueError(
             f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
         )
     return _in_order(paths)
+
+
+def _outside(out: Path, folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """Leave out the files in `out`, if that lies in the folder that they were looked for in."""
+    results = out.resolve()
+    if folder.resolve() not in results.parents:
+        return list(paths)
+    return [path for path in paths if not path.parent.resolve().is_relative_to(results)]
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:

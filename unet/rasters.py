@@ -28,7 +28,7 @@ from unet.checkpoint import SegmentationModel
 from unet.config import tile_overlap
 from unet.data import Normalization, normalization_of
 from unet.extras import extra
-from unet.images import UnreadableError, check_numbers, to_channels, to_float
+from unet.images import UnreadableError, to_channels, to_float
 from unet.masks import ClassMap
 from unet.model import mirrored
 from unet.reach import unpadded_side
@@ -90,12 +90,14 @@ def is_raster(path: str | Path, windows: bool | None = None) -> bool:
         return True
     if head not in {b"II*\0", b"MM\0*"}:
         return False
+    if windows:
+        return True
     tags = _first_page(Path(path))
-    return bool(
-        windows
-        or any(tag in tags for tag in _TAGS_OF_RASTERS)
-        or tags.get(_WIDTH, 0) * tags.get(_HEIGHT, 0) > LARGEST_IN_MEMORY
-    )
+    if any(tag in tags for tag in _TAGS_OF_RASTERS):
+        return True
+    sides: list[Any] = [tags.get(_HEIGHT), tags.get(_WIDTH)]
+    # In a damaged file they may be anything; reading it will say so.
+    return all(isinstance(side, int) for side in sides) and math.prod(sides) > LARGEST_IN_MEMORY
 
 
 def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Kind] = ()) -> None:
@@ -244,8 +246,6 @@ class _Source:
         if pixels.dtype != np.float32:
             seen = np.any(masks, axis=0, keepdims=True)
         pixels = np.where(seen, pixels, pixels.dtype.type(0))
-        if pixels.dtype == np.float32:
-            check_numbers(pixels, str(self.path))
         image = to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path))
         if len(seen) != len(image):  # grey as three channels, or three as grey
             seen = np.all(seen, axis=0, keepdims=True)
