@@ -97,6 +97,38 @@ def test_an_image_in_which_all_is_ignored_has_no_score_and_changes_none() -> Non
     assert summary_of(images[-1:], measures).ranking == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_predicted_on_ignored_pixels_changes_no_score(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    target = rng.integers(0, 3, (4, 6)).repeat(6, 0).repeat(5, 1).astype(np.uint8)
+    prediction = np.where(rng.random(target.shape) < 0.1, rng.integers(0, 3), target)
+    ignored = (rng.random((4, 6)) < 0.2).repeat(6, 0).repeat(5, 1)
+    ignored |= rng.random(target.shape) < 0.1
+    target[ignored] = 255
+    measures = Measures(boundary_distance=1.5, objects=1)
+    first = summary_of([(prediction.astype(np.uint8), target)], measures)
+    assert not first.columns["object_average_precision"].isnan().any()
+    for noise in (*range(4), rng.integers(0, 4, target.shape)):
+        other = np.where(ignored, noise, prediction).astype(np.uint8)
+        second = summary_of([(other, target)], measures)
+        assert torch.equal(first.matrix, second.matrix)
+        np.testing.assert_equal(second.overall, first.overall)
+        np.testing.assert_equal(
+            *({name: x.numpy() for name, x in one.columns.items()} for one in (second, first))
+        )
+
+
+def test_two_objects_with_an_ignored_strip_between_them_are_two() -> None:
+    target = np.ones((8, 21), np.uint8)
+    target[:, 10] = 255
+    for strip in (0, 1):
+        prediction = np.ones((8, 21), np.uint8)
+        prediction[:, 10] = strip
+        columns = summary_of([(prediction, target)], Measures(objects=1)).columns
+        assert columns["object_average_precision"].tolist() == [1]
+        assert columns["thinned_rand_score"].tolist() == [1]
+
+
 def test_the_ranking_goes_from_the_worst_to_the_best() -> None:
     summary = summary_of(random_images(), Measures())
     values = summary.columns["mean_iou"][summary.ranking].tolist()
@@ -113,7 +145,7 @@ def test_objects_are_the_parts_of_the_class() -> None:
     for name, value in vars(expected).items():
         assert float(summary.columns[name][2]) == value, name
     precisions = average_precision(
-        connected_components(prediction == 2), connected_components(target == 2), counted=counted
+        connected_components((prediction == 2) & counted), connected_components(target == 2)
     )
     assert float(summary.columns["object_average_precision"][2]) == pytest.approx(
         np.mean(precisions)

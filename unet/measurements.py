@@ -83,8 +83,9 @@ def measure(
 def _measure_objects(
     prediction: np.ndarray, target: np.ndarray, counted: np.ndarray
 ) -> dict[str, float]:
+    # Cut before it is labelled: nothing hangs together through ignored pixels.
     precisions = average_precision(
-        connected_components(prediction), connected_components(target), counted=counted
+        connected_components(prediction & counted), connected_components(target & counted)
     )
     return {
         **asdict(membrane_scores(prediction, target, counted)),
@@ -290,9 +291,9 @@ def rules(summary: Summary) -> dict[str, str]:
         name = summary.names[summary.measures.objects]
         result["objects"] = (
             f"Objects are the parts of the class {name} that hang together by edges (what touches "
-            "is one object); the measures "
-            "of ISBI 2012 (Rand and information scores with the prediction's borders thinned) of "
-            "each image, then the mean over images."
+            "is one object), but not through ignored pixels; the measures of ISBI 2012 (Rand and "
+            "information scores with the prediction's borders thinned) of each image, then the "
+            "mean over images."
         )
         result["average precision of objects"] = (
             "TP / (TP + FP + FN) of the objects, found if IoU is above a threshold, mean over the "
