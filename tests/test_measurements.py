@@ -181,6 +181,19 @@ def test_rows_show_what_has_no_score() -> None:
     assert rows[9].cells[5] == f"{summary.over_images('mean_hausdorff95')[0]:.2f}"
 
 
+def test_a_class_that_is_never_predicted_scores_0_in_the_table_of_all_and_of_each_image() -> None:
+    target = np.array([[0, 0, 0, 1], [0, 0, 2, 2]], np.uint8)
+    prediction = np.where(target == 1, 2, target)
+    summary = summary_of([(prediction, target)], Measures(boundary_distance=2))
+    ground, cell, wall, never = score_rows(summary)[:4]
+    assert cell.cells == (*["0.0000"] * 5, "-")
+    assert "0.0000" not in ground.cells + wall.cells
+    assert set(never.cells) == {"-"}
+    assert summary.columns["precision"][0, 1] == summary.columns["recall"][0, 1] == 0
+    assert float(summary.columns["mean_precision"][0]) == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert "the precision of a class that is never predicted" in rules(summary)["what counts"]
+
+
 def test_the_rules_say_what_was_measured() -> None:
     images = random_images()
     said = rules(summary_of(images, Measures(boundary_distance=3, objects=2)))

@@ -50,11 +50,22 @@ def test_an_absent_class_has_no_score_and_does_not_enter_the_mean() -> None:
     assert result.mean_iou == pytest.approx((4 / 6 + 2 / 4) / 2)
 
 
-def test_a_class_never_predicted_has_iou_0_and_no_precision() -> None:
-    result = scores(torch.tensor([[4, 0], [2, 0]]))
-    assert result.iou[1] == 0
-    assert result.recall[1] == 0
-    assert math.isnan(result.precision[1])
+def test_a_class_in_target_or_prediction_only_scores_0_in_all() -> None:
+    for matrix in (torch.tensor([[4, 0], [2, 0]]), torch.tensor([[4, 2], [0, 0]])):
+        result = scores(matrix)
+        assert result.iou[1] == result.dice[1] == result.precision[1] == result.recall[1] == 0
+        assert result.mean_precision == result.precision[0] / 2
+        assert result.mean_recall == result.recall[0] / 2
+        assert result.mean_precision_foreground == result.mean_recall_foreground == 0
+        assert result.micro_precision_foreground == result.micro_recall_foreground == 0
+
+
+def test_never_predicting_a_class_is_not_rewarded() -> None:
+    never, once = (scores(torch.tensor(rows)) for rows in ([[900, 0], [100, 0]],
+                                                           [[899, 1], [100, 0]]))  # fmt: skip
+    for name in ("iou", "dice", "precision", "recall"):
+        difference = getattr(never, f"mean_{name}") - getattr(once, f"mean_{name}")
+        assert 0 <= difference < 1e-3, name
 
 
 def test_matrices_of_parts_add_up_to_that_of_the_whole() -> None:
@@ -114,7 +125,9 @@ def test_means_micro_and_weighted_scores_equal_those_of_a_loop_over_pixels() -> 
     assert result.mean_precision == pytest.approx(
         sum(tp[k] / (tp[k] + fp[k]) for k in range(4)) / 4
     )
-    assert result.mean_recall == pytest.approx(sum(tp[k] / (tp[k] + fn[k]) for k in range(3)) / 3)
+    # Nothing of class 3 is to be found, but some was predicted.
+    assert result.recall[3] == 0
+    assert result.mean_recall == pytest.approx(sum(tp[k] / (tp[k] + fn[k]) for k in range(3)) / 4)
     assert result.micro_iou == pytest.approx(sum(tp) / (sum(tp) + sum(fp) + sum(fn)))
     assert result.micro_iou_foreground == pytest.approx(
         sum(tp[1:]) / (sum(tp[1:]) + sum(fp[1:]) + sum(fn[1:]))
@@ -125,9 +138,12 @@ def test_means_micro_and_weighted_scores_equal_those_of_a_loop_over_pixels() -> 
     )
 
 
-def test_scores_equal_those_of_scikit_learn() -> None:
+@pytest.mark.parametrize("never", [None, 0, 2])
+def test_scores_equal_those_of_scikit_learn(never: int | None) -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     prediction, target = random_ids()
+    if never is not None:  # predicted
+        prediction[prediction == never] = 1
     counted = target != 255
     y_true, y_pred = target[counted].numpy(), prediction[counted].numpy()
     result = scores(confusion_matrix(prediction, target, 5))
@@ -137,11 +153,11 @@ def test_scores_equal_those_of_scikit_learn() -> None:
         ("precision", sklearn.precision_score),
         ("recall", sklearn.recall_score),
     ):
-        # Class 3 is not in the target, where scikit-learn says 0 for the recall.
-        present = [0, 1, 2] if name == "recall" else [0, 1, 2, 3]
-        each = score(y_true, y_pred, labels=present, average=None)
-        assert getattr(result, name)[: len(present)] == pytest.approx(each)
-        assert getattr(result, f"mean_{name}") == pytest.approx(each.mean())
+        # Without labels given, its classes are those in target or prediction: not class 4.
+        each = score(y_true, y_pred, average=None, zero_division=0)
+        assert getattr(result, name)[:4] == pytest.approx(each)
+        macro = score(y_true, y_pred, average="macro", zero_division=0)
+        assert getattr(result, f"mean_{name}") == pytest.approx(macro)
         assert getattr(result, f"mean_{name}_foreground") == pytest.approx(each[1:].mean())
         micro = score(y_true, y_pred, labels=[1, 2, 3], average="micro")
         assert getattr(result, f"micro_{name}_foreground") == pytest.approx(micro)
@@ -184,9 +200,8 @@ def test_images_have_a_mean_a_spread_and_a_number_without_a_score() -> None:
     assert result.std.iou[1] == pytest.approx(statistics.stdev([2 / 4, 1 / 5]))
     assert math.isnan(result.std.iou[2])
     assert result.without.iou == [0, 1, 2]
-    assert result.without.precision == [0, 1, 2]
-    assert result.without.recall == [0, 1, 3]
-    assert math.isnan(result.mean.recall[2])
+    assert result.without.precision == result.without.recall == [0, 1, 2]
+    assert result.mean.recall[2] == 0
     assert math.isnan(result.std.recall[2])
     singles = [(3 / 4 + 2 / 4 + 0) / 3, (4 / 8 + 1 / 5) / 2, 1]
     assert result.mean.mean_iou == pytest.approx(statistics.mean(singles))

@@ -30,10 +30,11 @@ def confusion_matrix(
 class Scores:
     """Scores over all counted pixels of a confusion matrix; NaN where there is none.
 
-    A class that occurs neither in target nor prediction has no IoU and no Dice; one that was
-    never predicted no precision; one that is not in the target no recall. A mean is over the
-    classes that have the score, all alike; `_foreground` leaves out class 0, the background.
-    Micro scores divide sums over classes, so that large classes count for more.
+    A class in neither target nor prediction has no score. One in only one of them scores 0, its
+    precision though nothing was predicted, its recall though there was nothing to find: or a mean
+    would reward who never predicts a class. So a mean is over the same classes for all scores, all
+    alike; `_foreground` leaves out class 0, the background. Micro scores divide sums over classes,
+    so that large classes count for more. All as in scikit-learn with zero_division=0.
     """
 
     iou: list[float]
@@ -53,7 +54,8 @@ class Scores:
     mean_precision: float
     """Over the classes, background included."""
     mean_recall: float
-    """Over the classes, background included; also called mean or balanced accuracy."""
+    """Over the classes, background included; where all of them are in the target, also called mean
+    or balanced accuracy."""
     mean_iou_foreground: float
     """Over the classes without the background."""
     mean_dice_foreground: float
@@ -154,8 +156,9 @@ def _ratios(right: Tensor, target: Tensor, predicted: Tensor) -> dict[str, Tenso
     return {
         "iou": right / (target + predicted - right),
         "dice": 2 * right / (target + predicted),
-        "precision": right / predicted,
-        "recall": right / target,
+        # Where only the other side has some: 0 / 1.
+        "precision": right / torch.maximum(predicted, target.clamp(max=1)),
+        "recall": right / torch.maximum(target, predicted.clamp(max=1)),
     }
 
 
