@@ -2,10 +2,11 @@ import dataclasses
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
-from unet.metrics import Scores, confusion_matrix, per_image_scores, scores
+from unet.metrics import Scores, confusion_matrix, score_values, scores, spread
 
 
 def test_the_matrix_counts_target_rows_and_predicted_columns() -> None:
@@ -118,7 +119,7 @@ def test_means_micro_and_weighted_scores_equal_those_of_a_loop_over_pixels() -> 
     iou = [tp[k] / (tp[k] + fp[k] + fn[k]) for k in range(4)]
     dice = [2 * tp[k] / (2 * tp[k] + fp[k] + fn[k]) for k in range(4)]
     result = scores(confusion_matrix(prediction, target, 5))
-    assert result.num_absent == 1
+    assert math.isnan(result.iou[4])
     assert result.mean_iou == pytest.approx(sum(iou) / 4)
     assert result.mean_iou_foreground == pytest.approx(sum(iou[1:]) / 3)
     assert result.mean_dice_foreground == pytest.approx(sum(dice[1:]) / 3)
@@ -174,7 +175,6 @@ def test_a_matrix_of_no_pixels_has_no_score_at_all() -> None:
     result = scores(torch.zeros(3, 3, dtype=torch.int64))
     for name, value in dataclasses.asdict(result).items():
         assert all(map(math.isnan, value)) if isinstance(value, list) else math.isnan(value), name
-    assert result.num_absent == 3
 
 
 def test_without_foreground_there_are_scores_of_the_background_only() -> None:
@@ -184,46 +184,58 @@ def test_without_foreground_there_are_scores_of_the_background_only() -> None:
     assert math.isnan(result.micro_iou_foreground)
 
 
-def test_images_have_a_mean_a_spread_and_a_number_without_a_score() -> None:
-    # Class 1: IoU 2/4 and 1/5 in two images, in neither target nor prediction of the third.
-    # Class 2: predicted in the first image, wrongly; nowhere else.
-    matrices = torch.tensor(
-        [
-            [[3, 1, 0], [0, 2, 1], [0, 0, 0]],
-            [[4, 0, 0], [4, 1, 0], [0, 0, 0]],
-            [[9, 0, 0], [0, 0, 0], [0, 0, 0]],
-        ]
-    )
-    result = per_image_scores(matrices)
-    assert result.mean.iou == pytest.approx([(3 / 4 + 4 / 8 + 1) / 3, (2 / 4 + 1 / 5) / 2, 0])
-    assert result.std.iou[0] == pytest.approx(statistics.stdev([3 / 4, 4 / 8, 1]))
-    assert result.std.iou[1] == pytest.approx(statistics.stdev([2 / 4, 1 / 5]))
-    assert math.isnan(result.std.iou[2])
-    assert result.without.iou == [0, 1, 2]
-    assert result.without.precision == result.without.recall == [0, 1, 2]
-    assert result.mean.recall[2] == 0
-    assert math.isnan(result.std.recall[2])
-    singles = [(3 / 4 + 2 / 4 + 0) / 3, (4 / 8 + 1 / 5) / 2, 1]
-    assert result.mean.mean_iou == pytest.approx(statistics.mean(singles))
-    assert result.std.mean_iou == pytest.approx(statistics.stdev(singles))
-    assert result.without.mean_iou == 0
-    assert result.without.mean_iou_foreground == 1
-
-
 def test_scores_of_images_equal_those_of_each_by_itself() -> None:
     generator = torch.Generator().manual_seed(2)
     matrices = torch.randint(0, 3, (6, 4, 4), generator=generator)
     matrices[0, 2], matrices[0, :, 2] = 0, 0
     matrices[1] = 0
-    result, singles = per_image_scores(matrices), [scores(matrix) for matrix in matrices]
-    for field in dataclasses.fields(Scores):
-        columns = [getattr(one, field.name) for one in singles]
-        whole = [getattr(result.mean, field.name), getattr(result.std, field.name)]
-        without = getattr(result.without, field.name)
-        if not isinstance(columns[0], list):
-            columns, whole, without = [[x] for x in columns], [[x] for x in whole], [without]
-        for k, column in enumerate(zip(*columns, strict=True)):
-            there = [x for x in column if not math.isnan(x)]
-            assert without[k] == 6 - len(there) > 0
-            assert whole[0][k] == pytest.approx(statistics.mean(there)), field.name
-            assert whole[1][k] == pytest.approx(statistics.stdev(there)), field.name
+    columns = score_values(matrices)
+    assert set(columns) == {field.name for field in dataclasses.fields(Scores)}
+    for name, column in columns.items():
+        singles = [getattr(scores(matrix), name) for matrix in matrices]
+        assert torch.tensor(singles).isnan().any()
+        np.testing.assert_allclose(column.numpy(), singles)  # NaN equals NaN
+
+
+def test_a_spread_is_that_of_what_has_a_score() -> None:
+    # Three images of three classes; the second has a score in two of them, the third in none.
+    nan = float("nan")
+    values = torch.tensor([[0.5, 0.25, nan], [0.75, nan, nan], [0.25, 1.0, nan]])
+    mean, std, without = spread(values)
+    assert mean.tolist() == pytest.approx([0.5, 0.625, nan], nan_ok=True)
+    expected = [statistics.stdev([0.5, 0.75, 0.25]), statistics.stdev([0.25, 1]), nan]
+    assert std.tolist() == pytest.approx(expected, nan_ok=True)
+    assert without.tolist() == [0, 1, 3]
+    mean, std, without = spread(torch.tensor([nan, 0.5]))
+    assert (float(mean), int(without)) == (0.5, 1)
+    assert math.isnan(std)  # of one there is none
+
+
+def test_images_have_a_mean_a_spread_and_a_number_without_a_score() -> None:
+    # Class 1: IoU 2/4 and 1/5 in two images, in neither target nor prediction of the third.
+    # Class 2: predicted in the first image, wrongly; nowhere else.
+    columns = score_values(
+        torch.tensor(
+            [
+                [[3, 1, 0], [0, 2, 1], [0, 0, 0]],
+                [[4, 0, 0], [4, 1, 0], [0, 0, 0]],
+                [[9, 0, 0], [0, 0, 0], [0, 0, 0]],
+            ]
+        )
+    )
+    mean, std, without = (part.tolist() for part in spread(columns["iou"]))
+    assert mean == pytest.approx([(3 / 4 + 4 / 8 + 1) / 3, (2 / 4 + 1 / 5) / 2, 0])
+    assert std[:2] == pytest.approx(
+        [statistics.stdev([3 / 4, 4 / 8, 1]), statistics.stdev([2 / 4, 1 / 5])]
+    )
+    assert math.isnan(std[2])
+    assert without == [0, 1, 2]
+    for name in ("dice", "precision", "recall"):
+        assert spread(columns[name])[2].tolist() == without
+    singles = [(3 / 4 + 2 / 4 + 0) / 3, (4 / 8 + 1 / 5) / 2, 1]
+    assert columns["mean_iou"].tolist() == pytest.approx(singles)
+    mean, std, without = spread(columns["mean_iou"])
+    assert float(mean) == pytest.approx(statistics.mean(singles))
+    assert float(std) == pytest.approx(statistics.stdev(singles))
+    assert without == 0
+    assert spread(columns["mean_iou_foreground"])[2] == 1

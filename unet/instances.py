@@ -8,7 +8,7 @@ they are as if outside of the image: of no object, and nothing hangs together th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -79,19 +79,14 @@ def pixel_error(
     return float((prediction != target).mean()) if target.size else float("nan")
 
 
-def connected_components(mask: np.ndarray, connectivity: Literal[4, 8] = 4) -> np.ndarray:
-    """Number the parts of a mask that hang together: a label image, int32.
-
-    Args:
-        mask: bool (H, W).
-        connectivity: 4 where neighbours share an edge (ISBI 2012), 8 where a corner is enough.
+def connected_components(mask: np.ndarray) -> np.ndarray:
+    """Number the parts of a mask that hang together by edges of pixels: a label image, int32.
 
     Raises:
         ValueError: if scipy is not installed.
     """
     ndimage = extra("scipy.ndimage", "connected components")
-    structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-    labels: np.ndarray = ndimage.label(mask, structure)[0]
+    labels: np.ndarray = ndimage.label(mask)[0]
     return labels
 
 
@@ -224,10 +219,7 @@ def average_precision(
 
 
 def warping_error(
-    prediction: np.ndarray,
-    target: np.ndarray,
-    counted: np.ndarray | None = None,
-    distance: float | None = None,
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
 ) -> float:
     """Compute the share of counted pixels by which the prediction differs from a warped target.
 
@@ -239,20 +231,11 @@ def warping_error(
         prediction: mask.
         target: mask.
         counted: ignored pixels stay as they are in the target.
-        distance: see `warp`.
-
-    Raises:
-        ValueError: if `distance` is given and scipy is not installed.
     """
-    return pixel_error(prediction, warp(target, prediction, counted, distance), counted)
+    return pixel_error(prediction, warp(target, prediction, counted), counted)
 
 
-def warp(
-    mask: np.ndarray,
-    towards: np.ndarray,
-    movable: np.ndarray | None = None,
-    distance: float | None = None,
-) -> np.ndarray:
+def warp(mask: np.ndarray, towards: np.ndarray, movable: np.ndarray | None = None) -> np.ndarray:
     """Warp a mask towards another one without a change of its topology.
 
     Pixels that differ are flipped as long as one is simple: flipping it neither joins, splits,
@@ -265,14 +248,9 @@ def warp(
         mask: bool (H, W).
         towards: bool (H, W).
         movable: bool (H, W), the pixels that may be flipped; None for all.
-        distance: flip only pixels of `mask` that are at most so far, in pixels, from one of the
-            other value; None for no such constraint.
 
     Returns:
         bool (H, W).
-
-    Raises:
-        ValueError: if `distance` is given and scipy is not installed.
 
     Source: Jain et al. 2010, "Boundary learning by optimization with topological constraints",
     CVPR; simple points by the connectivity number of Yokoi, Toriwaki and Fukumura 1975, "An
@@ -281,11 +259,6 @@ def warp(
     differs = mask != towards
     if movable is not None:
         differs &= movable
-    if distance is not None:
-        edt = extra("scipy.ndimage", "warping within a distance").distance_transform_edt
-        # A mask without the other value has no border to move.
-        near = [edt(one) <= distance if not one.all() else ~one for one in (mask, ~mask)]
-        differs &= np.where(mask, *near)
     warped, open_pixel = np.pad(mask, 1), np.pad(differs, 1).ravel()
     flat, width = warped.ravel(), warped.shape[1]
     around = np.array([1, 1 - width, -width, -width - 1, -1, width - 1, width, width + 1])

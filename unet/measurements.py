@@ -45,7 +45,7 @@ class ImageMeasurements:
     Args:
         size: (height, width).
         matrix: (K, K) int64.
-        boundary: (K, 4) int64, see `boundary_counts`.
+        boundary: (K, 4) int64, see `boundary_measures`.
         hausdorff: 95th percentile of each class, in pixels.
         objects: the measures of objects by name.
     """

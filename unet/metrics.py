@@ -79,40 +79,11 @@ class Scores:
     frequency_weighted_dice: float
     """Mean Dice, each class weighted by its pixels in the target, background included."""
 
-    @property
-    def num_absent(self) -> int:
-        """Number of classes in neither target nor prediction."""
-        return sum(iou != iou for iou in self.iou)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerImageScores:
-    """What the scores of single images amount to; an image without a score is left out of it."""
-
-    mean: Scores
-    """Of each score over the images that have it; NaN if none has."""
-    std: Scores
-    """Sample standard deviation over the images that have the score; NaN below two of them."""
-    without: Scores
-    """Number of images that do not have the score."""
-
 
 def scores(matrix: Tensor) -> Scores:
     """Compute every score from a confusion matrix (K, K), rows target, columns prediction."""
-    return _as_scores(score_values(matrix))
-
-
-def per_image_scores(matrices: Tensor) -> PerImageScores:
-    """Compute every score of each image, then their mean and spread over the images.
-
-    Args:
-        matrices: (N, K, K), a confusion matrix for each image.
-    """
-    spreads = {name: spread(value) for name, value in score_values(matrices).items()}
-    mean, std, without = (
-        _as_scores({name: parts[i] for name, parts in spreads.items()}) for i in range(3)
-    )
-    return PerImageScores(mean=mean, std=std, without=without)
+    values: dict[str, Any] = {name: x.tolist() for name, x in score_values(matrix).items()}
+    return Scores(**values)
 
 
 def spread(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,8 +131,3 @@ def _ratios(right: Tensor, target: Tensor, predicted: Tensor) -> dict[str, Tenso
         "precision": right / torch.maximum(predicted, target.clamp(max=1)),
         "recall": right / torch.maximum(target, predicted.clamp(max=1)),
     }
-
-
-def _as_scores(values: dict[str, Tensor]) -> Scores:
-    plain: dict[str, Any] = {name: value.tolist() for name, value in values.items()}
-    return Scores(**plain)
