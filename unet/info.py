@@ -101,7 +101,7 @@ def _classes(config: Config) -> list[str]:
 
 def _scores(history: Sequence[dict[str, Any]], config: Config) -> list[str]:
     if not history:
-        return ["not in this file; last.pt of its run holds those of every validation"]
+        return ["none: the file was written before a validation"]
     best = max(history, key=lambda row: float(row["mean_iou"]))
     texts = []
     for which, row in (("best", best), ("last", history[-1])):
@@ -129,7 +129,7 @@ def _receptive_field(config: Config) -> str:
 
 def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
     crop, train = config.augment.crop or size, config.train
-    dtype = pick_dtype(train.precision, pick_device("auto"))
+    dtype = _dtype(config)
     loss_function = SegmentationLoss(config.loss.cross_entropy, config.loss.dice)
     step = step_memory(net, loss_function, (train.batch_size, *crop), dtype)
     weights = _num_bytes(net)
@@ -143,8 +143,7 @@ def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
 
 
 def _prediction_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
-    tiling = config.tiling
-    dtype = pick_dtype(config.train.precision, pick_device("auto"))
+    tiling, dtype = config.tiling, _dtype(config)
     tile = (min(size[0], tiling.size[0]), min(size[1], tiling.size[1]))
     count = tiling.batch_size if tile != size else 1
     weights = _num_bytes(net)
@@ -154,6 +153,13 @@ def _prediction_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
         f"{_memory(made)} for {count} x {_sides(tile)}"
         + (", a batch of tiles; image and logits besides" if tile != size else "")
     )
+
+
+def _dtype(config: Config) -> torch.dtype:
+    """What is computed in; the config's device need not be here."""
+    name = config.train.device
+    device = pick_device(name) if name == "auto" else torch.device(name)
+    return pick_dtype(config.train.precision, device)
 
 
 def _num_bytes(net: UNet) -> int:
