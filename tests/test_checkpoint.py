@@ -231,10 +231,24 @@ def test_several_models_average_their_probabilities(tmp_path: Path) -> None:
     assert torch.equal(together.predict(image), sum(alone).argmax(0).to(torch.uint8))
 
 
-def test_models_of_other_classes_are_not_averaged(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [
+        ({"ground": 0, "sphere": 200}, "ground: 0, sphere: 200"),
+        ({"ground": 5, "box": 9}, "ground: 5, box: 9"),
+        ({"box": 200, "ground": 0}, "box: 200, ground: 0"),
+        ({"ground": [0, 0, 0], "box": [0, 0, 200]}, r"ground: \(0, 0, 0\), box: \(0, 0, 200\)"),
+    ],
+)
+def test_models_of_other_classes_are_not_averaged(
+    checkpoint: Path, tmp_path: Path, classes: dict[str, Any], shown: str
+) -> None:
     other = tmp_path / "other.pt"
     contents = load_checkpoint(checkpoint)
-    contents["config"]["data"]["classes"] = {"ground": 0, "sphere": 200}
+    contents["config"]["data"]["classes"] = classes
     torch.save(contents, other)
-    with pytest.raises(ValueError, match=r"other\.pt: got the classes ground, sphere and 1 ch"):
+    message = (
+        rf"other\.pt: got the classes {shown} and 1 channels, expected .* ground: 0, box: 200 "
+    )
+    with pytest.raises(ValueError, match=message):
         load_model([checkpoint, other])

@@ -3,6 +3,8 @@
 import ast
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -79,6 +81,31 @@ def test_the_changelog_has_the_version() -> None:
 def test_every_module_has_its_tests() -> None:
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert set(MODULES) <= tests
+
+
+def test_the_readme_names_every_script() -> None:
+    listing = re.search(r"\n    scripts/ (.*\n(?:          .*\n)+)", README)
+    assert listing is not None
+    scripts = {path.name for path in (ROOT / "scripts").glob("*.py")}
+    assert scripts - set(re.findall(r"\w+\.py", listing.group(1))) == {
+        *("train.py", "evaluate.py", "predict.py")  # "the three commands as scripts"
+    }
+
+
+def test_the_benchmark_of_prediction_runs() -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "benchmark_predict.py", "--quick", "--threads", "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("ours  ")]
+    assert [row[1] for row in rows] == ["16", "0"] * 2  # two sizes of tiles
+    assert [row[5] for row in rows] == ["1.562", "1.000", "1.266", "1.000"]  # what is computed
+    assert all(float(cell) > 0 for row in rows for cell in row[2:5])
+    left_out = "monai: left out, as it cannot be imported" in result.stdout
+    assert left_out != ("ours over monai" in result.stdout)
 
 
 def code_blocks(language: str) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_config, make_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.passes import move_to_device_pass
 
 import unet.export as module
 from unet.checkpoint import SegmentationModel, build_net, load_model, save_checkpoint
@@ -137,6 +139,40 @@ def test_images_are_normalised_by_their_own_numbers_inside(tmp_path: Path, suffi
     flat = torch.full((1, 1, 20, 20), 0.7)  # no contrast to divide by
     expected = load_model(tmp_path / "best.pt").logits(flat[0]).softmax(0)
     torch.testing.assert_close(RUN[suffix](out, flat)[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["given", "image"])
+@pytest.mark.parametrize("output", ["probabilities", "classes"])
+def test_nothing_stays_on_the_cpu_when_the_model_is_moved(
+    tmp_path: Path, method: str, output: str
+) -> None:
+    model = used_model(tmp_path)
+    if method != "given":
+        model = replace(model, normalization=Normalization(method=method))
+    exported = ExportedModel(model, output).eval()
+    state = exported.state_dict()
+    with FakeTensorMode() as mode:  # tensors without numbers, on devices that need not be there
+        state = {name: mode.from_tensor(tensor).to("cuda") for name, tensor in state.items()}
+        images = torch.empty(2, 1, 17, 31, device="cuda")
+        result = torch.func.functional_call(exported, state, images)
+    assert result.device.type == "cuda"
+    assert result.shape == ((2, 2, 17, 31) if output == "probabilities" else (2, 17, 31))
+
+
+def test_an_exported_model_is_where_its_network_is(tmp_path: Path) -> None:
+    model = used_model(tmp_path)
+    exported = ExportedModel(replace(model, net=model.net.to("meta"), device=torch.device("meta")))
+    devices = {tensor.device.type for tensor in (*exported.parameters(), *exported.buffers())}
+    assert devices == {"meta"}
+
+
+def test_a_pt2_file_is_moved_to_another_device_by_torchs_pass(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    export([checkpoint], tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2")
+    moved = move_to_device_pass(program, "meta")
+    assert moved.module()(torch.empty(3, 1, 21, 34, device="meta")).device.type == "meta"
 
 
 @needs_onnx

@@ -38,7 +38,7 @@ def test_a_checkpoint_is_described_within_80_columns(tmp_path: Path) -> None:
     config = text.partition("\ncheckpoint ")[0]
     assert config_from_dict(yaml.safe_load(config)) == make_config(tmp_path, "train.device=cpu")
     assert row(text, "classes") == "0  ground: mask value 0 1  box: mask value 200"
-    assert row(text, "scores").startswith("not in this file; last.pt of its run holds")
+    assert row(text, "scores") == "none: the file was written before a validation"
     weights = sum(
         p.numel() for p in build_net(make_config(tmp_path), torch.device("cpu")).parameters()
     )
@@ -48,14 +48,39 @@ def test_a_checkpoint_is_described_within_80_columns(tmp_path: Path) -> None:
     assert "batches of 2 x 24 x 32 pixels in float32" in row(text, "training memory")
 
 
-def test_the_scores_of_a_run_are_in_its_last_checkpoint(data_root: Path) -> None:
+def test_the_scores_of_a_run_are_in_its_checkpoints(data_root: Path) -> None:
     run = train(make_config(data_root, "train.previews=0"))
+    until_best = load_checkpoint(run / "best.pt")["progress"]["history"]
+    text = row(describe_checkpoint(run / "best.pt"), "scores")
+    shown = f"epoch {until_best[-1]['epoch']} of 3, mean IoU {until_best[-1]['mean_iou']:.4f}"
+    assert f"best: {shown}" in text
+    assert f"last: {shown}" in text  # what came later, this file cannot know
+    assert f"box {until_best[-1]['iou_box']:.4f}" in text
     text = row(describe_checkpoint(run / "last.pt"), "scores")
     history = load_checkpoint(run / "last.pt")["progress"]["history"]
     best = max(history, key=lambda one: one["mean_iou"])
     assert f"best: epoch {best['epoch']} of 3, mean IoU {best['mean_iou']:.4f}" in text
     assert f"last: epoch 3 of 3, mean IoU {history[-1]['mean_iou']:.4f}" in text
     assert f"box {best['iou_box']:.4f}" in text
+
+
+def test_memory_is_that_on_the_device_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device, dtype in (("cuda", "float16"), ("cuda:7", "float16"), ("cpu", "float32")):
+        text = row(
+            describe_checkpoint(saved(tmp_path, f"train.device={device}")), "training memory"
+        )
+        # Without a GPU here that could tell whether it has bfloat16, of the same size.
+        assert text.endswith(f"pixels in {dtype}") or torch.cuda.is_available()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)
+    for device, dtype in (("auto", "bfloat16"), ("cuda", "bfloat16"), ("cpu", "float32")):
+        text = row(
+            describe_checkpoint(saved(tmp_path, f"train.device={device}")), "training memory"
+        )
+        assert text.endswith(f"pixels in {dtype}")
 
 
 def test_costs_are_those_at_the_size_asked_for(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet.boundaries import boundary_counts, boundary_f1, hausdorff_distances
+from unet.boundaries import boundary_f1, boundary_measures
 from unet.instances import average_precision, connected_components, membrane_scores
 from unet.measurements import (
     Measures,
@@ -72,13 +72,14 @@ def test_all_numbers_equal_a_slow_recomputation() -> None:
         pytest.approx(means.std(ddof=1)),
         1,
     )
-    counts = [boundary_counts(*image, 4, 1.5) for image in images]
+    counts, distances = zip(*(boundary_measures(*image, 4, 1.5) for image in images), strict=True)
     assert summary.overall["boundary_f1"] == pytest.approx(boundary_f1(sum(counts)), nan_ok=True)
     assert summary.columns["boundary_f1"][1].tolist() == pytest.approx(
         boundary_f1(counts[1]), nan_ok=True
     )
-    distances = [hausdorff_distances(*image, 4)[:3] for image in images[:-1]]
-    assert summary.over_images("hausdorff95")[0][:3] == pytest.approx(np.nanmean(distances, 0))
+    assert summary.over_images("hausdorff95")[0][:3] == pytest.approx(
+        np.nanmean([row[:3] for row in distances[:-1]], 0)
+    )
     assert summary.overall["mean_boundary_f1_foreground"] == pytest.approx(
         np.mean(summary.overall["boundary_f1"][1:3])
     )
@@ -97,6 +98,38 @@ def test_an_image_in_which_all_is_ignored_has_no_score_and_changes_none() -> Non
     assert summary_of(images[-1:], measures).ranking == []
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_predicted_on_ignored_pixels_changes_no_score(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    target = rng.integers(0, 3, (4, 6)).repeat(6, 0).repeat(5, 1).astype(np.uint8)
+    prediction = np.where(rng.random(target.shape) < 0.1, rng.integers(0, 3), target)
+    ignored = (rng.random((4, 6)) < 0.2).repeat(6, 0).repeat(5, 1)
+    ignored |= rng.random(target.shape) < 0.1
+    target[ignored] = 255
+    measures = Measures(boundary_distance=1.5, objects=1)
+    first = summary_of([(prediction.astype(np.uint8), target)], measures)
+    assert not first.columns["object_average_precision"].isnan().any()
+    for noise in (*range(4), rng.integers(0, 4, target.shape)):
+        other = np.where(ignored, noise, prediction).astype(np.uint8)
+        second = summary_of([(other, target)], measures)
+        assert torch.equal(first.matrix, second.matrix)
+        np.testing.assert_equal(second.overall, first.overall)
+        np.testing.assert_equal(
+            *({name: x.numpy() for name, x in one.columns.items()} for one in (second, first))
+        )
+
+
+def test_two_objects_with_an_ignored_strip_between_them_are_two() -> None:
+    target = np.ones((8, 21), np.uint8)
+    target[:, 10] = 255
+    for strip in (0, 1):
+        prediction = np.ones((8, 21), np.uint8)
+        prediction[:, 10] = strip
+        columns = summary_of([(prediction, target)], Measures(objects=1)).columns
+        assert columns["object_average_precision"].tolist() == [1]
+        assert columns["thinned_rand_score"].tolist() == [1]
+
+
 def test_the_ranking_goes_from_the_worst_to_the_best() -> None:
     summary = summary_of(random_images(), Measures())
     values = summary.columns["mean_iou"][summary.ranking].tolist()
@@ -113,7 +146,7 @@ def test_objects_are_the_parts_of_the_class() -> None:
     for name, value in vars(expected).items():
         assert float(summary.columns[name][2]) == value, name
     precisions = average_precision(
-        connected_components(prediction == 2), connected_components(target == 2), counted=counted
+        connected_components((prediction == 2) & counted), connected_components(target == 2)
     )
     assert float(summary.columns["object_average_precision"][2]) == pytest.approx(
         np.mean(precisions)
@@ -147,6 +180,19 @@ def test_rows_show_what_has_no_score() -> None:
     assert rows[6].cells == (f"{summary.overall['micro_iou']:.4f}", *[accuracy] * 3, "", "")
     assert rows[8].cells[2:] == ("",) * 4
     assert rows[9].cells[5] == f"{summary.over_images('mean_hausdorff95')[0]:.2f}"
+
+
+def test_a_class_that_is_never_predicted_scores_0_in_the_table_of_all_and_of_each_image() -> None:
+    target = np.array([[0, 0, 0, 1], [0, 0, 2, 2]], np.uint8)
+    prediction = np.where(target == 1, 2, target)
+    summary = summary_of([(prediction, target)], Measures(boundary_distance=2))
+    ground, cell, wall, never = score_rows(summary)[:4]
+    assert cell.cells == (*["0.0000"] * 5, "-")
+    assert "0.0000" not in ground.cells + wall.cells
+    assert set(never.cells) == {"-"}
+    assert summary.columns["precision"][0, 1] == summary.columns["recall"][0, 1] == 0
+    assert float(summary.columns["mean_precision"][0]) == pytest.approx((1 + 0 + 2 / 3) / 3)
+    assert "the precision of a class that is never predicted" in rules(summary)["what counts"]
 
 
 def test_the_rules_say_what_was_measured() -> None:

@@ -2,10 +2,11 @@ import dataclasses
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 
-from unet.metrics import Scores, confusion_matrix, per_image_scores, scores
+from unet.metrics import Scores, confusion_matrix, score_values, scores, spread
 
 
 def test_the_matrix_counts_target_rows_and_predicted_columns() -> None:
@@ -50,11 +51,22 @@ def test_an_absent_class_has_no_score_and_does_not_enter_the_mean() -> None:
     assert result.mean_iou == pytest.approx((4 / 6 + 2 / 4) / 2)
 
 
-def test_a_class_never_predicted_has_iou_0_and_no_precision() -> None:
-    result = scores(torch.tensor([[4, 0], [2, 0]]))
-    assert result.iou[1] == 0
-    assert result.recall[1] == 0
-    assert math.isnan(result.precision[1])
+def test_a_class_in_target_or_prediction_only_scores_0_in_all() -> None:
+    for matrix in (torch.tensor([[4, 0], [2, 0]]), torch.tensor([[4, 2], [0, 0]])):
+        result = scores(matrix)
+        assert result.iou[1] == result.dice[1] == result.precision[1] == result.recall[1] == 0
+        assert result.mean_precision == result.precision[0] / 2
+        assert result.mean_recall == result.recall[0] / 2
+        assert result.mean_precision_foreground == result.mean_recall_foreground == 0
+        assert result.micro_precision_foreground == result.micro_recall_foreground == 0
+
+
+def test_never_predicting_a_class_is_not_rewarded() -> None:
+    never, once = (scores(torch.tensor(rows)) for rows in ([[900, 0], [100, 0]],
+                                                           [[899, 1], [100, 0]]))  # fmt: skip
+    for name in ("iou", "dice", "precision", "recall"):
+        difference = getattr(never, f"mean_{name}") - getattr(once, f"mean_{name}")
+        assert 0 <= difference < 1e-3, name
 
 
 def test_matrices_of_parts_add_up_to_that_of_the_whole() -> None:
@@ -107,14 +119,16 @@ def test_means_micro_and_weighted_scores_equal_those_of_a_loop_over_pixels() -> 
     iou = [tp[k] / (tp[k] + fp[k] + fn[k]) for k in range(4)]
     dice = [2 * tp[k] / (2 * tp[k] + fp[k] + fn[k]) for k in range(4)]
     result = scores(confusion_matrix(prediction, target, 5))
-    assert result.num_absent == 1
+    assert math.isnan(result.iou[4])
     assert result.mean_iou == pytest.approx(sum(iou) / 4)
     assert result.mean_iou_foreground == pytest.approx(sum(iou[1:]) / 3)
     assert result.mean_dice_foreground == pytest.approx(sum(dice[1:]) / 3)
     assert result.mean_precision == pytest.approx(
         sum(tp[k] / (tp[k] + fp[k]) for k in range(4)) / 4
     )
-    assert result.mean_recall == pytest.approx(sum(tp[k] / (tp[k] + fn[k]) for k in range(3)) / 3)
+    # Nothing of class 3 is to be found, but some was predicted.
+    assert result.recall[3] == 0
+    assert result.mean_recall == pytest.approx(sum(tp[k] / (tp[k] + fn[k]) for k in range(3)) / 4)
     assert result.micro_iou == pytest.approx(sum(tp) / (sum(tp) + sum(fp) + sum(fn)))
     assert result.micro_iou_foreground == pytest.approx(
         sum(tp[1:]) / (sum(tp[1:]) + sum(fp[1:]) + sum(fn[1:]))
@@ -125,9 +139,12 @@ def test_means_micro_and_weighted_scores_equal_those_of_a_loop_over_pixels() -> 
     )
 
 
-def test_scores_equal_those_of_scikit_learn() -> None:
+@pytest.mark.parametrize("never", [None, 0, 2])
+def test_scores_equal_those_of_scikit_learn(never: int | None) -> None:
     sklearn = pytest.importorskip("sklearn.metrics")
     prediction, target = random_ids()
+    if never is not None:  # predicted
+        prediction[prediction == never] = 1
     counted = target != 255
     y_true, y_pred = target[counted].numpy(), prediction[counted].numpy()
     result = scores(confusion_matrix(prediction, target, 5))
@@ -137,11 +154,11 @@ def test_scores_equal_those_of_scikit_learn() -> None:
         ("precision", sklearn.precision_score),
         ("recall", sklearn.recall_score),
     ):
-        # Class 3 is not in the target, where scikit-learn says 0 for the recall.
-        present = [0, 1, 2] if name == "recall" else [0, 1, 2, 3]
-        each = score(y_true, y_pred, labels=present, average=None)
-        assert getattr(result, name)[: len(present)] == pytest.approx(each)
-        assert getattr(result, f"mean_{name}") == pytest.approx(each.mean())
+        # Without labels given, its classes are those in target or prediction: not class 4.
+        each = score(y_true, y_pred, average=None, zero_division=0)
+        assert getattr(result, name)[:4] == pytest.approx(each)
+        macro = score(y_true, y_pred, average="macro", zero_division=0)
+        assert getattr(result, f"mean_{name}") == pytest.approx(macro)
         assert getattr(result, f"mean_{name}_foreground") == pytest.approx(each[1:].mean())
         micro = score(y_true, y_pred, labels=[1, 2, 3], average="micro")
         assert getattr(result, f"micro_{name}_foreground") == pytest.approx(micro)
@@ -158,7 +175,6 @@ def test_a_matrix_of_no_pixels_has_no_score_at_all() -> None:
     result = scores(torch.zeros(3, 3, dtype=torch.int64))
     for name, value in dataclasses.asdict(result).items():
         assert all(map(math.isnan, value)) if isinstance(value, list) else math.isnan(value), name
-    assert result.num_absent == 3
 
 
 def test_without_foreground_there_are_scores_of_the_background_only() -> None:
@@ -168,47 +184,58 @@ def test_without_foreground_there_are_scores_of_the_background_only() -> None:
     assert math.isnan(result.micro_iou_foreground)
 
 
-def test_images_have_a_mean_a_spread_and_a_number_without_a_score() -> None:
-    # Class 1: IoU 2/4 and 1/5 in two images, in neither target nor prediction of the third.
-    # Class 2: predicted in the first image, wrongly; nowhere else.
-    matrices = torch.tensor(
-        [
-            [[3, 1, 0], [0, 2, 1], [0, 0, 0]],
-            [[4, 0, 0], [4, 1, 0], [0, 0, 0]],
-            [[9, 0, 0], [0, 0, 0], [0, 0, 0]],
-        ]
-    )
-    result = per_image_scores(matrices)
-    assert result.mean.iou == pytest.approx([(3 / 4 + 4 / 8 + 1) / 3, (2 / 4 + 1 / 5) / 2, 0])
-    assert result.std.iou[0] == pytest.approx(statistics.stdev([3 / 4, 4 / 8, 1]))
-    assert result.std.iou[1] == pytest.approx(statistics.stdev([2 / 4, 1 / 5]))
-    assert math.isnan(result.std.iou[2])
-    assert result.without.iou == [0, 1, 2]
-    assert result.without.precision == [0, 1, 2]
-    assert result.without.recall == [0, 1, 3]
-    assert math.isnan(result.mean.recall[2])
-    assert math.isnan(result.std.recall[2])
-    singles = [(3 / 4 + 2 / 4 + 0) / 3, (4 / 8 + 1 / 5) / 2, 1]
-    assert result.mean.mean_iou == pytest.approx(statistics.mean(singles))
-    assert result.std.mean_iou == pytest.approx(statistics.stdev(singles))
-    assert result.without.mean_iou == 0
-    assert result.without.mean_iou_foreground == 1
-
-
 def test_scores_of_images_equal_those_of_each_by_itself() -> None:
     generator = torch.Generator().manual_seed(2)
     matrices = torch.randint(0, 3, (6, 4, 4), generator=generator)
     matrices[0, 2], matrices[0, :, 2] = 0, 0
     matrices[1] = 0
-    result, singles = per_image_scores(matrices), [scores(matrix) for matrix in matrices]
-    for field in dataclasses.fields(Scores):
-        columns = [getattr(one, field.name) for one in singles]
-        whole = [getattr(result.mean, field.name), getattr(result.std, field.name)]
-        without = getattr(result.without, field.name)
-        if not isinstance(columns[0], list):
-            columns, whole, without = [[x] for x in columns], [[x] for x in whole], [without]
-        for k, column in enumerate(zip(*columns, strict=True)):
-            there = [x for x in column if not math.isnan(x)]
-            assert without[k] == 6 - len(there) > 0
-            assert whole[0][k] == pytest.approx(statistics.mean(there)), field.name
-            assert whole[1][k] == pytest.approx(statistics.stdev(there)), field.name
+    columns = score_values(matrices)
+    assert set(columns) == {field.name for field in dataclasses.fields(Scores)}
+    for name, column in columns.items():
+        singles = [getattr(scores(matrix), name) for matrix in matrices]
+        assert torch.tensor(singles).isnan().any()
+        np.testing.assert_allclose(column.numpy(), singles)  # NaN equals NaN
+
+
+def test_a_spread_is_that_of_what_has_a_score() -> None:
+    # Three images of three classes; the second has a score in two of them, the third in none.
+    nan = float("nan")
+    values = torch.tensor([[0.5, 0.25, nan], [0.75, nan, nan], [0.25, 1.0, nan]])
+    mean, std, without = spread(values)
+    assert mean.tolist() == pytest.approx([0.5, 0.625, nan], nan_ok=True)
+    expected = [statistics.stdev([0.5, 0.75, 0.25]), statistics.stdev([0.25, 1]), nan]
+    assert std.tolist() == pytest.approx(expected, nan_ok=True)
+    assert without.tolist() == [0, 1, 3]
+    mean, std, without = spread(torch.tensor([nan, 0.5]))
+    assert (float(mean), int(without)) == (0.5, 1)
+    assert math.isnan(std)  # of one there is none
+
+
+def test_images_have_a_mean_a_spread_and_a_number_without_a_score() -> None:
+    # Class 1: IoU 2/4 and 1/5 in two images, in neither target nor prediction of the third.
+    # Class 2: predicted in the first image, wrongly; nowhere else.
+    columns = score_values(
+        torch.tensor(
+            [
+                [[3, 1, 0], [0, 2, 1], [0, 0, 0]],
+                [[4, 0, 0], [4, 1, 0], [0, 0, 0]],
+                [[9, 0, 0], [0, 0, 0], [0, 0, 0]],
+            ]
+        )
+    )
+    mean, std, without = (part.tolist() for part in spread(columns["iou"]))
+    assert mean == pytest.approx([(3 / 4 + 4 / 8 + 1) / 3, (2 / 4 + 1 / 5) / 2, 0])
+    assert std[:2] == pytest.approx(
+        [statistics.stdev([3 / 4, 4 / 8, 1]), statistics.stdev([2 / 4, 1 / 5])]
+    )
+    assert math.isnan(std[2])
+    assert without == [0, 1, 2]
+    for name in ("dice", "precision", "recall"):
+        assert spread(columns[name])[2].tolist() == without
+    singles = [(3 / 4 + 2 / 4 + 0) / 3, (4 / 8 + 1 / 5) / 2, 1]
+    assert columns["mean_iou"].tolist() == pytest.approx(singles)
+    mean, std, without = spread(columns["mean_iou"])
+    assert float(mean) == pytest.approx(statistics.mean(singles))
+    assert float(std) == pytest.approx(statistics.stdev(singles))
+    assert without == 0
+    assert spread(columns["mean_iou_foreground"])[2] == 1

@@ -66,8 +66,8 @@ def test_a_sample_sheet_lays_each_mask_over_its_own_image() -> None:
 
 def test_differences_are_in_one_colour_over_grey_and_ignored_pixels_white() -> None:
     image = np.array([[[0, 0, 0], [255, 255, 255], [200, 100, 0], [9, 9, 9]]], np.uint8)
-    prediction, target = np.array([[0, 1, 1, 1]]), np.array([[0, 1, 0, 255]])
-    shown = differences_to_rgb(image, prediction, target)
+    differs, ignored = np.array([[0, 0, 1, 0]], bool), np.array([[0, 0, 0, 1]], bool)
+    shown = differences_to_rgb(image, differs, ignored)
     assert shown.tolist() == [[[40] * 3, [193] * 3, list(DIFFERENCE), [255] * 3]]
 
 

@@ -202,6 +202,21 @@ def test_pictures_show_image_target_prediction_and_difference() -> None:
     assert np.ptp(difference[5, 50]) < 12
 
 
+@pytest.mark.parametrize("size", [(4096, 4096), (1500, 700), (30000, 40), (515, 512)])
+def test_a_single_pixel_that_differs_is_seen_in_a_large_image(size: tuple[int, int]) -> None:
+    height, width = size
+    image, target = np.full((*size, 3), 100, np.uint8), np.zeros(size, np.uint8)
+    for y, x in ((0, 0), (height - 1, width - 1), (height // 3, width // 2)):
+        prediction = target.copy()
+        prediction[y, x] = 1
+        *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
+        shown = decoded(difference).astype(int)
+        v, u = y * shown.shape[0] // height, x * shown.shape[1] // width
+        assert abs(shown[v, u] - DIFFERENCE).max() < 60  # JPEG
+        reddish = shown[..., 0] - shown[..., 1] > 60
+        assert reddish[max(0, v - 2) : v + 3, max(0, u - 2) : u + 3].sum() == reddish.sum() <= 16
+
+
 def test_large_images_are_shown_smaller() -> None:
     ids = np.zeros((1500, 300), np.uint8)
     pictures = example_pictures(np.zeros((1500, 300, 3), np.uint8), ids, ids, [(1, 2, 3)])

@@ -6,8 +6,6 @@ that the target ignores are neither boundary pixels nor neighbours, in target an
 Distances are Euclidean, in pixels, between centres.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from unet.extras import extra
@@ -25,39 +23,8 @@ def boundary(ids: np.ndarray, class_id: int, counted: np.ndarray) -> np.ndarray:
     return found
 
 
-def boundary_counts(
-    prediction: np.ndarray,
-    target: np.ndarray,
-    num_classes: int,
-    distance: float,
-    ignore_index: int = 255,
-) -> np.ndarray:
-    """Count the boundary pixels that have one of the other side within a distance.
-
-    Args:
-        prediction: class ids (H, W).
-        target: class ids (H, W).
-        num_classes: K.
-        distance: in pixels; one that is exactly so far away counts as found.
-        ignore_index: the class id of the target whose pixels do not count.
-
-    Returns:
-        (K, 4) int64: of the prediction's boundary pixels those near the target's, and all; of the
-        target's those near the prediction's, and all. Counts of images add up to those of a set.
-
-    Raises:
-        ValueError: if scipy is not installed.
-    """
-    return np.array(
-        [
-            _near(sides, distance)
-            for sides in _of_classes(prediction, target, num_classes, ignore_index, "boundary F1")
-        ]
-    )
-
-
 def boundary_f1(counts: np.ndarray) -> list[float]:
-    """Compute the boundary F1 of each class from `boundary_counts` (K, 4).
+    """Compute the boundary F1 of each class from counts (K, 4) of `boundary_measures`.
 
     The harmonic mean of the precision, the share of the prediction's boundary pixels near the
     target's, and the recall, the share of the target's near the prediction's. 0 where only one
@@ -78,40 +45,6 @@ def boundary_f1(counts: np.ndarray) -> list[float]:
     return result
 
 
-def hausdorff_distances(
-    prediction: np.ndarray,
-    target: np.ndarray,
-    num_classes: int,
-    percentile: float = 95,
-    ignore_index: int = 255,
-) -> list[float]:
-    """Compute the Hausdorff distance of each class between its two boundaries, in pixels.
-
-    Each boundary pixel has a distance to the nearest one of the other side. The percentile of
-    these is taken from prediction to target and from target to prediction, interpolated linearly,
-    and the larger of the two is the result. NaN where a side has no boundary pixel.
-
-    Args:
-        prediction: class ids (H, W).
-        target: class ids (H, W).
-        num_classes: K.
-        percentile: 100 for the Hausdorff distance proper, which a single pixel decides.
-        ignore_index: the class id of the target whose pixels do not count.
-
-    Raises:
-        ValueError: if scipy is not installed.
-
-    Source: Huttenlocher, Klanderman and Rucklidge 1993, "Comparing images using the Hausdorff
-    distance", IEEE TPAMI 15(9): the partial distance, by rank instead of maximum.
-    """
-    return [
-        _percentile(sides, percentile)
-        for sides in _of_classes(
-            prediction, target, num_classes, ignore_index, "the Hausdorff distance"
-        )
-    ]
-
-
 def boundary_measures(
     prediction: np.ndarray,
     target: np.ndarray,
@@ -120,37 +53,47 @@ def boundary_measures(
     percentile: float = 95,
     ignore_index: int = 255,
 ) -> tuple[np.ndarray, list[float]]:
-    """Return `boundary_counts` and `hausdorff_distances`, in the time of one of them."""
-    everything = list(
-        _of_classes(prediction, target, num_classes, ignore_index, "measures of boundaries")
-    )
-    counts = np.array([_near(sides, distance) for sides in everything])
-    return counts, [_percentile(sides, percentile) for sides in everything]
+    """Count the boundary pixels near one of the other side; compute the Hausdorff distances.
 
+    Each boundary pixel has a distance to the nearest one of the other side. The percentile of
+    these is taken from prediction to target and from target to prediction, interpolated linearly,
+    and the larger of the two is the Hausdorff distance.
 
-_Sides = tuple[np.ndarray, np.ndarray]
-"""How far the prediction's boundary pixels are from the target's, and the other way."""
+    Args:
+        prediction: class ids (H, W).
+        target: class ids (H, W).
+        num_classes: K.
+        distance: in pixels; one that is exactly so far away counts as near.
+        percentile: 100 for the Hausdorff distance proper, which a single pixel decides.
+        ignore_index: the class id of the target whose pixels do not count.
 
+    Returns:
+        Counts (K, 4) int64: of the prediction's boundary pixels those near the target's, and all;
+        of the target's those near the prediction's, and all. Those of images add up to those of a
+        set. And the Hausdorff distance of each class in pixels, NaN where a side has no boundary
+        pixel.
 
-def _near(sides: _Sides, distance: float) -> list[int]:
-    return [int(n) for far in sides for n in ((far <= distance).sum(), far.size)]
+    Raises:
+        ValueError: if scipy is not installed.
 
-
-def _percentile(sides: _Sides, percentile: float) -> float:
-    if not all(far.size for far in sides):
-        return float("nan")
-    return float(max(np.percentile(far, percentile) for far in sides))
-
-
-def _of_classes(
-    prediction: np.ndarray, target: np.ndarray, num_classes: int, ignore_index: int, what: str
-) -> Iterator[_Sides]:
+    Source: Huttenlocher, Klanderman and Rucklidge 1993, "Comparing images using the Hausdorff
+    distance", IEEE TPAMI 15(9): the partial distance, by rank instead of maximum.
+    """
     counted = target != ignore_index
+    counts, distances = [], []
     for class_id in range(num_classes):
         found, truth = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
         box = _box(found | truth)  # beyond it nothing is near
         found, truth = found[box], truth[box]
-        yield _distances_to(truth, what)[found], _distances_to(found, what)[truth]
+        # How far the prediction's boundary pixels are from the target's, and the other way.
+        sides = _distances_to(truth)[found], _distances_to(found)[truth]
+        counts.append([int(n) for far in sides for n in ((far <= distance).sum(), far.size)])
+        distances.append(
+            float(max(np.percentile(far, percentile) for far in sides))
+            if all(far.size for far in sides)
+            else float("nan")
+        )
+    return np.array(counts), distances
 
 
 def _box(pixels: np.ndarray) -> tuple[slice, slice]:
@@ -161,9 +104,9 @@ def _box(pixels: np.ndarray) -> tuple[slice, slice]:
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
-def _distances_to(pixels: np.ndarray, what: str) -> np.ndarray:
+def _distances_to(pixels: np.ndarray) -> np.ndarray:
     """How far every pixel is from the nearest of some; infinity if there are none."""
-    ndimage = extra("scipy.ndimage", what)
+    ndimage = extra("scipy.ndimage", "measures of boundaries")
     if not pixels.any():
         return np.full(pixels.shape, np.inf)
     distances: np.ndarray = ndimage.distance_transform_edt(~pixels)

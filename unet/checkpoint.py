@@ -260,15 +260,12 @@ def load_model(
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint, an override does not fit it, or several do not have the
-            same classes and channels.
+            same classes, mask values and channels.
     """
     if not isinstance(path, str | Path):
         first, *others = (load_model(one, device, overrides) for one in path)
         for one, other in zip(path[1:], others, strict=True):
-            ours, theirs = (
-                f"the classes {', '.join(model.classes.names)} and {model.net.in_channels} channels"
-                for model in (first, other)
-            )
+            ours, theirs = map(_agreed_on, (first, other))
             if ours != theirs:
                 raise ValueError(
                     f"{one}: got {theirs}, expected those of {path[0]}, {ours}; only models that "
@@ -300,3 +297,10 @@ def load_model(
         palette=contents["palette"],
         device=chosen,
     )
+
+
+def _agreed_on(model: SegmentationModel) -> str:
+    """What models have in common that are averaged: the values, too, as masks have only one."""
+    both = zip(model.classes.names, model.classes.values, strict=True)
+    classes = ", ".join(f"{name}: {value}" for name, value in both)
+    return f"the classes {classes} and {model.net.in_channels} channels"

@@ -58,7 +58,7 @@ class ExportedModel(nn.Module):
         self.net = fold_batch_norm(model.net)
         self.net.to(memory_format=torch.contiguous_format)
         for name in ("mean", "std"):
-            numbers = torch.tensor(getattr(model.normalization, name))
+            numbers = torch.tensor(getattr(model.normalization, name), device=model.device)
             self.register_buffer(name, numbers.reshape(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,20 +73,19 @@ class ExportedModel(nn.Module):
             normalised = ((pixels - mean) / contrast).float()
         # What UNet does by F.pad and a slice, by the places of pixels: torch.export would hold all
         # sizes to what it can prove of those.
-        height, width = images.shape[-2:]
+        rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
         x = self.net.surround(normalised)
         if self.net.padding == "same":
-            x = x.index_select(2, self._places(height)).index_select(3, self._places(width))
-        logits = self.net.on_grid(x)
-        logits = logits.index_select(2, torch.arange(height)).index_select(3, torch.arange(width))
+            x = x.index_select(2, self._places(rows)).index_select(3, self._places(columns))
+        logits = self.net.on_grid(x).index_select(2, rows).index_select(3, columns)
         return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
 
-    def _places(self, side: int) -> Tensor:
+    def _places(self, own: Tensor) -> Tensor:
         """The places along a side, the last one again and again up to the network's grid."""
-        factor = self.net.factor
+        side, factor = own.shape[0], self.net.factor
         # Rounded up without a negative number, which ONNX divides otherwise than Python.
         cells = torch.sym_max((side + factor - 1) // factor, 2)
-        return torch.arange(cells * factor).clamp(max=side - 1)
+        return torch.arange(cells * factor, device=own.device).clamp(max=side - 1)
 
 
 def export(
@@ -98,9 +97,10 @@ def export(
     """Write a model as ONNX or .pt2, and compare the file with the model at three sizes.
 
     Batch, height and width are dynamic. Images are float32 from 0 to 1: integers divided by the
-    largest of their type (255, 65535), floats as they were in training. Classes, config, version,
-    input range and the largest difference found stand in the file: in ONNX as its metadata, in
-    .pt2 as the extra file unet.json.
+    largest of their type (255, 65535), floats as they were in training. A .pt2 is bound to the CPU
+    until `torch.export.passes.move_to_device_pass` moves it. Classes, config, version, input range
+    and the largest difference found stand in the file: in ONNX as its metadata, in .pt2 as the
+    extra file unet.json.
 
     Args:
         checkpoints: a best.pt or last.pt; several are refused.

@@ -104,7 +104,7 @@ def _classes(config: Config) -> list[str]:
 
 def _scores(history: Sequence[dict[str, Any]], config: Config) -> list[str]:
     if not history:
-        return ["not in this file; last.pt of its run holds those of every validation"]
+        return ["none: the file was written before a validation"]
     best = max(history, key=lambda row: float(row["mean_iou"]))
     texts = []
     for which, row in (("best", best), ("last", history[-1])):
@@ -132,7 +132,7 @@ def _receptive_field(config: Config) -> str:
 
 def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
     crop, train = config.augment.crop or _input_size(net, size), config.train
-    dtype = pick_dtype(train.precision, pick_device("auto"))
+    dtype = _dtype(config)
     loss_function = SegmentationLoss(config.loss.cross_entropy, config.loss.dice)
     step = step_memory(net, loss_function, (train.batch_size, *crop), dtype)
     weights = _num_bytes(net)
@@ -146,8 +146,7 @@ def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
 
 
 def _prediction_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
-    tiling = config.tiling
-    dtype = pick_dtype(config.train.precision, pick_device("auto"))
+    tiling, dtype = config.tiling, _dtype(config)
     whole = _input_size(net, size)
     tile = (min(whole[0], tiling.size[0]), min(whole[1], tiling.size[1]))
     tile = _input_size(net, (tile[0] - 2 * net.context, tile[1] - 2 * net.context))
@@ -165,6 +164,13 @@ def _input_size(net: UNet, size: tuple[int, int]) -> tuple[int, int]:
     """What goes through the network for an image."""
     height, width = net.surround(torch.empty(size, device="meta")).shape
     return height, width
+
+
+def _dtype(config: Config) -> torch.dtype:
+    """What is computed in; the config's device need not be here."""
+    name = config.train.device
+    device = pick_device(name) if name == "auto" else torch.device(name)
+    return pick_dtype(config.train.precision, device)
 
 
 def _num_bytes(net: UNet) -> int:

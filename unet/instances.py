@@ -2,12 +2,13 @@
 
 Label images are (H, W) integer arrays, one number for each object, 0 for what is between them
 (background, or the membrane between cells). The numbers themselves do not matter. Masks are bool
-(H, W), True inside the objects. `counted` is bool (H, W), False for ignored pixels, None for none.
+(H, W), True inside the objects. `counted` is bool (H, W), False for ignored pixels, None for none;
+they are as if outside of the image: of no object, and nothing hangs together through them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,15 +50,17 @@ def membrane_scores(
 
     Args:
         prediction: mask.
-        target: mask; what it holds on ignored pixels says what hangs together through them.
-        counted: the pixels that are not ignored.
+        target: mask.
+        counted: the pixels that are not ignored; what the masks hold on the others has no effect.
 
     Raises:
         ValueError: if scipy is not installed.
     """
+    if counted is not None:
+        prediction, target = prediction & counted, target & counted
     cells, true_cells = connected_components(prediction), connected_components(target)
     # Only the prediction's borders: of the target's, however thick, no pixel counts.
-    thinned = thin_borders(cells)
+    thinned = thin_borders(cells, counted)
     return MembraneScores(
         pixel_error=pixel_error(prediction, target, counted),
         warping_error=warping_error(prediction, target, counted),
@@ -76,29 +79,28 @@ def pixel_error(
     return float((prediction != target).mean()) if target.size else float("nan")
 
 
-def connected_components(mask: np.ndarray, connectivity: Literal[4, 8] = 4) -> np.ndarray:
-    """Number the parts of a mask that hang together: a label image, int32.
-
-    Args:
-        mask: bool (H, W).
-        connectivity: 4 where neighbours share an edge (ISBI 2012), 8 where a corner is enough.
+def connected_components(mask: np.ndarray) -> np.ndarray:
+    """Number the parts of a mask that hang together by edges of pixels: a label image, int32.
 
     Raises:
         ValueError: if scipy is not installed.
     """
     ndimage = extra("scipy.ndimage", "connected components")
-    structure = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
-    labels: np.ndarray = ndimage.label(mask, structure)[0]
+    labels: np.ndarray = ndimage.label(mask)[0]
     return labels
 
 
-def thin_borders(labels: np.ndarray) -> np.ndarray:
+def thin_borders(labels: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
     """Let all objects grow into the 0 between them until thin borders are left.
 
     A watershed by flooding: all grow at the same pace, to the pixels above, below, left and right;
     a pixel that would touch two objects becomes border, 0, as does one that only borders lead to.
     In each step first the pixels whose row and column have an even sum grow, then the others, so
     that objects which were apart never come to touch.
+
+    Args:
+        labels: label image, 0 on ignored pixels.
+        counted: ignored pixels stay 0, and nothing grows through them.
 
     Source: Soille and Vincent 1990, "Determining watersheds in digital pictures via flooding
     simulations", which the evaluation of ISBI 2012 uses (there the order is that of a queue).
@@ -107,6 +109,8 @@ def thin_borders(labels: np.ndarray) -> np.ndarray:
     open_pixel, edge = border + 1, border + 2
     grown = np.pad(labels.astype(np.int64), 1, constant_values=edge)
     grown[grown == 0] = open_pixel
+    if counted is not None:
+        grown[1:-1, 1:-1][~counted] = edge
     flat, width = grown.ravel(), grown.shape[1]
     around = np.array([-width, -1, 1, width])
     front = np.flatnonzero(flat == open_pixel)
@@ -180,7 +184,6 @@ def average_precision(
     prediction: np.ndarray,
     target: np.ndarray,
     thresholds: Sequence[float] = IOU_THRESHOLDS,
-    counted: np.ndarray | None = None,
 ) -> list[float]:
     """Compute TP / (TP + FP + FN) of the objects at each threshold of IoU.
 
@@ -189,10 +192,9 @@ def average_precision(
     neither image has an object.
 
     Args:
-        prediction: label image.
-        target: label image.
+        prediction: label image, 0 on ignored pixels.
+        target: label image, likewise.
         thresholds: at least 0.5, above which no object can match two others.
-        counted: ignored pixels are cut out of the objects.
 
     Raises:
         ValueError: if a threshold is below 0.5.
@@ -205,7 +207,7 @@ def average_precision(
             f"average precision: got the IoU threshold {low[0]}, expected at least 0.5, above "
             "which an object matches one other at most"
         )
-    overlap = _overlap(*_counted(prediction, target, counted))
+    overlap = _overlap(prediction, target)
     found, true = overlap.found[overlap.i], overlap.true[overlap.j]
     objects, true_objects = overlap.labels != 0, overlap.true_labels != 0
     iou = (overlap.common / (found + true - overlap.common))[
@@ -217,10 +219,7 @@ def average_precision(
 
 
 def warping_error(
-    prediction: np.ndarray,
-    target: np.ndarray,
-    counted: np.ndarray | None = None,
-    distance: float | None = None,
+    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
 ) -> float:
     """Compute the share of counted pixels by which the prediction differs from a warped target.
 
@@ -232,20 +231,11 @@ def warping_error(
         prediction: mask.
         target: mask.
         counted: ignored pixels stay as they are in the target.
-        distance: see `warp`.
-
-    Raises:
-        ValueError: if `distance` is given and scipy is not installed.
     """
-    return pixel_error(prediction, warp(target, prediction, counted, distance), counted)
+    return pixel_error(prediction, warp(target, prediction, counted), counted)
 
 
-def warp(
-    mask: np.ndarray,
-    towards: np.ndarray,
-    movable: np.ndarray | None = None,
-    distance: float | None = None,
-) -> np.ndarray:
+def warp(mask: np.ndarray, towards: np.ndarray, movable: np.ndarray | None = None) -> np.ndarray:
     """Warp a mask towards another one without a change of its topology.
 
     Pixels that differ are flipped as long as one is simple: flipping it neither joins, splits,
@@ -258,14 +248,9 @@ def warp(
         mask: bool (H, W).
         towards: bool (H, W).
         movable: bool (H, W), the pixels that may be flipped; None for all.
-        distance: flip only pixels of `mask` that are at most so far, in pixels, from one of the
-            other value; None for no such constraint.
 
     Returns:
         bool (H, W).
-
-    Raises:
-        ValueError: if `distance` is given and scipy is not installed.
 
     Source: Jain et al. 2010, "Boundary learning by optimization with topological constraints",
     CVPR; simple points by the connectivity number of Yokoi, Toriwaki and Fukumura 1975, "An
@@ -274,11 +259,6 @@ def warp(
     differs = mask != towards
     if movable is not None:
         differs &= movable
-    if distance is not None:
-        edt = extra("scipy.ndimage", "warping within a distance").distance_transform_edt
-        # A mask without the other value has no border to move.
-        near = [edt(one) <= distance if not one.all() else ~one for one in (mask, ~mask)]
-        differs &= np.where(mask, *near)
     warped, open_pixel = np.pad(mask, 1), np.pad(differs, 1).ravel()
     flat, width = warped.ravel(), warped.shape[1]
     around = np.array([1, 1 - width, -width, -width - 1, -1, width - 1, width, width + 1])

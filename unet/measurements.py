@@ -45,7 +45,7 @@ class ImageMeasurements:
     Args:
         size: (height, width).
         matrix: (K, K) int64.
-        boundary: (K, 4) int64, see `boundary_counts`.
+        boundary: (K, 4) int64, see `boundary_measures`.
         hausdorff: 95th percentile of each class, in pixels.
         objects: the measures of objects by name.
     """
@@ -83,8 +83,9 @@ def measure(
 def _measure_objects(
     prediction: np.ndarray, target: np.ndarray, counted: np.ndarray
 ) -> dict[str, float]:
+    # Cut before it is labelled: nothing hangs together through ignored pixels.
     precisions = average_precision(
-        connected_components(prediction), connected_components(target), counted=counted
+        connected_components(prediction & counted), connected_components(target & counted)
     )
     return {
         **asdict(membrane_scores(prediction, target, counted)),
@@ -253,10 +254,12 @@ def rules(summary: Summary) -> dict[str, str]:
     result = {
         "what counts": "Pixels that the target ignores count nowhere. A class in neither target "
         "nor prediction has no score (null, or -) and is left out of means, never taken for 0 or "
-        "1.",
+        "1; classes_without_a_score. A class in only one of the two has IoU, Dice, precision and "
+        "recall 0, also the precision of a class that is never predicted and the recall of one "
+        "that is not in the target.",
         "class": "All pixels of all images are added up in one confusion matrix; IoU, Dice, "
         "precision and recall of each class are computed from that.",
-        "mean": "The mean of these over the classes that have the score, all classes alike, "
+        "mean": "The mean of these over the classes that have a score, all classes alike, "
         f"{background}, the first, included; in metrics.json mean_*.",
         f"mean without {background}": "The same over the classes but the first, which mostly is "
         "the background; mean_*_foreground.",
@@ -278,31 +281,35 @@ def rules(summary: Summary) -> dict[str, str]:
         result["boundary F1"] = (
             "Precision is the share of the prediction's boundary pixels of a class within "
             f"{distance:g} pixels of one of the target's, recall that of the target's near the "
-            "prediction's, F1 their harmonic mean; of a class from the counts of all images, means "
-            "over the classes as above."
+            "prediction's, F1 their harmonic mean, 0 where only one side has such pixels, none "
+            "where neither has; of a class from the counts of all images, means over the classes "
+            "as above."
         )
         result["HD95"] = (
             "The 95th percentile of the distances, in pixels, from the boundary pixels of one side "
             "to the nearest of the other, the larger of the two ways; of each image, then the mean "
-            "over those in which both sides have such pixels; hausdorff95."
+            "over those in which both sides have such pixels (where only one has, boundary F1 "
+            "tells, not this); hausdorff95."
         )
     if summary.measures.objects is not None:
         name = summary.names[summary.measures.objects]
         result["objects"] = (
             f"Objects are the parts of the class {name} that hang together by edges (what touches "
-            "is one object); the measures "
-            "of ISBI 2012 (Rand and information scores with the prediction's borders thinned) of "
-            "each image, then the mean over images."
+            "is one object), but not through ignored pixels; the measures of ISBI 2012 (Rand and "
+            "information scores with the prediction's borders thinned) of each image, then the "
+            "mean over the images that have it: Rand and information scores need an object in the "
+            "target."
         )
         result["average precision of objects"] = (
             "TP / (TP + FP + FN) of the objects, found if IoU is above a threshold, mean over the "
             f"thresholds {IOU_THRESHOLDS[0]:.2f} to {IOU_THRESHOLDS[-1]:.2f} in steps of 0.05, of "
-            "each image, then the mean over images."
+            "each image, then the mean over images; none where neither side has an object."
         )
     if summary.curve is not None:
         result["thresholds"] = (
             f"A pixel is {summary.names[1]} if the probability of that is at least the threshold, "
             "of which there are 256; all pixels of all images together. Average precision is the "
-            "area under the steps of precision over recall, not interpolated."
+            "area under the steps of precision over recall, not interpolated. There is no "
+            "precision at a threshold that no pixel reaches."
         )
     return result

@@ -30,10 +30,11 @@ def confusion_matrix(
 class Scores:
     """Scores over all counted pixels of a confusion matrix; NaN where there is none.
 
-    A class that occurs neither in target nor prediction has no IoU and no Dice; one that was
-    never predicted no precision; one that is not in the target no recall. A mean is over the
-    classes that have the score, all alike; `_foreground` leaves out class 0, the background.
-    Micro scores divide sums over classes, so that large classes count for more.
+    A class in neither target nor prediction has no score. One in only one of them scores 0, its
+    precision though nothing was predicted, its recall though there was nothing to find: or a mean
+    would reward who never predicts a class. So a mean is over the same classes for all scores, all
+    alike; `_foreground` leaves out class 0, the background. Micro scores divide sums over classes,
+    so that large classes count for more. All as in scikit-learn with zero_division=0.
     """
 
     iou: list[float]
@@ -53,7 +54,8 @@ class Scores:
     mean_precision: float
     """Over the classes, background included."""
     mean_recall: float
-    """Over the classes, background included; also called mean or balanced accuracy."""
+    """Over the classes, background included; where all of them are in the target, also called mean
+    or balanced accuracy."""
     mean_iou_foreground: float
     """Over the classes without the background."""
     mean_dice_foreground: float
@@ -77,40 +79,11 @@ class Scores:
     frequency_weighted_dice: float
     """Mean Dice, each class weighted by its pixels in the target, background included."""
 
-    @property
-    def num_absent(self) -> int:
-        """Number of classes in neither target nor prediction."""
-        return sum(iou != iou for iou in self.iou)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerImageScores:
-    """What the scores of single images amount to; an image without a score is left out of it."""
-
-    mean: Scores
-    """Of each score over the images that have it; NaN if none has."""
-    std: Scores
-    """Sample standard deviation over the images that have the score; NaN below two of them."""
-    without: Scores
-    """Number of images that do not have the score."""
-
 
 def scores(matrix: Tensor) -> Scores:
     """Compute every score from a confusion matrix (K, K), rows target, columns prediction."""
-    return _as_scores(score_values(matrix))
-
-
-def per_image_scores(matrices: Tensor) -> PerImageScores:
-    """Compute every score of each image, then their mean and spread over the images.
-
-    Args:
-        matrices: (N, K, K), a confusion matrix for each image.
-    """
-    spreads = {name: spread(value) for name, value in score_values(matrices).items()}
-    mean, std, without = (
-        _as_scores({name: parts[i] for name, parts in spreads.items()}) for i in range(3)
-    )
-    return PerImageScores(mean=mean, std=std, without=without)
+    values: dict[str, Any] = {name: x.tolist() for name, x in score_values(matrix).items()}
+    return Scores(**values)
 
 
 def spread(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,11 +127,7 @@ def _ratios(right: Tensor, target: Tensor, predicted: Tensor) -> dict[str, Tenso
     return {
         "iou": right / (target + predicted - right),
         "dice": 2 * right / (target + predicted),
-        "precision": right / predicted,
-        "recall": right / target,
+        # Where only the other side has some: 0 / 1.
+        "precision": right / torch.maximum(predicted, target.clamp(max=1)),
+        "recall": right / torch.maximum(target, predicted.clamp(max=1)),
     }
-
-
-def _as_scores(values: dict[str, Tensor]) -> Scores:
-    plain: dict[str, Any] = {name: value.tolist() for name, value in values.items()}
-    return Scores(**plain)

@@ -194,15 +194,15 @@ def _sheet(
     return sheet
 
 
-def differences_to_rgb(image: np.ndarray, prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Show where class ids (H, W) differ, in `DIFFERENCE` over the image (H, W, 3) in pale grey.
+def differences_to_rgb(image: np.ndarray, differs: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Show where ids differ, bool (H, W), in `DIFFERENCE` over the image (H, W, 3) in pale grey.
 
-    Pixels that the target ignores are white.
+    Where they do not, pixels that the target ignores, bool (H, W), are white.
     """
     grey = (40 + image.mean(2) * 0.6).astype(np.uint8)
     shown = np.repeat(grey[..., None], 3, axis=2)
-    shown[prediction != target] = DIFFERENCE
-    shown[target == IGNORE_INDEX] = IGNORED
+    shown[ignored] = IGNORED
+    shown[differs] = DIFFERENCE
     return shown
 
 

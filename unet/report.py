@@ -8,10 +8,10 @@ from html import escape
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from unet.curves import Curve
-from unet.masks import Colour
+from unet.masks import IGNORE_INDEX, Colour
 from unet.measurements import (
     Row,
     Summary,
@@ -140,12 +140,14 @@ def example_pictures(
         prediction: class ids (H, W).
         colours: a colour for each class.
     """
+    shown, ignored = _shrunk(image, Image.Resampling.BOX), target == IGNORE_INDEX
+    differs = _shrunk_to_any((prediction != target) & ~ignored, shown.shape[:2])
+    nearest = Image.Resampling.NEAREST  # a mask's colours are not mixed
     return (
-        _picture(image, Image.Resampling.BOX, "JPEG"),
-        # A mask's colours are not mixed.
-        _picture(mask_to_rgb(target, colours), Image.Resampling.NEAREST, "PNG"),
-        _picture(mask_to_rgb(prediction, colours), Image.Resampling.NEAREST, "PNG"),
-        _picture(differences_to_rgb(image, prediction, target), Image.Resampling.BOX, "JPEG"),
+        _address(shown, "JPEG"),
+        _address(_shrunk(mask_to_rgb(target, colours), nearest), "PNG"),
+        _address(_shrunk(mask_to_rgb(prediction, colours), nearest), "PNG"),
+        _address(differences_to_rgb(shown, differs, _shrunk(ignored, nearest)), "JPEG"),
     )
 
 
@@ -390,8 +392,9 @@ def _examples(examples: Sequence[Example], summary: Summary, colours: Sequence[C
         swatches.append(("ignored", IGNORED))
     swatches.append(("prediction differs from target", DIFFERENCE))
     lines = [
-        "<p>By the mean IoU of each image by itself, over the classes in its target or prediction."
-        "</p>",
+        "<p>By the mean IoU of each image by itself, over the classes in its target or prediction. "
+        f"Sides of more than {_LONGEST} pixels are shown smaller; what differs is then drawn at "
+        "least 3 pixels wide, to be seen.</p>",
         '<ul class="legend">',
     ]
     lines += [
@@ -435,14 +438,28 @@ def _css(colour: Sequence[int]) -> str:
     return f"rgb({colour[0]} {colour[1]} {colour[2]})"
 
 
-def _picture(pixels: np.ndarray, resampling: Image.Resampling, kind: str) -> str:
+def _shrunk(pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+    """A picture (H, W, 3) uint8, or mask (H, W), no larger than is shown."""
+    scale = min(1.0, _LONGEST / max(pixels.shape))
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
+
+
+def _shrunk_to_any(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """A mask (H, W) made smaller, True wherever a pixel is and beside: a mean would lose few."""
+    if mask.shape == size:
+        return mask
+    rows, columns = (
+        np.arange(small) * side // small for small, side in zip(size, mask.shape, strict=True)
+    )
+    shrunk = np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), columns, 1)
+    grown = Image.fromarray(shrunk.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
+    return np.asarray(grown, bool)
+
+
+def _address(pixels: np.ndarray, kind: str) -> str:
     """A picture (H, W, 3) uint8 as an address that holds it."""
-    picture = Image.fromarray(pixels)
-    scale = min(1.0, _LONGEST / max(picture.size))
-    if scale < 1:
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), resampling)
     file = io.BytesIO()
     options = {"quality": 82, "subsampling": 0} if kind == "JPEG" else {"optimize": True}
-    picture.save(file, kind, **options)
+    Image.fromarray(pixels).save(file, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
