@@ -1,5 +1,6 @@
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -367,3 +368,20 @@ def test_a_stack_that_becomes_larger_than_was_said_is_not_there(tmp_path: Path) 
     ):
         write_beyond_4_gib(tmp_path / "a.tif", pages, num_bytes=1000)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_a_channel_that_pillow_would_drop_is_no_silent_loss(tmp_path: Path, bands: int) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "stains.tif"
+    settings = {"photometric": "RGB"} if bands == 4 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", driver="GTiff", count=bands, height=5, width=4, dtype="uint8",
+            interleave="pixel", **settings,
+        ) as file:  # fmt: skip
+            file.write(np.arange(20 * bands, dtype=np.uint8).reshape(bands, 5, 4))
+    for in_channels in (1, 3, 4):
+        with pytest.raises(UnreadableError, match=f"{bands} channels, of which it does not say"):
+            read_image(path, in_channels)

@@ -129,6 +129,25 @@ def test_masks_that_exist_are_kept_unless_asked(
     assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == times
 
 
+def test_what_goes_with_a_mask_is_not_added_to_one_that_exists(
+    checkpoint: Path, data_root: Path
+) -> None:
+    images = [str(data_root / "images")]
+    predict_files([checkpoint], images, Path("out"))
+    message = r"out/0\.png: exists, but 0_overlay\.png beside it does not; pass --overwrite"
+    with pytest.raises(FileExistsError, match=message):
+        predict_files([checkpoint], images, Path("out"), Options(overlay=True))
+    assert len(list(Path("out").iterdir())) == 6
+    predict_files([checkpoint], images, Path("out"), Options(overlay=True), overwrite=True)
+    assert len(list(Path("out").iterdir())) == 12
+
+
+def test_a_name_of_an_image_is_no_folder(checkpoint: Path, data_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"out\.png: got the name of an image, expected a folder"):
+        predict_files([checkpoint], [str(data_root / "images")], Path("out.png"))
+    assert not Path("out.png").exists()
+
+
 def test_what_an_interrupted_call_has_not_written_is_written_by_the_same(
     checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,9 +164,13 @@ def test_what_an_interrupted_call_has_not_written_is_written_by_the_same(
     draw = prediction._draw
     with monkeypatch.context() as patch:
         patch.setattr("unet.prediction._draw", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             predict_files([checkpoint], images, Path("out"), options)
+    assert str(stopped.value) == (
+        "interrupted; 3 of 6 images have their masks, and the same command goes on"
+    )
     written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert sorted(name for name in written if len(name) == 5) == ["0.png", "1.png", "2.png"]
     whole = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
     assert 0 < len(written) < len(whole) == 18
     assert written.items() <= whole.items()

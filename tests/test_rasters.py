@@ -430,7 +430,8 @@ def test_whole_masks_are_not_asked_of_windows(checkpoint: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"a.tif: got {name} and a raster that is read in"):
             predict_files([checkpoint], ["a.tif"], Path("out"), options)
-        predict_files([checkpoint], ["a.tif"], Path("out"), replace(options, windows=False))
+        options = replace(options, windows=False)
+        predict_files([checkpoint], ["a.tif"], Path("out"), options, overwrite=True)
 
 
 @pytest.mark.parametrize(

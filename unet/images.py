@@ -13,6 +13,8 @@ from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import (
     BITSPERSAMPLE,
+    EXTRASAMPLES,
+    SAMPLESPERPIXEL,
     STRIPOFFSETS,
     AppendingTiffWriter,
     ImageFileDirectory_v2,
@@ -215,7 +217,7 @@ def _open(path: Path) -> Iterator[ImageFile]:
                 head = stream.read(4)
             reason = "no PNG, JPEG, TIFF, BMP, GIF or WebP" if head else "0 bytes"
             if head in {b"II*\0", b"MM\0*"}:
-                reason = "a TIFF that is cut off, or of a kind such as 64-bit numbers"
+                reason = "a TIFF that is cut off, or of a kind such as 64-bit numbers or 5 channels"
         elif isinstance(error, PermissionError):
             reason, cure = "permission denied", "correct its rights"
         raise UnreadableError(f"{path}: cannot be read as an image ({reason}); {cure}") from error
@@ -244,6 +246,11 @@ def _is_cut(file: ImageFile) -> bool:
     """Whether Pillow will keep only the high byte of this file's colours."""
     if "LA;16" in str(file.tile):
         raise ValueError("grey with alpha of 16 bits; save it without the alpha channel")
+    if isinstance(file, TiffImageFile) and 0 in file.tag_v2.get(EXTRASAMPLES, ()):
+        raise ValueError(
+            f"{file.tag_v2.get(SAMPLESPERPIXEL)} channels, of which it does not say what the last "
+            "is; save each channel as a file, or the image without it"
+        )
     cut = file.mode in {"RGB", "RGBA"} and ";16" in str(file.tile)
     # TIFFs that hold their colours apart do not say so in the tiles.
     if isinstance(file, TiffImageFile) and not cut and file.mode in {"RGB", "RGBA"}:
@@ -329,7 +336,7 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     if pixels.dtype == np.float32 and (wrong := np.count_nonzero(~(np.abs(pixels) < _HUGE))):
         raise ValueError(
             f"{where}: got {wrong} pixel(s) of NaN, infinity or beyond {_HUGE:g}, expected "
-            "values of an image; replace the mark of missing data"
+            "values of an image; replace the mark of missing data, or declare it as a TIFF's nodata"
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] in (2, 4) and pixels.shape[2] != in_channels:

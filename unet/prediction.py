@@ -162,6 +162,8 @@ def predict_files(
     model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
     _check_options(model, options)
     jobs = _plan(_find_inputs(inputs, model.config.data.channels, out), out, options)
+    if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        raise ValueError(f"{out}: got the name of an image, expected a folder for the masks")
     check_folder(out)
     for job in jobs:
         if job.is_raster:
@@ -170,21 +172,16 @@ def predict_files(
                 raise ValueError(
                     f"{job.files[0]}: got {asked[0]} and a raster that is read in windows, "
                     "expected only what windows can give; leave it out, or pass --no-windows to "
-                    "read it whole, if the memory is enough"
+                    "read it whole, if memory lasts, without georeference and nodata"
                 )
     distributed.join()
-    missing = distributed.from_first(
-        lambda: [
-            {kind: path for kind, path in job.outputs.items() if overwrite or not path.exists()}
-            for job in jobs
-        ]
-    )
-    if kept := sum("mask" not in outputs for outputs in missing):
-        print(f"kept {kept} mask(s) that exist in {out}; --overwrite predicts them anew")
-    work = [(job, outputs) for job, outputs in zip(jobs, missing, strict=True) if outputs]
+    there = distributed.from_first(lambda: [not overwrite and _is_done(job) for job in jobs])
+    if any(there):
+        print(f"kept {sum(there)} mask(s) that exist in {out}; --overwrite predicts them anew")
+    work = [job for job, is_there in zip(jobs, there, strict=True) if not is_there]
     faults: list[str] = []
     mine = distributed.share(work)
-    for job, outputs in tqdm(mine, "predict", unit="image", disable=distributed.hide_bar()):
+    for i, job in enumerate(tqdm(mine, "predict", unit="image", disable=distributed.hide_bar())):
         try:
             with memory_advice(
                 "TIFFs can be predicted in windows (--windows), which a lower tiling.size makes "
@@ -194,13 +191,16 @@ def predict_files(
                     predict_raster(
                         model,
                         Path(job.files[0]),
-                        outputs.get("mask"),
-                        outputs.get("probabilities"),
+                        job.outputs["mask"],
+                        job.outputs.get("probabilities"),
                         options.tta,
                         options.threshold,
                     )
                 else:
-                    _predict_pages(model, job, outputs, options)
+                    _predict_pages(model, job, options)
+        except KeyboardInterrupt:
+            done = f"interrupted; {i - len(faults)} of {len(mine)} images have their masks"
+            raise KeyboardInterrupt(f"{done}, and the same command goes on") from None
         except MemoryError as error:
             faults.append(f"{job.files[0]}: {error}")
         except (ValueError, FileNotFoundError) as error:
@@ -219,6 +219,22 @@ def predict_files(
     return [job.outputs["mask"] for job in jobs]
 
 
+def _is_done(job: "_Job") -> bool:
+    """Whether an image has its mask, which is written last of all.
+
+    Raises:
+        FileExistsError: if it was predicted without something that is now asked for.
+    """
+    mask, *beside = job.outputs.values()
+    lacking = [path for path in beside if not path.exists()]
+    if mask.exists() and lacking:
+        raise FileExistsError(
+            f"{mask}: exists, but {lacking[0].name} beside it does not; pass --overwrite to write "
+            "both anew, or another folder with -o"
+        )
+    return mask.exists()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Job:
     """An image and what to write for it."""
@@ -226,7 +242,7 @@ class _Job:
     files: tuple[str, ...]
     """One, or one for each channel."""
     outputs: dict[str, Path]
-    """By kind: mask, and what goes with it."""
+    """By kind: first the mask, then what goes with it."""
     pages: int | None = None
     """Of a stack; None for a single image."""
     is_raster: bool = False
@@ -272,9 +288,7 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
     return jobs
 
 
-def _predict_pages(
-    model: SegmentationModel, job: _Job, outputs: dict[str, Path], options: Options
-) -> None:
+def _predict_pages(model: SegmentationModel, job: _Job, options: Options) -> None:
     """Segment an image, or a stack page by page."""
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.hide_bar()
@@ -286,13 +300,16 @@ def _predict_pages(
                 to_float(read_image(job.files, model.config.model.in_channels, page))
             )
             ids, scores = _segment(model, image, options, name)
-            for kind, path in outputs.items():
-                pictures = _draw(kind, model, image, ids, scores)
+            mask = model.classes.draw(ids, model.palette)
+            for kind, path in job.outputs.items():
+                pictures = [mask] if kind == "mask" else _draw(kind, model, image, ids, scores)
                 if kind not in writers:  # before, there is nothing to make a file or folder for
                     num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
                     writers[kind] = files.enter_context(_writer(path, num_bytes))
-                for picture in pictures:
-                    writers[kind](picture)
+                if kind != "mask":
+                    for picture in pictures:
+                        writers[kind](picture)
+            writers["mask"](mask)  # last, and opened first: with it all others are there
 
 
 def _segment(
@@ -317,7 +334,7 @@ def _draw(
     ids: np.ndarray,
     scores: Tensor | None,
 ) -> list[Image.Image]:
-    """Make the pages that one kind of output has for an image."""
+    """Make the pages that one kind of output besides the mask has for an image."""
     match kind:
         case "overlay":
             colours = model.classes.colours
@@ -326,10 +343,8 @@ def _draw(
         case "probabilities":
             assert scores is not None
             return [Image.fromarray(score) for score in scores.numpy()]
-        case "instances":
+        case _:  # instances
             return [Image.fromarray(number_objects(ids))]
-        case _:
-            return [model.classes.draw(ids, model.palette)]
 
 
 @contextmanager
