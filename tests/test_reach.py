@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from unet import UNet
-from unet.reach import factor, margin, reach
+from unet.encoders import levels_of
+from unet.reach import factor, margin, own_levels, reach
 
 
 def seen_by(net: UNet, size: int) -> torch.Tensor:
@@ -22,27 +23,51 @@ def seen_by(net: UNet, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
 def test_the_formula_is_what_a_network_sees(levels: int, downsampling: str) -> None:
     net = UNet(1, 1, widths=(1,) * levels, norm="none", downsampling=downsampling)
-    cell = factor(levels)
-    assert net.factor == cell
-    assert net.margin == margin(levels)
+    own = own_levels(levels)
+    cell, edge = factor(own), margin(own)
+    assert (net.factor, net.margin) == (cell, edge)
     middle = 8 * cell
     seen = seen_by(net, 17 * cell)
     for position in range(cell):
         pixel = middle + position
         columns = seen[:, pixel].nonzero().flatten()
-        assert int(columns.min()) == pixel - reach(levels, position)
-        assert int(columns.max()) == pixel + reach(levels, cell - 1 - position)
+        left, right = reach(own, position)
+        assert (int(columns.min()), int(columns.max())) == (pixel - left, pixel + right)
     # Whatever sees beyond an edge on the grid is in the margin, and a cell less would not do.
-    assert not seen[:middle, middle + margin(levels) :].any()
-    assert not seen[middle:, : middle - margin(levels)].any()
-    assert seen[:middle, middle + margin(levels) - cell :].any()
+    assert not seen[:middle, middle + edge :].any()
+    assert not seen[middle:, : middle - edge].any()
+    assert seen[:middle, middle + edge - cell :].any()
 
 
 def test_the_numbers_that_the_documents_name() -> None:
-    assert [margin(levels) for levels in (1, 2, 3, 4, 5)] == [2, 8, 24, 48, 96]
-    for levels in (3, 4, 5, 6):
-        cell = factor(levels)
-        assert margin(levels) == 6 * cell
-        assert max(reach(levels, position) for position in range(cell)) == 7 * cell - 5
-    assert ((1024 - 2 * margin(4)) / 1024) ** 2 == pytest.approx(0.82, abs=0.005)
-    assert ((1024 - 2 * margin(5)) / 1024) ** 2 == pytest.approx(0.66, abs=0.005)
+    assert [margin(own_levels(count)) for count in (1, 2, 3, 4, 5)] == [2, 8, 24, 48, 96]
+    for count in (3, 4, 5, 6):
+        cell = factor(own_levels(count))
+        assert margin(own_levels(count)) == 6 * cell
+        assert max(max(reach(own_levels(count), i)) for i in range(cell)) == 7 * cell - 5
+    assert ((1024 - 2 * margin(own_levels(4))) / 1024) ** 2 == pytest.approx(0.82, abs=0.005)
+    assert ((1024 - 2 * margin(own_levels(5))) / 1024) ** 2 == pytest.approx(0.66, abs=0.005)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "convnext_tiny"])
+def test_the_formula_is_what_a_network_of_torchvision_sees(encoder: str) -> None:
+    levels = levels_of(encoder, 0)
+    net = UNet(1, 1, (1,) * (len(levels) - 1), "none", encoder=encoder).eval().double()
+    for name, parameter in net.named_parameters():
+        # Nothing negative, so that nothing cancels out.
+        parameter.data.fill_(1 / parameter[0].numel() if parameter.ndim == 4 else 1)
+    if encoder.startswith("convnext"):  # where layer norms would else take all away
+        net.encoder.apply(lambda part: getattr(part, "reset_parameters", lambda: None)())
+    cell, edge = factor(levels), margin(levels)
+    assert (net.factor, net.margin) == (cell, edge)
+    middle = edge + 2 * cell
+    # Brighter from the middle outwards, so that max pooling takes what lies furthest.
+    away = (torch.arange(2 * middle, dtype=torch.double) - middle).abs()
+    image = away.repeat(1, 1, 2 * cell, 1).requires_grad_()
+    logits = net(image)
+    for position in (0, 1, cell - 1):
+        (gradient,) = torch.autograd.grad(
+            logits[..., middle + position].sum(), image, retain_graph=True
+        )
+        columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten() - middle - position
+        assert (-int(columns.min()), int(columns.max())) == reach(levels, position)

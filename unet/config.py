@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from unet.encoders import Encoder, levels_of, sees_all
 from unet.images import SUFFIXES
 from unet.masks import ClassMap
-from unet.reach import factor, margin
+from unet.reach import Level, factor, margin
 from unet.strict import Range, describe_value, load_yaml, override, read_section
 
 Positive = Annotated[int, Range(minimum=1)]
@@ -87,8 +88,11 @@ class DataConfig:
     # Mask values this close to one of the above are taken for the nearest; others are errors.
     tolerance: Annotated[int, Range(minimum=0, maximum=65535)] = 0
     # From the training images together (dataset), from each image (image), the same without its
-    # darkest and brightest 0.5 % (percentiles), or by given numbers.
-    normalization: Literal["dataset", "image", "percentiles"] | FixedNormalizationConfig = "dataset"
+    # darkest and brightest 0.5 % (percentiles), or by given numbers. auto takes the numbers that
+    # train.encoder_weights or weights of Pytorch-UNet were trained with; else dataset.
+    normalization: Literal["auto", "dataset", "image", "percentiles"] | FixedNormalizationConfig = (
+        "auto"
+    )
     # Leave out files that cannot be read, and say how many.
     skip_unreadable: bool = False
     # GiB of decoded images that are kept in memory, shared by all workers.
@@ -143,10 +147,15 @@ class ModelConfig:
 
     # 1 for grey images, 3 for colour.
     in_channels: Positive = 3
-    # Channels of each level, from the full image down.
+    # Channels of each level, from the full image down. With an encoder of torchvision those of the
+    # decoder, one for each level but the deepest: five, of convnext four.
     widths: tuple[Positive, ...] = (64, 128, 256, 512, 1024)
+    # Of an encoder of torchvision, which has its own, only those of stem and decoder.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     downsampling: Literal["max_pool", "conv"] = "max_pool"
+    # none for the U-Net's own, or a classification network of torchvision; its weights are random
+    # without train.encoder_weights.
+    encoder: Encoder = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +176,8 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd"] = "adamw"
     # The highest learning rate.
     lr: Annotated[float, Range(above=0)] = 1e-3
+    # That of an encoder of torchvision, on the same schedule; null for lr.
+    encoder_lr: Annotated[float, Range(above=0)] | None = None
     weight_decay: NotNegative = 1e-2
     # sgd's momentum (Nesterov's), adamw's beta1.
     momentum: Annotated[float, Range(above=0, maximum=0.9999)] = 0.9
@@ -223,8 +234,13 @@ class TrainConfig:
     seed: Seed = 0
     # So many runs, with seed, seed + 1, ...
     seeds: Positive = 1
-    # Checkpoint whose weights a new run begins with, where the layers fit.
+    # Weights that a new run begins with: a checkpoint, or a state dict of Pytorch-UNet.
     init_from: str | None = None
+    # Those of model.encoder: DEFAULT for torchvision's of ImageNet, which are downloaded once, or a
+    # file with a state dict of torchvision's network. null for random ones.
+    encoder_weights: str | None = None
+    # Epochs in which the encoder does not learn, nor its batch norm count, before it does.
+    freeze_encoder_epochs: Annotated[int, Range(minimum=0)] = 0
     # auto, cpu, cuda or cuda:N. auto takes CUDA where there is one.
     device: str = "auto"
     # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32; on a CPU
@@ -253,7 +269,8 @@ class TilingConfig:
     # Pixels that neighbouring tiles share at least. null for twice as far as the network sees, 192
     # with five levels: with so many, the result is that of the whole image to rounding. Not with
     # norm group or instance, which take the statistics of a tile for those of the image: there
-    # tiles blend over the overlap.
+    # tiles blend over the overlap. So they do with an encoder of torchvision, most of which see
+    # further than a tile: for them null is a quarter of size.
     overlap: Annotated[int, Range(minimum=0)] | None = None
     # Tiles of an image that go through the network together.
     batch_size: Positive = 1
@@ -344,8 +361,26 @@ def dotted(config: Config) -> dict[str, Any]:
 
 def tile_overlap(config: Config) -> int:
     """Return the pixels that neighbouring tiles share at least."""
-    overlap = config.tiling.overlap
-    return 2 * margin(len(config.model.widths)) if overlap is None else overlap
+    if config.tiling.overlap is not None:
+        return config.tiling.overlap
+    if config.model.encoder != "none":
+        return min(config.tiling.size) // 4
+    return 2 * margin(network_levels(config.model))
+
+
+def tiles_blend(config: Config) -> bool:
+    """Whether tiles fade into each other, as a pixel depends on more than its tile holds."""
+    model = config.model
+    return (
+        model.norm in ("group", "instance")
+        or sees_all(model.encoder)
+        or (model.encoder != "none" and tile_overlap(config) < 2 * margin(network_levels(model)))
+    )
+
+
+def network_levels(model: ModelConfig) -> tuple[Level, ...]:
+    """Return the levels of a network, for what it sees."""
+    return levels_of(model.encoder, len(model.widths))
 
 
 def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:
@@ -383,8 +418,7 @@ def _contradictions(config: Config) -> list[str]:
             f"name: got {config.name!r}, expected letters, digits, '.', '_', '+' and '-' only, as "
             "it names a folder"
         )
-    if not config.model.widths:
-        faults.append("model.widths: got an empty list, expected at least one width")
+    faults += _contradictions_of_model(config)
     if config.augment.scale[0] > config.augment.scale[1]:
         faults.append(
             f"augment.scale: got {list(config.augment.scale)}, expected the smaller number first"
@@ -423,14 +457,55 @@ def _contradictions(config: Config) -> list[str]:
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     if config.model.widths:
         # Tiles lie at multiples of the network's factor.
-        levels, overlap = len(config.model.widths), tile_overlap(config)
-        smallest = overlap + factor(levels)
-        if min(config.tiling.size) < smallest:
+        overlap, cell = tile_overlap(config), factor(network_levels(config.model))
+        if min(config.tiling.size) < overlap + cell:
             faults.append(
-                f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
-                f"{smallest} for an overlap of {overlap} and the {levels} levels of model.widths; "
+                f"tiling.size: got {list(config.tiling.size)}, expected at least {overlap + cell} "
+                f"x {overlap + cell} for an overlap of {overlap} and the network's {cell} pixels; "
                 "or set a smaller tiling.overlap"
             )
+    return faults
+
+
+def _contradictions_of_model(config: Config) -> list[str]:
+    faults = []
+    model, train = config.model, config.train
+    if not model.widths:
+        faults.append("model.widths: got an empty list, expected at least one width")
+    if model.encoder == "none":
+        for name, setting in (
+            ("optimizer.encoder_lr", config.optimizer.encoder_lr),
+            ("train.encoder_weights", train.encoder_weights),
+            ("train.freeze_encoder_epochs", train.freeze_encoder_epochs or None),
+        ):
+            if setting is not None:
+                faults.append(
+                    f"{name}: got {setting}, expected a network of torchvision as model.encoder, "
+                    "such as resnet34"
+                )
+        return faults
+    count = len(network_levels(model)) - 1
+    if model.widths and len(model.widths) != count:
+        example = [32 * 2**i for i in range(count)]
+        faults.append(
+            f"model.widths: got {list(model.widths)}, expected {count} numbers, as many levels as "
+            f"the decoder has with model.encoder {model.encoder}, such as {example}"
+        )
+    if model.downsampling != "max_pool":
+        faults.append(
+            f"model.downsampling: got {model.downsampling}, expected it left out: model.encoder "
+            f"{model.encoder} has its own"
+        )
+    if train.encoder_weights is not None and train.init_from is not None:
+        faults.append(
+            "train: got encoder_weights and init_from, expected one of them: init_from holds an "
+            "encoder, too"
+        )
+    if train.freeze_encoder_epochs and train.encoder_weights is None and train.init_from is None:
+        faults.append(
+            f"train.freeze_encoder_epochs: got {train.freeze_encoder_epochs}, expected 0 without "
+            "train.encoder_weights or train.init_from: random weights are to learn"
+        )
     return faults
 
 

@@ -5,19 +5,23 @@ Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with pad
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from unet.conv_transpose import ConvTranspose2d
-from unet.reach import factor, margin
+from unet.encoders import BACKBONES, Encoder, levels_of
+from unet.reach import factor, margin, strides
 
 Norm = Literal["batch", "group", "instance", "none"]
 Downsampling = Literal["max_pool", "conv"]
@@ -84,17 +88,48 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the image by kernel times pixel, put the skip beside it, then DoubleConv."""
+    """Enlarge the image by kernel times pixel, put the skip beside it, then DoubleConv.
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
+    Args:
+        in_channels: C of the image features.
+        skip_channels: S of the skip.
+        out_channels: K.
+        norm: of the DoubleConv.
+        factor: by which the image grows: kernel and stride of the up-convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        skip_channels: int,
+        out_channels: int,
+        norm: Norm = "batch",
+        factor: int = 2,
+    ) -> None:
         super().__init__()
-        self.up = ConvTranspose2d(in_channels, out_channels, 2, stride=2)
-        self.conv = DoubleConv(2 * out_channels, out_channels, norm)
+        self.up = ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+        self.conv = DoubleConv(skip_channels + out_channels, out_channels, norm)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Image features (N, C, H, W) and skip (N, K, 2H, 2W) -> (N, K, 2H, 2W)."""
+        """Image features (N, C, H, W) and skip (N, S, H * factor, W * factor) -> (N, K, ...)."""
         out: Tensor = self.conv(torch.cat([skip, self.up(x)], dim=1))
         return out
+
+
+def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
+    """Cut a network of torchvision into the levels of an encoder, with random weights.
+
+    Returns:
+        A module: image (N, C, H, W), sides multiples of its factor -> the output of each level.
+    """
+    net = get_model(name, weights=None)
+    if in_channels != 3:
+        conv = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
+        conv.in_channels = in_channels
+        weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
+        conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+    graph: fx.GraphModule = create_feature_extractor(net, list(BACKBONES[name].nodes))
+    return graph
 
 
 @contextmanager
@@ -116,17 +151,26 @@ def _statistics_as_they_are(level: nn.Module) -> Iterator[None]:
 class UNet(nn.Module):
     """The U-Net for images of any size.
 
+    With an encoder of torchvision, the stem still looks at the full image, which such an encoder
+    never does: what is finer than its first stride, 2 or 4 pixels, reaches the head by that skip.
+
     Args:
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
-        widths: channels of each level from the full image down; each further level halves it.
-        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none.
-        downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
+        widths: channels of each level from the full image down; each further level halves it. With
+            an encoder of torchvision those of the decoder, one for each level but the deepest.
+        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none; an
+            encoder of torchvision keeps its own.
+        downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2; of none but `encoder`
+            none.
+        encoder: none for the U-Net's own, or the name of a network of torchvision. It begins with
+            random weights.
         recompute: whether training keeps only what enters each level, and computes the rest again
-            in the backward pass.
+            in the backward pass; an encoder of torchvision is one level.
 
     Raises:
-        ValueError: if a number is not positive, or norm or downsampling is none of these.
+        ValueError: if a number is not positive, widths are not as many as the encoder has levels,
+            or norm, downsampling or encoder is none of these.
     """
 
     def __init__(
@@ -136,6 +180,7 @@ class UNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256, 512, 1024),
         norm: Norm = "batch",
         downsampling: Downsampling = "max_pool",
+        encoder: Encoder = "none",
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -144,19 +189,47 @@ class UNet(nn.Module):
                 f"UNet: got in_channels {in_channels}, num_classes {num_classes}, widths "
                 f"{tuple(widths)}, expected positive numbers and at least one width"
             )
+        if encoder not in get_args(Encoder):
+            options = ", ".join(get_args(Encoder))
+            raise ValueError(f"encoder: got {encoder!r}, expected one of {options}")
+        levels = levels_of(encoder, len(widths))
+        if encoder != "none" and len(widths) != len(levels) - 1:
+            raise ValueError(
+                f"widths: got {tuple(widths)}, expected {len(levels) - 1} numbers: the decoder has "
+                f"so many levels with encoder {encoder}"
+            )
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.recompute = recompute
-        # Sizes that the levels can halve are multiples of factor. So many pixels beside an edge on
+        self.encoder_frozen = False
+        """Whether the encoder neither learns nor, in training, changes its statistics."""
+        # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
         # that grid may depend on what lies beyond it; with group and instance norm all do.
-        self.factor, self.margin = factor(len(widths)), margin(len(widths))
-        levels = list(pairwise(widths))
+        self.factor, self.margin = factor(levels), margin(levels)
         self.stem = DoubleConv(in_channels, widths[0], norm)
-        self.encoder = nn.ModuleList(
-            Down(shallow, deep, norm, downsampling) for shallow, deep in levels
+        self.encoder: nn.ModuleList | fx.GraphModule
+        if encoder == "none":
+            self.encoder = nn.ModuleList(
+                Down(shallow, deep, norm, downsampling) for shallow, deep in pairwise(widths)
+            )
+            channels, widths = widths, widths[:-1]
+        else:
+            self.encoder = backbone(encoder, in_channels)
+            channels = (widths[0], *BACKBONES[encoder].channels)
+        ups = zip(
+            [*widths, channels[-1]][1:], channels[:-1], widths, strides(levels)[1:], strict=True
         )
-        self.decoder = nn.ModuleList(Up(deep, shallow, norm) for shallow, deep in reversed(levels))
-        self.head = nn.Conv2d(widths[0], num_classes, 1)
+        self.decoder = nn.ModuleList(
+            Up(deep, skip, shallow, norm, stride) for deep, skip, shallow, stride in [*ups][::-1]
+        )
+        self.head = nn.Conv2d(channels[0], num_classes, 1)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set what training and prediction do differently; a frozen encoder is never trained."""
+        super().train(mode)
+        if self.encoder_frozen:
+            self.encoder.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, C, H, W), any H and W -> logits (N, K, H, W)."""
@@ -170,27 +243,28 @@ class UNet(nn.Module):
 
     def on_grid(self, x: Tensor) -> Tensor:
         """Image of which H and W are 2, 3, ... times `factor` -> logits (N, K, H, W)."""
-        x = self._level(self.stem, x)
-        skips = []
-        for down in self.encoder:
-            skips.append(x)
-            x = self._level(down, x)
-        for up, skip in zip(self.decoder, reversed(skips), strict=True):
-            x = self._level(up, x, skip)
+        features = [self._level(self.stem, x)]
+        if isinstance(self.encoder, nn.ModuleList):
+            for down in self.encoder:
+                features.append(self._level(down, features[-1]))
+        else:
+            with torch.no_grad() if self.encoder_frozen else nullcontext():
+                features += self._level(self.encoder, x).values()
+        x = features.pop()
+        for up in self.decoder:
+            x = self._level(up, x, features.pop())
         logits: Tensor = self.head(x)
         return logits
 
-    def _level(self, level: nn.Module, *inputs: Tensor) -> Tensor:
+    def _level(self, level: nn.Module, *inputs: Tensor) -> Any:
         if self.recompute and self.training:
-            out: Tensor = checkpoint(
+            return checkpoint(
                 level,
                 *inputs,
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), _statistics_as_they_are(level)),
             )
-        else:
-            out = level(*inputs)
-        return out
+        return level(*inputs)
 
 
 def fold_batch_norm(net: UNet) -> UNet:
@@ -205,4 +279,23 @@ def fold_batch_norm(net: UNet) -> UNet:
             if isinstance(norm, nn.BatchNorm2d):
                 assert isinstance(conv, nn.Conv2d)
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    if isinstance(folded.encoder, fx.GraphModule):
+        _fold_graph(folded.encoder)
     return folded
+
+
+def _fold_graph(net: fx.GraphModule) -> None:
+    """Fold each batch norm that a convolution alone feeds, and nothing else sees."""
+    parts = dict(net.named_modules())
+    calls = [node for node in net.graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    for node in calls:
+        before, norm = node.args[0], parts[node.target]
+        conv = parts.get(before.target) if before in calls else None
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and isinstance(conv, nn.Conv2d)
+            and len(before.users) == times[before.target] == times[node.target] == 1
+        ):
+            net.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            net.set_submodule(node.target, nn.Identity())

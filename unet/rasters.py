@@ -24,7 +24,7 @@ from tqdm import tqdm
 from unet import distributed
 from unet.atomic import atomic_path
 from unet.checkpoint import SegmentationModel
-from unet.config import tile_overlap
+from unet.config import tile_overlap, tiles_blend
 from unet.data import Normalization, normalization_of
 from unet.extras import extra
 from unet.images import UnreadableError, check_numbers, to_channels, to_float
@@ -105,10 +105,12 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
     whole = "; --no-windows reads it whole, if the memory is enough"
     extra("rasterio", f"{path}, which is read in windows without --no-windows")
     for one in (model, *model.others):
-        if _blends(one) and (kinds or model.others):
+        if tiles_blend(one.config) and (kinds or model.others):
+            settings = one.config.model
             raise ValueError(
-                f"{path}: got a model of norm {one.config.model.norm} with test-time augmentation "
-                f"or other models, expected it alone in windows, where its tiles blend{whole}"
+                f"{path}: got a model of norm {settings.norm} and encoder {settings.encoder} with "
+                "test-time augmentation or other models, expected it alone in windows, where its "
+                f"tiles blend{whole}"
             )
         if one.normalization.method == "percentiles":
             raise ValueError(
@@ -170,7 +172,7 @@ def predict_raster(
                         _probability_writer(probabilities, source, num_classes, steps)
                     )
                 )
-            if _blends(model):
+            if tiles_blend(model.config):
                 parts = _blended_parts(model, source, unseen)
             else:
                 blocks = _bar(_blocks(source.size, steps), path.name)
@@ -247,11 +249,6 @@ class _Source:
         """Read an image (C, h, w) from 0 to 1, with `unseen` (C, 1, 1) for nodata; see `read`."""
         pixels, valid = self.read(block)
         return torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
-
-
-def _blends(model: SegmentationModel) -> bool:
-    """Whether the tiles of a model blend, as `SegmentationModel.logits` has them."""
-    return model.config.model.norm in ("group", "instance")
 
 
 def _blended_parts(
