@@ -306,7 +306,7 @@ def test_windows_blend_as_tiles_do(norm: str, size: tuple[int, int], tmp_path: P
 
 def test_what_windows_cannot_give_is_refused(tmp_path: Path) -> None:
     model, blending = model_of(tmp_path), model_of(tmp_path, "model.norm=group")
-    alone = r"a\.tif: got a model of norm group with .*, expected it alone.*; --no-windows reads it"
+    alone = r"a\.tif: got a model of norm group and .*, expected it alone.*; --no-windows reads it"
     with pytest.raises(ValueError, match=alone):
         check_rasters(blending, "a.tif", ("flips",))
     with pytest.raises(ValueError, match=alone):

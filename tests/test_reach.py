@@ -53,7 +53,7 @@ def test_the_numbers_that_the_documents_name() -> None:
 def test_the_formula_is_what_a_network_of_torchvision_sees(encoder: str) -> None:
     levels = levels_of(encoder, 0)
     net = UNet(1, 1, (1,) * (len(levels) - 1), "none", encoder=encoder).eval().double()
-    for name, parameter in net.named_parameters():
+    for parameter in net.parameters():
         # Nothing negative, so that nothing cancels out.
         parameter.data.fill_(1 / parameter[0].numel() if parameter.ndim == 4 else 1)
     if encoder.startswith("convnext"):  # where layer norms would else take all away

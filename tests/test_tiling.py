@@ -115,6 +115,22 @@ def test_tiles_give_what_the_whole_image_gives(
         torch.testing.assert_close(tiled, net(image[None])[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+def test_tiles_of_a_resnet_give_what_the_whole_image_gives(encoder: str) -> None:
+    net = make_net(widths=(4, 4, 4, 4, 4), encoder=encoder)
+    overlap = 2 * net.margin
+    assert overlap == 576
+    image = torch.randn(2, 41, overlap + 205)
+    whole = net(image[None])[0]
+
+    def difference(overlap: int) -> float:
+        tiled = sliding_window(net, image, (64, overlap + 96), overlap, align=32, blend=False)
+        return float((tiled - whole).abs().max() / whole.abs().max())
+
+    assert difference(overlap) < 1e-5
+    assert difference(64) > 1e-3
+
+
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_a_cell_less_of_overlap_or_off_the_grid_is_not_the_same(
