@@ -128,11 +128,10 @@ def _receptive_field(config: Config) -> str:
         if config.model.norm in ("group", "instance"):
             text += f"; by the statistics of norm {config.model.norm}, the whole image"
     if encoder != "none":
-        exact = "" if sees_all(encoder) else f" (exact from {2 * margin(levels)})"
-        text += (
-            f"; tiles {'blend' if tiles_blend(config) else 'are exact'} over "
-            f"{tile_overlap(config)} pixels{exact}"
-        )
+        how = "blend" if tiles_blend(config) else "are exact"
+        text += f"; tiles {how} over {tile_overlap(config)} pixels"
+        if config.model.norm in ("batch", "none") and not sees_all(encoder) and how == "blend":
+            text += f" (exact from {2 * margin(levels)})"
     return text
 
 

@@ -273,11 +273,9 @@ def fold_batch_norm(net: UNet) -> UNet:
     What it computes stays the same to rounding. Other norms, which depend on the image, stay.
     """
     folded = copy.deepcopy(net).eval().requires_grad_(False)
-    for block in [part for part in folded.modules() if isinstance(part, DoubleConv)]:
-        for i in (0, 3):
-            conv, norm = block[i], block[i + 1]
-            if isinstance(norm, nn.BatchNorm2d):
-                assert isinstance(conv, nn.Conv2d)
+    for block in [part for part in folded.modules() if isinstance(part, nn.Sequential)]:
+        for i, (conv, norm) in enumerate(pairwise([*block])):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     if isinstance(folded.encoder, fx.GraphModule):
         _fold_graph(folded.encoder)
