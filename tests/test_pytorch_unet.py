@@ -121,6 +121,15 @@ def test_a_single_output_becomes_two_classes_of_its_sigmoid() -> None:
     torch.testing.assert_close(probabilities[:, 1:], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_older_files_have_biases_that_batch_norm_takes_away() -> None:
+    theirs = their_net()
+    for module in theirs.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is None:
+            module.bias = nn.Parameter(torch.randn(module.out_channels), requires_grad=False)
+    ours, image = our_net(theirs.state_dict()), torch.randn(1, 3, 32, 48)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
+
+
 def test_what_a_state_dict_tells_of_its_network() -> None:
     state = {**their_net(1, 3).state_dict(), "mask_values": [0, 128, 255]}
     assert is_pytorch_unet(state)

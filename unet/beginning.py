@@ -10,7 +10,7 @@ from unet.check import listed
 from unet.checkpoint import (
     SegmentationModel,
     build_net,
-    load_checkpoint,
+    checked_contents,
     read_safely,
     save_checkpoint,
 )
@@ -29,7 +29,7 @@ def load_beginning(path: Path) -> dict[str, Any]:
     """
     contents = read_safely(path)
     if not is_pytorch_unet(contents):
-        return load_checkpoint(path)
+        return checked_contents(path, contents)
     try:
         return to_checkpoint(contents)
     except ValueError as error:

@@ -186,7 +186,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint of this project and version.
     """
-    contents = read_safely(path)
+    return checked_contents(path, read_safely(path))
+
+
+def checked_contents(path: Path, contents: Any) -> dict[str, Any]:
+    """Return what a file holds, if it is a checkpoint; see `load_checkpoint`."""
     if is_pytorch_unet(contents):
         raise ValueError(
             f"{path}: holds weights of Pytorch-UNet, expected a checkpoint; make one of them with "

@@ -204,7 +204,8 @@ class UNet(nn.Module):
         self.encoder_frozen = False
         """Whether the encoder neither learns nor, in training, changes its statistics."""
         # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
-        # that grid may depend on what lies beyond it; with group and instance norm all do.
+        # that grid may depend on what lies beyond it; with group and instance norm all do, as
+        # with encoders that see all.
         self.factor, self.margin = factor(levels), margin(levels)
         self.stem = DoubleConv(in_channels, widths[0], norm)
         self.encoder: nn.ModuleList | fx.GraphModule
@@ -226,9 +227,9 @@ class UNet(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """Set what training and prediction do differently; a frozen encoder is never trained."""
-        super().train(mode)
-        if self.encoder_frozen:
-            self.encoder.eval()
+        self.training = mode
+        for part in self.children():
+            part.train(mode and not (self.encoder_frozen and part is self.encoder))
         return self
 
     def forward(self, image: Tensor) -> Tensor:
@@ -273,7 +274,9 @@ def fold_batch_norm(net: UNet) -> UNet:
     What it computes stays the same to rounding. Other norms, which depend on the image, stay.
     """
     folded = copy.deepcopy(net).eval().requires_grad_(False)
-    for block in [part for part in folded.modules() if isinstance(part, nn.Sequential)]:
+    for block in [*folded.modules()]:
+        if not isinstance(block, nn.Sequential) or type(block).forward is not nn.Sequential.forward:
+            continue
         for i, (conv, norm) in enumerate(pairwise([*block])):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()

@@ -66,6 +66,11 @@ def to_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
                 f"got {key}, expected names of Pytorch-UNet, such as {next(iter(names))}"
             )
         weights[names[prefix] + key.removeprefix(prefix)] = tensor
+    # Before 2022 its convolutions had a bias, which the batch norm behind them takes away again.
+    for key in [key for key in weights if key.endswith(("0.bias", "3.bias"))]:
+        block, place = key.removesuffix(".bias").rsplit(".", 1)
+        mean = f"{block}.{int(place) + 1}.running_mean"
+        weights[mean] = weights[mean] - weights.pop(key)
     if len(weights["head.bias"]) == 1:
         for key in ("head.weight", "head.bias"):
             weights[key] = torch.cat([torch.zeros_like(weights[key]), weights[key]])
