@@ -90,9 +90,15 @@ def make_bare(network: Network, tile: int, overlap: int) -> Candidate:
 
 
 def make_ours(network: Network, tile: int, overlap: int) -> Candidate:
-    """Call `sliding_window` as `SegmentationModel.logits` does."""
+    """Call `sliding_window` as `SegmentationModel.predict` does."""
     return lambda image: sliding_window(
-        network, image, (tile, tile), overlap, align=network.net.factor, blend=False
+        network,
+        image,
+        (tile, tile),
+        overlap,
+        align=network.net.factor,
+        blend=False,
+        finish=lambda logits: logits.argmax(0).to(torch.uint8),
     )
 
 
@@ -102,9 +108,15 @@ def make_monai(network: Network, tile: int, overlap: int, mode: str) -> Candidat
 
     # MONAI rounds the distance down: half a pixel keeps a fraction from losing a whole one.
     fraction = max(overlap - 0.5, 0) / tile
-    return lambda image: sliding_window_inference(
-        image[None], (tile, tile), 1, network, overlap=fraction, mode=mode
-    )
+
+    def run(image: Tensor) -> Tensor:
+        logits = sliding_window_inference(
+            image[None], (tile, tile), 1, network, overlap=fraction, mode=mode
+        )
+        assert isinstance(logits, Tensor)
+        return logits[0].argmax(0).to(torch.uint8)
+
+    return run
 
 
 def make_candidates(

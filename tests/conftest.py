@@ -40,6 +40,19 @@ def write_pairs(root: Path, count: int, seed: int = 0) -> None:
         Image.fromarray(mask).save(root / "masks" / f"{i}.png")
 
 
+def write_instances(root: Path) -> None:
+    """Number the two halves of each box, which touch: label images beside the masks."""
+    (root / "instances").mkdir()
+    for path in (root / "masks").iterdir():
+        with Image.open(path) as mask:
+            inside = np.asarray(mask) == 200
+        columns = np.arange(WIDTH)
+        left = columns < columns[inside.any(0)].mean()
+        Image.fromarray(np.where(inside, np.where(left, 1, 300), 0).astype(np.uint16)).save(
+            root / "instances" / path.name
+        )
+
+
 @pytest.fixture
 def data_root(tmp_path: Path) -> Path:
     root = tmp_path / "data"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unet.atomic import atomic_path
+from unet.atomic import atomic_path, check_folder
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -46,3 +46,24 @@ def test_what_the_system_refuses_names_the_file_and_not_the_one_beside_it(tmp_pa
         write(tmp_path / "nowhere" / "a.txt", None)
     assert caught.value.filename == str(tmp_path / "nowhere" / "a.txt")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_files_can_be_written_to_stays_as_it_is(tmp_path: Path) -> None:
+    check_folder(tmp_path)
+    check_folder(tmp_path / "a/b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_a_file_or_lies_in_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    for folder in (tmp_path / "taken", tmp_path / "taken/a/b"):
+        with pytest.raises(FileExistsError, match=r"taken: is a file; give another place with -o"):
+            check_folder(folder)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
+def test_a_place_where_the_system_lets_nothing_be_written_is_named() -> None:
+    message = r"^/proc: cannot be written to \(.+\); give another place with -o"
+    with pytest.raises(PermissionError, match=message):
+        check_folder(Path("/proc/new/masks"))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from unet.augment import Augment
+from unet.reach import context, own_levels, unpadded_side
 
 EVERYTHING = {
     "scale": (0.6, 1.6),
@@ -151,6 +152,52 @@ def test_elastic_displacements_have_the_given_standard_deviation() -> None:
     assert float(moves.mean()) == pytest.approx(0, abs=0.5)
 
 
+def test_the_papers_elastic_grid_is_3_x_3_points() -> None:
+    """A spacing of half of the crop: arXiv 1505.04597, section 3.1, with 10 pixels."""
+    augment = Augment(crop=(572, 572), elastic_std=10.0, elastic_spacing=286)
+    drawn = np.random.default_rng(0).normal(0, 10, (2, 3, 3))
+    moves = augment._displacements(572, 572, np.random.default_rng(0))
+    # The points lie in the corners and half-way; between two pixels, half-way is the mean of four.
+    corners = torch.from_numpy(drawn[:, ::2, ::2]).float()
+    torch.testing.assert_close(moves[:, ::571, ::571], corners, rtol=0, atol=1e-4)
+    middle = torch.from_numpy(drawn[:, 1, 1]).float()
+    torch.testing.assert_close(moves[:, 285:287, 285:287].mean((1, 2)), middle, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("crop", [(44, 52), None])
+def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] | None) -> None:
+    target = torch.arange(31 * 44).reshape(31, 44) % 251
+    augment = Augment(crop=crop, flip_horizontal=True, unpadded_levels=own_levels(2))
+    around, tops = context(own_levels(2)), set()
+    mirrored = np.pad(target.numpy(), around + 4, mode="symmetric")
+    for seed in range(60):
+        image, out = augment(target[None].float(), target, np.random.default_rng(seed))
+        torch.testing.assert_close(image[0], out.float(), atol=1e-2, rtol=0)
+        sides = out.shape
+        assert sides == (crop or tuple(unpadded_side(own_levels(2), side) for side in target.shape))
+        places = [
+            (top, left)
+            for one in (out, out.flip(1))
+            for top in range(mirrored.shape[0] - sides[0] + 1)
+            for left in range(mirrored.shape[1] - sides[1] + 1)
+            if np.array_equal(one, mirrored[top : top + sides[0], left : left + sides[1]])
+        ]
+        assert places
+        tops.add(places[0][0] - 4)
+    # What is learned from is inside of the image, up to its borders; without a crop it is all.
+    assert tops == (set(range(31 - (44 - 2 * around) + 1)) if crop else {-1})
+
+
+def test_a_rare_pixel_is_where_an_unpadded_network_learns() -> None:
+    target = torch.zeros(200, 200, dtype=torch.long)
+    target[90, 120] = 1
+    augment = Augment(crop=(52, 44), unpadded_levels=own_levels(2))
+    inside = context(own_levels(2)) + 3
+    for seed in range(50):
+        _, out = augment(target[None].float(), target, np.random.default_rng(seed), (90, 120))
+        assert out[inside:-inside, inside:-inside].any()
+
+
 def test_brightness_shifts_and_contrast_scales_the_image_only() -> None:
     target = blobs()
     image = torch.randn(2, 31, 44)
@@ -173,3 +220,17 @@ def test_the_same_generator_gives_the_same_sample() -> None:
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
+
+
+def test_weights_go_the_images_way() -> None:
+    target, weights = blobs(), torch.rand(blobs().shape)
+    image = torch.stack([weights, torch.randn(weights.shape)])
+    for crop in (None, (25, 38), (90, 90)):  # the last is mirrored
+        augment = Augment(crop=crop, **EVERYTHING)
+        for seed in range(5):
+            rngs = [np.random.default_rng(seed) for _ in range(2)]
+            plain = augment(image, target, rngs[0])
+            out, same, moved = augment(image, target, rngs[1], weights=weights)
+            assert torch.equal(out, plain[0])
+            assert torch.equal(same, plain[1])
+            assert torch.equal(moved, out[0])  # without brightness and contrast

@@ -99,6 +99,9 @@ def test_what_cannot_be_converted_is_refused(data_root: Path, weights: Path) -> 
         convert(weights, make_config(data_root, WIDTHS, "data.classes.sky=9"), out)
     with pytest.raises(ValueError, match=r"theirs\.pth: the weights do not fit this config"):
         convert(weights, make_config(data_root), out)
+    unpadded = make_config(data_root, WIDTHS, "model.padding=valid", "augment.crop=null")
+    with pytest.raises(ValueError, match=r"model\.padding: got valid, expected same, as Pytorch"):
+        convert(weights, unpadded, out)
     with pytest.raises(ValueError, match=r"model\.pth: expected a file that ends in \.pt"):
         convert(weights, config, Path("model.pth"))
     bilinear = {k: v for k, v in torch.load(weights).items() if ".up." not in k}

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HEIGHT, WIDTH, make_config, write_pairs
+from conftest import HEIGHT, WIDTH, make_config, write_instances, write_pairs
 from PIL import Image
 
 from unet.check import check_data, describe, draw_samples, listed, pair_reader
@@ -217,3 +217,89 @@ def test_masks_in_parts_are_read(data_root: Path) -> None:
 def test_long_lists_of_faults_are_cut() -> None:
     assert listed([str(i) for i in range(12)]).splitlines()[-2:] == ["9", "... and 2 more"]
     assert listed(["a", "b"]) == "a\nb"
+
+
+BORDER = ("data.instances=instances", "loss.border={sigma: 3}")
+
+
+def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_root: Path) -> None:
+    write_instances(data_root)
+    data = check_data(make_config(data_root, *BORDER))
+    assert not data.faults
+    assert data.train.cells.tolist() == [2] * 4
+    assert check_data(make_config(data_root)).train.cells.tolist() == [0] * 4
+    assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
+    cells = data_root / "instances"
+    (cells / "1.png").unlink()
+    (cells / "2.png").write_text("no image")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(cells / "3.png")
+    faults = check_data(make_config(data_root, *BORDER)).faults
+    assert len(faults) == 3
+    assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in faults[0]
+    assert f"{cells}/2.png: cannot be read as an image" in faults[1]
+    assert f"{cells}/3.png: got a label image of 8 x 9 pixels (height x width)" in faults[2]
+
+
+def test_a_label_image_that_cannot_be_read_is_left_out_only_if_asked_for(data_root: Path) -> None:
+    write_instances(data_root)
+    (data_root / "instances" / "2.png").write_text("no image")
+    data = check_data(make_config(data_root, *BORDER, "data.skip_unreadable=true"))
+    assert not data.faults
+    assert data.skipped == 1
+
+
+def test_validation_folders_of_their_own_need_no_label_images(data_root: Path) -> None:
+    write_pairs(data_root / "held_out", 2, seed=9)
+    write_instances(data_root)
+    own = "data.validation={images: held_out/images, masks: held_out/masks}"
+    data = check_data(make_config(data_root, *BORDER, own))
+    assert not data.faults
+    assert len(data.val_pairs) == 2
+
+
+def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
+    for path in (data_root / "masks").iterdir():
+        with Image.open(path) as file:
+            mask = np.array(file)
+        mask[:, round(np.flatnonzero(mask.any(0)).mean())] = 0
+        Image.fromarray(mask).save(path)
+    assert check_data(make_config(data_root)).train.cells.max() == 0
+    data = check_data(make_config(data_root, "loss.border={classes: [box]}"))
+    assert not data.faults
+    assert data.train.cells.min() == 2
+
+
+def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> None:
+    faults = check_data(make_config(data_root, "loss.border={classes: [box]}")).faults
+    assert len(faults) == 1
+    assert faults[0].startswith("loss.border: got no training image with two cells, expected some")
+    assert faults[0].endswith("correct loss.border.classes")
+
+
+def test_cells_that_have_changed_are_other_data(data_root: Path) -> None:
+    write_instances(data_root)
+    before = check_data(make_config(data_root, *BORDER)).fingerprint
+    with Image.open(data_root / "instances" / "2.png") as file:
+        cells = np.array(file)
+    cells[cells == 1] = 0
+    Image.fromarray(cells).save(data_root / "instances" / "2.png")
+    assert check_data(make_config(data_root, *BORDER)).fingerprint != before
+
+
+def test_border_weights_without_scipy_say_how_to_get_it(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet.extras.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"loss\.border: needs scipy; install it with pip install"):
+        check_data(make_config(data_root, *BORDER))
+
+
+def test_border_weights_are_drawn_where_there_are_such(data_root: Path, tmp_path: Path) -> None:
+    write_instances(data_root)
+    widths = []
+    for overrides in ((), BORDER):
+        config = make_config(data_root, *overrides)
+        draw_samples(config, check_data(config), tmp_path / "samples.png", count=2)
+        with Image.open(tmp_path / "samples.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] - widths[0] == 8 + round(256 * WIDTH / HEIGHT)

@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_config, make_model
 from torch import nn
 
 from unet import load_model
-from unet.checkpoint import build_net, load_checkpoint, save_checkpoint
+from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
 from unet.data import Normalization
+from unet.reach import own_levels, unpadded_side
 
 
 @pytest.fixture
@@ -63,6 +65,36 @@ def test_large_images_in_tiles_are_what_they_are_whole(checkpoint: Path) -> None
     assert ((less - whole).abs() < 0.05).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("size", [(151, 119), (40, 200), (3, 5), (1, 1)])
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
+    tmp_path: Path, norm: str, size: tuple[int, int]
+) -> None:
+    def model_with(*overrides: str) -> SegmentationModel:
+        torch.manual_seed(0)
+        settings = "{in_channels: 1, widths: [4, 6, 8], padding: valid, norm: " + norm + "}"
+        config = make_config(tmp_path, f"model={settings}", "augment.crop=null", *overrides)
+        net = build_net(config, torch.device("cpu"))
+        return replace(make_model(tmp_path), net=net, config=config)
+
+    image = 0.4 + 0.2 * torch.randn(1, *size)
+    model = model_with()
+    whole = model.logits(image)
+    assert whole.shape == (2, *size)
+    # Beyond its borders it sees the image mirrored.
+    wider = np.pad(model.normalization(image).numpy(), ((0, 0), (20, 99), (20, 99)), "symmetric")
+    with torch.inference_mode():
+        sides = [unpadded_side(own_levels(3), side) for side in size]
+        by_hand = model.net(torch.from_numpy(wider[None, :, : sides[0], : sides[1]]))[0]
+    torch.testing.assert_close(whole, by_hand[:, : size[0], : size[1]], rtol=1e-5, atol=1e-5)
+    for tiling in ("{size: [116, 96]}", "{size: [116, 88], overlap: 9, batch_size: 3}"):
+        tiled = model_with(f"tiling={tiling}").logits(image)
+        if norm == "group":
+            assert float((tiled - whole).abs().mean()) < 0.2 * float(whole.std()) + 1e-5
+        else:
+            torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_tiles_are_computed_in_the_precision_asked_for(checkpoint: Path) -> None:
     image = 0.4 + 0.2 * torch.randn(1, 151, 119)
     overrides = ["train.precision=bfloat16", "tiling={size: [64, 40], batch_size: 2}"]
@@ -105,8 +137,10 @@ def test_only_norms_with_statistics_of_the_image_blend(
         "overlap": 16,
         "align": 2,
         "blend": blends,
+        "context": 0,
         "batch_size": 1,
         "bar": None,
+        "finish": None,
     }
 
 

@@ -53,3 +53,9 @@ def test_the_way_to_scipy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unet.extras.find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"needs scipy; install it with pip install 'unet\[scipy"):
         clean(IDS, min_size=2)
+
+
+def test_objects_of_some_classes_are_numbered() -> None:
+    only = number_objects(IDS, [2])
+    assert np.array_equal(only > 0, IDS == 2)
+    assert not number_objects(IDS, []).any()

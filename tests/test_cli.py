@@ -128,6 +128,25 @@ def test_every_command_answers_for_a_missing_file(
     assert not list(Path.cwd().iterdir())
 
 
+def test_images_may_stand_behind_options(config: Path, data_root: Path) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    first, second = (str(data_root / "images" / f"{i}.png") for i in (0, 1))
+    command = ["predict", "runs/tiny/best.pt", first, "--tta", "flips,turns", second]
+    assert main([*command, "-o", "masks", "train.device=cpu"]) == 0
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_an_unknown_augmentation_is_refused(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "best.pt", "image.png", "--tta", "flips,blurs"])
+    assert "--tta: got flips,blurs, expected one or more of flips, turns, scales, such as" in (
+        capsys.readouterr().err
+    )
+
+
 def test_an_interrupt_is_no_traceback(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,7 +237,7 @@ def test_what_the_system_refuses_names_the_path(
     Path("file").touch()
     images = str(data_root / "images")
     assert main(["predict", "runs/tiny/best.pt", images, "-o", "file/masks"]) == 2
-    assert "error: file/masks: Not a directory" in capsys.readouterr().err
+    assert "error: file: is a file; give another place with -o" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", [100, 45])
@@ -284,8 +303,9 @@ def test_evaluate_measures_what_it_is_asked_for(
     assert "thresholds of ground" in out  # the second: this file has its keys in order
     assert "parts of the class box as objects" in out
     folder = Path("runs/tiny/evaluation_best")
-    assert f"wrote {folder / 'report.html'} and {folder / 'metrics.json'}" in out
-    assert main([*evaluate, "--overwrite", "--instances", "cat"]) == 2
+    beside = "metrics.json, per_image.csv, confusion.png, thresholds.csv"
+    assert f"wrote {folder / 'report.html'}, and beside it {beside}\n" in out
+    assert main([*evaluate, "--instances", "cat"]) == 2  # said before what is there is
     assert "error: evaluate: got --instances cat, expected one of the" in capsys.readouterr().err
     assert main([*evaluate, "--overwrite", "--boundary", "-2"]) == 2
     assert "got --boundary -2, expected pixels from 0 up" in capsys.readouterr().err
@@ -328,7 +348,7 @@ def test_a_model_is_exported_and_described(
         (["export", best, best, "-o", "two.pt2"], "export: got 2 checkpoints, expected one"),
         (["export", best, "-o", "model.pt"], "model.pt: expected a file that ends in .onnx or .pt"),
         (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
-        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: File exists; check the path"),
+        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; give another"),
         (["info", best, "--size", "0", "5"], "info: got a size of 0 x 5, expected at least 1 x 1"),
         (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
     ):

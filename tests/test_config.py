@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from unet.augment import Augment
+from unet.border_weights import Border
 from unet.config import (
     AugmentConfig,
+    BorderConfig,
     Config,
     LossConfig,
     ModelConfig,
@@ -83,9 +85,11 @@ def test_every_setting_has_its_dotted_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "part", "besides"),
     [
-        (AugmentConfig, Augment, set()),
+        (AugmentConfig, Augment, {"unpadded_levels"}),
         (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
-        (LossConfig, SegmentationLoss, {"ignore_index"}),  # of the project, not of a run
+        # One is of the project, not of a run; the other is computed with the data.
+        (LossConfig, SegmentationLoss, {"ignore_index", "border"}),
+        (BorderConfig, Border, set()),
     ],
 )
 def test_settings_are_the_arguments_of_what_they_feed(
@@ -93,9 +97,9 @@ def test_settings_are_the_arguments_of_what_they_feed(
 ) -> None:
     parameters = inspect.signature(part).parameters
     fields = {field.name: field for field in dataclasses.fields(section)}
-    assert fields.keys() == parameters.keys() - besides
-    for name, field in fields.items():
-        assert field.default == parameters[name].default
+    assert fields.keys() ^ parameters.keys() == besides
+    for name in fields.keys() - besides:
+        assert fields[name].default == parameters[name].default
 
 
 @pytest.mark.parametrize(
@@ -127,6 +131,13 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("data.validation={images: x}", "expected one of fraction, stems, split"),
         ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
+        ("loss.border={}", "loss.border: expected the cells either by data.instances, label im"),
+        ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
+        ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
+        ("loss.border={sigma: 0}", "loss.border.sigma: got 0, expected a number above 0"),
+        ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
+        ("data.instances=cells", "data.instances: got cells, but no loss.border, which alone"),
+        ("data.instances=a.png", "data: got 'a.png', expected a folder or {stem} in it"),
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
         ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
         ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
@@ -139,6 +150,11 @@ def test_settings_are_the_arguments_of_what_they_feed(
             "tiling.size=[1024, 207]",
             "got [1024, 207], expected at least 208 x 208 for an overlap of",
         ),
+        (
+            "model={padding: none}",
+            "model.padding: got the text 'none', expected one of same, valid",
+        ),
+        ("model.dropout=1", "model.dropout: got 1, expected a number at least 0 and at most"),
         ("tiling.batch_size=0", "tiling.batch_size: got 0, expected a whole number at least 1"),
         ("data.classes={a: 0, b: 0}", "data.classes: got the value 0 twice"),
         ("data.classes={a: 0}", "data.classes: got 1 class(es), expected 2 to 253"),
@@ -176,6 +192,14 @@ def test_settings_are_the_arguments_of_what_they_feed(
             "model={encoder: resnet34, downsampling: conv}",
             "model.downsampling: got conv, expected it left out: model.encoder resnet34 has its",
         ),
+        (
+            "model={encoder: resnet34, padding: valid}",
+            "model.padding: got valid, expected it left out: model.encoder resnet34 is padded",
+        ),
+        (
+            "model={encoder: resnet34, dropout: 0.5}",
+            "model.dropout: got 0.5, expected it left out: model.encoder resnet34 takes none",
+        ),
         ("model.encoder=resnet", "model.encoder: got the text 'resnet', expected one of none, res"),
         ("sampling={crops_per_image: 2}", "sampling: expected an augment.crop"),
         ("data.ignore=[255]", "data.classes: got the value 255 twice"),
@@ -195,6 +219,31 @@ def test_a_fault_is_named_with_its_path(tmp_path: Path, override: str, message: 
         load(tmp_path, SMALL, override)
     assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: ")
     assert message in str(caught.value)
+
+
+def test_a_crop_that_an_unpadded_network_cannot_halve_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine") as caught:
+        load(tmp_path, SMALL, "model.padding=valid", "augment.crop=[512, 572]")
+    assert (
+        "augment.crop: got [512, 572], expected what 5 levels of model.widths can halve with model"
+        in str(caught.value)
+    )
+    assert str(caught.value).endswith("such as [508, 572] or [524, 572]")
+    with pytest.raises(ValueError, match=r"such as \[188, 556\] or \[188, 572\]"):
+        load(tmp_path, SMALL, "model.padding=valid", "augment.crop=[100, 560]")
+    for crop in ("[572, 572]", "[188, 204]", "null"):
+        load(tmp_path, SMALL, "model.padding=valid", f"augment.crop={crop}")
+
+
+def test_tiles_of_an_unpadded_network_have_room_for_its_context(tmp_path: Path) -> None:
+    valid = "model.padding=valid"
+    assert tile_overlap(load(tmp_path, SMALL, valid)) == 4
+    assert tile_overlap(load(tmp_path, SMALL, valid, "model.norm=group")) == 192
+    for overlap, smallest in (("null", 204), ("0", 204), ("20", 220)):
+        tiling = f"tiling={{size: [{smallest}, {smallest}], overlap: {overlap}}}"
+        load(tmp_path, SMALL, valid, tiling)
+        with pytest.raises(ValueError, match=f"expected at least {smallest} x {smallest} for an"):
+            load(tmp_path, SMALL, valid, tiling.replace(f" [{smallest}", f" [{smallest - 1}"))
 
 
 def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
@@ -265,3 +314,16 @@ def test_tiles_of_an_encoder_blend_unless_they_overlap_enough(tmp_path: Path) ->
     assert tiles("efficientnet_b0", "tiling.overlap=576") == (576, True)
     assert tiles("none", "tiling.overlap=9") == (9, False)
     assert tiles("none", "model.norm=group") == (192, True)
+    assert tiles("resnet50", "model.norm=group", "tiling.overlap=576") == (576, True)
+    assert tiles("none", "model.padding=valid") == (4, False)
+    assert tiles("none", "model.padding=valid", "model.norm=group") == (192, True)
+
+
+def test_cells_come_from_one_place(tmp_path: Path) -> None:
+    classes = load(tmp_path, SMALL, "loss.border={classes: [cell]}").loss.border
+    assert classes == BorderConfig(weight=10, sigma=5, classes=("cell",))
+    assert load(tmp_path, SMALL, "data.instances=cells", "loss.border={}").loss.border is not None
+    with pytest.raises(ValueError, match=r"either by data\.instances.*got both"):
+        load(tmp_path, SMALL, "data.instances=cells", "loss.border={classes: [cell]}")
+    with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):
+        load(tmp_path, SMALL, "data.instances=cells", "loss.border={}", "data.csv=pairs.csv")

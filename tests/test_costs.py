@@ -59,6 +59,26 @@ def test_a_step_takes_what_torch_saves_and_the_gradients(norm: str) -> None:
     assert step_memory(net, loss, shape, torch.float32) == pytest.approx(saved, rel=0.2)
 
 
+def test_the_papers_network_is_counted_by_hand() -> None:
+    net = UNet(1, 2, norm="none", padding="valid")
+    total, channels = 0, 1
+    # Sides after each convolution and up-convolution of figure 1, all levels down and up.
+    for width, sides in zip((64, 128, 256, 512, 1024), (570, 282, 138, 66, 30), strict=True):
+        total += 9 * (channels * sides**2 + width * (sides - 2) ** 2) * width
+        channels = width
+    for width, side in zip((512, 256, 128, 64), (56, 104, 200, 392), strict=True):
+        total += side**2 * 2 * width * width
+        total += 9 * (2 * width * (side - 2) ** 2 + width * (side - 4) ** 2) * width
+    assert multiply_adds(net, (388, 388)) == total + 388**2 * 64 * 2
+
+
+def test_a_step_without_padding_takes_what_torch_saves() -> None:
+    net, loss = UNet(1, 2, (8, 16, 32), padding="valid", dropout=0.5), SegmentationLoss()
+    images, targets = torch.randn(2, 1, 100, 92), torch.zeros((2, 60, 52), dtype=torch.int64)
+    saved = saved_bytes(net, lambda: loss(net(images), targets))
+    assert step_memory(net, loss, (2, 100, 92), torch.float32) == pytest.approx(saved, rel=0.25)
+
+
 def test_what_a_network_keeps_is_counted_by_hand() -> None:
     # Nothing but two convolutions and ReLUs, each of which keeps its input or output.
     net, pixels = UNet(1, 2, widths=(8,), norm="none"), 64 * 64 * 4
@@ -68,6 +88,14 @@ def test_what_a_network_keeps_is_counted_by_hand() -> None:
     assert prediction_memory(net, (3, 64, 64), torch.bfloat16) == pytest.approx(
         1.5 * forward, rel=0.01
     )
+
+
+def test_what_a_decoder_is_done_with_is_gone() -> None:
+    net, pixels = UNet(1, 2, widths=(8, 16), norm="none"), 64 * 64 * 4
+    # Image, padded image, skip, what goes into the up-convolution (16 channels, a quarter of the
+    # pixels) and what comes out, and both together.
+    forward = prediction_memory(net, (1, 64, 64), torch.float32)
+    assert forward == pytest.approx((2 + 8 + 4 + 8 + 16) * pixels, rel=0.01)
 
 
 def test_recomputing_takes_less() -> None:

@@ -1,14 +1,16 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import HEIGHT, WIDTH
+from conftest import HEIGHT, WIDTH, write_instances
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet.augment import Augment
+from unet.border_weights import Border, border_weights, part_cells
 from unet.data import (
     BatchStream,
     DecodedImages,
@@ -21,6 +23,9 @@ from unet.masks import ClassMap
 from unet.pairs import Pair, find_pairs
 
 READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)
+
+
+BORDER_READER = replace(READER, border=Border(sigma=3.0))
 
 
 def pairs_of(root: Path) -> list[Pair]:
@@ -252,3 +257,74 @@ def test_what_fails_unforeseen_names_the_file(
     monkeypatch.setattr(samples, "augment", fail)
     with pytest.raises(RuntimeError, match=r"2\.png: no sample .* \(IndexError: too far\)"):
         _ = samples[(0, 2)]
+
+
+def numbered_pairs(root: Path) -> list[Pair]:
+    write_instances(root)
+    return find_pairs(root, ["images"], "masks", instances="instances")[0]
+
+
+def test_a_reader_with_a_border_gives_parted_cells_and_their_weights(data_root: Path) -> None:
+    for pair in numbered_pairs(data_root):
+        image, ids, weights = BORDER_READER(pair)
+        before, whole = READER(pair)
+        assert np.array_equal(image, before)
+        with Image.open(str(pair.instances)) as file:
+            expected, cells = part_cells(whole, np.asarray(file))
+        assert np.array_equal(ids, expected)
+        assert (whole != ids).sum() == 2 * 16  # the height of the box
+        assert weights.dtype == np.float16
+        np.testing.assert_allclose(weights, border_weights(cells, sigma=3), rtol=1e-3, atol=1e-4)
+        assert weights[ids != whole].min() > 5
+
+
+def test_parts_of_a_class_are_cells_where_none_are_numbered(tmp_path: Path) -> None:
+    mask = np.full((9, 20), 200, np.uint8)
+    mask[:, 9:12] = 0
+    Image.fromarray(mask).save(tmp_path / "1.png")
+    pair = Pair(stem="1", images=(f"{tmp_path}/1.png",), masks=(f"{tmp_path}/1.png",))
+    _, ids, weights = replace(READER, border=Border(classes=(1,)))(pair)
+    assert np.array_equal(ids > 0, mask > 0)
+    assert (weights[:, 10] == np.float16(10 * np.exp(-16 / 50))).all()
+    assert not replace(READER, border=Border(classes=(0,)))(pair)[2].any()
+
+
+def test_cells_of_another_image_are_refused(data_root: Path) -> None:
+    pair = numbered_pairs(data_root)[0]
+    Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)).save(str(pair.instances))
+    with pytest.raises(ValueError, match=r"0\.png: got cells that are \d+% ground in .*0\.png"):
+        BORDER_READER(pair)
+
+
+@pytest.mark.parametrize("limit", [0, 3.5 * 4 * HEIGHT * WIDTH, 1e9])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_weights_are_computed_once_and_change_no_sample(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, limit: float, num_workers: int
+) -> None:
+    pairs, computed = numbered_pairs(data_root), []
+
+    def spy(cells: np.ndarray, weight: float, sigma: float) -> np.ndarray:
+        computed.append(sigma)
+        return border_weights(cells, weight, sigma)
+
+    def samples(decoded: DecodedImages | None) -> list[list[torch.Tensor]]:
+        data = SegmentationDataset(
+            pairs,
+            BORDER_READER,
+            Normalization(mean=(0.4,), std=(0.2,)),
+            Augment(crop=(20, 24), rotate=20),
+            decoded=decoded,
+        )
+        stream = BatchStream(6, 3, 0, 0, 6)
+        return list(DataLoader(data, batch_sampler=stream, num_workers=num_workers))
+
+    expected = samples(None)
+    monkeypatch.setattr("unet.data.border_weights", spy)
+    decoded = DecodedImages(pairs, BORDER_READER, np.full(6, 4 * HEIGHT * WIDTH), limit)
+    for ours, theirs in zip(samples(decoded), expected, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    assert [one.dtype for one in expected[0]] == [torch.float32, torch.int64, torch.float32]
+    assert expected[0][2].shape == expected[0][1].shape == (3, 20, 24)
+    assert max(float(weights.max()) for _, _, weights in expected) > 5
+    if num_workers == 0:
+        assert len(computed) == {0: 18, 1e9: 6}.get(limit, 3 + 3 * 3)

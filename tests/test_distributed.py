@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_same_run, make_config, states_equal, write_pairs
+from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
 from torchvision.models import get_model
 
@@ -71,16 +71,18 @@ def test_the_parts_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_end_in_the_weights_of_one(config: Path, data_root: Path) -> None:
+    write_instances(data_root)
     with Image.open(data_root / "masks" / "2.png") as mask:  # one process has fewer to count
         ids = np.array(mask)
     ids[:, :40] = 7
     Image.fromarray(ids).save(data_root / "masks" / "2.png")
     assert main(["train", str(config), "name=start", "train.epochs=1", "optimizer.lr=1e-9"]) == 0
     start = load_checkpoint(Path("runs/start/last.pt"))
-    two = torchrun("train", str(config), "name=two", "train.average=0.9")
+    settings = "train.average=0.9", "data.instances=instances", "loss.border={sigma: 3}"
+    two = torchrun("train", str(config), "name=two", *settings)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("best mean IoU") == 1  # the first speaks for both
-    assert main(["train", str(config), "name=one", "train.average=0.9"]) == 0
+    assert main(["train", str(config), "name=one", *settings]) == 0
     states = [load_checkpoint(Path("runs") / name / "last.pt") for name in ("one", "two")]
     for part in ("model", "raw_model"):
         for key, weights in states[0][part].items():

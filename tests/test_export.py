@@ -23,7 +23,7 @@ def used_model(root: Path, *overrides: str, levels: int = 3) -> SegmentationMode
     config = make_config(root, f"model.widths={[4, 6, 8, 8, 8][:levels]}", *overrides)
     net = build_net(config, torch.device("cpu"))
     for _ in range(3):
-        net(torch.randn(2, net.in_channels, 32, 32))
+        net(net.surround(torch.randn(2, net.in_channels, 32, 32)))
     return replace(make_model(root), net=net, config=config)
 
 
@@ -121,6 +121,23 @@ def test_every_network_is_exported(
 
 
 @both
+@pytest.mark.parametrize(("levels", "norm"), [(1, "none"), (2, "group"), (3, "batch"), (5, "none")])
+def test_an_unpadded_network_mirrors_the_image_inside(
+    tmp_path: Path, suffix: str, levels: int, norm: str
+) -> None:
+    settings = ["model.padding=valid", "augment.crop=null", "model.dropout=0.5"]
+    model = used_model(tmp_path, *settings, f"model.norm={norm}", levels=levels)
+    save_checkpoint(tmp_path / "best.pt", model, {})
+    out = tmp_path / f"model{suffix}"
+    assert export([tmp_path / "best.pt"], out) <= TOLERANCE
+    loaded = load_model(tmp_path / "best.pt")
+    for batch, height, width in SIZES[1:]:
+        images = torch.rand(batch, 1, height, width)
+        expected = torch.stack([loaded.logits(image).softmax(0) for image in images])
+        torch.testing.assert_close(RUN[suffix](out, images), expected, rtol=0, atol=1e-5)
+
+
+@both
 def test_images_are_normalised_by_their_own_numbers_inside(tmp_path: Path, suffix: str) -> None:
     model = replace(used_model(tmp_path), normalization=Normalization(method="image"))
     save_checkpoint(tmp_path / "best.pt", model, {})
@@ -197,6 +214,8 @@ def test_a_file_that_exists_is_kept(checkpoint: Path, tmp_path: Path) -> None:
     assert out.read_text() == "precious"
     export([checkpoint], out, overwrite=True)
     assert zipfile.is_zipfile(out)
+    with pytest.raises(FileExistsError, match=r"model\.pt2: is a file; give another place"):
+        export([checkpoint], out / "inside.pt2")
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(ValueError, match=r"folder\.pt2: is a folder, expected a file to write"):
         export([checkpoint], tmp_path / "folder.pt2", overwrite=True)

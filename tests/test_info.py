@@ -74,6 +74,23 @@ def test_costs_are_those_at_the_size_asked_for(tmp_path: Path) -> None:
         describe_checkpoint(path, (0, 5))
 
 
+def test_an_unpadded_networks_context_costs(tmp_path: Path) -> None:
+    deep = "model={in_channels: 1, widths: [2, 2, 2, 2, 2], padding: valid}"
+    path = saved(tmp_path, deep, "augment.crop=[572, 204]")
+    text = describe_checkpoint(path)
+    assert row(text, "multiply-adds").endswith("at 388 x 20 pixels")
+    assert "batches of 2 x 572 x 204 pixels" in row(text, "training memory")
+    assert "for 1 x 572 x 204 pixels" in row(text, "prediction memory")
+    text = describe_checkpoint(path, (2000, 5))
+    assert "for 1 x 1036 x 204 pixels, a batch of tiles" in row(text, "prediction memory")
+    same = describe_checkpoint(saved(tmp_path, deep.replace("valid", "same")), (388, 20))
+    assert _seen(same) == _seen(text) == "204 x 204 pixels at most, up to 107 to one side"
+
+
+def _seen(text: str) -> str:
+    return row(text, "receptive field")
+
+
 def test_what_the_optimizer_and_the_average_keep_counts(tmp_path: Path) -> None:
     def kept(*overrides: str) -> tuple[str, str]:
         text = row(describe_checkpoint(saved(tmp_path, *overrides)), "training memory")

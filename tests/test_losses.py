@@ -90,3 +90,39 @@ def test_gradients_are_those_of_the_numbers() -> None:
     with torch.no_grad():
         slope = (loss(logits + step, target) - loss(logits - step, target)) / 2e-2
     assert float(logits.grad[i]) == pytest.approx(float(slope), abs=1e-3)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
+def test_border_weights_are_added_to_those_of_the_classes(weights: list[float] | None) -> None:
+    logits, target = example()
+    tensor = None if weights is None else torch.tensor(weights)
+    border = 10 * torch.rand(target.shape)
+    total, weight = 0.0, 0.0
+    for n, i, j in np.argwhere(target.numpy() != 255):
+        k = int(target[n, i, j])
+        w = float(border[n, i, j]) + (1.0 if weights is None else weights[k])
+        total -= w * float(logits[n, :, i, j].log_softmax(0)[k])
+        weight += w
+    loss = cross_entropy(logits, target, tensor, border_weights=border)
+    assert float(loss) == pytest.approx(total / weight, rel=1e-5)
+    both = SegmentationLoss(0.5, 2.0, weights)(logits, target, border)
+    torch.testing.assert_close(both, 0.5 * loss + 2 * dice_loss(logits, target, tensor))
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0])
+def test_border_weights_that_are_all_equal_change_nothing(constant: float) -> None:
+    logits, target = example()
+    border = torch.full(target.shape, constant)
+    torch.testing.assert_close(
+        cross_entropy(logits, target, border_weights=border), cross_entropy(logits, target)
+    )
+
+
+def test_ignored_pixels_count_nowhere_whatever_they_weigh() -> None:
+    logits, target = example()
+    border = torch.rand(target.shape)
+    before = cross_entropy(logits, target, border_weights=border)
+    border[0, :2] = 1e6
+    torch.testing.assert_close(cross_entropy(logits, target, border_weights=border), before)
+    nowhere = torch.full((2, 4, 5), 255)
+    assert float(cross_entropy(logits, nowhere, border_weights=border)) == 0

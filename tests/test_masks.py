@@ -5,7 +5,14 @@ import pytest
 from PIL import Image
 from test_images import write_png16
 
-from unet.masks import IGNORE_INDEX, ClassMap, StrayValueError, palette_of, read_parts
+from unet.masks import (
+    IGNORE_INDEX,
+    ClassMap,
+    StrayValueError,
+    palette_of,
+    read_instances,
+    read_parts,
+)
 
 IDS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -254,3 +261,21 @@ def test_every_class_has_a_colour_of_its_own() -> None:
     colours = ClassMap({str(i): i for i in range(24)}).colours
     assert len(set(colours)) == 24
     assert ClassMap({"a": (1, 2, 3), "b": (4, 5, 6)}).colours == ((1, 2, 3), (4, 5, 6))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_label_images_of_any_whole_numbers_are_read(tmp_path: Path, dtype: type) -> None:
+    numbers = np.array([[0, 1, 1], [7, 0, 200]], dtype)
+    assert np.array_equal(read_instances(save(tmp_path / "a.tif", numbers), (2, 3)), numbers)
+
+
+def test_what_is_no_label_image_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", np.array([[0, -1]], np.int32))
+    with pytest.raises(ValueError, match=r"a\.tif: got the number -1 for an object, expected num"):
+        read_instances(path)
+    with pytest.raises(ValueError, match=r"a\.tif: got a label image of 1 x 2 pixels .* 3 x 4 as"):
+        read_instances(save(path, np.array([[0, 1]], np.uint8)), (3, 4))
+    with pytest.raises(ValueError, match=r"a\.tif: got a label image of Pillow's mode RGB, expec"):
+        read_instances(save(path, np.zeros((3, 4, 3), np.uint8)))
+    with pytest.raises(ValueError, match=r"a\.tif: got 1 pixel\(s\) such as 0.5, expected whole"):
+        read_instances(save(path, np.array([[0, 0.5]], np.float32)))

@@ -1,5 +1,6 @@
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 
 from unet import ConvTranspose2d, UNet
 from unet.encoders import Encoder
-from unet.model import fold_batch_norm
+from unet.model import Up, centre_crop, fold_batch_norm
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (16, 16), (17, 31), (40, 23)])
@@ -62,6 +63,95 @@ def test_odd_images_are_padded_then_cropped_back() -> None:
     assert torch.equal(net(image), net(padded)[..., :13, :18])
 
 
+def test_the_unpadded_net_is_that_of_the_papers_figure() -> None:
+    """Every level's channels and size, as figure 1 of arXiv 1505.04597 has them."""
+    with torch.device("meta"):
+        net = UNet(in_channels=1, num_classes=2, norm="none", padding="valid")
+        image = torch.zeros(1, 1, 572, 572)
+    seen = []
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d | nn.MaxPool2d | ConvTranspose2d):
+            part.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:3])))
+        if isinstance(part, Up):
+            part.conv[0].register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[1:3])))
+    assert net(image).shape == (1, 2, 388, 388)
+    assert seen == [
+        *((64, 570), (64, 568)),
+        *((64, 284), (128, 282), (128, 280)),
+        *((128, 140), (256, 138), (256, 136)),
+        *((256, 68), (512, 66), (512, 64)),
+        *((512, 32), (1024, 30), (1024, 28)),
+        *((512, 56), (1024, 56), (512, 54), (512, 52)),  # up, beside the skip, two convolutions
+        *((256, 104), (512, 104), (256, 102), (256, 100)),
+        *((128, 200), (256, 200), (128, 198), (128, 196)),
+        *((64, 392), (128, 392), (64, 390), (64, 388)),
+        (2, 388),
+    ]
+
+
+@pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_without_padding_logits_are_those_of_a_padded_net_far_from_the_border(
+    levels: int, downsampling: str
+) -> None:
+    settings = {"widths": (4, 6, 8, 8)[:levels], "norm": "batch", "downsampling": downsampling}
+    padded, unpadded = (
+        UNet(2, 3, **settings, padding=padding).eval() for padding in ("same", "valid")
+    )
+    unpadded.load_state_dict(padded.state_dict())
+    image = torch.randn(1, 2, 20 * padded.factor, 17 * padded.factor)
+    # The grid of the one begins two pixels before the first that the other sees.
+    inner = unpadded(image[..., 2:-2, 2:-2])
+    torch.testing.assert_close(inner, centre_crop(padded(image), inner), rtol=1e-5, atol=1e-5)
+
+
+def test_what_an_unpadded_net_cannot_halve_is_refused() -> None:
+    net = UNet(1, 2, widths=(1,) * 5, padding="valid")
+    for size in ((570, 572), (572, 588 + 1), (172, 572)):
+        with pytest.raises(ValueError, match=r"UNet: got an image of .* sides of 188 plus multipl"):
+            net(torch.zeros(1, 1, *size))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (16, 16), (17, 31)])
+def test_an_image_of_any_size_is_mirrored_to_what_an_unpadded_net_takes(
+    size: tuple[int, int],
+) -> None:
+    net = UNet(1, 2, widths=(2, 2, 2), padding="valid")
+    image = torch.rand(1, 1, *size)
+    surrounded = net.surround(image)
+    logits = net(surrounded)
+    assert all(0 <= got - side < 4 for got, side in zip(logits.shape[2:], size, strict=True))
+    # As numpy mirrors it.
+    around = [
+        (net.context, got - side - net.context)
+        for got, side in zip(surrounded.shape[2:], size, strict=True)
+    ]
+    expected = np.pad(image[0, 0].numpy(), around, mode="symmetric")
+    assert np.array_equal(surrounded[0, 0].numpy(), expected)
+    assert UNet(1, 2, widths=(2, 2)).surround(image) is image
+
+
+def test_dropout_is_after_the_two_deepest_levels_and_in_training_only() -> None:
+    net = UNet(1, 2, widths=(4, 6, 8), dropout=0.5)
+    image, seen = torch.randn(1, 1, 16, 16), []
+    net.dropout.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))
+    torch.manual_seed(5)
+    first = net(image)
+    assert [x.shape[1] for x, _ in seen] == [6, 8]
+    for x, out in seen:
+        kept = out != 0
+        torch.testing.assert_close(out[kept], 2 * x[kept])
+        assert 0.3 < float((kept & (x > 0)).sum() / (x > 0).sum()) < 0.7
+    assert not torch.equal(net(image), first)
+    torch.manual_seed(5)
+    assert torch.equal(net(image), first)
+    net.eval()
+    assert torch.equal(net(image), net(image))
+    plain = UNet(1, 2, widths=(4, 6, 8)).eval()
+    plain.load_state_dict(net.state_dict())
+    assert torch.equal(plain(image), net(image))
+
+
 def test_upsampling_is_our_layer_and_never_torchs() -> None:
     net = UNet(widths=(4, 6, 8))
     assert sum(isinstance(module, ConvTranspose2d) for module in net.modules()) == 2
@@ -101,16 +191,21 @@ def test_typos_are_refused() -> None:
         UNet(norm="bach")
     with pytest.raises(ValueError, match="downsampling: got 'maxpool', expected one of max_pool"):
         UNet(downsampling="maxpool")
+    with pytest.raises(ValueError, match="padding: got 'none', expected one of same, valid"):
+        UNet(padding="none")
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
-def test_recomputing_changes_no_number(norm: str) -> None:
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_recomputing_changes_no_number(norm: str, padding: str) -> None:
     torch.manual_seed(0)
-    plain = UNet(in_channels=2, widths=[4, 8, 16], norm=norm)
-    saving = UNet(in_channels=2, widths=[4, 8, 16], norm=norm, recompute=True)
+    settings = {"widths": [4, 8, 16], "norm": norm, "padding": padding, "dropout": 0.3}
+    plain = UNet(in_channels=2, **settings)
+    saving = UNet(in_channels=2, **settings, recompute=True)
     saving.load_state_dict(plain.state_dict())
-    image = torch.randn(2, 2, 20, 28)
+    image = torch.randn(2, 2, 52, 60)
     for net in (plain, saving):
+        torch.manual_seed(1)
         for _ in range(2):
             net(image).square().sum().backward()
     for (name, one), (_, other) in zip(
@@ -132,9 +227,10 @@ def test_recomputing_changes_no_number(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
-def test_folding_batch_norm_changes_no_logits(norm: str) -> None:
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_folding_batch_norm_changes_no_logits(norm: str, padding: str) -> None:
     torch.manual_seed(0)
-    net = UNet(in_channels=2, num_classes=3, widths=(4, 8, 16), norm=norm)
+    net = UNet(in_channels=2, num_classes=3, widths=(4, 8, 16), norm=norm, padding=padding)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):  # as none is at first
             for numbers in (module.weight.data, module.running_var):
@@ -142,7 +238,7 @@ def test_folding_batch_norm_changes_no_logits(norm: str) -> None:
             for numbers in (module.bias.data, module.running_mean):
                 numbers.normal_()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    folded, image = fold_batch_norm(net), torch.randn(2, 2, 21, 18)
+    folded, image = fold_batch_norm(net), net.surround(torch.randn(2, 2, 21, 18))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert not folded.training
     torch.testing.assert_close(folded(image), net.eval()(image), rtol=1e-4, atol=1e-4)
@@ -242,3 +338,6 @@ def test_an_encoder_that_is_none_of_these_is_refused() -> None:
         UNet(encoder="resnet")
     with pytest.raises(ValueError, match=r"widths: got \(8, 8\), expected 5 numbers"):
         UNet(widths=(8, 8), encoder="resnet18")
+    for setting in ({"downsampling": "conv"}, {"padding": "valid"}, {"dropout": 0.5}):
+        with pytest.raises(ValueError, match="with encoder resnet18, expected them left out"):
+            UNet(widths=(8,) * 5, encoder="resnet18", **setting)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.pairs import find_pairs, list_images, read_table
+from unet.pairs import PackedPairs, find_pairs, list_images, read_table
 
 BOX = np.zeros((4, 5), np.uint8)
 
@@ -242,3 +242,34 @@ def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path: Path) -> No
         read_table(tmp_path, "pairs.csv")
     with pytest.raises(FileNotFoundError, match="there is no such table"):
         read_table(tmp_path, "other.csv")
+
+
+def test_a_label_image_belongs_to_each_pair_where_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "1_mask.png", "1_cells.png", "2.png", "2_mask.png")
+    patterns = ["{stem}.png"], "{stem}_mask.png"
+    pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
+    assert [(pair.masks, pair.instances) for pair in pairs] == [
+        ((f"{tmp_path}/1_mask.png",), f"{tmp_path}/1_cells.png")
+    ]
+    assert pairs[0].files[2] == f"{tmp_path}/1_cells.png"
+    assert list(PackedPairs(pairs)) == pairs
+    assert len(faults) == 1
+    assert f"{tmp_path}/{{stem}}_cells.png: got nothing for {tmp_path}/2_mask.png, " in faults[0]
+    # Masks may themselves be label images.
+    pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_mask.png")
+    assert len(pairs) == 2
+    assert all(pair.masks == (pair.instances,) for pair in pairs)
+
+
+def test_label_images_may_be_stacks(tmp_path: Path) -> None:
+    for name in ("images", "masks", "cells"):
+        (tmp_path / name).mkdir()
+        write_stack(tmp_path / name / "a.tif", 3)
+    pairs, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
+    assert not faults
+    assert [(pair.page, pair.instances) for pair in pairs] == [
+        (page, f"{tmp_path}/cells/a.tif") for page in range(3)
+    ]
+    write_stack(tmp_path / "cells" / "a.tif", 2)
+    _, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
+    assert "cells/a.tif: got 2 pages, expected 3 as in" in faults[0]

@@ -12,6 +12,7 @@ from unet.pictures import (
     preview_sheet,
     sample_sheet,
     share_colour,
+    weights_to_rgb,
     with_legend,
 )
 
@@ -104,3 +105,16 @@ def test_a_legend_below_leaves_the_picture_as_it_is() -> None:
     assert both.shape[1] > 20
     shown = {tuple(colour) for colour in both[30:].reshape(-1, 3).tolist()}
     assert shown >= set(COLOURS[:2])
+
+
+def test_weights_are_drawn_beside_the_mask_from_black_to_white() -> None:
+    weights = np.array([[0, 2.5], [5, 10]], np.float16)
+    shown = weights_to_rgb(weights)
+    assert shown.tolist() == [[[0, 0, 0], [191, 0, 0]], [[255, 127, 0], [255, 255, 255]]]
+    assert not weights_to_rgb(np.zeros((2, 2))).any()
+    image, target = torch.zeros(1, 256, 256), np.zeros((256, 256), np.uint8)
+    weights = np.tile(np.linspace(0, 1, 256), (256, 1))
+    row = [(image, target), (image, target)]
+    sheet = np.asarray(sample_sheet([row], ["ground", "cell"], COLOURS, [weights]))
+    assert np.array_equal(sheet[-264:-8, 8 + 2 * 264 : 264 + 2 * 264], weights_to_rgb(weights))
+    assert sheet.shape[1] == 8 + 4 * 264

@@ -220,23 +220,13 @@ def test_inputs_that_are_not_there_are_named(checkpoint: Path, entry: str, messa
     assert not Path("out").exists()
 
 
-def test_an_output_that_is_a_file_is_refused(checkpoint: Path, data_root: Path) -> None:
-    Path("out").touch()
-    with pytest.raises(FileExistsError, match="out: is a file"):
-        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
-
-
 def test_an_output_that_cannot_be_written_is_told_before_work(
-    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, data_root: Path
 ) -> None:
-    images = [str(data_root / "images")]
     Path("file").touch()
-    with pytest.raises(NotADirectoryError):
-        predict_files([checkpoint], images, Path("file/masks"))
-    monkeypatch.setattr("os.access", lambda *_: False)  # tests may run as root, who may all
-    with pytest.raises(PermissionError):
-        predict_files([checkpoint], images, Path("out/masks"))
-    assert not Path("out").exists()
+    for out in (Path("file"), Path("file/masks")):
+        with pytest.raises(FileExistsError, match="is a file"):
+            predict_files([checkpoint], [str(data_root / "images")], out)
 
 
 def test_a_folder_without_images_is_named(checkpoint: Path) -> None:

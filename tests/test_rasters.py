@@ -41,7 +41,8 @@ def model_of(root: Path, *overrides: str) -> SegmentationModel:
     channels = config.model.in_channels
     normalization = Normalization(mean=(0.4,) * channels, std=(0.2,) * channels)
     with torch.no_grad():
-        scores = net(normalization(torch.from_numpy(to_float(draw(channels, 64, 64))))[None])[0]
+        image = normalization(torch.from_numpy(to_float(draw(channels, 64, 64))))
+        scores = net(net.surround(image)[None])[0]
         net.head.bias[0] += (scores[1] - scores[0]).median()
     return replace(make_model(root), net=net, config=config, normalization=normalization)
 
@@ -112,6 +113,7 @@ def test_georeference_tiles_and_compression_are_written(checkpoint: Path) -> Non
             assert (file.height, file.width) == SIZE
             assert file.count == count
             assert set(file.dtypes) == {dtype}
+            assert count == 1 or file.descriptions == ("ground", "box")
             assert file.block_shapes == [(16, 16)] * count
             assert file.compression.value == "DEFLATE"
             assert file.nodata is None
@@ -130,6 +132,47 @@ def test_views_of_windows_are_those_of_the_whole_raster(
     predict_raster(model, path, None, Path("p.tif"), kinds)
     scores = torch.from_numpy(read_mask("p.tif"))
     torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+
+
+UNPADDED = "model={in_channels: 1, widths: [4, 6, 8], padding: valid, norm: none}"
+
+
+@pytest.mark.parametrize("kinds", [(), ("flips", "turns")])
+@pytest.mark.parametrize("size", [(131, 117), (70, 300), (9, 5)])
+def test_an_unpadded_network_sees_the_raster_mirrored_at_its_borders_only(
+    kinds: tuple[Kind, ...], size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write_raster("a.tif", draw(*size))
+    model = model_of(tmp_path, UNPADDED, "augment.crop=null", "tiling.size=[92,96]")
+    seen = []
+    model.net.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[2:]))
+    predict_raster(model, path, None, Path("p.tif"), kinds)
+    assert max(max(shape) for shape in seen) <= 96
+    scores = torch.from_numpy(read_mask("p.tif"))
+    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [(), ("flips",)])
+def test_padded_and_unpadded_networks_go_together(kinds: tuple[Kind, ...], tmp_path: Path) -> None:
+    path = write_raster("a.tif", draw(131, 117))
+    unpadded = model_of(tmp_path, UNPADDED, "augment.crop=null", "tiling.size=[92,96]")
+    model = replace(model_of(tmp_path), others=(unpadded,))
+    predict_raster(model, path, None, Path("p.tif"), kinds)
+    scores = torch.from_numpy(read_mask("p.tif"))
+    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(131, 117), (61, 5)])
+def test_windows_of_an_unpadded_network_blend_as_tiles_do(
+    size: tuple[int, int], tmp_path: Path
+) -> None:
+    path = write_raster("a.tif", draw(*size))
+    unpadded = UNPADDED.replace("none", "group").replace("8]", "8, 8]")
+    tiling = "tiling={size: [140, 148], overlap: 11}"
+    model = model_of(tmp_path, unpadded, "augment.crop=null", tiling)
+    predict_raster(model, path, None, Path("p.tif"))
+    expected = model.logits(torch.from_numpy(to_float(read_image(path, 1)))).softmax(0)
+    torch.testing.assert_close(torch.from_numpy(read_mask("p.tif")), expected, rtol=0, atol=1e-5)
 
 
 def test_an_ensemble_of_other_depths_goes_in_windows(tmp_path: Path) -> None:
@@ -190,6 +233,55 @@ def test_nodata_is_kept_and_does_not_matter(checkpoint: Path) -> None:
     assert np.array_equal(masks[0][far], read_mask("out/all.tif")[0][far])
 
 
+def test_each_of_several_models_sees_its_own_mean_for_nodata(tmp_path: Path) -> None:
+    pixels = draw(90, 80)
+    pixels[20:60, 30:50] = 0
+    path = write_raster("a.tif", pixels, nodata=0)
+    dark, bright = (
+        replace(model_of(tmp_path), normalization=Normalization(mean=(mean,), std=(0.2,)))
+        for mean in (0.3, 0.8)
+    )
+    for name, model in (("d", dark), ("b", bright), ("both", replace(dark, others=(bright,)))):
+        predict_raster(model, path, None, Path(f"{name}.tif"))
+    alone = [read_mask(f"{name}.tif") for name in "db"]
+    assert np.nanmax(np.abs(alone[0] - alone[1])) > 0.01
+    np.testing.assert_allclose(read_mask("both.tif"), np.mean(alone, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["given", "image"])
+def test_a_band_of_floats_that_lacks_pixels_has_its_mean_there(tmp_path: Path, method: str) -> None:
+    model = model_of(tmp_path, "model.in_channels=3")
+    numbers = Normalization(mean=(300, 200, 100), std=(9, 8, 7), method=method)
+    model = replace(model, normalization=numbers)
+    pixels = draw(3, 90, 70).astype(np.float32) + 100
+    pixels[0, 20:40, 10:50] = -9999  # in one band; the others are there
+    path = write_raster("gap.tif", pixels, nodata=-9999)
+    predict_raster(model, path, Path("m.tif"), Path("p.tif"))
+    assert (read_mask("m.tif") != 255).all()  # some bands are there, so it is no nodata
+    if method == "image":
+        there = np.ma.masked_equal(pixels.astype(float), -9999)
+        mean, std = there.mean((1, 2)).tolist(), there.std((1, 2)).tolist()
+        model = replace(model, normalization=Normalization(mean=tuple(mean), std=tuple(std)))
+    gap = np.array(model.normalization.mean)[:, None, None]
+    filled = write_raster("filled.tif", np.where(pixels == -9999, gap, pixels).astype(np.float32))
+    predict_raster(model, filled, None, Path("f.tif"))
+    np.testing.assert_allclose(read_mask("p.tif"), read_mask("f.tif"), atol=1e-4)
+
+
+def test_a_georeference_that_geotiff_has_no_words_for_is_kept(checkpoint: Path) -> None:
+    rotated = rasterio.CRS.from_string(
+        "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
+    )
+    path = write_raster("a.tif", draw(90, 70), crs=rotated)
+    with rasterio.open(path) as file:
+        expected = file.crs
+    predict_files([checkpoint], ["a.tif"], Path("out"))
+    assert sorted(path.name for path in Path("out").iterdir()) == ["a.tif", "a.tif.aux.xml"]
+    with rasterio.open("out/a.tif") as file:
+        assert file.crs == expected
+        assert file.transform == PLACE["transform"]
+
+
 def test_what_means_nodata_is_no_class(tmp_path: Path) -> None:
     pixels = draw(40, 30)
     pixels[:9] = 0
@@ -230,7 +322,7 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     write_raster("a.tif", draw(*SIZE))
     seen = []
 
-    def stop(_: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
+    def stop(_: SegmentationModel, image: torch.Tensor, **_kwargs: bool) -> torch.Tensor:
         seen.append(image)
         if len(seen) == 9:
             raise KeyboardInterrupt

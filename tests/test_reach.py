@@ -3,7 +3,15 @@ import torch
 
 from unet import UNet
 from unet.encoders import levels_of
-from unet.reach import factor, margin, own_levels, reach
+from unet.reach import (
+    BEYOND_CELLS,
+    context,
+    factor,
+    margin,
+    own_levels,
+    reach,
+    unpadded_side,
+)
 
 
 def seen_by(net: UNet, size: int) -> torch.Tensor:
@@ -37,6 +45,41 @@ def test_the_formula_is_what_a_network_sees(levels: int, downsampling: str) -> N
     assert not seen[:middle, middle + edge :].any()
     assert not seen[middle:, : middle - edge].any()
     assert seen[:middle, middle + edge - cell :].any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_an_unpadded_network_takes_its_context_and_sees_it(count: int) -> None:
+    net, levels = UNet(1, 1, (1,) * count, norm="none", padding="valid"), own_levels(count)
+    side = unpadded_side(levels, 3 * factor(levels))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.fill_(0 if name.endswith("bias") else 0.5)
+        height = unpadded_side(levels, 1)
+        impulses = torch.eye(side, dtype=torch.float64)[:, None, None].expand(-1, 1, height, -1)
+        seen = net.double()(impulses)[:, 0, 0] > 0
+    assert net.context == context(levels)
+    assert seen.shape[1] == side - 2 * net.context
+    # The first logit sees as far as the first column, to the left; the last as far as the last.
+    assert seen[0, 0]
+    assert seen[-1, -1]
+    assert reach(levels, max(factor(levels) - 2, 0))[0] == net.context
+
+
+def test_the_sides_that_an_unpadded_network_takes_are_all_of_them() -> None:
+    for count in (1, 2, 3, 4):
+        levels, taken = own_levels(count), []
+        net = UNet(1, 1, widths=(1,) * count, norm="none", padding="valid").eval()
+        smallest = unpadded_side(levels, 1)
+        for side in range(smallest, smallest + 3 * factor(levels)):
+            logits = side - 2 * context(levels)
+            if side == unpadded_side(levels, logits):
+                taken.append(side)
+                assert net(torch.zeros(1, 1, side, side)).shape[2:] == (logits, logits)
+                assert (logits - BEYOND_CELLS) % factor(levels) == 0
+                assert unpadded_side(levels, logits + 1) == side + factor(levels)
+        assert len(taken) == 3
+    sides = [unpadded_side(own_levels(5), pixels) for pixels in (1, 4, 5, 388)]
+    assert sides == [188, 188, 204, 572]
 
 
 def test_the_numbers_that_the_documents_name() -> None:

@@ -48,6 +48,23 @@ def test_a_step_is_what_one_would_write(accumulate: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
+def test_an_unpadded_network_learns_from_the_middle_of_a_crop() -> None:
+    torch.manual_seed(0)
+    net = UNet(in_channels=1, widths=[4, 8], norm="none", padding="valid")
+    images, targets = torch.randn(2, 1, 28, 36), torch.randint(0, 2, (2, 28, 36))
+    expected = SegmentationLoss()(net(images), targets[:, 8:-8, 8:-8])
+    loss, _ = make_step(net).gradients(iter([(images, targets)]))
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    weights = torch.zeros(2, 28, 36)
+    weights[:, 8:-8, 8:-8] = torch.rand(2, 12, 20)
+    expected = SegmentationLoss()(net(images), targets[:, 8:-8, 8:-8], weights[:, 8:-8, 8:-8])
+    weighted, _ = make_step(net).gradients(iter([(images, targets, weights)]))
+    assert weighted == pytest.approx(expected.item(), rel=1e-5)
+    assert weighted != loss
+    targets[:, :8] = 1 - targets[:, :8]
+    assert make_step(net).gradients(iter([(images, targets)]))[0] == loss
+
+
 def test_long_gradients_are_shortened_and_the_norm_is_that_before() -> None:
     net, batches = example()
     _, norm = make_step(net).gradients(batches)
@@ -125,3 +142,14 @@ def test_the_average_follows_the_weights() -> None:
     assert int(average.net.stem[1].num_batches_tracked) == 60
     assert not average.net.head.weight.requires_grad
     F.relu(average.net(torch.zeros(2, 1, 8, 8)))
+
+
+def test_what_else_is_in_a_batch_goes_to_the_loss() -> None:
+    net, [(images, targets)] = example()
+    border = 10 * torch.rand(targets.shape)
+    with torch.no_grad():
+        expected = SegmentationLoss()(copy.deepcopy(net)(images), targets, border).item()
+    plain = make_step(copy.deepcopy(net)).gradients([(images, targets)])[0]
+    loss, _ = make_step(net).gradients([(images, targets, border)])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert loss != pytest.approx(plain, rel=1e-3)

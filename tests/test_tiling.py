@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from unet import UNet
+from unet.reach import unpadded_side
 from unet.tiling import blend_weights, cut_weights, place_tiles, sliding_window
 
 
@@ -133,6 +134,42 @@ def test_tiles_of_a_resnet_give_what_the_whole_image_gives(encoder: str) -> None
     assert difference(64) > 3e-5
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("levels", [1, 2, 3, 4])
+def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
+    levels: int, norm: str, batch_size: int
+) -> None:
+    net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, padding="valid")
+    cell = net.factor
+    shown = unpadded_side(net.levels, 3 * cell + 4)
+    tile = (shown, shown + cell)  # not square
+    for size in ((61, 75), (8 * cell, 3), (1, 1), (2 * cell, 3 * cell + 4)):
+        image = net.surround(torch.randn(2, *size))
+        calls = []
+
+        def model(
+            tiles: torch.Tensor, net: UNet = net, calls: list[object] = calls
+        ) -> torch.Tensor:
+            calls.append(tiles.shape)
+            return net(tiles)
+
+        tiled = sliding_window(
+            model, image, tile, 0, cell, blend=False, context=net.context, batch_size=batch_size
+        )
+        torch.testing.assert_close(tiled, net(image[None])[0], rtol=1e-5, atol=1e-5)
+        assert all(shape[2] <= tile[0] and shape[3] <= tile[1] for shape in calls), calls
+        if max(size) > 60:
+            assert sum(shape[0] for shape in calls) > 1
+
+
+def test_the_papers_tiles_of_a_slice() -> None:
+    # 512 pixels in tiles of 388 at most: two, as small as it takes.
+    assert place_tiles(512, 572, 4, 16, context=92) == (260, [0, 256])
+    assert place_tiles(388, 572, 4, 16, context=92) == (388, [0])
+    assert place_tiles(389, 572, 0, 16, context=92) == (212, [0, 192])
+
+
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_a_cell_less_of_overlap_or_off_the_grid_is_not_the_same(
@@ -197,6 +234,25 @@ def test_no_more_than_a_batch_of_tiles_is_there_at_once() -> None:
     assert most == 3
     # All of one size, 4 x 2 of them.
     assert shapes == [(3, 1, 32, 48), (3, 1, 32, 48), (2, 1, 32, 48)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+@pytest.mark.parametrize("blend", [True, False])
+def test_what_is_made_of_rows_of_tiles_is_that_of_all_logits(blend: bool, batch_size: int) -> None:
+    image, heights = torch.randn(3, 101, 86), []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.cumsum(dim=-1)
+
+    def finish(logits: torch.Tensor) -> torch.Tensor:
+        heights.append(logits.shape[1])
+        return logits.argmax(0)
+
+    settings = {"align": 4, "blend": blend, "batch_size": batch_size}
+    ids = sliding_window(model, image, (32, 48), 8, **settings, finish=finish)
+    assert torch.equal(ids, sliding_window(model, image, (32, 48), 8, **settings).argmax(0))
+    assert sum(heights) == 101
+    assert max(heights) <= 32
 
 
 def test_a_short_float_comes_back_long() -> None:

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_same_run, make_config, states_equal, write_pairs
+from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
 from torchvision.models import get_model
 
 import unet.training
 from unet import load_model, predict
+from unet.border_weights import border_weights
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.cli import main
 from unet.config import (
@@ -36,6 +37,11 @@ from unet.tracking import Tracker
 from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
+
+PAPER = (
+    "model={in_channels: 1, widths: [4, 8], norm: none, padding: valid, dropout: 0.5}",
+    "augment.crop=[36, 44]",
+)
 
 
 def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
@@ -62,6 +68,19 @@ def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
     assert 0 <= float(rows[-1]["iou_box"]) <= 1
     with Image.open("runs/tiny/previews/epoch_0003.png") as picture:
         assert picture.size[0] > 3 * 256
+
+
+@pytest.mark.parametrize("crop", ["[36, 44]", "null"])
+def test_an_unpadded_network_learns(data_root: Path, crop: str) -> None:
+    overrides = [*PAPER, "model.dropout=0.1", f"augment.crop={crop}", "optimizer.lr=0.005"]
+    run = train(make_config(data_root, *overrides, "train.epochs=40", "train.validate_every=40"))
+    row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
+    assert row["mean_iou"] > 0.9
+    write_pairs(Path("new"), 1, seed=99)
+    ids = predict(load_model(run / "best.pt"), Path("new/images/0.png"))
+    with Image.open("new/masks/0.png") as mask:
+        truth = np.asarray(mask) == 200
+    assert ((ids == 1) == truth).mean() > 0.95
 
 
 def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +142,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
         ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
+        [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
+        [*PAPER, "train.recompute=true", "augment.crop=null"],
+        [*PAPER, "data.instances=instances", "loss.border={sigma: 3}"],
+        ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
     ],
     ids=[
         "plain",
@@ -135,11 +158,16 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
         "average",
         "recompute",
         "plateau",
+        "paper",
+        "paper without a crop",
+        "paper with border weights",
+        "border",
     ],
 )
 def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
+    write_instances(data_root)
     config = ["train.epochs=4", "schedule.warmup_epochs=1", *overrides]
     whole = train(make_config(data_root, "name=whole", *config))
     stop_at(monkeypatch, 1, 2, 3)
@@ -147,18 +175,19 @@ def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
     assert_same_run(whole, parts)
 
 
-def test_what_a_network_draws_by_lot_is_the_same_after_resuming(
+def test_border_weights_are_computed_once_for_each_image(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def with_dropout(config: Config, device: torch.device) -> UNet:
-        net = build_net(config, device)
-        net.head = torch.nn.Sequential(torch.nn.Dropout(0.5), net.head)
-        return net
+    write_instances(data_root)
+    computed = []
 
-    monkeypatch.setattr("unet.training.build_net", with_dropout)
-    whole = train(make_config(data_root, "name=whole"))
-    stop_at(monkeypatch, 1, 4)
-    assert_same_run(whole, train_in_parts(make_config(data_root, "name=parts")))
+    def spy(cells: np.ndarray, weight: float, sigma: float) -> np.ndarray:
+        computed.append((weight, sigma))
+        return border_weights(cells, weight, sigma)
+
+    monkeypatch.setattr("unet.data.border_weights", spy)
+    train(make_config(data_root, "data.instances=instances", "loss.border={weight: 7, sigma: 3}"))
+    assert computed == [(7, 3)] * 4
 
 
 def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:
@@ -420,6 +449,14 @@ def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
     )
 
 
+def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
+    deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
+    advice = unet.training._memory_advice(make_config(Path(), *deep, "augment.crop=[572, 204]"))
+    assert "augment.crop=[380,204]" in advice
+    advice = unet.training._memory_advice(make_config(Path(), *deep, "augment.crop=[188, 204]"))
+    assert "augment.crop" not in advice
+
+
 def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:
     with pytest.raises(ValueError, match=r"sync_batch_norm: torch has it for CUDA only"):
         train(make_config(data_root, "train.sync_batch_norm=true", "train.device=cpu"))
@@ -590,9 +627,11 @@ def test_an_encoder_begins_with_weights_that_only_the_start_needs(
 def test_a_run_with_a_frozen_encoder_resumes_exactly(
     data_root: Path, encoder_weights: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
+    write_instances(data_root)
     overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=3",
                  "train.freeze_encoder_epochs=1", f"optimizer.name={optimizer}",
-                 "optimizer.encoder_lr=0.001", "train.average=0.9"]  # fmt: skip
+                 "optimizer.encoder_lr=0.001", "train.average=0.9", "train.recompute=true",
+                 "data.instances=instances", "loss.border={}"]  # fmt: skip
     whole = train(make_config(data_root, *overrides, "name=whole"))
     stop_at(monkeypatch, 1, 2, 3, 4)
     encoder_weights.rename("moved.pth")

@@ -7,7 +7,7 @@ import torch
 from conftest import make_config, make_model
 from torch import Tensor
 
-from unet.checkpoint import SegmentationModel
+from unet.checkpoint import SegmentationModel, build_net
 from unet.tta import Kind, View, probabilities, views
 
 
@@ -84,6 +84,23 @@ def test_views_go_through_in_tiles(model: SegmentationModel, tmp_path: Path) -> 
     torch.testing.assert_close(
         probabilities(tiled, image, kinds), probabilities(model, image, kinds)
     )
+
+
+def test_views_go_through_an_unpadded_network_in_tiles(tmp_path: Path) -> None:
+    settings = "model={in_channels: 1, widths: [4, 6, 8], padding: valid}"
+    config = make_config(tmp_path, settings, "augment.crop=null")
+    net = build_net(config, torch.device("cpu"))
+    torch.nn.init.normal_(net.head.weight)
+    whole = replace(make_model(tmp_path), config=config, net=net)
+    tiling = replace(config.tiling, size=(92, 96))
+    tiled = replace(whole, config=replace(config, tiling=tiling))
+    image = torch.rand(1, 101, 83)
+    kinds: tuple[Kind, ...] = ("flips", "turns", "scales")
+    expected = probabilities(whole, image, kinds)
+    torch.testing.assert_close(probabilities(tiled, image, kinds), expected)
+    # Where a view begins is another place of the network's grid, and all are seen.
+    mirrored = probabilities(whole, image.flip(-1), ("flips",)).flip(-1)
+    torch.testing.assert_close(mirrored, probabilities(whole, image, ("flips",)))
 
 
 def test_an_ensembles_views_are_the_mean_of_its_models(

@@ -1,9 +1,28 @@
 """Files that are either whole or not there."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_folder(folder: Path) -> None:
+    """Raise unless files can be written to a folder that is there or is yet to be made.
+
+    Raises:
+        FileExistsError: if a file has its place.
+        PermissionError: if the system, for any reason, lets nothing be written.
+    """
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise FileExistsError(f"{place}: is a file; give another place with -o")
+    try:
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise PermissionError(
+            f"{place}: cannot be written to ({error.strerror}); give another place with -o"
+        ) from error
 
 
 @contextmanager

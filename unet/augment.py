@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet.reach import Level, context, unpadded_side
+
 
 class Augment:
     """Random crop, scale, flips, turns, rotation, elastic deformation, brightness and contrast.
 
     Everything that moves pixels is composed into one map from the crop to the image, so that an
     image is interpolated once (bilinear) and its target picked once (nearest: no new classes).
-    Where the map leaves the image, image and target are mirrored alike.
+    Where the map leaves the image, image and target are mirrored alike. Weights of the pixels go
+    the image's way.
 
     Args:
         crop: (height, width) of the result in pixels; None keeps the image's size.
@@ -26,6 +29,9 @@ class Augment:
         elastic_spacing: pixels between the points that are displaced; bicubic in between.
         brightness: largest shift to either side, in standard deviations of the image data.
         contrast: largest change of contrast to either side, as a fraction.
+        unpadded_levels: of the network, if it has padding valid, else none. Then its context
+            counts in the crop, but it is the part without that is drawn from the image; and without
+            a crop an image is surrounded by it.
 
     Source: the elastic deformation is that of Ronneberger, Fischer and Brox 2015,
     arXiv 1505.04597, section 3.1.
@@ -43,6 +49,7 @@ class Augment:
         elastic_spacing: int = 64,
         brightness: float = 0.0,
         contrast: float = 0.0,
+        unpadded_levels: tuple[Level, ...] = (),
     ) -> None:
         self.crop = crop
         self.scale = scale
@@ -54,6 +61,7 @@ class Augment:
         self.elastic_spacing = elastic_spacing
         self.brightness = brightness
         self.contrast = contrast
+        self.unpadded_levels = unpadded_levels
 
     def __call__(
         self,
@@ -61,7 +69,8 @@ class Augment:
         target: Tensor,
         rng: np.random.Generator,
         around: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Draw one augmentation from `rng` and apply it.
 
         Args:
@@ -70,14 +79,16 @@ class Augment:
             rng: the only source of randomness.
             around: (y, x) of a pixel that the crop is drawn around; it will not be near its border
                 unless it is near the image's.
+            weights: (H, W) float32 of the pixels; None for none.
 
         Returns:
-            Image (C, h, w) and target (h, w) of the crop's size.
+            Image (C, h, w), target (h, w), and weights (h, w) if there are any, of the crop's size.
         """
         height, width = image.shape[-2:]
         grid = self._grid(height, width, rng, around)[None]
-        image = F.grid_sample(
-            image[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        smooth = image if weights is None else torch.cat([image, weights[None]])
+        smooth = F.grid_sample(
+            smooth[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )[0]
         # Class ids are at most 255: float32 holds them exactly, and nearest only picks.
         target = F.grid_sample(
@@ -89,13 +100,21 @@ class Augment:
         )[0, 0].long()
         gain = 1 + rng.uniform(-self.contrast, self.contrast)
         shift = rng.uniform(-self.brightness, self.brightness)
-        return image * gain + shift, target
+        changed = smooth[: len(image)] * gain + shift
+        return (changed, target) if weights is None else (changed, target, smooth[-1])
 
     def _grid(
         self, height: int, width: int, rng: np.random.Generator, around: tuple[int, int] | None
     ) -> Tensor:
         """Where each pixel of the crop comes from: (h, w, 2) as (x, y) in grid_sample's units."""
         crop_height, crop_width = self.crop or (height, width)
+        around_crop = 0
+        if self.unpadded_levels:
+            around_crop = context(self.unpadded_levels)
+            if self.crop is None:
+                crop_height, crop_width = (
+                    unpadded_side(self.unpadded_levels, side) for side in (height, width)
+                )
         scale = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         flip_x = self.flip_horizontal and rng.random() < 0.5
@@ -121,7 +140,9 @@ class Augment:
         source = torch.einsum("ij,jhw->ihw", turn @ rotation @ flip / scale, offsets)
 
         # The crop's window in the image, whole pixels from its border; centred if it is larger.
-        window = (crop_width, crop_height) if turns % 2 else (crop_height, crop_width)
+        window = [crop_height - 2 * around_crop, crop_width - 2 * around_crop]
+        if turns % 2:
+            window.reverse()
         for axis, (size, image_size) in enumerate(zip(window, (height, width), strict=True)):
             free = image_size - size / scale
             low, high = 0, int(free)

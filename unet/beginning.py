@@ -105,6 +105,8 @@ def convert(path: Path, config: Config, out: Path, overwrite: bool = False) -> s
         raise ValueError(
             f"data.classes: got {', '.join(names)}, expected {len(theirs)} classes, as {path} has"
         )
+    if config.model.padding == "valid":
+        raise ValueError("model.padding: got valid, expected same, as Pytorch-UNet is padded")
     match config.data.normalization:
         case FixedNormalizationConfig(mean=mean, std=std):
             normalization = Normalization(mean=mean, std=std)

@@ -4,15 +4,17 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from unet.augment import Augment
-from unet.config import Config, FixedNormalizationConfig
+from unet.border_weights import Border
+from unet.config import Config, FixedNormalizationConfig, network_levels
 from unet.data import Normalization, PairReader, normalization_of
+from unet.extras import extra
 from unet.images import to_float
 from unet.masks import ClassMap
 from unet.pairs import PackedPairs, Pair, find_pairs, read_table
@@ -50,7 +52,7 @@ class CheckedData:
         """Of the images and of what their masks hold; of the split as well."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.val):
-            for column in (part.contents, part.class_pixels):
+            for column in (part.contents, part.class_pixels, part.cells):
                 digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
@@ -85,9 +87,31 @@ def pair_reader(config: Config) -> PairReader:
     )
 
 
+def training_reader(config: Config) -> PairReader:
+    """Return what reads the pairs of a config to be learned: with border weights, if it has them.
+
+    Raises:
+        ValueError: if these need scipy, and it is not installed.
+    """
+    reader, border = pair_reader(config), config.loss.border
+    if border is None:
+        return reader
+    extra("scipy.ndimage", "loss.border")
+    classes = tuple(reader.classes.names.index(name) for name in border.classes)
+    return replace(reader, border=Border(**{**vars(border), "classes": classes}))
+
+
 def class_map(config: Config) -> ClassMap:
     """Return the classes of a config."""
     return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
+
+
+def augmentation(config: Config) -> Augment:
+    """Return what draws the training samples of a config."""
+    unpadded = config.model.padding == "valid"
+    return Augment(
+        **vars(config.augment), unpadded_levels=network_levels(config.model) if unpadded else ()
+    )
 
 
 def find_root(root: str) -> Path:
@@ -104,13 +128,14 @@ def find_root(root: str) -> Path:
 
 
 def list_pairs(
-    config: Config, notes: list[str] | None = None
+    config: Config, notes: list[str] | None = None, instances: bool = False
 ) -> tuple[list[Pair], list[Pair], list[str]]:
     """Find the files that a config names.
 
     Args:
         config: of the data.
         notes: to be told of files that lie there, but that it does not name.
+        instances: whether the pairs to train on need their label images.
 
     Returns:
         All pairs; those of validation folders of their own, if it names such; and what is wrong.
@@ -125,7 +150,8 @@ def list_pairs(
         pairs, faults = read_table(root, data.csv, data.stacks)
         return pairs, [], faults
     images = data.channels or [data.images]
-    pairs, faults = find_pairs(root, images, data.masks, data.stacks, notes)
+    labels = data.instances if instances else None
+    pairs, faults = find_pairs(root, images, data.masks, data.stacks, notes, labels)
     if validation.images is None or validation.masks is None:
         return pairs, [], faults
     val_pairs, val_faults = find_pairs(
@@ -144,8 +170,9 @@ def check_data(config: Config) -> CheckedData:
 
     Raises:
         FileNotFoundError: if a folder or table is missing.
-        ValueError: if a pattern matches nothing.
+        ValueError: if a pattern matches nothing, or scipy is needed and not installed.
     """
+    reader = training_reader(config)
     if config.data.draw_quickstart and not Path(config.data.root).exists():
         print(f"drawing the quickstart data into {config.data.root}")
         draw_quickstart(Path(config.data.root))
@@ -156,11 +183,9 @@ def check_data(config: Config) -> CheckedData:
             "each with --folds all"
         )
     notes: list[str] = []
-    pairs, own_val_pairs, faults = list_pairs(config, notes)
+    pairs, own_val_pairs, faults = list_pairs(config, notes, instances=True)
     everything = [*pairs, *own_val_pairs]
-    kept, found, unreadable, read_faults = read_pairs(
-        everything, pair_reader(config), _memory_of(config)
-    )
+    kept, found, unreadable, read_faults = read_pairs(everything, reader, _memory_of(config))
     skipped = len(unreadable) if config.data.skip_unreadable else 0
     if skipped:
         notes += [*unreadable, f"left out {skipped} pair(s) that cannot be read"]
@@ -203,14 +228,18 @@ def check_data(config: Config) -> CheckedData:
 
 
 def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) -> None:
-    """Draw training images, spread over all, with their masks over them, then augmented thrice."""
-    reader, normalization = pair_reader(config), data.normalization(config)
-    augment = Augment(**vars(config.augment))
+    """Draw training images, spread over all, with their masks over them, then augmented thrice.
+
+    With border weights, they come between.
+    """
+    reader, normalization = training_reader(config), data.normalization(config)
+    augment = augmentation(config)
     pairs = data.train_pairs
     count = min(count, len(pairs))
     rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []
+    extra_weights: list[np.ndarray] = []
     for pair in (pairs[i * len(pairs) // count] for i in range(count)):
-        pixels, ids = reader(pair)
+        pixels, ids, *weights = reader(pair)
         image = torch.from_numpy(to_float(pixels))
         normalised = normalization(image)
         # Back to the image's own colours.
@@ -226,7 +255,9 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
             changed, target = augment(normalised, torch.from_numpy(ids), rng)
             row.append((changed * contrast + brightness, target.numpy()))
         rows.append(row)
-    save_picture(path, sample_sheet(rows, reader.classes.names, reader.classes.colours))
+        extra_weights += weights
+    names, colours = reader.classes.names, reader.classes.colours
+    save_picture(path, sample_sheet(rows, names, colours, extra_weights))
 
 
 def describe(data: CheckedData, names: Sequence[str]) -> str:
@@ -320,6 +351,12 @@ def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[st
                 f"data.ignore: got {which} masks in which every pixel is ignored, expected some "
                 "of data.classes; correct data.ignore or the masks"
             )
+    if config.loss.border is not None and len(train) and train.cells.max() < 2:
+        faults.append(
+            "loss.border: got no training image with two cells, expected some, as it weighs what "
+            "lies between; correct "
+            + ("loss.border.classes" if config.data.instances is None else "data.instances")
+        )
     sizes = np.unique(train.sizes, axis=0).tolist()
     if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
         shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5])
@@ -411,7 +448,9 @@ def _most(values: Sequence[str]) -> str:
 def _memory_of(config: Config) -> Path:
     """The file that remembers what was found with the same data settings."""
     data = config.data
-    settings = (data.classes, data.ignore, data.tolerance, data.masks, config.model.in_channels)
+    cells = None if config.loss.border is None else config.loss.border.classes
+    channels = config.model.in_channels
+    settings = (data.classes, data.ignore, data.tolerance, data.masks, channels, cells)
     text = f"{MEMORY_VERSION} {Path(data.root).resolve()} {settings}"
     name = hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
     return Path("runs") / ".checked" / f"{name}.npz"

@@ -1,7 +1,7 @@
 """Checkpoints: one file that is all a model needs, to be used or trained on."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,9 +81,18 @@ class SegmentationModel:
         """The classes and their mask values."""
         return class_map(self.config)
 
+    @property
+    def members(self) -> tuple["SegmentationModel", ...]:
+        """This model without others, and these."""
+        return (replace(self, others=()), *self.others)
+
     @torch.inference_mode()
     def logits(
-        self, image: Tensor, device: torch.device | None = None, bar: str | None = None
+        self,
+        image: Tensor,
+        device: torch.device | None = None,
+        bar: str | None = None,
+        surrounded: bool = False,
     ) -> Tensor:
         """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
 
@@ -95,11 +104,38 @@ class SegmentationModel:
             device: where image and logits lie while tiles go through the network on its own
                 device, such as the CPU for an image too large for a GPU; None for the network's.
             bar: title of a progress bar, if there are several tiles; None for none.
+            surrounded: whether the image is as `UNet.surround` gives it, with the network's context
+                around what logits are asked for; not with others, which need another one.
         """
         if self.others:
-            models = (replace(self, others=()), *self.others)
-            scores = [model.logits(image, device, bar).softmax(0) for model in models]
+            assert not surrounded
+            scores = [model.logits(image, device, bar).softmax(0) for model in self.members]
             return torch.stack(scores).mean(0).log()
+        return self._in_tiles(image, device, bar, surrounded)
+
+    @torch.inference_mode()
+    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
+        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
+
+        `bar` as in `logits`.
+        """
+
+        def choose(logits: Tensor) -> Tensor:
+            return logits.argmax(0).to(torch.uint8)
+
+        if self.others:
+            return choose(self.logits(image, bar=bar)).cpu()
+        # Without the logits of the whole image, which take four bytes for each class.
+        return self._in_tiles(image, bar=bar, finish=choose).cpu()
+
+    def _in_tiles(
+        self,
+        image: Tensor,
+        device: torch.device | None = None,
+        bar: str | None = None,
+        surrounded: bool = False,
+        finish: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         self.net.eval()
         dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
 
@@ -116,23 +152,20 @@ class SegmentationModel:
                 "tiling.size or tiling.batch_size"
             ),
         ):
-            return sliding_window(
+            normalised = self.normalization(image).to(device or self.device)
+            result = sliding_window(
                 score,
-                self.normalization(image).to(device or self.device),
+                normalised if surrounded else self.net.surround(normalised),
                 size=tiling.size,
                 overlap=tile_overlap(self.config),
                 align=self.net.factor,
                 blend=tiles_blend(self.config),
+                context=self.net.context,
                 batch_size=tiling.batch_size,
                 bar=bar,
+                finish=finish,
             )
-
-    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
-        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
-
-        `bar` as in `logits`.
-        """
-        return self.logits(image, bar=bar).argmax(0).to("cpu", torch.uint8)
+        return result if surrounded else result[..., : image.shape[1], : image.shape[2]]
 
 
 def build_net(config: Config, device: torch.device) -> UNet:

@@ -1,8 +1,10 @@
-"""Predicted class ids without specks, and their objects numbered.
+"""Class ids without specks, and their objects numbered.
 
 The first class is the background. An object is what hangs together of one class over the edges of
 its pixels (4-connected). All of it needs scipy.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -34,16 +36,20 @@ def clean(ids: np.ndarray, min_size: int = 0, keep_largest: bool = False) -> np.
     return cleaned
 
 
-def number_objects(ids: np.ndarray) -> np.ndarray:
-    """Number the objects of every class but the background from 1: int32 (H, W), 0 between them.
+def number_objects(ids: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
+    """Number the objects of some classes from 1: int32 (H, W), 0 between them.
 
-    First those of the second class from top to bottom, then those of the third, and so on.
+    First those of the first of these classes from top to bottom, then those of the next, and so on.
+
+    Args:
+        ids: of classes.
+        classes: ids of those whose objects count; None for all but the background.
 
     Raises:
         ValueError: if scipy is not installed.
     """
     numbers = np.zeros(ids.shape, np.int32)
-    for i in _foreground(ids):
+    for i in _foreground(ids) if classes is None else classes:
         objects = connected_components(ids == i)
         there = objects > 0
         numbers[there] = objects[there] + numbers.max()

@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, unknown = command_line.parse_known_args(
         [word for word in words if word not in overrides]
     )
+    if arguments.run is _predict:  # whose images may stand behind options
+        arguments.paths += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
     if unknown:
         command_line.error(
             f"got {' '.join(unknown)}, which means nothing here; settings are written KEY=VALUE, "
@@ -199,6 +202,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
         boundary_distance=arguments.boundary,
         objects=arguments.instances,
         threshold=arguments.threshold,
+        tta=arguments.tta,
     )
 
 
@@ -239,9 +243,13 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
     out: Path = arguments.out
     difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite)
+    compared = {
+        "probabilities": "probabilities differ from the model's",
+        "classes": "classes are less probable than the model's",
+    }[arguments.output]
     print(
-        f"wrote {out}; at three sizes its {arguments.output} differ from the model's by at most "
-        f"{difference:.1e} (allowed: {TOLERANCE:.0e})"
+        f"wrote {out}; at three sizes its {compared} by at most {difference:.1e} (allowed: "
+        f"{TOLERANCE:.0e})"
     )
 
 
@@ -261,6 +269,16 @@ def _info(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(describe_checkpoint(arguments.checkpoint, size, overrides))
 
 
+def _kinds(text: str) -> list[str]:
+    """The kinds of --tta."""
+    kinds, known = text.split(","), ("flips", "turns", "scales")
+    if not set(kinds) <= set(known):
+        raise argparse.ArgumentTypeError(
+            f"got {text}, expected one or more of {', '.join(known)}, such as flips,turns"
+        )
+    return kinds
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
     settings = (
@@ -276,6 +294,15 @@ def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--overwrite", action="store_true", help="replace results that exist")
     shared.add_argument("--traceback", action="store_true", help="show where an error arose")
+    tta = argparse.ArgumentParser(add_help=False)
+    tta.add_argument(
+        "--tta",
+        type=_kinds,
+        default=[],
+        metavar="KINDS",
+        help="test-time augmentation, such as flips,turns: average over 4 flips, 4 turns (8 with "
+        "both), 3 scales",
+    )
     commands = result.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser(
@@ -309,7 +336,7 @@ def parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     evaluate = commands.add_parser(
-        "evaluate", parents=[shared], epilog=settings, help="score a checkpoint"
+        "evaluate", parents=[shared, tta], epilog=settings, help="score a checkpoint"
     )
     evaluate.add_argument(
         "checkpoints",
@@ -352,7 +379,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=_evaluate)
 
     predict = commands.add_parser(
-        "predict", parents=[shared], epilog=settings, help="write masks for images"
+        "predict", parents=[shared, tta], epilog=settings, help="write masks for images"
     )
     predict.add_argument(
         "paths",
@@ -387,14 +414,6 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--keep-largest", action="store_true", help="keep the largest object of each class only"
-    )
-    predict.add_argument(
-        "--tta",
-        action="append",
-        default=[],
-        choices=["flips", "turns", "scales"],
-        help="test-time augmentation: average over 4 flips, 4 turns (8 with both), 3 scales; may "
-        "be given several times",
     )
     predict.add_argument(
         "--windows",

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from unet.encoders import Encoder, levels_of, sees_all
 from unet.images import SUFFIXES
 from unet.masks import ClassMap
-from unet.reach import Level, factor, margin
+from unet.reach import BEYOND_CELLS, Level, context, factor, margin, unpadded_side
 from unet.strict import Range, describe_value, load_yaml, override, read_section
 
 Positive = Annotated[int, Range(minimum=1)]
@@ -74,6 +74,9 @@ class DataConfig:
     images: str = "images"
     # Likewise, such as scans/{stem}_mask.tif; or one for each class but the first, by its name.
     masks: str | dict[str, str] = "masks"
+    # Likewise, label images: a number for each object (of 8, 16 or 32 bits), 0 for none. For
+    # loss.border; null for none.
+    instances: str | None = None
     # Instead of images: a pattern for each channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
     channels: tuple[str, ...] | None = None
     # Instead of images and masks: a table with the columns image, mask and, if need be, split.
@@ -118,7 +121,8 @@ class SamplingConfig:
 class AugmentConfig:
     """Random changes to training samples, image and mask alike."""
 
-    # (height, width) in pixels that samples are cropped to; null for whole images.
+    # (height, width) in pixels that samples are cropped to, with model.padding valid context
+    # included, such as [572, 572]; null for whole images.
     crop: Size | None = None
     # Smallest and largest magnification.
     scale: tuple[
@@ -133,7 +137,7 @@ class AugmentConfig:
     rotate: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
     # Standard deviation of the elastic displacements in pixels; 0 for none.
     elastic_std: NotNegative = 0.0
-    # Pixels between the points that are displaced.
+    # Pixels between the points that are displaced, at most: half of the crop for 3 x 3 of them.
     elastic_spacing: Positive = 64
     # Largest shift of brightness to either side, in standard deviations of the training images.
     brightness: NotNegative = 0.0
@@ -153,9 +157,33 @@ class ModelConfig:
     # Of an encoder of torchvision, which has its own, only those of stem and decoder.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     downsampling: Literal["max_pool", "conv"] = "max_pool"
+    # Of the 3 x 3 convolutions: same, by zeros; or valid, none, as in the paper. Then crops and
+    # tiles have a context, 92 pixels on each side with five levels, that is seen, but neither
+    # learned nor predicted, and images are mirrored at their borders.
+    padding: Literal["same", "valid"] = "same"
+    # Probability that a value after each of the two deepest levels is left out in training.
+    dropout: Annotated[float, Range(minimum=0, maximum=0.95)] = 0.0
     # none for the U-Net's own, or a classification network of torchvision; its weights are random
-    # without train.encoder_weights.
+    # without train.encoder_weights. It has its own downsampling, is padded, and takes no dropout.
     encoder: Encoder = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BorderConfig:
+    """Extra weight of the background between cells that are close together.
+
+    The U-Net paper's: a pixel outside of all cells, d1 and d2 pixels from the nearest and from the
+    second nearest, weighs weight * exp(-(d1 + d2)^2 / (2 sigma^2)) more in the cross-entropy. Where
+    cells of one class touch, what is learned has a gap: their pixels beside another cell are of the
+    first class. Scores are by the masks as they are.
+    """
+
+    weight: Annotated[float, Range(above=0, maximum=10_000)] = 10.0
+    # In pixels.
+    sigma: Annotated[float, Range(above=0, maximum=1000)] = 5.0
+    # Names of the classes whose parts are cells, each that hangs together over the edges of its
+    # pixels; none with data.instances, which numbers them.
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +195,8 @@ class LossConfig:
     # One number for each class, in the order of data.classes; balanced for the inverse of each
     # class's share of the training pixels; null for all equal.
     class_weights: tuple[NotNegative, ...] | Literal["balanced"] | None = None
+    # {} for the paper's, with data.instances; null for none.
+    border: BorderConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,13 +294,15 @@ class TrainConfig:
 class TilingConfig:
     """How validation, evaluation and prediction cut large images."""
 
-    # (height, width) in pixels above which an image is cut into tiles of this size or less.
+    # (height, width) in pixels above which an image is cut into tiles of this size or less; with
+    # model.padding valid context included.
     size: Size = (1024, 1024)
     # Pixels that neighbouring tiles share at least. null for twice as far as the network sees, 192
     # with five levels: with so many, the result is that of the whole image to rounding. Not with
     # norm group or instance, which take the statistics of a tile for those of the image: there
-    # tiles blend over the overlap. So they do with an encoder of torchvision, most of which see
-    # further than a tile: for them null is a quarter of size.
+    # tiles blend over the overlap. With model.padding valid logits overlap, and null is 4, which is
+    # enough but for these norms. Encoders of torchvision mostly see further than a tile: for them
+    # null is a quarter of size, and with less than twice as far as they see, tiles blend.
     overlap: Annotated[int, Range(minimum=0)] | None = None
     # Tiles of an image that go through the network together.
     batch_size: Positive = 1
@@ -365,17 +397,20 @@ def tile_overlap(config: Config) -> int:
         return config.tiling.overlap
     if config.model.encoder != "none":
         return min(config.tiling.size) // 4
-    return 2 * margin(network_levels(config.model))
+    return exact_overlap(config.model) or 2 * margin(network_levels(config.model))
 
 
 def tiles_blend(config: Config) -> bool:
-    """Whether tiles fade into each other, as a pixel depends on more than its tile holds."""
-    model = config.model
-    return (
-        model.norm in ("group", "instance")
-        or sees_all(model.encoder)
-        or (model.encoder != "none" and tile_overlap(config) < 2 * margin(network_levels(model)))
-    )
+    """Whether tiles fade into each other; otherwise they meet in the middle of what they share."""
+    exact = exact_overlap(config.model)
+    return exact is None or (config.model.encoder != "none" and tile_overlap(config) < exact)
+
+
+def exact_overlap(model: ModelConfig) -> int | None:
+    """Return the overlap from which on tiles give what the whole image gives; None if none does."""
+    if model.norm in ("group", "instance") or sees_all(model.encoder):
+        return None  # what is taken over a tile is not what is taken over the image
+    return BEYOND_CELLS if model.padding == "valid" else 2 * margin(network_levels(model))
 
 
 def network_levels(model: ModelConfig) -> tuple[Level, ...]:
@@ -431,6 +466,7 @@ def _contradictions(config: Config) -> list[str]:
             f"loss.class_weights: got {list(weights)}, expected {len(classes)} numbers as there "
             "are classes in data.classes, not all 0"
         )
+    faults += _contradictions_of_border(config)
     if schedule.warmup_epochs >= train.epochs:
         faults.append(
             f"schedule.warmup_epochs: got {schedule.warmup_epochs:g}, expected less than "
@@ -457,45 +493,61 @@ def _contradictions(config: Config) -> list[str]:
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     if config.model.widths:
         # Tiles lie at multiples of the network's factor.
-        overlap, cell = tile_overlap(config), factor(network_levels(config.model))
-        if min(config.tiling.size) < overlap + cell:
+        levels, overlap = network_levels(config.model), tile_overlap(config)
+        smallest = overlap + factor(levels)
+        if config.model.padding == "valid":
+            smallest = max(overlap, BEYOND_CELLS) + factor(levels) + 2 * context(levels)
+        if min(config.tiling.size) < smallest:
             faults.append(
-                f"tiling.size: got {list(config.tiling.size)}, expected at least {overlap + cell} "
-                f"x {overlap + cell} for an overlap of {overlap} and the network's {cell} pixels; "
-                "or set a smaller tiling.overlap"
+                f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
+                f"{smallest} for an overlap of {overlap} and the levels of the network; or set a "
+                "smaller tiling.overlap"
             )
     return faults
 
 
 def _contradictions_of_model(config: Config) -> list[str]:
-    faults = []
-    model, train = config.model, config.train
+    model = config.model
     if not model.widths:
-        faults.append("model.widths: got an empty list, expected at least one width")
-    if model.encoder == "none":
+        return ["model.widths: got an empty list, expected at least one width"]
+    if model.encoder != "none":
+        return _contradictions_of_encoder(config)
+    faults = [
+        f"{name}: got {setting}, expected a network of torchvision as model.encoder, such as "
+        "resnet34"
         for name, setting in (
             ("optimizer.encoder_lr", config.optimizer.encoder_lr),
-            ("train.encoder_weights", train.encoder_weights),
-            ("train.freeze_encoder_epochs", train.freeze_encoder_epochs or None),
-        ):
-            if setting is not None:
-                faults.append(
-                    f"{name}: got {setting}, expected a network of torchvision as model.encoder, "
-                    "such as resnet34"
-                )
-        return faults
+            ("train.encoder_weights", config.train.encoder_weights),
+            ("train.freeze_encoder_epochs", config.train.freeze_encoder_epochs or None),
+        )
+        if setting is not None
+    ]
+    if model.padding == "valid":
+        faults += _contradictions_of_crop(config.augment.crop, network_levels(model))
+    return faults
+
+
+def _contradictions_of_encoder(config: Config) -> list[str]:
+    """What does not go together with a network of torchvision."""
+    faults = []
+    model, train = config.model, config.train
     count = len(network_levels(model)) - 1
-    if model.widths and len(model.widths) != count:
+    if len(model.widths) != count:
         example = [32 * 2**i for i in range(count)]
         faults.append(
             f"model.widths: got {list(model.widths)}, expected {count} numbers, as many levels as "
             f"the decoder has with model.encoder {model.encoder}, such as {example}"
         )
-    if model.downsampling != "max_pool":
-        faults.append(
-            f"model.downsampling: got {model.downsampling}, expected it left out: model.encoder "
-            f"{model.encoder} has its own"
-        )
+    for name, expected, why in (
+        ("downsampling", "max_pool", "has its own"),
+        ("padding", "same", "is padded"),
+        ("dropout", 0, "takes none"),
+    ):
+        if (got := getattr(model, name)) != expected:
+            faults.append(
+                f"model.{name}: got {got}, expected it left out: model.encoder {model.encoder} "
+                f"{why}"
+            )
     if train.encoder_weights is not None and train.init_from is not None:
         faults.append(
             "train: got encoder_weights and init_from, expected one of them: init_from holds an "
@@ -505,6 +557,51 @@ def _contradictions_of_model(config: Config) -> list[str]:
         faults.append(
             f"train.freeze_encoder_epochs: got {train.freeze_encoder_epochs}, expected 0 without "
             "train.encoder_weights or train.init_from: random weights are to learn"
+        )
+    return faults
+
+
+def _contradictions_of_crop(crop: Size | None, levels: tuple[Level, ...]) -> list[str]:
+    """What an unpadded network cannot halve."""
+    smaller, larger = (
+        [unpadded_side(levels, max(side - 2 * context(levels) + more, 1)) for side in crop or ()]
+        for more in (1 - factor(levels), 0)
+    )
+    if list(crop or ()) == larger:
+        return []
+    return [
+        f"augment.crop: got {list(crop or ())}, expected what {len(levels)} levels of model.widths "
+        f"can halve with model.padding valid, such as {smaller} or {larger}"
+    ]
+
+
+def _contradictions_of_border(config: Config) -> list[str]:
+    border, instances, classes = config.loss.border, config.data.instances, config.data.classes
+    if border is None:
+        if instances is None:
+            return []
+        return [
+            f"data.instances: got {instances}, but no loss.border, which alone needs it; set "
+            "loss.border={}, or leave both out"
+        ]
+    faults = []
+    if config.loss.cross_entropy == 0:
+        faults.append("loss.border: got loss.cross_entropy 0, expected above, as it weighs that")
+    if unknown := [name for name in border.classes if name not in classes]:
+        faults.append(
+            f"loss.border.classes: got {', '.join(unknown)}, expected names of data.classes: "
+            f"{', '.join(classes)}"
+        )
+    elif len(border.classes) >= len(classes):
+        faults.append(
+            f"loss.border.classes: got {', '.join(border.classes)}, expected fewer than "
+            "data.classes has, as one must lie between the cells"
+        )
+    if bool(border.classes) == (instances is not None):
+        faults.append(
+            "loss.border: expected the cells either by data.instances, label images, or by "
+            f"loss.border.classes, such as [{list(classes)[-1]}]; got "
+            + ("both" if border.classes else "neither")
         )
     return faults
 
@@ -519,6 +616,11 @@ def _contradictions_of_data(config: Config) -> list[str]:
     places = (data.images, data.masks, data.validation.images)
     if data.csv is not None and places != ("images", "masks", None):
         faults.append("data.csv: got images or masks besides, expected the table's alone")
+    if data.csv is not None and data.instances is not None:
+        faults.append(
+            "data.csv: got data.instances besides, which a table cannot name; set "
+            "loss.border.classes instead, or give folders"
+        )
     if data.channels is not None:
         if data.images != "images" or data.csv is not None or data.validation.images is not None:
             faults.append("data.channels: got images from elsewhere besides, expected one of both")
@@ -555,7 +657,12 @@ def _contradictions_of_data(config: Config) -> list[str]:
 
 def _patterns(data: DataConfig) -> list[str]:
     """Every place of images and masks."""
-    places = [data.images, *(data.channels or ()), data.validation.images or ""]
+    places = [
+        data.images,
+        *(data.channels or ()),
+        data.instances or "",
+        data.validation.images or "",
+    ]
     for masks in (data.masks, data.validation.masks or ""):
         places += masks.values() if isinstance(masks, dict) else [masks]
     return places

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from unet.model import UNet
+from unet.model import UNet, centre_crop
 
 
 def multiply_adds(net: UNet, size: tuple[int, int]) -> int:
@@ -23,17 +23,21 @@ def multiply_adds(net: UNet, size: tuple[int, int]) -> int:
 
     Args:
         net: any; it stays as it is.
-        size: (H, W) of the image; what it is padded to counts.
+        size: (H, W) of the image; what it is padded or mirrored to counts.
     """
     image = torch.empty(1, net.in_channels, *size, device="meta")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        _on_meta(net, torch.float32).eval()(image)
+        _on_meta(net, torch.float32).eval()(net.surround(image))
     return int(counter.get_total_flops()) // 2  # torch counts a multiply-add as two
 
 
 def prediction_memory(net: UNet, shape: tuple[int, int, int], dtype: torch.dtype) -> int:
-    """Bytes that images (N, H, W) and what is made of them take at most, beside the weights."""
+    """Bytes that tiles (N, H, W) and what is made of them take at most, beside the weights.
+
+    Raises:
+        ValueError: with padding valid, if the net does not take this size.
+    """
     net = _on_meta(net, dtype).eval()
     memory = _LiveBytes(net)
     with torch.no_grad(), memory:
@@ -61,7 +65,8 @@ def step_memory(
     with memory:
         images = torch.empty(shape[0], net.in_channels, *shape[1:], dtype=dtype, device="meta")
         targets = torch.empty(shape, dtype=torch.int64, device="meta")
-        loss_function(net(images), targets).backward()
+        logits = net(images)
+        loss_function(logits, centre_crop(targets, logits)).backward()
     return memory.peak
 
 

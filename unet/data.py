@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from unet.augment import Augment
+from unet.border_weights import Border, border_weights, part_cells
+from unet.cleanup import number_objects
 from unet.images import read_image, to_float
-from unet.masks import ClassMap, read_parts
+from unet.masks import ClassMap, read_instances, read_parts
 from unet.pairs import PackedPairs, Pair
 
 # First words of the seeds, so that no two uses draw the same numbers; 1 is the split's.
@@ -27,13 +29,32 @@ class PairReader:
         classes: of the masks.
         in_channels: C of the images.
         in_parts: whether a mask lies in several files, one for each class but the first.
+        border: how the background between cells weighs more; None for not.
     """
 
     classes: ClassMap
     in_channels: int
     in_parts: bool = False
+    border: Border | None = None
 
-    def __call__(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, pair: Pair) -> tuple[np.ndarray, ...]:
+        """Read what there is to learn.
+
+        Returns:
+            Image and class ids as `read` gives them; with a border, touching cells are parted, and
+            the extra weights (H, W) come third: float16, as three digits are enough.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read` and `cells`.
+        """
+        image, ids = self.read(pair)
+        if self.border is None:
+            return image, ids
+        ids, cells = part_cells(ids, self.cells(pair, ids))
+        weights = border_weights(cells, self.border.weight, self.border.sigma)
+        return image, ids, weights.astype(np.float16)
+
+    def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Read an image (C, H, W), as `read_image` gives it, and class ids (H, W) uint8.
 
         Raises:
@@ -46,6 +67,25 @@ class PairReader:
         if self.in_parts:
             return image, read_parts(pair.masks, names[1:], self.classes.tolerance, size, pair.page)
         return image, self.classes.read(pair.masks[0], size, pair.page)
+
+    def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
+        """Number the cells (H, W), 0 between them, by the label image or by the border's classes.
+
+        Raises:
+            FileNotFoundError: if the label image is missing.
+            ValueError: if it cannot be read or is not that of the mask; if scipy is not installed.
+        """
+        if pair.instances is None:
+            return number_objects(ids, self.border.classes if self.border else ())
+        cells = read_instances(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
+        classes = ids[cells > 0]
+        if 2 * np.count_nonzero(classes == 0) > classes.size:
+            raise ValueError(
+                f"{pair.instances}: got cells that are {(classes == 0).mean():.0%} "
+                f"{self.classes.names[0]} in {pair.masks[0]}, expected other classes; pair them "
+                "right, or let data.classes begin with the class that lies between cells"
+            )
+        return cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +118,10 @@ class Normalization:
         return torch.from_numpy(normalised.astype(np.float32)).reshape(image.shape)
 
 
-def normalization_of(pixels: int, sums: np.ndarray, squares: np.ndarray) -> Normalization:
-    """Mean and standard deviation from the number, sums (C,) and squares (C,) of all pixels."""
+def normalization_of(
+    pixels: int | np.ndarray, sums: np.ndarray, squares: np.ndarray
+) -> Normalization:
+    """Mean and standard deviation from the number, sums (C,) and squares (C,) of the pixels."""
     mean = sums / pixels
     std = _contrast(mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0)))
     return Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
@@ -116,24 +158,29 @@ class DecodedImages:
         size = max(1, int(self._bounds[-1]))
         self._block = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image and class ids of a pair before `count`, as the reader gives them."""
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """What the reader gives of a pair before `count`."""
         block = self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
         header, data = block[:_HEADER_BYTES].view(np.int64), block[_HEADER_BYTES:]
         if header[0] == 0:
-            image, ids = self._reader(self._pairs[index])
-            split = image.nbytes
-            if split + ids.nbytes <= len(data):  # else it has changed since it was measured
-                data[:split] = image.reshape(-1).view(np.uint8)
-                data[split : split + ids.nbytes] = ids.reshape(-1)
-                header[1:] = image.shape
-                header[0] = _DTYPES.index(image.dtype.name)  # last: now all is there
-            return image, ids
+            arrays = self._reader(self._pairs[index])
+            ends = np.cumsum([array.nbytes for array in arrays])
+            if ends[-1] <= len(data):  # else it has changed since it was measured
+                for array, end in zip(arrays, ends, strict=True):
+                    data[end - array.nbytes : end] = array.reshape(-1).view(np.uint8)
+                header[1:] = arrays[0].shape
+                header[0] = _DTYPES.index(arrays[0].dtype.name)  # last: now all is there
+            return arrays
         channels, height, width = header[1:].tolist()
-        dtype = np.dtype(_DTYPES[header[0]])
-        split = channels * height * width * dtype.itemsize
+        dtype, size = np.dtype(_DTYPES[header[0]]), height * width
+        split = channels * size * dtype.itemsize
         image = data[:split].view(dtype).reshape(channels, height, width)
-        return image, data[split : split + height * width].reshape(height, width)
+        ids = data[split : split + size].reshape(height, width)
+        if self._reader.border is None:
+            return image, ids
+        # A copy: they may begin at an odd byte.
+        weights = data[split + size : split + 3 * size].copy().view(np.float16)
+        return image, ids, weights.reshape(height, width)
 
 
 _HEADER_BYTES = 32
@@ -143,7 +190,7 @@ _DTYPES = ("", "uint8", "uint16", "float32")
 """The first stands for what has not been read yet."""
 
 
-class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
+class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     """Samples, each a function of (seed, pass, index) whoever loads it.
 
     Args:
@@ -183,8 +230,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.pairs) * self.crops_per_image
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, ...]:
         """(pass, index) -> image (C, h, w) float32 and target (h, w) int64.
+
+        Of a reader with a border, the extra weights (h, w) float32 come third.
 
         Raises:
             FileNotFoundError: if a file is missing.
@@ -205,21 +254,22 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         """Return the pair of files that a place stands for."""
         return self.pairs[place[1] % len(self.pairs)]
 
-    def _sample(self, number: int, index: int) -> tuple[Tensor, Tensor]:
+    def _sample(self, number: int, index: int) -> tuple[Tensor, ...]:
         which = index % len(self.pairs)
         if self.decoded is not None and which < self.decoded.count:
-            pixels, ids = self.decoded[which]
+            pixels, ids, *extra = self.decoded[which]
         else:
-            pixels, ids = self.reader(self.pairs[which])
+            pixels, ids, *extra = self.reader(self.pairs[which])
         image = torch.from_numpy(to_float(pixels))
         if self.normalization is not None:
             image = self.normalization(image)
+        weights = [torch.from_numpy(one).float() for one in extra]
         if self.augment is None:
-            return image, torch.from_numpy(ids).long()
+            return image, torch.from_numpy(ids).long(), *weights
         rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, number, index])
         is_rare = self.rare_share > 0 and rng.random() < self.rare_share
         around = self._rare_pixel(ids, rng) if is_rare else None
-        return self.augment(image, torch.from_numpy(ids), rng, around)
+        return self.augment(image, torch.from_numpy(ids), rng, around, *weights)
 
     def _rare_pixel(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
         """(y, x) of a pixel of a rare class, each class of the image as likely as another."""

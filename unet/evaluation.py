@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.atomic import atomic_path
+from unet.atomic import atomic_path, check_folder
 from unet.check import list_pairs, listed, pair_reader, table
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import dotted
@@ -44,6 +43,7 @@ from unet.pictures import confusion_picture, image_to_rgb, save_picture
 from unet.report import Example, choose_examples, example_pictures, html_report
 from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
+from unet.tta import Kind, probabilities
 
 # An image (C, H, W) from 0 to 1, its target and the prediction, (H, W) class ids.
 Segmented = tuple[Tensor, np.ndarray, np.ndarray]
@@ -106,7 +106,11 @@ def confusion_of_pairs(
 
 
 def _logits_of_pairs(
-    model: SegmentationModel, pairs: Sequence[Pair], what: str, stop: StopRequest | None = None
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    what: str,
+    stop: StopRequest | None = None,
+    tta: Sequence[Kind] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """This process's share of the pairs: place among all, image, logits and target."""
     places = distributed.share([(0, index) for index in range(len(pairs))])
@@ -126,7 +130,8 @@ def _logits_of_pairs(
             stop.check()
         if sample is not None:
             image, target = sample
-            yield places[i][1], image, model.logits(image), target
+            logits = probabilities(model, image, tta).log() if tta else model.logits(image)
+            yield places[i][1], image, logits, target
 
 
 def evaluate(
@@ -139,6 +144,7 @@ def evaluate(
     boundary_distance: float = 2.0,
     objects: str | None = None,
     threshold: bool = False,
+    tta: Sequence[Kind] = (),
 ) -> Path:
     """Score a checkpoint, print a table and write a folder of results.
 
@@ -158,6 +164,7 @@ def evaluate(
         objects: class whose connected parts are objects, to be measured as such; "" for the
             second of two; None for no such measures.
         threshold: whether to score every threshold of the second of two classes' probability.
+        tta: kinds of test-time augmentation.
 
     Returns:
         `metrics.json`.
@@ -181,9 +188,9 @@ def evaluate(
             f"evaluate: got --boundary {boundary_distance:g}, expected pixels from 0 up"
         )
     folder = out or first.parent / f"evaluation_{first.stem}"
-    _check_folder(folder, overwrite)
     model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
     measures = _measures(model.classes.names, boundary_distance, objects, threshold)
+    _check_folder(folder, overwrite)
     pairs, faults, source = _pairs_to_score(model, images, masks)
 
     distributed.join()
@@ -194,13 +201,15 @@ def evaluate(
             raise ValueError(listed(all_faults))
 
     distributed.from_first(check)
-    summary, predictions = _measure_pairs(model, pairs, measures, threshold)
+    summary, predictions = _measure_pairs(model, pairs, measures, threshold, tta)
     examples = _draw_examples(model, pairs, summary, predictions)
     path = folder / "metrics.json"
     if distributed.rank():
         return path
     shown = str(first) if len(checkpoints) == 1 else f"the mean of {len(checkpoints)} checkpoints"
     title = f"{shown} on {len(pairs)} images of {source}"
+    if tta:
+        title += f", with {' and '.join(tta)}"
     settings = model.config.model
     facts = {
         "checkpoint": ", ".join(map(str, checkpoints)),
@@ -208,6 +217,7 @@ def evaluate(
         "classes": ", ".join(summary.names),
         "network": f"U-Net of widths {', '.join(map(str, settings.widths))}"
         + (f", encoder {settings.encoder}" if settings.encoder != "none" else ""),
+        "test-time augmentation": ", ".join(tta) or "none",
         "unet": version("unet"),
     }
     report = html_report(
@@ -221,6 +231,7 @@ def evaluate(
     stems = [pair.stem for pair in pairs]
     numbers = {
         "checkpoints": [str(checkpoint) for checkpoint in checkpoints],
+        "tta": list(tta),
         "source": source,
         "images": stems,
         "classes": list(summary.names),
@@ -228,19 +239,14 @@ def evaluate(
     }
     print(f"{title}\n\n{score_table(summary)}")
     _write(folder, summary, stems, report, numbers)
-    print(f"\nwrote {folder / 'report.html'} and {path}")
+    written = [name for name in _FILES if (folder / name).exists()]
+    print(f"\nwrote {folder / 'report.html'}, and beside it {', '.join(written[1:])}")
     return path
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
     """Raise unless results can be written there, before work starts."""
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir():
-        raise FileExistsError(f"{place}: is a file; give a folder with -o")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f"{place}: cannot be written to; give another folder with -o")
+    check_folder(folder)
     there = [folder / name for name in _FILES if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(
@@ -248,7 +254,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-_FILES = ("metrics.json", "per_image.csv", "confusion.png", "thresholds.csv", "report.html")
+_FILES = ("report.html", "metrics.json", "per_image.csv", "confusion.png", "thresholds.csv")
 
 
 def _measures(
@@ -307,14 +313,18 @@ def _pairs_to_score(
 
 
 def _measure_pairs(
-    model: SegmentationModel, pairs: Sequence[Pair], measures: Measures, threshold: bool
+    model: SegmentationModel,
+    pairs: Sequence[Pair],
+    measures: Measures,
+    threshold: bool,
+    tta: Sequence[Kind],
 ) -> tuple[Summary, dict[int, bytes]]:
     """Measure every image once; the summary of all, and this process's predictions, packed."""
     names = model.classes.names
     own: dict[int, ImageMeasurements] = {}
     predictions: dict[int, bytes] = {}
     counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
-    for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate"):
+    for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate", tta=tta):
         prediction = logits.argmax(0).to("cpu", torch.uint8)
         own[i] = measure(prediction, target, len(names), measures)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unet.atomic import atomic_path
+from unet.atomic import atomic_path, check_folder
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import config_to_dict
 from unet.extras import extra
@@ -71,12 +71,12 @@ class ExportedModel(nn.Module):
             std = (pixels - mean).square().mean((2, 3), keepdim=True).sqrt()
             contrast = torch.where(std > 1e-6 * mean.abs(), std, 1.0)
             normalised = ((pixels - mean) / contrast).float()
-        # UNet's padding and cropping by the places of pixels: torch.export would hold the sizes of
-        # a slice or of F.pad to those that it can prove.
         # What UNet does by F.pad and a slice, by the places of pixels: torch.export would hold all
         # sizes to what it can prove of those.
         height, width = images.shape[-2:]
-        x = normalised.index_select(2, self._places(height)).index_select(3, self._places(width))
+        x = self.net.surround(normalised)
+        if self.net.padding == "same":
+            x = x.index_select(2, self._places(height)).index_select(3, self._places(width))
         logits = self.net.on_grid(x)
         logits = logits.index_select(2, torch.arange(height)).index_select(3, torch.arange(width))
         return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
@@ -123,6 +123,7 @@ def export(
         raise ValueError(f"{out}: is a folder, expected a file to write")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out}: exists; pass --overwrite to replace it, or another -o FILE")
+    check_folder(out.parent)
     if out.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             extra(package, str(out), "onnx")
@@ -172,7 +173,7 @@ def largest_difference(
     ):
         images = torch.rand(batch, net.in_channels, height, width, generator=random)
         normalised = torch.stack([model.normalization(image) for image in images])
-        expected = net(normalised).softmax(1)
+        expected = net(net.surround(normalised))[..., :height, :width].softmax(1)
         result = run(images)
         if output == "classes":
             result = result.unsqueeze(1)

@@ -9,13 +9,20 @@ import torch
 import yaml
 
 from unet.checkpoint import build_net, load_checkpoint, load_model
-from unet.config import Config, config_to_dict, network_levels, tile_overlap, tiles_blend
+from unet.config import (
+    Config,
+    config_to_dict,
+    exact_overlap,
+    network_levels,
+    tile_overlap,
+    tiles_blend,
+)
 from unet.costs import multiply_adds, prediction_memory, step_memory
 from unet.device import pick_device, pick_dtype
 from unet.encoders import sees_all
 from unet.losses import SegmentationLoss
 from unet.model import UNet, fold_batch_norm
-from unet.reach import factor, margin, reach
+from unet.reach import factor, reach
 
 _COLUMNS = 80
 _INDENT = 20
@@ -34,7 +41,8 @@ def describe_checkpoint(
 
     Args:
         path: a best.pt or last.pt.
-        size: (H, W) of the image to count for; None for the training crop, or 512 x 512.
+        size: (H, W) of the image to count for; None for the training crop (without the context of
+            model.padding valid), or 512 x 512.
         overrides: as `load_model`.
 
     Raises:
@@ -45,8 +53,10 @@ def describe_checkpoint(
         raise ValueError(f"info: got a size of {size[0]} x {size[1]}, expected at least 1 x 1")
     config = load_model(path, "cpu", overrides).config
     history = load_checkpoint(path).get("progress", {}).get("history", [])
-    size = size or config.augment.crop or (512, 512)
-    net = build_net(config, torch.device("meta"))
+    net, crop = build_net(config, torch.device("meta")), config.augment.crop
+    if crop is not None and size is None:
+        size = (crop[0] - 2 * net.context, crop[1] - 2 * net.context)
+    size = size or (512, 512)
     parts = [
         yaml.dump(
             config_to_dict(config),
@@ -130,15 +140,15 @@ def _receptive_field(config: Config) -> str:
     if encoder != "none":
         how = "blend" if tiles_blend(config) else "are exact"
         text += f"; tiles {how} over {tile_overlap(config)} pixels"
-        if config.model.norm in ("batch", "none") and not sees_all(encoder) and how == "blend":
-            text += f" (exact from {2 * margin(levels)})"
+        if how == "blend" and (exact := exact_overlap(config.model)) is not None:
+            text += f" (exact from {exact})"
     return text
 
 
 def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
-    crop, train = config.augment.crop or size, config.train
+    crop, train = config.augment.crop or _input_size(net, size), config.train
     dtype = pick_dtype(train.precision, pick_device("auto"))
-    loss_function = SegmentationLoss(**{**vars(config.loss), "class_weights": None})
+    loss_function = SegmentationLoss(config.loss.cross_entropy, config.loss.dice)
     step = step_memory(net, loss_function, (train.batch_size, *crop), dtype)
     weights = _num_bytes(net)
     kept = weights * ({"adamw": 2, "sgd": 1}[config.optimizer.name] + (train.average is not None))
@@ -153,15 +163,23 @@ def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
 def _prediction_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
     tiling = config.tiling
     dtype = pick_dtype(config.train.precision, pick_device("auto"))
-    tile = (min(size[0], tiling.size[0]), min(size[1], tiling.size[1]))
-    count = tiling.batch_size if tile != size else 1
+    whole = _input_size(net, size)
+    tile = (min(whole[0], tiling.size[0]), min(whole[1], tiling.size[1]))
+    tile = _input_size(net, (tile[0] - 2 * net.context, tile[1] - 2 * net.context))
+    count = tiling.batch_size if tile != whole else 1
     weights = _num_bytes(net)
     made = prediction_memory(fold_batch_norm(net), (count, *tile), dtype)
     return (
         f"about {_memory(weights + made)}: weights {_memory(weights)}, activations "
         f"{_memory(made)} for {count} x {_sides(tile)}"
-        + (", a batch of tiles; image and logits besides" if tile != size else "")
+        + (", a batch of tiles; image and logits besides" if tile != whole else "")
     )
+
+
+def _input_size(net: UNet, size: tuple[int, int]) -> tuple[int, int]:
+    """What goes through the network for an image."""
+    height, width = net.surround(torch.empty(size, device="meta")).shape
+    return height, width
 
 
 def _num_bytes(net: UNet) -> int:

@@ -13,22 +13,29 @@ from unet.distributed import total_with_gradient
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
+    logits: Tensor,
+    target: Tensor,
+    class_weights: Tensor | None = None,
+    ignore_index: int = 255,
+    border_weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the mean cross-entropy over the pixels that count, weighted by their class.
+    """Return the weighted mean of the cross-entropy over the pixels that count.
 
-    0 when no pixel counts (torch's own mean is NaN then).
+    A pixel weighs what its class does, or 1, and border_weights (N, H, W) besides. 0 when no pixel
+    counts (torch's own mean is NaN then).
+
+    Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, equations 1 and 2; they sum where
+    this is a mean, whose size does not depend on the weights.
     """
     # Summed here: torch's own sum is in another order each time on CUDA.
-    losses = F.cross_entropy(
-        logits.float(), target, class_weights, ignore_index=ignore_index, reduction="none"
-    )
+    losses = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="none")
     counted = target != ignore_index
-    if class_weights is None:
-        weight = counted.sum()
-    else:
-        weight = class_weights[target.where(counted, 0)].where(counted, 0).sum()
-    sums = total_with_gradient(torch.stack([losses.sum(), weight]))
+    weights = counted.float()
+    if class_weights is not None:
+        weights = class_weights[target.where(counted, 0)] * weights
+    if border_weights is not None:
+        weights = weights + border_weights.where(counted, 0)
+    sums = total_with_gradient(torch.stack([(weights * losses).sum(), weights.sum()]))
     return sums[0] / sums[1].clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -85,12 +92,17 @@ class SegmentationLoss(nn.Module):
         weights = None if class_weights is None else torch.tensor(class_weights)
         self.register_buffer("class_weights", weights)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Logits (N, K, H, W) and target (N, H, W) -> a float32 scalar."""
+    def forward(
+        self, logits: Tensor, target: Tensor, border_weights: Tensor | None = None
+    ) -> Tensor:
+        """Logits (N, K, H, W) and target (N, H, W) -> a float32 scalar.
+
+        Weights (N, H, W) of the pixels beside those of the classes count in the cross-entropy.
+        """
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.cross_entropy:
             loss = loss + self.cross_entropy * cross_entropy(
-                logits, target, self.class_weights, self.ignore_index
+                logits, target, self.class_weights, self.ignore_index, border_weights
             )
         if self.dice:
             loss = loss + self.dice * dice_loss(

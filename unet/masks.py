@@ -318,6 +318,37 @@ def read_parts(
     return ids
 
 
+def read_instances(
+    path: str | Path, size: tuple[int, int] | None = None, page: int | None = None
+) -> np.ndarray:
+    """Read a label image (H, W): a number for each object, 0 for none.
+
+    Args:
+        path: the file.
+        size: (height, width) that it must have; None for any.
+        page: which one of a stack, from 0; None for the only one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, has another size, or holds anything but whole numbers
+            from 0.
+    """
+    image = open_image(path, page)
+    if len(image.getbands()) > 1:
+        raise ValueError(
+            f"{path}: got a label image of Pillow's mode {image.mode}, expected one channel with a "
+            "number for each object, 0 for none; convert it, such as to grey values of 16 bits"
+        )
+    numbers = _grey_codes(image, path)
+    if numbers.size and numbers.min() < 0:
+        raise ValueError(
+            f"{path}: got the number {numbers.min()} for an object, expected numbers from 1 and 0 "
+            "for none; correct it"
+        )
+    _check_size(numbers, size, path, "label image")
+    return numbers
+
+
 def palette_of(path: str | Path, page: int | None = None) -> tuple[Colour, ...] | None:
     """The palette of a mask file; None if it has none."""
     image = open_image(path, page)
@@ -327,11 +358,13 @@ def palette_of(path: str | Path, page: int | None = None) -> tuple[Colour, ...] 
     return tuple((r, g, b) for r, g, b in zip(*[iter(bands)] * 3, strict=True))
 
 
-def _check_size(codes: np.ndarray, size: tuple[int, int] | None, path: str | Path) -> None:
+def _check_size(
+    codes: np.ndarray, size: tuple[int, int] | None, path: str | Path, what: str = "mask"
+) -> None:
     if size is not None and codes.shape != size:
         height, width = codes.shape
         raise ValueError(
-            f"{path}: got a mask of {height} x {width} pixels (height x width), expected "
+            f"{path}: got a {what} of {height} x {width} pixels (height x width), expected "
             f"{size[0]} x {size[1]} as its image; correct the one that is wrong"
         )
 

@@ -1,6 +1,7 @@
 """The U-Net: an encoder that halves the image, a decoder that doubles it, skips between them.
 
-Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1, with padded convolutions.
+Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1; convolutions are padded,
+or with padding valid those of the paper.
 """
 
 import copy
@@ -21,10 +22,11 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from unet.conv_transpose import ConvTranspose2d
 from unet.encoders import BACKBONES, Encoder, levels_of
-from unet.reach import factor, margin, strides
+from unet.reach import context, factor, margin, strides, unpadded_side
 
 Norm = Literal["batch", "group", "instance", "none"]
 Downsampling = Literal["max_pool", "conv"]
+Padding = Literal["same", "valid"]
 
 
 def _norm(norm: Norm, channels: int) -> nn.Module:
@@ -52,14 +54,38 @@ def _halve(downsampling: Downsampling, channels: int) -> nn.Module:
             raise ValueError(f"downsampling: got {downsampling!r}, expected one of {options}")
 
 
-class DoubleConv(nn.Sequential):
-    """Twice: 3 x 3 convolution that keeps the size, norm, ReLU. (N, C, H, W) -> (N, K, H, W)."""
+def centre_crop(maps: Tensor, like: Tensor) -> Tensor:
+    """Cut the middle out of maps (..., H, W), of the height and width of others (..., h, w)."""
+    height, width = like.shape[-2:]
+    top, left = (maps.shape[-2] - height) // 2, (maps.shape[-1] - width) // 2
+    return maps[..., top : top + height, left : left + width]
 
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch") -> None:
+
+def mirrored(places: Tensor, side: int) -> Tensor:
+    """Return the places from 0 to side - 1 that stand for any, mirrored as often as it takes."""
+    # A tensor, as torch.onnx has no remainder by a number that is only known later.
+    places = places % torch.full_like(places, 2 * side)
+    return torch.minimum(places, 2 * side - 1 - places)
+
+
+class DoubleConv(nn.Sequential):
+    """Twice: 3 x 3 convolution, norm, ReLU. (N, C, H, W) -> (N, K, H, W).
+
+    With padding valid the convolutions lose a pixel on each side: (N, K, H - 4, W - 4).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: Norm = "batch",
+        padding: Padding = "same",
+    ) -> None:
         layers: list[nn.Module] = []
+        around = 1 if padding == "same" else 0
         for channels in (in_channels, out_channels):
             # A norm subtracts the mean, and a bias with it.
-            conv = nn.Conv2d(channels, out_channels, 3, padding=1, bias=norm == "none")
+            conv = nn.Conv2d(channels, out_channels, 3, padding=around, bias=norm == "none")
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")  # the paper's sqrt(2 / N)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
@@ -76,10 +102,11 @@ class Down(nn.Module):
         out_channels: int,
         norm: Norm = "batch",
         downsampling: Downsampling = "max_pool",
+        padding: Padding = "same",
     ) -> None:
         super().__init__()
         self.halve = _halve(downsampling, in_channels)
-        self.conv = DoubleConv(in_channels, out_channels, norm)
+        self.conv = DoubleConv(in_channels, out_channels, norm, padding)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) with H and W even -> (N, K, H / 2, W / 2)."""
@@ -95,6 +122,7 @@ class Up(nn.Module):
         skip_channels: S of the skip.
         out_channels: K.
         norm: of the DoubleConv.
+        padding: of the DoubleConv.
         factor: by which the image grows: kernel and stride of the up-convolution.
     """
 
@@ -104,16 +132,23 @@ class Up(nn.Module):
         skip_channels: int,
         out_channels: int,
         norm: Norm = "batch",
+        padding: Padding = "same",
         factor: int = 2,
     ) -> None:
         super().__init__()
         self.up = ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
-        self.conv = DoubleConv(skip_channels + out_channels, out_channels, norm)
+        self.conv = DoubleConv(skip_channels + out_channels, out_channels, norm, padding)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Image features (N, C, H, W) and skip (N, S, H * factor, W * factor) -> (N, K, ...)."""
-        out: Tensor = self.conv(torch.cat([skip, self.up(x)], dim=1))
-        return out
+        """Image features (N, C, H, W) and skip (N, S, h, w) -> (N, K, H * factor, W * factor).
+
+        Of a skip with a larger h and w it takes the middle; with padding valid 4 less come out.
+        """
+        x = self.up(x)
+        x = torch.cat([centre_crop(skip, x), x], dim=1)
+        for layer in self.conv:  # one by one, so that the first convolution's input goes after it
+            x = layer(x)
+        return x
 
 
 def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
@@ -151,6 +186,10 @@ def _statistics_as_they_are(level: nn.Module) -> Iterator[None]:
 class UNet(nn.Module):
     """The U-Net for images of any size.
 
+    With padding valid it is that of the paper: it gives logits only where it sees nothing but
+    image, `context` pixels less on each side, 388 x 388 for 572 x 572. `surround` gives an image
+    of any size what it takes.
+
     With an encoder of torchvision, the stem still looks at the full image, which such an encoder
     never does: what is finer than its first stride, 2 or 4 pixels, reaches the head by that skip.
 
@@ -161,16 +200,18 @@ class UNet(nn.Module):
             an encoder of torchvision those of the decoder, one for each level but the deepest.
         norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none; an
             encoder of torchvision keeps its own.
-        downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2; of none but `encoder`
-            none.
-        encoder: none for the U-Net's own, or the name of a network of torchvision. It begins with
-            random weights.
+        downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
+        padding: of the 3 x 3 convolutions: same, by zeros, which keeps the size; or valid, none.
+        dropout: probability that a value at the end of the contracting path, which is after each of
+            its two deepest levels, is left out in training.
+        encoder: none for the U-Net's own, or the name of a network of torchvision, with random
+            weights. It has its own downsampling, is padded, and takes no dropout.
         recompute: whether training keeps only what enters each level, and computes the rest again
             in the backward pass; an encoder of torchvision is one level.
 
     Raises:
-        ValueError: if a number is not positive, widths are not as many as the encoder has levels,
-            or norm, downsampling or encoder is none of these.
+        ValueError: if a number is out of its range, a name is none of these, or the encoder does
+            not go together with the others.
     """
 
     def __init__(
@@ -180,6 +221,8 @@ class UNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256, 512, 1024),
         norm: Norm = "batch",
         downsampling: Downsampling = "max_pool",
+        padding: Padding = "same",
+        dropout: float = 0.0,
         encoder: Encoder = "none",
         recompute: bool = False,
     ) -> None:
@@ -189,41 +232,54 @@ class UNet(nn.Module):
                 f"UNet: got in_channels {in_channels}, num_classes {num_classes}, widths "
                 f"{tuple(widths)}, expected positive numbers and at least one width"
             )
+        if padding not in get_args(Padding):
+            raise ValueError(f"padding: got {padding!r}, expected one of same, valid")
         if encoder not in get_args(Encoder):
             options = ", ".join(get_args(Encoder))
             raise ValueError(f"encoder: got {encoder!r}, expected one of {options}")
         levels = levels_of(encoder, len(widths))
-        if encoder != "none" and len(widths) != len(levels) - 1:
-            raise ValueError(
-                f"widths: got {tuple(widths)}, expected {len(levels) - 1} numbers: the decoder has "
-                f"so many levels with encoder {encoder}"
-            )
+        if encoder != "none":
+            if len(widths) != len(levels) - 1:
+                raise ValueError(
+                    f"widths: got {tuple(widths)}, expected {len(levels) - 1} numbers: the decoder "
+                    f"has so many levels with encoder {encoder}"
+                )
+            if (downsampling, padding, dropout) != ("max_pool", "same", 0):
+                raise ValueError(
+                    f"UNet: got downsampling {downsampling}, padding {padding} and dropout "
+                    f"{dropout} with encoder {encoder}, expected them left out"
+                )
         self.in_channels = in_channels
         self.num_classes = num_classes
+        self.levels = levels
+        self.padding = padding
         self.recompute = recompute
-        self.encoder_frozen = False
-        """Whether the encoder neither learns nor, in training, changes its statistics."""
         # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
         # that grid may depend on what lies beyond it; with group and instance norm all do, as
         # with encoders that see all.
         self.factor, self.margin = factor(levels), margin(levels)
-        self.stem = DoubleConv(in_channels, widths[0], norm)
+        self.context = context(levels) if padding == "valid" else 0
+        self.encoder_frozen = False
+        """Whether the encoder neither learns nor, in training, changes its statistics."""
+        self.stem = DoubleConv(in_channels, widths[0], norm, padding)
         self.encoder: nn.ModuleList | fx.GraphModule
         if encoder == "none":
             self.encoder = nn.ModuleList(
-                Down(shallow, deep, norm, downsampling) for shallow, deep in pairwise(widths)
+                Down(shallow, deep, norm, downsampling, padding)
+                for shallow, deep in pairwise(widths)
             )
-            channels, widths = widths, widths[:-1]
+            channels = tuple(widths)
         else:
             self.encoder = backbone(encoder, in_channels)
             channels = (widths[0], *BACKBONES[encoder].channels)
-        ups = zip(
-            [*widths, channels[-1]][1:], channels[:-1], widths, strides(levels)[1:], strict=True
-        )
-        self.decoder = nn.ModuleList(
-            Up(deep, skip, shallow, norm, stride) for deep, skip, shallow, stride in [*ups][::-1]
-        )
-        self.head = nn.Conv2d(channels[0], num_classes, 1)
+        self.dropout = nn.Dropout(dropout)
+        *skips, deeper = channels
+        ups = zip(skips, widths[: len(skips)], strides(levels)[1:], strict=True)
+        self.decoder = nn.ModuleList()
+        for skip, width, stride in reversed([*ups]):
+            self.decoder.append(Up(deeper, skip, width, norm, padding, stride))
+            deeper = width
+        self.head = nn.Conv2d(widths[0], num_classes, 1)
 
     def train(self, mode: bool = True) -> Self:
         """Set what training and prediction do differently; a frozen encoder is never trained."""
@@ -233,8 +289,22 @@ class UNet(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (N, C, H, W), any H and W -> logits (N, K, H, W)."""
+        """Image (N, C, H, W), any H and W -> logits (N, K, H, W).
+
+        With padding valid only an H and W that each level can halve -> `context` less on each side.
+
+        Raises:
+            ValueError: if it cannot.
+        """
         height, width = image.shape[-2:]
+        if self.padding == "valid":
+            smallest = unpadded_side(self.levels, 1)
+            if any(side < smallest or (side - smallest) % self.factor for side in (height, width)):
+                raise ValueError(
+                    f"UNet: got an image of {height} x {width} pixels, expected sides of {smallest}"
+                    f" plus multiples of {self.factor} with padding valid; UNet.surround makes such"
+                )
+            return self.on_grid(image)
         # Each level halves evenly, and the deepest has at least 2 x 2 pixels, as norms need.
         bottom, right = (
             max(-side % self.factor, 2 * self.factor - side) for side in (height, width)
@@ -242,20 +312,43 @@ class UNet(nn.Module):
         x = F.pad(image, (0, right, 0, bottom), mode="replicate")
         return self.on_grid(x)[..., :height, :width]
 
+    def surround(self, image: Tensor) -> Tensor:
+        """Mirror an image (..., H, W) at its borders, as padding valid needs it; else leave it.
+
+        Its logits begin with those of the image, and end with up to `factor` - 1 besides.
+        """
+        if self.padding == "valid":
+            for axis in (-2, -1):
+                side = image.shape[axis]
+                places = torch.arange(unpadded_side(self.levels, side), device=image.device)
+                image = image.index_select(axis, mirrored(places - self.context, side))
+        return image
+
     def on_grid(self, x: Tensor) -> Tensor:
-        """Image of which H and W are 2, 3, ... times `factor` -> logits (N, K, H, W)."""
-        features = [self._level(self.stem, x)]
-        if isinstance(self.encoder, nn.ModuleList):
-            for down in self.encoder:
-                features.append(self._level(down, features[-1]))
-        else:
-            with torch.no_grad() if self.encoder_frozen else nullcontext():
-                features += self._level(self.encoder, x).values()
+        """Image of which H and W are 2, 3, ... times `factor` -> logits (N, K, H, W).
+
+        With padding valid as `forward`.
+        """
+        features = self._features(x)
         x = features.pop()
         for up in self.decoder:
             x = self._level(up, x, features.pop())
         logits: Tensor = self.head(x)
         return logits
+
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """What each level of the encoder gives, from the full image down."""
+        if isinstance(self.encoder, fx.GraphModule):
+            full = self._level(self.stem, x)
+            with torch.no_grad() if self.encoder_frozen else nullcontext():
+                return [full, *self._level(self.encoder, x).values()]
+        features, levels = [], [self.stem, *self.encoder]
+        for depth, level in enumerate(levels):
+            x = self._level(level, x)
+            if depth >= len(levels) - 2:
+                x = self.dropout(x)
+            features.append(x)
+        return features
 
     def _level(self, level: nn.Module, *inputs: Tensor) -> Any:
         if self.recompute and self.training:
@@ -274,9 +367,7 @@ def fold_batch_norm(net: UNet) -> UNet:
     What it computes stays the same to rounding. Other norms, which depend on the image, stay.
     """
     folded = copy.deepcopy(net).eval().requires_grad_(False)
-    for block in [*folded.modules()]:
-        if not isinstance(block, nn.Sequential) or type(block).forward is not nn.Sequential.forward:
-            continue
+    for block in [part for part in folded.modules() if isinstance(part, nn.Sequential)]:
         for i, (conv, norm) in enumerate(pairwise([*block])):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()

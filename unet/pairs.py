@@ -6,7 +6,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +34,13 @@ class Pair:
     """Which image of a stack, from 0."""
     split: str = ""
     """What the table says."""
+    instances: str | None = None
+    """The file of a label image, where there are such."""
 
     @property
     def files(self) -> tuple[str, ...]:
         """All its files."""
-        return self.images + self.masks
+        return self.images + self.masks + ((self.instances,) if self.instances else ())
 
 
 class PackedPairs(Sequence[Pair]):
@@ -50,7 +52,9 @@ class PackedPairs(Sequence[Pair]):
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         packed = [
-            pickle.dumps((pair.stem, pair.images, pair.masks, pair.page, pair.split))
+            pickle.dumps(
+                (pair.stem, pair.images, pair.masks, pair.page, pair.split, pair.instances)
+            )
             for pair in pairs
         ]
         self._ends = np.cumsum([0, *map(len, packed)])
@@ -66,10 +70,12 @@ class PackedPairs(Sequence[Pair]):
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
         start, end = self._ends[index], self._ends[index + 1]
-        stem, images, masks, page, split = pickle.loads(  # noqa: S301 (packed above)
+        stem, images, masks, page, split, instances = pickle.loads(  # noqa: S301 (packed above)
             self._bytes[start:end].data
         )
-        return Pair(stem=stem, images=images, masks=masks, page=page, split=split)
+        return Pair(
+            stem=stem, images=images, masks=masks, page=page, split=split, instances=instances
+        )
 
 
 def find_pairs(
@@ -78,6 +84,7 @@ def find_pairs(
     masks: str | Mapping[str, str],
     stacks: bool = False,
     notes: list[str] | None = None,
+    instances: str | None = None,
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that patterns describe, and pair those of one stem.
 
@@ -89,6 +96,7 @@ def find_pairs(
         masks: likewise; or one for each class but the first.
         stacks: whether each file is a stack of images.
         notes: to be told of files that lie there, but that no pattern describes.
+        instances: as masks, of the label images; None for none. May be the masks themselves.
 
     Returns:
         The pairs in natural order, and what is wrong: files that lack their other half, stems that
@@ -101,15 +109,16 @@ def find_pairs(
     mask_patterns = list(masks.values()) if isinstance(masks, Mapping) else [masks]
     faults: list[str] = []
     # A file that is a mask is no image: both may lie in one folder.
-    of_masks = [_compile(root, pattern) for pattern in mask_patterns]
+    label_patterns = [*mask_patterns, *([] if instances is None else [instances])]
+    of_masks = [_compile(root, pattern) for pattern in label_patterns]
     if {_compile(root, one) for one in images} & set(of_masks):
         raise ValueError(
             f"{root / images[0]}: got the same place for images and masks, expected two; correct "
-            "data.images or data.masks"
+            "data.images, data.masks or data.instances"
         )
     sides = []
     unused: set[str] = set()
-    for pattern in [*images, *mask_patterns]:
+    for pattern in [*images, *label_patterns]:
         others = of_masks if pattern in images else []
         sides.append((pattern, _find(root, pattern, others, faults, unused)))
     unused.difference_update(path for _, files in sides for path in files.values())
@@ -132,7 +141,8 @@ def find_pairs(
         Pair(
             stem=stem,
             images=tuple(files[stem] for _, files in sides[: len(images)]),
-            masks=tuple(files[stem] for _, files in sides[len(images) :]),
+            masks=tuple(files[stem] for _, files in sides[len(images) :][: len(mask_patterns)]),
+            instances=None if instances is None else sides[-1][1][stem],
         )
         for stem in sorted(sorted(stems), key=natural_key)  # 01 before 1, however they are listed
         if stem not in incomplete
@@ -328,16 +338,7 @@ def _unstack(pairs: Sequence[Pair], faults: list[str]) -> list[Pair]:
                 f"{max(pages)} as in {pair.files[pages.index(max(pages))]}; correct one"
             )
             continue
-        result += [
-            Pair(
-                stem=f"{pair.stem}#{page}",
-                images=pair.images,
-                masks=pair.masks,
-                page=page,
-                split=pair.split,
-            )
-            for page in range(pages[0])
-        ]
+        result += [replace(pair, stem=f"{pair.stem}#{page}", page=page) for page in range(pages[0])]
     return result
 
 

@@ -47,6 +47,13 @@ def overlay(image: np.ndarray, ids: np.ndarray, colours: Sequence[Colour]) -> np
     return both.astype(np.uint8)
 
 
+def weights_to_rgb(weights: np.ndarray) -> np.ndarray:
+    """Show weights (H, W) as (H, W, 3) uint8: 0 black, then red and yellow, the highest white."""
+    scaled = 3 * weights[..., None] / max(float(weights.max(initial=0)), 1e-6) - np.arange(3)
+    shown: np.ndarray = (255 * scaled.clip(0, 1)).astype(np.uint8)
+    return shown
+
+
 def save_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
     """Write (H, W, 3) uint8 or a Pillow image as PNG, whole or not at all."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
@@ -80,6 +87,7 @@ def sample_sheet(
     rows: Sequence[Sequence[tuple[Tensor, np.ndarray]]],
     names: Sequence[str],
     colours: Sequence[Colour],
+    weights: Sequence[np.ndarray] = (),
 ) -> Image.Image:
     """Draw a legend of the classes, then image | its mask over it | augmented ..., a row each.
 
@@ -87,6 +95,7 @@ def sample_sheet(
         rows: image (C, H, W) and target (H, W) as they are, then as augmented.
         names: the classes.
         colours: a colour for each class.
+        weights: (H, W) of the pixels of each image, drawn beside its mask; none for none.
     """
     panels = [
         [
@@ -100,7 +109,11 @@ def sample_sheet(
         for row in rows
     ]
     ignored = any((target == IGNORE_INDEX).any() for row in rows for _, target in row)
-    titles = ("image", "mask over it", *["augmented"] * (len(rows[0]) - 1))
+    titles = ["image", "mask over it", *["augmented"] * (len(rows[0]) - 1)]
+    if weights:
+        titles.insert(2, "border weights")
+        for panel, one in zip(panels, weights, strict=True):
+            panel.insert(2, weights_to_rgb(one))
     return _sheet(panels, titles, names, colours, ignored)
 
 

@@ -1,8 +1,6 @@
 """A model and images -> masks, and what goes with them."""
 
-import errno
 import glob
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unet import distributed
+from unet.atomic import check_folder
 from unet.checkpoint import SegmentationModel, load_model
 from unet.cleanup import clean, number_objects
 from unet.extras import extra
@@ -155,7 +154,7 @@ def predict_files(
     model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
     _check_options(model, options)
     jobs = _plan(_find_inputs(inputs, model.config.data.channels, out), out, options)
-    _check_folder(out)
+    check_folder(out)
     for job in jobs:
         if job.is_raster:
             check_rasters(model, job.files[0], options.tta)
@@ -360,17 +359,6 @@ def _check_options(model: SegmentationModel, options: Options) -> None:
         )
     if options.min_size or options.keep_largest or options.instances:
         extra("scipy.ndimage", "--min-size, --keep-largest and --instances")
-
-
-def _check_folder(out: Path) -> None:
-    """Refuse a place that nothing can be written to, before there is anything to write."""
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out}: is a file; give a folder for the masks")
-    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(out))
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
 
 
 def _find_inputs(

@@ -2,8 +2,9 @@
 
 The output is cut into blocks. For each the network sees a window that reaches around it as far as
 the network does, and that lies on the network's grid, so that the result is that of the whole
-image to rounding. In memory there is one window at a time. (With norm group or instance windows are
-the tiles that blend, and a row of them is in memory.)
+image to rounding; beyond its borders an unpadded network sees it mirrored. In memory there is one
+window at a time. (Where a model's tiles blend, they are the windows, and the logits of a row of
+them are in memory.)
 """
 
 import math
@@ -29,7 +30,9 @@ from unet.data import Normalization, normalization_of
 from unet.extras import extra
 from unet.images import UnreadableError, check_numbers, to_channels, to_float
 from unet.masks import ClassMap
-from unet.tiling import blend_weights, place_tiles
+from unet.model import mirrored
+from unet.reach import unpadded_side
+from unet.tiling import bands
 from unet.tta import Kind, View, choose, views
 
 T = TypeVar("T")
@@ -62,6 +65,10 @@ class Block(NamedTuple):
     def size(self) -> tuple[int, int]:
         """(height, width)."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    def grown(self, pixels: int) -> "Block":
+        """Return the block with so many pixels more on each side."""
+        return Block(*(Span(span.start - pixels, span.stop + pixels) for span in self))
 
 
 def is_raster(path: str | Path, windows: bool | None = None) -> bool:
@@ -102,9 +109,9 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
     Raises:
         ValueError: if the model needs the whole image at once, or rasterio is not installed.
     """
-    whole = "; --no-windows reads it whole, if the memory is enough"
+    whole = "; --no-windows reads it whole, if memory lasts, without georeference and nodata"
     extra("rasterio", f"{path}, which is read in windows without --no-windows")
-    for one in (model, *model.others):
+    for one in model.members:
         if tiles_blend(one.config) and (kinds or model.others):
             settings = one.config.model
             raise ValueError(
@@ -153,11 +160,15 @@ def predict_raster(
     with _open(path) as raster:
         source = _Source(raster, path, model.net.in_channels)
         model = _with_statistics(model, source)
-        unseen = torch.tensor(model.normalization.mean)[:, None, None]
-        around = max(tile_overlap(one.config) // 2 for one in (model, *model.others))
-        cell = max(one.net.factor for one in (model, *model.others))
-        tile = [min(sides) for sides in zip(*_tile_sizes(model), strict=True)]
-        steps = [_block_side(side - 2 * around - 2 * cell) for side in tile]
+        steps = [
+            _block_side(
+                min(
+                    one.config.tiling.size[axis] - 2 * _around(one) - 2 * one.net.factor
+                    for one in model.members
+                )
+            )
+            for axis in (0, 1)
+        ]
         with ExitStack() as files:
             # Added in this order, renamed in the other: once there is a mask, all is there.
             writers: list[Callable[[Block, Tensor, np.ndarray], None]] = []
@@ -166,22 +177,15 @@ def predict_raster(
                     files.enter_context(_mask_writer(mask, source, model, steps, threshold))
                 )
             if probabilities is not None:
-                num_classes = len(model.classes.names)
+                names = model.classes.names
                 writers.append(
-                    files.enter_context(
-                        _probability_writer(probabilities, source, num_classes, steps)
-                    )
+                    files.enter_context(_probability_writer(probabilities, source, names, steps))
                 )
             if tiles_blend(model.config):
-                parts = _blended_parts(model, source, unseen)
+                parts = _blended_parts(model, source)
             else:
-                blocks = _bar(_blocks(source.size, steps), path.name)
-                parts = (
-                    (block, _predict_block(model, source, block, unseen, around, cell, kinds))
-                    for block in blocks
-                )
-            for block, scores in parts:
-                _, valid = source.read(block)
+                parts = _parts(model, source, steps, kinds)
+            for block, scores, valid in parts:
                 for write in writers:
                     write(block, scores, valid)
 
@@ -223,7 +227,7 @@ class _Source:
             )
 
     def read(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image (C, h, w), 0 where it is hidden, and bool (h, w): where it is not nodata.
+        """Read an image (C, h, w), 0 where it is nodata, and bool (C, h, w): where it is not.
 
         Raises:
             UnreadableError: if the file is damaged.
@@ -237,82 +241,112 @@ class _Source:
                 masks = self.raster.read_masks(self.bands, window=block) > 0
         except errors.RasterioError as error:
             raise _unreadable(self.path, error) from error
-        valid: np.ndarray = np.any(masks, axis=0)
         # Of floats, a band may lack what others have; as an integer, nodata may be a brightness.
-        is_float = pixels.dtype == np.float32
-        pixels = np.where(masks if is_float else valid, pixels, pixels.dtype.type(0))
-        if is_float:
+        seen: np.ndarray = masks
+        if pixels.dtype != np.float32:
+            seen = np.any(masks, axis=0, keepdims=True)
+        pixels = np.where(seen, pixels, pixels.dtype.type(0))
+        if pixels.dtype == np.float32:
             check_numbers(pixels, str(self.path))
-        return to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path)), valid
+        image = to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path))
+        if len(seen) != len(image):  # grey as three channels, or three as grey
+            seen = np.all(seen, axis=0, keepdims=True)
+        return image, np.broadcast_to(seen, image.shape)
 
-    def image(self, block: Block, unseen: Tensor) -> Tensor:
-        """Read an image (C, h, w) from 0 to 1, with `unseen` (C, 1, 1) for nodata; see `read`."""
-        pixels, valid = self.read(block)
-        return torch.where(torch.from_numpy(valid), torch.from_numpy(to_float(pixels)), unseen)
+    def valid(self, block: Block) -> np.ndarray:
+        """Read where a block is not nodata: bool (h, w); see `read`."""
+        valid: np.ndarray = np.any(self.read(block)[1], axis=0)
+        return valid
+
+    def image(self, block: Block, model: SegmentationModel) -> Tensor:
+        """Read an image (C, h, w) from 0 to 1, with the model's mean for nodata; see `read`.
+
+        What lies beyond the raster is mirrored.
+        """
+        rows, columns = (
+            mirrored(torch.arange(*span), side) for span, side in zip(block, self.size, strict=True)
+        )
+        top, left = int(rows.min()), int(columns.min())
+        inside = Block(Span(top, int(rows.max()) + 1), Span(left, int(columns.max()) + 1))
+        pixels, seen = self.read(inside)
+        mean = np.array(model.normalization.mean, np.float32)[:, None, None]
+        image = torch.from_numpy(np.where(seen, to_float(pixels), mean))
+        return image.index_select(1, rows - top).index_select(2, columns - left)
+
+
+def _around(model: SegmentationModel) -> int:
+    """Pixels that a window reaches beyond its block for what the network sees there."""
+    return model.net.context or tile_overlap(model.config) // 2
 
 
 def _blended_parts(
-    model: SegmentationModel, source: _Source, unseen: Tensor
-) -> Iterator[tuple[Block, Tensor]]:
-    """Probabilities (K, h, w) from the very tiles of `sliding_window`, a row of them in memory."""
-    (height, width), overlap = source.size, tile_overlap(model.config)
-    (tall, tops), (wide, lefts) = (
-        place_tiles(side, tile, overlap, model.net.factor)
-        for side, tile in zip(source.size, model.config.tiling.size, strict=True)
-    )
-    rows, columns = blend_weights(tops, tall, overlap), blend_weights(lefts, wide, overlap)
-    logits = torch.zeros(len(model.classes.names), tall, width)  # of the rows from `top` on
-    tiles = _bar(list(product(range(len(tops)), range(len(lefts)))), source.path.name)
-    for i, j in tiles:
-        top, left = tops[i], lefts[j]
-        tile = Block(Span(top, min(top + tall, height)), Span(left, min(left + wide, width)))
-        scores = model.logits(source.image(tile, unseen)).cpu()
-        h, w = tile.size
-        logits[:, :h, left : left + w] += scores * torch.outer(rows[i, :h], columns[j, :w])
-        if j + 1 < len(lefts):
-            continue
-        # No other tile reaches above the next row of tiles.
-        done = (tops[i + 1] if i + 1 < len(tops) else height) - top
-        for _, span in _blocks((done, width), (done, 1024)):
-            yield (
-                Block(Span(top, top + done), span),
-                logits[:, :done, span.start : span.stop].softmax(0),
-            )
-        logits = torch.cat([logits[:, done:], torch.zeros_like(logits[:, :done])], dim=1)
+    model: SegmentationModel, source: _Source
+) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
+    """As `_parts`, from the very tiles that blend in memory."""
+    for top, logits in bands(
+        lambda tiles: torch.stack([model.logits(tile, surrounded=True) for tile in tiles]).cpu(),
+        lambda rows, columns: source.image(
+            Block(Span(rows.start, rows.stop), Span(columns.start, columns.stop)), model
+        ),
+        source.size,
+        tile=model.config.tiling.size,
+        overlap=tile_overlap(model.config),
+        align=model.net.factor,
+        context=model.net.context,
+        bar=source.path.name,
+    ):
+        size = (logits.shape[1], logits.shape[2])
+        for _, span in _blocks(size, (size[0], 1024)):
+            block = Block(Span(top, top + size[0]), span)
+            yield block, logits[:, :, span.start : span.stop].softmax(0), source.valid(block)
+
+
+def _parts(
+    model: SegmentationModel, source: _Source, steps: Sequence[int], kinds: Sequence[Kind]
+) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
+    """Every block, its probabilities (K, h, w), and bool (h, w): where it is not nodata."""
+    for block in _bar(_blocks(source.size, steps), source.path.name):
+        valid = source.valid(block)
+        if valid.any():
+            scores = _predict_block(model, source, block, kinds)
+        else:
+            scores = torch.zeros(len(model.classes.names), *block.size)
+        yield block, scores, valid
 
 
 def _predict_block(
-    model: SegmentationModel,
-    source: _Source,
-    block: Block,
-    unseen: Tensor,
-    around: int,
-    cell: int,
-    kinds: Sequence[Kind],
+    model: SegmentationModel, source: _Source, block: Block, kinds: Sequence[Kind]
 ) -> Tensor:
-    """Mean probabilities (K, h, w) of a block over the views of the whole raster."""
+    """Mean probabilities (K, h, w) of a block over the models and views of the whole raster."""
     total = torch.zeros(len(model.classes.names), *block.size)
-    if not source.read(block)[1].any():
-        return total
-    seen = views(kinds)
-    for view in seen:
-        window = _window(block, source.size, around, cell, view)
-        image = source.image(window, unseen)
+    seen = list(product(model.members, views(kinds)))
+    for one, view in seen:
+        window = _window(block, source.size, one, view)
+        image = view.show(source.image(window.grown(one.net.context), one))
         with torch.inference_mode():
-            scores = view.back(model.logits(view.show(image)).softmax(0), window.size).cpu()
+            scores = one.logits(image, surrounded=True).softmax(0)
+            scores = view.back(scores, window.size).cpu()
         top, left = (inner.start - outer.start for inner, outer in zip(block, window, strict=True))
         height, width = block.size
         total = total + scores[:, top : top + height, left : left + width]
     return total / len(seen)
 
 
-def _window(block: Block, size: tuple[int, int], around: int, cell: int, view: View) -> Block:
-    """Let a block grow, on the grid of a view: multiples of `cell` from where the view begins."""
+def _window(block: Block, size: tuple[int, int], model: SegmentationModel, view: View) -> Block:
+    """Let a block grow to what a model gives logits of, on the grid of a view, from its beginning.
+
+    Without padding it may reach beyond the raster; its context is not in it.
+    """
     spans = []
+    cell, context, around = model.net.factor, model.net.context, _around(model)
     for span, side, from_end in zip(block, size, view.reversed_axes, strict=True):
         start, stop = (side - span.stop, side - span.start) if from_end else span
-        first = max(0, (start - around) // cell * cell)
-        last = min(side, math.ceil((stop + around) / cell) * cell)
+        if context:
+            first = start // cell * cell
+            last = first + unpadded_side(model.net.levels, stop - first) - 2 * context
+        else:
+            first = max(0, (start - around) // cell * cell)
+            last = min(side, math.ceil((stop + around) / cell) * cell)
         spans.append(Span(side - last, side - first) if from_end else Span(first, last))
     return Block(*spans)
 
@@ -336,10 +370,6 @@ def _file_tile(pixels: int) -> int:
     return min(256, max(pixels // 16, 1) * 16)
 
 
-def _tile_sizes(model: SegmentationModel) -> list[tuple[int, int]]:
-    return [one.config.tiling.size for one in (model, *model.others)]
-
-
 def _bar(tiles: list[T], name: str) -> "tqdm[T]":
     hide = True if len(tiles) == 1 else distributed.hide_bar()
     return tqdm(tiles, name, unit="tile", leave=False, disable=hide)
@@ -347,16 +377,16 @@ def _bar(tiles: list[T], name: str) -> "tqdm[T]":
 
 def _with_statistics(model: SegmentationModel, source: _Source) -> SegmentationModel:
     """Measure a raster for models that normalise each image by its own numbers, in a first pass."""
-    if all(one.normalization.method == "given" for one in (model, *model.others)):
+    if all(one.normalization.method == "given" for one in model.members):
         return model
-    pixels, sums, squares = 0, np.zeros(source.in_channels), np.zeros(source.in_channels)
+    pixels, sums, squares = np.zeros((3, source.in_channels))
     for block in _bar(_blocks(source.size, (1024, 1024)), f"{source.path.name}: brightness"):
-        image, valid = source.read(block)
-        values = to_float(image)[:, valid].astype(np.float64)
-        pixels += values.shape[1]
-        sums += values.sum(1)
-        squares += (values**2).sum(1)
-    own = normalization_of(max(pixels, 1), sums, squares)
+        image, seen = source.read(block)
+        values = np.where(seen, to_float(image).astype(np.float64), 0)
+        pixels += seen.sum((1, 2))
+        sums += values.sum((1, 2))
+        squares += (values**2).sum((1, 2))
+    own = normalization_of(pixels.clip(1), sums, squares)
 
     def measured(one: SegmentationModel) -> SegmentationModel:
         chosen: Normalization = one.normalization if one.normalization.method == "given" else own
@@ -392,10 +422,11 @@ def _mask_writer(
 
 @contextmanager
 def _probability_writer(
-    path: Path, source: _Source, num_classes: int, steps: Sequence[int]
+    path: Path, source: _Source, names: Sequence[str], steps: Sequence[int]
 ) -> Iterator[Callable[[Block, Tensor, np.ndarray], None]]:
     declared = math.nan if source.has_nodata else None
-    with _create(path, source, num_classes, "float32", declared, steps) as file:
+    with _create(path, source, len(names), "float32", declared, steps) as file:
+        file.descriptions = tuple(names)
 
         def write(block: Block, scores: Tensor, valid: np.ndarray) -> None:
             file.write(np.where(valid, scores.numpy(), np.float32(math.nan)), window=block)
@@ -450,13 +481,19 @@ def _create(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path) as temporary:
-            with rasterio.open(temporary, "w", **profile) as file:
-                if points:
-                    file.gcps = (points, their_crs)
-                yield file
-            # Of what fails as it closes a file, GDAL says nothing.
-            if not _is_whole(temporary):
-                raise errors.RasterioIOError("cut off")
+            beside = Path(f"{temporary}.aux.xml")  # for what GeoTIFF has no words
+            try:
+                with rasterio.open(temporary, "w", **profile) as file:
+                    if points:
+                        file.gcps = (points, their_crs)
+                    yield file
+                # Of what fails as it closes a file, GDAL says nothing.
+                if not _is_whole(temporary):
+                    raise errors.RasterioIOError("cut off")
+                if beside.exists():
+                    beside.replace(f"{path}.aux.xml")
+            finally:
+                beside.unlink(missing_ok=True)
     except errors.RasterioError as error:  # which does not say what the system said
         raise OSError(
             f"{path}: cannot be written; check its rights and the space on its disk"

@@ -56,3 +56,28 @@ def margin(levels: tuple[Level, ...]) -> int:
     cell = factor(levels)
     furthest = max(reach(levels)[0], reach(levels, cell - 1)[1])
     return -(-furthest // cell) * cell
+
+
+BEYOND_CELLS = 4
+"""Pixels by which the logits of an unpadded network end beyond whole cells."""
+
+
+def context(levels: tuple[Level, ...]) -> int:
+    """Pixels that an unpadded network takes on each side beyond those that it gives logits for.
+
+    Of `own_levels`, as there are no others without padding: each loses 2 of its own pixels on each
+    side, which are 2, 4, 8, ... of the image's, and but for the deepest one again on the way up. 92
+    with five levels.
+    """
+    return 6 * factor(levels) - 4
+
+
+def unpadded_side(levels: tuple[Level, ...], pixels: int) -> int:
+    """Smallest side of an image that an unpadded network gives at least so many logits for.
+
+    It can halve no others but these: with five levels 188, 204, ..., 572, ..., for logits of 4, 20,
+    ..., 388, ... pixels.
+    """
+    cell = factor(levels)
+    cells = (pixels - BEYOND_CELLS + cell - 1) // cell
+    return cells * cell + BEYOND_CELLS + 2 * context(levels)

@@ -1,7 +1,7 @@
 """One update of the weights."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from unet import distributed
-from unet.model import UNet
+from unet.model import UNet, centre_crop
 
 # The scale that float16 begins with, 2**16, halved 30 times.
 _SMALLEST_SCALE = 2.0**-14
@@ -21,7 +21,7 @@ class TrainingStep:
 
     Args:
         net: to train, on its device.
-        loss_function: (logits, targets) -> scalar.
+        loss_function: (logits, targets, and what else is in a batch) -> scalar.
         optimizer: of the net's weights, made with the highest learning rates.
         dtype: to compute in; float16 scales the loss so that small gradients are not lost.
         accumulate: batches whose gradients are averaged.
@@ -64,11 +64,11 @@ class TrainingStep:
             # Crops have one size; a size that may change is more than torch's compiler can do.
             self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
 
-    def gradients(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    def gradients(self, batches: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
         """Compute the gradients of the mean loss over `accumulate` batches.
 
         Args:
-            batches: images (N, C, H, W) and targets (N, H, W).
+            batches: images (N, C, H, W), targets (N, H, W) and what else the loss takes.
 
         Returns:
             The loss, and the norm of all gradients together (before they are clipped).
@@ -76,9 +76,9 @@ class TrainingStep:
         self._net.train()
         self.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self.device)
-        for i, (images, targets) in enumerate(batches):
+        for i, (images, *targets) in enumerate(batches):
             images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
-            targets = targets.to(self.device, non_blocking=True)
+            targets = [target.to(self.device, non_blocking=True) for target in targets]
             is_last = i == self.accumulate - 1
             # Gradients are exchanged once, with the last batch.
             unsynchronized = self._parallel is not None and not is_last
@@ -86,7 +86,10 @@ class TrainingStep:
                 with torch.autocast(
                     self.device.type, self.dtype, enabled=self.dtype != torch.float32
                 ):
-                    loss = self.loss_function(self._forward(images), targets) / self.accumulate
+                    logits = self._forward(images)
+                    # An unpadded network's are those of the middle; the rest was their context.
+                    targets = [centre_crop(target, logits) for target in targets]
+                    loss = self.loss_function(logits, *targets) / self.accumulate
                 self.scaler.scale(loss).backward()
             loss_sum += loss.detach()
         self.scaler.unscale_(self.optimizer)

@@ -24,7 +24,7 @@ from unet.pairs import Pair
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
 
-MEMORY_VERSION = 2
+MEMORY_VERSION = 3
 """Of the columns of `Summaries` and how they are found."""
 
 
@@ -35,11 +35,12 @@ class Summaries:
     Args:
         sizes: (N, 2) height and width.
         kinds: (N,) Pillow's mode, and the type of the numbers, as bytes.
-        num_bytes: (N,) that image and class ids take in memory.
+        num_bytes: (N,) that image and class ids take in memory, and with a border the weights.
         class_pixels: (N, K) pixels of each class.
         sums: (N, C) of the values of each channel.
         squares: (N, C) of the squared values of each channel.
         contents: (N,) fingerprints of the images' pixels.
+        cells: (N,) their number, where the reader has a border; else 0.
     """
 
     sizes: np.ndarray
@@ -49,6 +50,7 @@ class Summaries:
     sums: np.ndarray
     squares: np.ndarray
     contents: np.ndarray
+    cells: np.ndarray
 
     @classmethod
     def empty(cls, count: int, num_classes: int, channels: int) -> "Summaries":
@@ -61,6 +63,7 @@ class Summaries:
             sums=np.zeros((count, channels)),
             squares=np.zeros((count, channels)),
             contents=np.zeros(count, "S16"),
+            cells=np.zeros(count, np.int64),
         )
 
     def __len__(self) -> int:
@@ -141,7 +144,11 @@ def read_pairs(
 def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     """The row of a pair in `Summaries`, or what is wrong with it."""
     try:
-        image, ids = reader(pair)
+        image, ids = reader.read(pair)
+        num_bytes, cells = image.nbytes + ids.nbytes, 0
+        if reader.border is not None:
+            num_bytes += 2 * ids.size
+            cells = int(np.count_nonzero(np.unique(reader.cells(pair, ids))))
         mode = image_mode(pair.images[0])
     except (ValueError, FileNotFoundError) as error:
         return error
@@ -155,11 +162,12 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     return (
         ids.shape,
         f"{mode}, {image.dtype}",
-        image.nbytes + ids.nbytes,
+        num_bytes,
         np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)],
         sums,
         squares,
         hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, key=shape).digest(),
+        cells,
     )
 
 

@@ -16,9 +16,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.augment import Augment
 from unet.beginning import begin_with, load_beginning
-from unet.check import CheckedData, check_data, describe, listed, pair_reader
+from unet.check import CheckedData, augmentation, check_data, describe, listed, training_reader
 from unet.checkpoint import (
     SegmentationModel,
     build_net,
@@ -30,8 +29,9 @@ from unet.config import (
     LossConfig,
     OptimizerConfig,
     TrainConfig,
+    network_levels,
 )
-from unet.data import BatchStream, DecodedImages, Normalization, SegmentationDataset
+from unet.data import BatchStream, DecodedImages, Normalization, PairReader, SegmentationDataset
 from unet.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.evaluation import Segmented, confusion_of_pairs
 from unet.losses import SegmentationLoss
@@ -41,6 +41,7 @@ from unet.model import UNet
 from unet.pairs import Pair
 from unet.pretrained import encoder_weights
 from unet.pytorch_unet import FORMAT as PYTORCH_UNET
+from unet.reach import context, unpadded_side
 from unet.runs import Progress, check_same, find_run, give_up, hold, make_folder, save_last
 from unet.schedule import learning_rate_factor, validations_without_gain
 from unet.step import TrainingStep, WeightAverage
@@ -94,7 +95,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     dtype = pick_dtype(settings.precision, device)
     if dtype == torch.float16 and device.type == "cpu":
         print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
-    reader = pair_reader(config)
+    reader = training_reader(config)
     classes = reader.classes
 
     # The data, read once in full: what is wrong with it is said now.
@@ -112,7 +113,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     print(describe(data, classes.names))
     for note in data.notes:
         print(f"note: {note}")
-    dataset = _training_set(config, data, normalization)
+    dataset = _training_set(config, data, reader, normalization)
 
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)
@@ -350,17 +351,16 @@ def _checked_data(config: Config) -> CheckedData:
 
 
 def _training_set(
-    config: Config, data: CheckedData, normalization: Normalization
+    config: Config, data: CheckedData, reader: PairReader, normalization: Normalization
 ) -> SegmentationDataset:
-    reader, sampling = pair_reader(config), config.sampling
-    names = reader.classes.names
+    sampling, names = config.sampling, reader.classes.names
     # Every process of this machine keeps its own.
     limit = config.data.cache * 2**30 / distributed.local_world_size()
     return SegmentationDataset(
         data.train_pairs,
         reader,
         normalization,
-        Augment(**vars(config.augment)),
+        augmentation(config),
         config.train.seed,
         sampling.crops_per_image,
         [names.index(name) for name in sampling.rare],
@@ -374,7 +374,7 @@ def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
     if weights == "balanced":  # a class of the mean number of pixels weighs 1, one without none 0
         shares = class_pixels / class_pixels.mean()
         weights = tuple(1 / share if share else 0.0 for share in shares.tolist())
-    return SegmentationLoss(**{**vars(config), "class_weights": weights})
+    return SegmentationLoss(config.cross_entropy, config.dice, weights)
 
 
 def _optimizer(config: OptimizerConfig, net: UNet) -> torch.optim.Optimizer:
@@ -465,6 +465,10 @@ def _memory_advice(config: Config) -> str:
     size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
     advice = []
     smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
+    if config.model.padding == "valid":  # half of what is learned from
+        levels = network_levels(config.model)
+        learned = [side - 2 * context(levels) for side in crop or (512, 512)]
+        smaller = [unpadded_side(levels, max(side // 2, 1)) for side in learned]
     if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
         advice.append(
             f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
