@@ -176,7 +176,7 @@ def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tenso
         loss, norm = step.gradients([batch])
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise FloatingPointError(f"the loss is {loss}, the gradients' norm {norm}")
-        step.update(config.optimizer.lr * factor)
+        step.update(factor)
 
 
 def make_step(

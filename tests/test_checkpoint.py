@@ -14,7 +14,7 @@ from torch import nn
 from unet import load_model
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
 from unet.data import Normalization
-from unet.reach import unpadded_side
+from unet.reach import own_levels, unpadded_side
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
     # Beyond its borders it sees the image mirrored.
     wider = np.pad(model.normalization(image).numpy(), ((0, 0), (20, 99), (20, 99)), "symmetric")
     with torch.inference_mode():
-        sides = [unpadded_side(3, side) for side in size]
+        sides = [unpadded_side(own_levels(3), side) for side in size]
         by_hand = model.net(torch.from_numpy(wider[None, :, : sides[0], : sides[1]]))[0]
     torch.testing.assert_close(whole, by_hand[:, : size[0], : size[1]], rtol=1e-5, atol=1e-5)
     for tiling in ("{size: [116, 96]}", "{size: [116, 88], overlap: 9, batch_size: 3}"):

@@ -20,6 +20,7 @@ from unet.config import (
     dotted,
     load_config,
     tile_overlap,
+    tiles_blend,
 )
 from unet.losses import SegmentationLoss
 from unet.model import UNet
@@ -179,6 +180,27 @@ def test_settings_are_the_arguments_of_what_they_feed(
         ("data.validation={images: a, masks: {cell: b}}", "masks: expected one place, or one for"),
         ("sampling={rare: [dog], rare_share: 0.5}", "sampling.rare: got dog, expected names of"),
         ("sampling={rare: [cell]}", "sampling: expected both rare and a rare_share above 0"),
+        ("optimizer.encoder_lr=1e-4", "optimizer.encoder_lr: got 0.0001, expected a network of t"),
+        ("train.encoder_weights=DEFAULT", "train.encoder_weights: got DEFAULT, expected a network"),
+        ("train.freeze_encoder_epochs=2", "train.freeze_encoder_epochs: got 2, expected a network"),
+        (
+            "model={encoder: convnext_tiny}",
+            "model.widths: got [64, 128, 256, 512, 1024], expected 4 numbers, as many levels as "
+            "the decoder has with model.encoder convnext_tiny, such as [32, 64, 128, 256]",
+        ),
+        (
+            "model={encoder: resnet34, downsampling: conv}",
+            "model.downsampling: got conv, expected it left out: model.encoder resnet34 has its",
+        ),
+        (
+            "model={encoder: resnet34, padding: valid}",
+            "model.padding: got valid, expected it left out: model.encoder resnet34 is padded",
+        ),
+        (
+            "model={encoder: resnet34, dropout: 0.5}",
+            "model.dropout: got 0.5, expected it left out: model.encoder resnet34 takes none",
+        ),
+        ("model.encoder=resnet", "model.encoder: got the text 'resnet', expected one of none, res"),
         ("sampling={crops_per_image: 2}", "sampling: expected an augment.crop"),
         ("data.ignore=[255]", "data.classes: got the value 255 twice"),
         ("optimizer.lr=1e999", "optimizer.lr: got the text '1e999', expected a number"),
@@ -267,6 +289,34 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.yaml: there is no such config file"):
         load_config(tmp_path / "no.yaml")
+
+
+def test_an_encoder_has_weights_from_one_place(tmp_path: Path) -> None:
+    both = ["model.encoder=resnet34", "train.encoder_weights=DEFAULT", "train.init_from=a.pt"]
+    with pytest.raises(ValueError, match="train: got encoder_weights and init_from, expected one"):
+        load(tmp_path, SMALL, *both)
+    freeze = "train.freeze_encoder_epochs=1"
+    load(tmp_path, SMALL, *both[:2], freeze)
+    load(tmp_path, SMALL, both[0], both[2], freeze)
+    with pytest.raises(ValueError, match=r"got 1, expected 0 without train\.encoder_weights or"):
+        load(tmp_path, SMALL, both[0], freeze)
+
+
+def test_tiles_of_an_encoder_blend_unless_they_overlap_enough(tmp_path: Path) -> None:
+    def tiles(encoder: str, *overrides: str) -> tuple[int, bool]:
+        config = load(tmp_path, SMALL, f"model.encoder={encoder}", *overrides)
+        return tile_overlap(config), tiles_blend(config)
+
+    assert tiles("none") == (192, False)
+    assert tiles("resnet50") == (256, True)
+    assert tiles("resnet50", "tiling.overlap=576") == (576, False)
+    assert tiles("resnet50", "tiling.overlap=575") == (575, True)
+    assert tiles("efficientnet_b0", "tiling.overlap=576") == (576, True)
+    assert tiles("none", "tiling.overlap=9") == (9, False)
+    assert tiles("none", "model.norm=group") == (192, True)
+    assert tiles("resnet50", "model.norm=group", "tiling.overlap=576") == (576, True)
+    assert tiles("none", "model.padding=valid") == (4, False)
+    assert tiles("none", "model.padding=valid", "model.norm=group") == (192, True)
 
 
 def test_cells_come_from_one_place(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
+from torchvision.models import get_model
 
 from unet import distributed
 from unet.checkpoint import load_checkpoint
@@ -112,6 +113,23 @@ def test_two_processes_end_in_the_weights_of_one(config: Path, data_root: Path) 
     for stem in "0134":
         masks = [Path(f"masks{n}/{stem}.png").read_bytes() for n in (1, 2)]
         assert masks[0] == masks[1]
+
+
+def test_two_processes_freeze_an_encoder_as_one_does(config: Path) -> None:
+    torch.save(get_model("mobilenet_v3_large", weights=None).state_dict(), "weights.pth")
+    overrides = ["model={encoder: mobilenet_v3_large, widths: [4, 4, 4, 4, 8], in_channels: 1, "
+                 "norm: group}", "train.encoder_weights=weights.pth",
+                 "train.freeze_encoder_epochs=1", "train.epochs=2"]  # fmt: skip
+    result = torchrun("train", str(config), *overrides, "name=two")
+    assert result.returncode == 0, result.stderr
+    assert main(["train", str(config), *overrides, "name=one"]) == 0
+    one, two = (load_checkpoint(Path("runs") / name / "last.pt") for name in ("one", "two"))
+    losses = [[row["train_loss"] for row in state["progress"]["history"]] for state in (one, two)]
+    # Frozen, the encoder's batch norm has its statistics; then each process has those of its part.
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
+    assert losses[0][1] == pytest.approx(losses[1][1], rel=0.2)
+    given = torch.load("weights.pth")["features.3.block.1.0.weight"]
+    assert not torch.equal(two["model"]["encoder.features.3.block.1.0.weight"], given)
 
 
 LAST_THREADS = """

@@ -101,6 +101,15 @@ def test_a_file_gives_the_models_classes(checkpoint: Path, tmp_path: Path, suffi
 
 
 @both
+@pytest.mark.parametrize("encoder", ["resnet18", "convnext_tiny", "mobilenet_v3_large"])
+def test_an_encoder_of_torchvision_is_exported(tmp_path: Path, suffix: str, encoder: str) -> None:
+    widths = [4] * (4 if encoder == "convnext_tiny" else 5)
+    settings = [f"model={{encoder: {encoder}, widths: {widths}, in_channels: 1}}"]
+    save_checkpoint(tmp_path / "best.pt", used_model(tmp_path, *settings), {})
+    assert export([tmp_path / "best.pt"], tmp_path / f"model{suffix}") <= TOLERANCE
+
+
+@both
 @pytest.mark.parametrize(
     ("levels", "norm", "downsampling"),
     [(1, "batch", "max_pool"), (5, "none", "conv"), (3, "group", "conv"), (2, "instance", "conv")],

@@ -139,3 +139,21 @@ def _mib(text: str) -> float:
 def test_a_norm_with_statistics_of_the_image_sees_all_of_it(tmp_path: Path) -> None:
     text = describe_checkpoint(saved(tmp_path, "model.norm=group"))
     assert row(text, "receptive field").endswith("of norm group, the whole image")
+
+
+def test_what_an_encoder_of_torchvision_sees(tmp_path: Path) -> None:
+    def sees(encoder: str, *overrides: str) -> str:
+        model = f"model={{encoder: {encoder}, widths: [4, 4, 4, 4, 4], in_channels: 1}}"
+        text = describe_checkpoint(saved(tmp_path, model), overrides=overrides)
+        assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
+        return row(text, "receptive field")
+
+    assert sees("resnet18") == (
+        "563 x 563 pixels at most, up to 310 to one side; tiles blend over 256 pixels (exact from "
+        "576)"
+    )
+    assert sees("resnet18", "tiling.overlap=576").endswith("tiles are exact over 576 pixels")
+    assert sees("mobilenet_v3_large") == (
+        "the whole image, by squeeze-and-excitation of mobilenet_v3_large; tiles blend over 256 "
+        "pixels"
+    )

@@ -1,10 +1,13 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 from unet import ConvTranspose2d, UNet
+from unet.encoders import Encoder
 from unet.model import Up, centre_crop, fold_batch_norm
 
 
@@ -250,3 +253,91 @@ def test_folding_keeps_how_weights_lie_in_memory() -> None:
     for convolution in fold_batch_norm(net).modules():
         if isinstance(convolution, nn.Conv2d):
             assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+ENCODERS = sorted({*get_args(Encoder)} - {"none", "resnet101", "convnext_small"})
+
+
+def with_encoder(encoder: str, **settings: object) -> UNet:
+    torch.manual_seed(0)
+    widths = (4, 6, 8, 8) if encoder.startswith("convnext") else (4, 4, 6, 8, 8)
+    return UNet(num_classes=2, widths=widths, encoder=encoder, **settings)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_an_encoder_of_torchvision_takes_any_image_and_learns(encoder: str) -> None:
+    net = with_encoder(encoder, in_channels=2)
+    assert net.eval()(torch.randn(1, 2, 33, 70)).shape == (1, 2, 33, 70)
+    assert net(torch.randn(1, 2, 1, 1)).shape == (1, 2, 1, 1)
+    net.train()(torch.randn(2, 2, 65, 40)).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert not any(isinstance(module, nn.ConvTranspose2d) for module in net.modules())
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_folding_the_batch_norm_of_an_encoder_changes_no_logits(encoder: str) -> None:
+    net = with_encoder(encoder, in_channels=3)
+    for _ in range(3):
+        net(1 + torch.randn(2, 3, 64, 64))
+    folded, image = fold_batch_norm(net), torch.randn(2, 3, 45, 70)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(image), net.eval()(image), rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_norm_whose_convolution_others_see_is_not_folded() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen = self.conv(x)
+            return self.norm(seen) + seen
+
+    net = with_encoder("resnet18", in_channels=2)
+    net.encoder = fx.symbolic_trace(Both())
+    assert isinstance(fold_batch_norm(net).encoder.norm, nn.BatchNorm2d)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_b0"])
+def test_recomputing_an_encoder_changes_no_number(encoder: str) -> None:
+    image, states = torch.randn(2, 3, 64, 64), []
+    for recompute in (False, True):
+        net = with_encoder(encoder, recompute=recompute)
+        torch.manual_seed(1)  # stochastic depth
+        net(image).square().sum().backward()
+        gradients = {f"{name} gradient": p.grad for name, p in net.named_parameters()}
+        states.append({**net.state_dict(), **gradients})
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+
+
+def test_a_frozen_encoder_stays_as_it_is() -> None:
+    net = with_encoder("efficientnet_b0")
+    net.encoder_frozen = True
+    before = {name: tensor.clone() for name, tensor in net.encoder.state_dict().items()}
+    image = torch.randn(2, 3, 64, 64)
+    features = [list(net.train().encoder(image).values())[-1] for _ in range(2)]
+    assert torch.equal(*features)  # no stochastic depth
+    net(image).square().mean().backward()
+    assert all(parameter.grad is None for parameter in net.encoder.parameters())
+    assert all(p.grad is not None for part in (net.stem, net.decoder) for p in part.parameters())
+    for name, tensor in net.encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    net.encoder_frozen = False
+    net.train()(image).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in net.encoder.parameters())
+    assert not torch.equal(net.encoder.state_dict()["features.0.1.running_mean"],
+                           before["features.0.1.running_mean"])  # fmt: skip
+
+
+def test_an_encoder_that_is_none_of_these_is_refused() -> None:
+    with pytest.raises(ValueError, match="encoder: got 'resnet', expected one of none, resnet18"):
+        UNet(encoder="resnet")
+    with pytest.raises(ValueError, match=r"widths: got \(8, 8\), expected 5 numbers"):
+        UNet(widths=(8, 8), encoder="resnet18")
+    for setting in ({"downsampling": "conv"}, {"padding": "valid"}, {"dropout": 0.5}):
+        with pytest.raises(ValueError, match="with encoder resnet18, expected them left out"):
+            UNet(widths=(8,) * 5, encoder="resnet18", **setting)

@@ -392,11 +392,21 @@ def test_all_kinds_of_tiff_are_predicted(checkpoint: Path) -> None:
             assert np.array_equal(np.asarray(file), expected[0])
 
 
-@pytest.mark.parametrize("norm", ["group", "instance"])
+@pytest.mark.parametrize(
+    ("settings", "tiles"),
+    [
+        ("{norm: group, widths: [4, 6, 8], in_channels: 1}", "[64, 48]"),
+        ("{norm: instance, widths: [4, 6, 8], in_channels: 1}", "[64, 48]"),
+        ("{encoder: mobilenet_v3_large, widths: [4, 4, 4, 4, 4], in_channels: 1}", "[96, 64]"),
+    ],
+)
 @pytest.mark.parametrize("size", [SIZE, (61, 130), (130, 61), (20, 30)])
-def test_windows_blend_as_tiles_do(norm: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_windows_blend_as_tiles_do(
+    settings: str, tiles: str, size: tuple[int, int], tmp_path: Path
+) -> None:
     path = write_raster("a.tif", draw(*size))
-    model = model_of(tmp_path, f"model.norm={norm}", "tiling={size: [64, 48], overlap: 20}")
+    overrides = [f"model={settings}", f"tiling={{size: {tiles}, overlap: 20}}"]
+    model = model_of(tmp_path, *overrides)
     predict_raster(model, path, Path("m.tif"), Path("p.tif"))
     expected = model.logits(torch.from_numpy(to_float(read_image(path, 1)))).softmax(0)
     torch.testing.assert_close(torch.from_numpy(read_mask("p.tif")), expected, rtol=0, atol=1e-5)
@@ -405,7 +415,7 @@ def test_windows_blend_as_tiles_do(norm: str, size: tuple[int, int], tmp_path: P
 
 def test_what_windows_cannot_give_is_refused(tmp_path: Path) -> None:
     model, blending = model_of(tmp_path), model_of(tmp_path, "model.norm=group")
-    alone = r"a\.tif: got a model of norm group with .*, expected it alone.*; --no-windows reads it"
+    alone = r"a\.tif: got a model of norm group and .*, expected it alone.*; --no-windows reads it"
     with pytest.raises(ValueError, match=alone):
         check_rasters(blending, "a.tif", ("flips",))
     with pytest.raises(ValueError, match=alone):

@@ -2,7 +2,16 @@ import pytest
 import torch
 
 from unet import UNet
-from unet.reach import BEYOND_CELLS, context, factor, margin, reach, unpadded_side
+from unet.encoders import levels_of
+from unet.reach import (
+    BEYOND_CELLS,
+    context,
+    factor,
+    margin,
+    own_levels,
+    reach,
+    unpadded_side,
+)
 
 
 def seen_by(net: UNet, size: int) -> torch.Tensor:
@@ -22,25 +31,25 @@ def seen_by(net: UNet, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
 def test_the_formula_is_what_a_network_sees(levels: int, downsampling: str) -> None:
     net = UNet(1, 1, widths=(1,) * levels, norm="none", downsampling=downsampling)
-    cell = factor(levels)
-    assert net.factor == cell
-    assert net.margin == margin(levels)
+    own = own_levels(levels)
+    cell, edge = factor(own), margin(own)
+    assert (net.factor, net.margin) == (cell, edge)
     middle = 8 * cell
     seen = seen_by(net, 17 * cell)
     for position in range(cell):
         pixel = middle + position
         columns = seen[:, pixel].nonzero().flatten()
-        assert int(columns.min()) == pixel - reach(levels, position)
-        assert int(columns.max()) == pixel + reach(levels, cell - 1 - position)
+        left, right = reach(own, position)
+        assert (int(columns.min()), int(columns.max())) == (pixel - left, pixel + right)
     # Whatever sees beyond an edge on the grid is in the margin, and a cell less would not do.
-    assert not seen[:middle, middle + margin(levels) :].any()
-    assert not seen[middle:, : middle - margin(levels)].any()
-    assert seen[:middle, middle + margin(levels) - cell :].any()
+    assert not seen[:middle, middle + edge :].any()
+    assert not seen[middle:, : middle - edge].any()
+    assert seen[:middle, middle + edge - cell :].any()
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
-def test_an_unpadded_network_takes_its_context_and_sees_it(levels: int) -> None:
-    net = UNet(1, 1, widths=(1,) * levels, norm="none", padding="valid")
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_an_unpadded_network_takes_its_context_and_sees_it(count: int) -> None:
+    net, levels = UNet(1, 1, (1,) * count, norm="none", padding="valid"), own_levels(count)
     side = unpadded_side(levels, 3 * factor(levels))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -53,12 +62,13 @@ def test_an_unpadded_network_takes_its_context_and_sees_it(levels: int) -> None:
     # The first logit sees as far as the first column, to the left; the last as far as the last.
     assert seen[0, 0]
     assert seen[-1, -1]
-    assert reach(levels, max(factor(levels) - 2, 0)) == net.context
+    assert reach(levels, max(factor(levels) - 2, 0))[0] == net.context
 
 
 def test_the_sides_that_an_unpadded_network_takes_are_all_of_them() -> None:
-    for levels in (1, 2, 3, 4):
-        net, taken = UNet(1, 1, widths=(1,) * levels, norm="none", padding="valid").eval(), []
+    for count in (1, 2, 3, 4):
+        levels, taken = own_levels(count), []
+        net = UNet(1, 1, widths=(1,) * count, norm="none", padding="valid").eval()
         smallest = unpadded_side(levels, 1)
         for side in range(smallest, smallest + 3 * factor(levels)):
             logits = side - 2 * context(levels)
@@ -68,14 +78,39 @@ def test_the_sides_that_an_unpadded_network_takes_are_all_of_them() -> None:
                 assert (logits - BEYOND_CELLS) % factor(levels) == 0
                 assert unpadded_side(levels, logits + 1) == side + factor(levels)
         assert len(taken) == 3
-    assert [unpadded_side(5, pixels) for pixels in (1, 4, 5, 388)] == [188, 188, 204, 572]
+    sides = [unpadded_side(own_levels(5), pixels) for pixels in (1, 4, 5, 388)]
+    assert sides == [188, 188, 204, 572]
 
 
 def test_the_numbers_that_the_documents_name() -> None:
-    assert [margin(levels) for levels in (1, 2, 3, 4, 5)] == [2, 8, 24, 48, 96]
-    for levels in (3, 4, 5, 6):
-        cell = factor(levels)
-        assert margin(levels) == 6 * cell
-        assert max(reach(levels, position) for position in range(cell)) == 7 * cell - 5
-    assert ((1024 - 2 * margin(4)) / 1024) ** 2 == pytest.approx(0.82, abs=0.005)
-    assert ((1024 - 2 * margin(5)) / 1024) ** 2 == pytest.approx(0.66, abs=0.005)
+    assert [margin(own_levels(count)) for count in (1, 2, 3, 4, 5)] == [2, 8, 24, 48, 96]
+    for count in (3, 4, 5, 6):
+        cell = factor(own_levels(count))
+        assert margin(own_levels(count)) == 6 * cell
+        assert max(max(reach(own_levels(count), i)) for i in range(cell)) == 7 * cell - 5
+    assert ((1024 - 2 * margin(own_levels(4))) / 1024) ** 2 == pytest.approx(0.82, abs=0.005)
+    assert ((1024 - 2 * margin(own_levels(5))) / 1024) ** 2 == pytest.approx(0.66, abs=0.005)
+
+
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50", "convnext_tiny"])
+def test_the_formula_is_what_a_network_of_torchvision_sees(encoder: str) -> None:
+    levels = levels_of(encoder, 0)
+    net = UNet(1, 1, (1,) * (len(levels) - 1), "none", encoder=encoder).eval().double()
+    for parameter in net.parameters():
+        # Nothing negative, so that nothing cancels out.
+        parameter.data.fill_(1 / parameter[0].numel() if parameter.ndim == 4 else 1)
+    if encoder.startswith("convnext"):  # where layer norms would else take all away
+        net.encoder.apply(lambda part: getattr(part, "reset_parameters", lambda: None)())
+    cell, edge = factor(levels), margin(levels)
+    assert (net.factor, net.margin) == (cell, edge)
+    middle = edge + 2 * cell
+    # Brighter from the middle outwards, so that max pooling takes what lies furthest.
+    away = (torch.arange(2 * middle, dtype=torch.double) - middle).abs()
+    image = away.repeat(1, 1, 2 * cell, 1).requires_grad_()
+    logits = net(image)
+    for position in (0, 1, cell - 1):
+        (gradient,) = torch.autograd.grad(
+            logits[..., middle + position].sum(), image, retain_graph=True
+        )
+        columns = gradient.abs().sum((0, 1, 2)).nonzero().flatten() - middle - position
+        assert (-int(columns.min()), int(columns.max())) == reach(levels, position)

@@ -19,8 +19,8 @@ def example(batches: int = 1) -> tuple[UNet, list[Batch]]:
     ]
 
 
-def make_step(net: UNet, **options: object) -> TrainingStep:
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1.0)
+def make_step(net: UNet, lr: float = 0.1, **options: object) -> TrainingStep:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr)
     return TrainingStep(net, SegmentationLoss(), optimizer, **options)
 
 
@@ -34,7 +34,7 @@ def test_a_step_is_what_one_would_write(accumulate: int) -> None:
     net, batches = example(accumulate)
     plain = copy.deepcopy(net)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.02)
-    step = make_step(net, accumulate=accumulate)
+    step = make_step(net, 0.04, accumulate=accumulate)
     for _ in range(3):
         optimizer.zero_grad()
         loss = plain_loss(plain, batches)
@@ -42,7 +42,7 @@ def test_a_step_is_what_one_would_write(accumulate: int) -> None:
         norm = torch.cat([p.grad.flatten() for p in plain.parameters()]).norm()
         optimizer.step()
         numbers = step.gradients(iter(batches))
-        step.update(0.02)
+        step.update(0.5)
         assert numbers == pytest.approx((loss.item(), norm.item()), rel=1e-4)
     for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -93,13 +93,28 @@ def test_float16_leaves_out_an_update_that_is_not_finite() -> None:
     before = copy.deepcopy(net.state_dict())
     assert step.may_skip
     step.gradients(batches)
-    step.update(0.1)
+    step.update(1.0)
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     hook.remove()
     step.gradients(batches)
-    step.update(0.1)
+    step.update(1.0)
     assert not torch.equal(net.head.weight, before["head.weight"])
     assert not make_step(net).may_skip
+
+
+def test_each_group_of_weights_has_its_own_learning_rate() -> None:
+    net, batches = example()
+    groups = [{"params": [net.head.weight]}, {"params": [net.head.bias], "lr": 0.25}]
+    step = TrainingStep(net, SegmentationLoss(), torch.optim.SGD(groups, lr=0.5))
+    before = copy.deepcopy(net.head)
+    for factor in (1.0, 0.5):
+        step.gradients(batches)
+        for name, lr in (("weight", 0.5), ("bias", 0.25)):
+            weights = getattr(before, name)
+            weights.data -= factor * lr * getattr(net.head, name).grad
+        step.update(factor)
+    torch.testing.assert_close(net.head.weight, before.weight)
+    torch.testing.assert_close(net.head.bias, before.bias)
 
 
 def test_a_compiled_network_computes_the_same() -> None:

@@ -116,6 +116,24 @@ def test_tiles_give_what_the_whole_image_gives(
         torch.testing.assert_close(tiled, net(image[None])[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "resnet50"])
+def test_tiles_of_a_resnet_give_what_the_whole_image_gives(encoder: str) -> None:
+    net = make_net(widths=(4, 4, 4, 4, 4), encoder=encoder)
+    overlap = 2 * net.margin
+    assert overlap == 576
+    image = torch.randn(2, 41, overlap + 205)
+    whole = net(image[None])[0]
+
+    def difference(overlap: int) -> float:
+        tiled = sliding_window(
+            net, image, (overlap + 96, overlap + 96), overlap, align=32, blend=False
+        )
+        return float((tiled - whole).abs().max() / whole.abs().max())
+
+    assert difference(overlap) < 3e-6
+    assert difference(64) > 3e-5
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
@@ -124,7 +142,7 @@ def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
 ) -> None:
     net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, padding="valid")
     cell = net.factor
-    shown = unpadded_side(levels, 3 * cell + 4)
+    shown = unpadded_side(net.levels, 3 * cell + 4)
     tile = (shown, shown + cell)  # not square
     for size in ((61, 75), (8 * cell, 3), (1, 1), (2 * cell, 3 * cell + 4)):
         image = net.surround(torch.randn(2, *size))

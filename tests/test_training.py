@@ -17,6 +17,7 @@ import torch
 import yaml
 from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
+from torchvision.models import get_model
 
 import unet.training
 from unet import load_model, predict
@@ -514,7 +515,7 @@ def test_validating_on_the_training_images_is_refused(data_root: Path) -> None:
 
 
 def test_the_optimizer_has_the_settings_of_the_config() -> None:
-    net = torch.nn.Conv2d(1, 1, 1)
+    net = UNet(1, widths=(4,))
     adamw = unet.training._optimizer(OptimizerConfig(lr=0.3, weight_decay=0.2, momentum=0.8), net)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["lr"] == 0.3
@@ -581,3 +582,104 @@ def test_a_loader_that_is_killed_is_told(
     error = capsys.readouterr().err
     assert re.search(r"^error: DataLoader worker \(pid.*(killed|exited).*lower train\.num", error)
     assert "Traceback" not in error
+
+
+ENCODER = ["model={encoder: efficientnet_b0, widths: [4, 4, 4, 4, 4], in_channels: 1}"]
+
+
+@pytest.fixture
+def encoder_weights() -> Path:
+    """As torchvision has them, which lie in a file."""
+    torch.manual_seed(7)
+    torch.save(get_model("efficientnet_b0", weights=None).state_dict(), "weights.pth")
+    return Path("weights.pth")
+
+
+def encoder_of(path: Path) -> dict[str, torch.Tensor]:
+    model = load_checkpoint(path)["model"]
+    return {key.removeprefix("encoder."): model[key] for key in model if key.startswith("encoder.")}
+
+
+def test_an_encoder_begins_with_weights_that_only_the_start_needs(
+    data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=2"]
+    given = torch.load(encoder_weights)
+    whole = train(make_config(data_root, *overrides, "name=whole", "train.freeze_encoder_epochs=2"))
+    shown = capsys.readouterr().out
+    assert "note: efficientnet_b0 begins with the weights weights.pth; those of the first" in shown
+    assert "note: data.normalization: mean [0.449] and std [0.226], those of the weights" in shown
+    frozen = encoder_of(whole / "last.pt")
+    assert torch.equal(frozen.pop("features.0.0.weight"), given["features.0.0.weight"].sum(1, True))
+    for key, weights in frozen.items():
+        assert torch.equal(weights, given[key]), key
+    # And from here on it is not looked at.
+    encoder_weights.unlink()
+    model = load_model(whole / "best.pt")
+    assert model.normalization.mean == pytest.approx((0.449,))
+    assert main(["evaluate", str(whole / "best.pt")]) == 0
+    assert main(["predict", str(whole / "best.pt"), f"{data_root}/images", "-o", "masks"]) == 0
+    assert main(["info", str(whole / "best.pt")]) == 0
+    assert "the whole image, by squeeze-and-excitation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_with_a_frozen_encoder_resumes_exactly(
+    data_root: Path, encoder_weights: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    write_instances(data_root)
+    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=3",
+                 "train.freeze_encoder_epochs=1", f"optimizer.name={optimizer}",
+                 "optimizer.encoder_lr=0.001", "train.average=0.9", "train.recompute=true",
+                 "data.instances=instances", "loss.border={}"]  # fmt: skip
+    whole = train(make_config(data_root, *overrides, "name=whole"))
+    stop_at(monkeypatch, 1, 2, 3, 4)
+    encoder_weights.rename("moved.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.encoder_weights: there is no file weights"
+    ):
+        train(make_config(data_root, *overrides, "name=parts"))
+    assert not Path("runs/parts").exists()
+    Path("moved.pth").rename(encoder_weights)
+    with pytest.raises(Stopped):
+        train(make_config(data_root, *overrides, "name=parts"))
+    encoder_weights.unlink()  # resuming does not need it
+    resumed = False
+    while not resumed:
+        try:
+            train(make_config(data_root, *overrides, "name=parts"), resume=True)
+            resumed = True
+        except Stopped:
+            pass
+    assert_same_run(whole, Path("runs/parts"))
+    rates = [
+        group["lr"] for group in load_checkpoint(whole / "last.pt")["optimizer"]["param_groups"]
+    ]
+    assert rates[1] == pytest.approx(rates[0] / 10)
+
+
+def test_what_the_config_says_of_normalization_goes_before_the_weights(
+    data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=1"]
+    run = train(make_config(data_root, *overrides, "data.normalization=image"))
+    assert load_model(run / "best.pt").normalization.method == "image"
+    assert "those of the weights" not in capsys.readouterr().out
+    run = train(make_config(data_root, *overrides, "data.normalization=dataset", "name=dataset"))
+    plain = train(make_config(data_root, "train.epochs=1", "name=plain"))
+    assert load_model(run / "best.pt").normalization == load_model(plain / "best.pt").normalization
+
+
+def test_weights_that_cannot_be_downloaded_leave_no_run(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    settings = config_to_dict(make_config(data_root, *ENCODER, "train.encoder_weights=DEFAULT"))
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert main(["train", "tiny.yaml"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: train.encoder_weights: efficientnet_b0_rwightman-7f5810bc.pth")
+    assert "put it into hub/checkpoints" in line
+    assert not Path("runs/tiny").exists()
+    assert not list(Path("hub/checkpoints").iterdir())

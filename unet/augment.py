@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.reach import context, unpadded_side
+from unet.reach import Level, context, unpadded_side
 
 
 class Augment:
@@ -29,9 +29,9 @@ class Augment:
         elastic_spacing: pixels between the points that are displaced; bicubic in between.
         brightness: largest shift to either side, in standard deviations of the image data.
         contrast: largest change of contrast to either side, as a fraction.
-        unpadded_levels: of the network, if it has padding valid, else 0. Then its context counts in
-            the crop, but it is the part without that is drawn from the image; and without a crop an
-            image is surrounded by it.
+        unpadded_levels: of the network, if it has padding valid, else none. Then its context
+            counts in the crop, but it is the part without that is drawn from the image; and without
+            a crop an image is surrounded by it.
 
     Source: the elastic deformation is that of Ronneberger, Fischer and Brox 2015,
     arXiv 1505.04597, section 3.1.
@@ -49,7 +49,7 @@ class Augment:
         elastic_spacing: int = 64,
         brightness: float = 0.0,
         contrast: float = 0.0,
-        unpadded_levels: int = 0,
+        unpadded_levels: tuple[Level, ...] = (),
     ) -> None:
         self.crop = crop
         self.scale = scale

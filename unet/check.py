@@ -12,13 +12,14 @@ import torch
 
 from unet.augment import Augment
 from unet.border_weights import Border
-from unet.config import Config, FixedNormalizationConfig
+from unet.config import Config, FixedNormalizationConfig, network_levels
 from unet.data import Normalization, PairReader, normalization_of
 from unet.extras import extra
 from unet.images import to_float
 from unet.masks import ClassMap
 from unet.pairs import PackedPairs, Pair, find_pairs, read_table
 from unet.pictures import sample_sheet, save_picture
+from unet.pretrained import encoder_numbers
 from unet.quickstart import draw_quickstart
 from unet.splits import read_stems, split_by_lot, split_by_stems
 from unet.survey import MEMORY_VERSION, Summaries, read_pairs
@@ -60,12 +61,21 @@ class CheckedData:
         match config.data.normalization:
             case FixedNormalizationConfig(mean=mean, std=std):
                 return Normalization(mean=mean, std=std)
-            case "dataset":
-                return normalization_of(
+            case "auto" | "dataset":
+                return numbers_of_weights(config) or normalization_of(
                     self.train.pixels, self.train.sums.sum(0), self.train.squares.sum(0)
                 )
             case method:
                 return Normalization(method=method)
+
+
+def numbers_of_weights(config: Config) -> Normalization | None:
+    """Return the normalization that an encoder's first weights bring along, if it is to be."""
+    model, data = config.model, config.data
+    if data.normalization != "auto" or config.train.encoder_weights is None:
+        return None
+    numbers = encoder_numbers(model.encoder, model.in_channels)
+    return None if numbers is None else Normalization(mean=numbers[0], std=numbers[1])
 
 
 def pair_reader(config: Config) -> PairReader:
@@ -100,7 +110,7 @@ def augmentation(config: Config) -> Augment:
     """Return what draws the training samples of a config."""
     unpadded = config.model.padding == "valid"
     return Augment(
-        **vars(config.augment), unpadded_levels=len(config.model.widths) if unpadded else 0
+        **vars(config.augment), unpadded_levels=network_levels(config.model) if unpadded else ()
     )
 
 
@@ -208,7 +218,11 @@ def check_data(config: Config) -> CheckedData:
         train=train,
         val=val,
         faults=faults,
-        notes=notes + _oddities(config, [*train_pairs, *val_pairs], train, val),
+        notes=[
+            *notes,
+            *_oddities(config, [*train_pairs, *val_pairs], train, val),
+            *_about_weights(config),
+        ],
         skipped=skipped,
     )
 
@@ -405,6 +419,23 @@ def _oddities(config: Config, pairs: Sequence[Pair], train: Summaries, val: Summ
         if not pixels and len(train):
             notes.append(f"data.classes.{name}: no training mask has a pixel of it")
     return notes
+
+
+def _about_weights(config: Config) -> list[str]:
+    """How the images of an encoder with weights are normalised, if nobody said how."""
+    if config.train.encoder_weights is None or config.data.normalization != "auto":
+        return []
+    numbers = numbers_of_weights(config)
+    if numbers is None:
+        return [
+            f"data.normalization: dataset, as the weights of {config.model.encoder} know colours "
+            f"and no {config.model.in_channels} channels"
+        ]
+    shown = [[round(number, 3) for number in part] for part in (numbers.mean, numbers.std)]
+    return [
+        f"data.normalization: mean {shown[0]} and std {shown[1]}, those of the weights of "
+        f"{config.model.encoder}; set it to dataset for those of the training images"
+    ]
 
 
 def _most(values: Sequence[str]) -> str:

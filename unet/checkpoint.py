@@ -11,11 +11,19 @@ from torch import Tensor
 
 from unet.atomic import atomic_path
 from unet.check import class_map
-from unet.config import Config, config_from_dict, config_to_dict, differences, tile_overlap
+from unet.config import (
+    Config,
+    config_from_dict,
+    config_to_dict,
+    differences,
+    tile_overlap,
+    tiles_blend,
+)
 from unet.data import Normalization
 from unet.device import memory_advice, pick_device, pick_dtype
 from unet.masks import ClassMap, Colour
 from unet.model import UNet, fold_batch_norm
+from unet.pytorch_unet import is_pytorch_unet
 from unet.tiling import sliding_window
 
 _FORMAT, _VERSION = "unet checkpoint", 3
@@ -151,8 +159,7 @@ class SegmentationModel:
                 size=tiling.size,
                 overlap=tile_overlap(self.config),
                 align=self.net.factor,
-                # Statistics of a tile are not those of the image.
-                blend=self.config.model.norm in ("group", "instance"),
+                blend=tiles_blend(self.config),
                 context=self.net.context,
                 batch_size=tiling.batch_size,
                 bar=bar,
@@ -212,22 +219,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no checkpoint of this project and version.
     """
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise  # which says nothing of the file
-    except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
-        raise DamagedError(
-            f"{path}: is not a checkpoint that can be loaded safely; it is another kind of file, "
-            "is damaged, or holds code to run: take a best.pt or last.pt that 'unet train' wrote"
-        ) from error
+    return checked_contents(path, read_safely(path))
+
+
+def checked_contents(path: Path, contents: Any) -> dict[str, Any]:
+    """Return what a file holds, if it is a checkpoint; see `load_checkpoint`."""
+    if is_pytorch_unet(contents):
+        raise ValueError(
+            f"{path}: holds weights of Pytorch-UNet, expected a checkpoint; make one of them with "
+            f"'unet convert {path} CONFIG -o model.pt'"
+        )
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         raise ValueError(
             f"{path}: is not a checkpoint of unet; take a best.pt or last.pt that 'unet train' "
@@ -239,6 +240,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{_VERSION}; use the version of unet that wrote it"
         )
     return contents
+
+
+def read_safely(path: Path) -> Any:
+    """Read what torch.save wrote, to the CPU, without running any code that it may hold.
+
+    Raises:
+        DamagedError: if it is damaged, unsafe, or another kind of file.
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a folder.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):
+        raise  # which says nothing of the file
+    except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
+        raise DamagedError(
+            f"{path}: is not a checkpoint that can be loaded safely; it is another kind of file, "
+            "is damaged, or holds code to run: take a best.pt or last.pt that 'unet train' wrote"
+        ) from error
 
 
 def load_model(

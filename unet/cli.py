@@ -218,7 +218,7 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     if not checkpoints or not inputs:
         raise ValueError(
             f"predict: got {' '.join(arguments.paths)}, expected a checkpoint (or several), which "
-            "ends in .pt, and then images"
+            "ends in .pt, and then images; 'unet convert' makes one of other people's weights"
         )
     predict_files(
         [Path(path) for path in checkpoints],
@@ -254,6 +254,15 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
         f"wrote {out}; at three sizes its {compared} by at most {difference:.1e} (allowed: "
         f"{TOLERANCE:.0e})"
     )
+
+
+def _convert(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(arguments.config, overrides)
+    from unet.beginning import convert
+
+    out: Path = arguments.out
+    said = convert(arguments.weights, config, out, arguments.overwrite)
+    print(f"{said}\nwrote {out}; try 'unet predict {out} IMAGES -o masks'")
 
 
 def _info(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -438,6 +447,23 @@ def parser() -> argparse.ArgumentParser:
         help="of every class, or the id of the most probable one (default: %(default)s)",
     )
     export.set_defaults(run=_export)
+
+    convert = commands.add_parser(
+        "convert",
+        parents=[shared],
+        epilog=settings,
+        help="make a checkpoint of weights of Pytorch-UNet",
+    )
+    convert.add_argument(
+        "weights", type=Path, metavar="WEIGHTS", help="file of a state dict of Pytorch-UNet"
+    )
+    convert.add_argument(
+        "config", type=Path, metavar="CONFIG", help="YAML file: what the weights do not know"
+    )
+    convert.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", required=True, help="checkpoint, such as model.pt"
+    )
+    convert.set_defaults(run=_convert)
 
     info = commands.add_parser(
         "info", epilog=settings, help="show a checkpoint's config, scores and costs"

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from unet.encoders import Encoder, levels_of, sees_all
 from unet.images import SUFFIXES
 from unet.masks import ClassMap
-from unet.reach import BEYOND_CELLS, context, factor, margin, unpadded_side
+from unet.reach import BEYOND_CELLS, Level, context, factor, margin, unpadded_side
 from unet.strict import Range, describe_value, load_yaml, override, read_section
 
 Positive = Annotated[int, Range(minimum=1)]
@@ -90,8 +91,11 @@ class DataConfig:
     # Mask values this close to one of the above are taken for the nearest; others are errors.
     tolerance: Annotated[int, Range(minimum=0, maximum=65535)] = 0
     # From the training images together (dataset), from each image (image), the same without its
-    # darkest and brightest 0.5 % (percentiles), or by given numbers.
-    normalization: Literal["dataset", "image", "percentiles"] | FixedNormalizationConfig = "dataset"
+    # darkest and brightest 0.5 % (percentiles), or by given numbers. auto takes the numbers that
+    # train.encoder_weights or weights of Pytorch-UNet were trained with; else dataset.
+    normalization: Literal["auto", "dataset", "image", "percentiles"] | FixedNormalizationConfig = (
+        "auto"
+    )
     # Leave out files that cannot be read, and say how many.
     skip_unreadable: bool = False
     # GiB of decoded images that are kept in memory, shared by all workers.
@@ -147,8 +151,10 @@ class ModelConfig:
 
     # 1 for grey images, 3 for colour.
     in_channels: Positive = 3
-    # Channels of each level, from the full image down.
+    # Channels of each level, from the full image down. With an encoder of torchvision those of the
+    # decoder, one for each level but the deepest: five, of convnext four.
     widths: tuple[Positive, ...] = (64, 128, 256, 512, 1024)
+    # Of an encoder of torchvision, which has its own, only those of stem and decoder.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     downsampling: Literal["max_pool", "conv"] = "max_pool"
     # Of the 3 x 3 convolutions: same, by zeros; or valid, none, as in the paper. Then crops and
@@ -157,6 +163,9 @@ class ModelConfig:
     padding: Literal["same", "valid"] = "same"
     # Probability that a value after each of the two deepest levels is left out in training.
     dropout: Annotated[float, Range(minimum=0, maximum=0.95)] = 0.0
+    # none for the U-Net's own, or a classification network of torchvision; its weights are random
+    # without train.encoder_weights. It has its own downsampling, is padded, and takes no dropout.
+    encoder: Encoder = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +206,8 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd"] = "adamw"
     # The highest learning rate.
     lr: Annotated[float, Range(above=0)] = 1e-3
+    # That of an encoder of torchvision, on the same schedule; null for lr.
+    encoder_lr: Annotated[float, Range(above=0)] | None = None
     weight_decay: NotNegative = 1e-2
     # sgd's momentum (Nesterov's), adamw's beta1.
     momentum: Annotated[float, Range(above=0, maximum=0.9999)] = 0.9
@@ -253,8 +264,13 @@ class TrainConfig:
     seed: Seed = 0
     # So many runs, with seed, seed + 1, ...
     seeds: Positive = 1
-    # Checkpoint whose weights a new run begins with, where the layers fit.
+    # Weights that a new run begins with: a checkpoint, or a state dict of Pytorch-UNet.
     init_from: str | None = None
+    # Those of model.encoder: DEFAULT for torchvision's of ImageNet, which are downloaded once, or a
+    # file with a state dict of torchvision's network. null for random ones.
+    encoder_weights: str | None = None
+    # Epochs in which the encoder does not learn, nor its batch norm count, before it does.
+    freeze_encoder_epochs: Annotated[int, Range(minimum=0)] = 0
     # auto, cpu, cuda or cuda:N. auto takes CUDA where there is one.
     device: str = "auto"
     # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32; on a CPU
@@ -285,7 +301,8 @@ class TilingConfig:
     # with five levels: with so many, the result is that of the whole image to rounding. Not with
     # norm group or instance, which take the statistics of a tile for those of the image: there
     # tiles blend over the overlap. With model.padding valid logits overlap, and null is 4, which is
-    # enough but for these norms.
+    # enough but for these norms. Encoders of torchvision mostly see further than a tile: for them
+    # null is a quarter of size, and with less than twice as far as they see, tiles blend.
     overlap: Annotated[int, Range(minimum=0)] | None = None
     # Tiles of an image that go through the network together.
     batch_size: Positive = 1
@@ -378,9 +395,27 @@ def tile_overlap(config: Config) -> int:
     """Return the pixels that neighbouring tiles share at least."""
     if config.tiling.overlap is not None:
         return config.tiling.overlap
-    if config.model.padding == "valid" and config.model.norm in ("batch", "none"):
-        return BEYOND_CELLS
-    return 2 * margin(len(config.model.widths))
+    if config.model.encoder != "none":
+        return min(config.tiling.size) // 4
+    return exact_overlap(config.model) or 2 * margin(network_levels(config.model))
+
+
+def tiles_blend(config: Config) -> bool:
+    """Whether tiles fade into each other; otherwise they meet in the middle of what they share."""
+    exact = exact_overlap(config.model)
+    return exact is None or (config.model.encoder != "none" and tile_overlap(config) < exact)
+
+
+def exact_overlap(model: ModelConfig) -> int | None:
+    """Return the overlap from which on tiles give what the whole image gives; None if none does."""
+    if model.norm in ("group", "instance") or sees_all(model.encoder):
+        return None  # what is taken over a tile is not what is taken over the image
+    return BEYOND_CELLS if model.padding == "valid" else 2 * margin(network_levels(model))
+
+
+def network_levels(model: ModelConfig) -> tuple[Level, ...]:
+    """Return the levels of a network, for what it sees."""
+    return levels_of(model.encoder, len(model.widths))
 
 
 def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:
@@ -418,8 +453,7 @@ def _contradictions(config: Config) -> list[str]:
             f"name: got {config.name!r}, expected letters, digits, '.', '_', '+' and '-' only, as "
             "it names a folder"
         )
-    if not config.model.widths:
-        faults.append("model.widths: got an empty list, expected at least one width")
+    faults += _contradictions_of_model(config)
     if config.augment.scale[0] > config.augment.scale[1]:
         faults.append(
             f"augment.scale: got {list(config.augment.scale)}, expected the smaller number first"
@@ -459,21 +493,75 @@ def _contradictions(config: Config) -> list[str]:
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     if config.model.widths:
         # Tiles lie at multiples of the network's factor.
-        levels, overlap = len(config.model.widths), tile_overlap(config)
+        levels, overlap = network_levels(config.model), tile_overlap(config)
         smallest = overlap + factor(levels)
         if config.model.padding == "valid":
-            faults += _contradictions_of_crop(config.augment.crop, levels)
             smallest = max(overlap, BEYOND_CELLS) + factor(levels) + 2 * context(levels)
         if min(config.tiling.size) < smallest:
             faults.append(
                 f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
-                f"{smallest} for an overlap of {overlap} and the {levels} levels of model.widths; "
-                "or set a smaller tiling.overlap"
+                f"{smallest} for an overlap of {overlap} and the levels of the network; or set a "
+                "smaller tiling.overlap"
             )
     return faults
 
 
-def _contradictions_of_crop(crop: Size | None, levels: int) -> list[str]:
+def _contradictions_of_model(config: Config) -> list[str]:
+    model = config.model
+    if not model.widths:
+        return ["model.widths: got an empty list, expected at least one width"]
+    if model.encoder != "none":
+        return _contradictions_of_encoder(config)
+    faults = [
+        f"{name}: got {setting}, expected a network of torchvision as model.encoder, such as "
+        "resnet34"
+        for name, setting in (
+            ("optimizer.encoder_lr", config.optimizer.encoder_lr),
+            ("train.encoder_weights", config.train.encoder_weights),
+            ("train.freeze_encoder_epochs", config.train.freeze_encoder_epochs or None),
+        )
+        if setting is not None
+    ]
+    if model.padding == "valid":
+        faults += _contradictions_of_crop(config.augment.crop, network_levels(model))
+    return faults
+
+
+def _contradictions_of_encoder(config: Config) -> list[str]:
+    """What does not go together with a network of torchvision."""
+    faults = []
+    model, train = config.model, config.train
+    count = len(network_levels(model)) - 1
+    if len(model.widths) != count:
+        example = [32 * 2**i for i in range(count)]
+        faults.append(
+            f"model.widths: got {list(model.widths)}, expected {count} numbers, as many levels as "
+            f"the decoder has with model.encoder {model.encoder}, such as {example}"
+        )
+    for name, expected, why in (
+        ("downsampling", "max_pool", "has its own"),
+        ("padding", "same", "is padded"),
+        ("dropout", 0, "takes none"),
+    ):
+        if (got := getattr(model, name)) != expected:
+            faults.append(
+                f"model.{name}: got {got}, expected it left out: model.encoder {model.encoder} "
+                f"{why}"
+            )
+    if train.encoder_weights is not None and train.init_from is not None:
+        faults.append(
+            "train: got encoder_weights and init_from, expected one of them: init_from holds an "
+            "encoder, too"
+        )
+    if train.freeze_encoder_epochs and train.encoder_weights is None and train.init_from is None:
+        faults.append(
+            f"train.freeze_encoder_epochs: got {train.freeze_encoder_epochs}, expected 0 without "
+            "train.encoder_weights or train.init_from: random weights are to learn"
+        )
+    return faults
+
+
+def _contradictions_of_crop(crop: Size | None, levels: tuple[Level, ...]) -> list[str]:
     """What an unpadded network cannot halve."""
     smaller, larger = (
         [unpadded_side(levels, max(side - 2 * context(levels) + more, 1)) for side in crop or ()]
@@ -482,8 +570,8 @@ def _contradictions_of_crop(crop: Size | None, levels: int) -> list[str]:
     if list(crop or ()) == larger:
         return []
     return [
-        f"augment.crop: got {list(crop or ())}, expected what {levels} levels of model.widths can "
-        f"halve with model.padding valid, such as {smaller} or {larger}"
+        f"augment.crop: got {list(crop or ())}, expected what {len(levels)} levels of model.widths "
+        f"can halve with model.padding valid, such as {smaller} or {larger}"
     ]
 
 

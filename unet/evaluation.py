@@ -210,11 +210,13 @@ def evaluate(
     title = f"{shown} on {len(pairs)} images of {source}"
     if tta:
         title += f", with {' and '.join(tta)}"
+    settings = model.config.model
     facts = {
         "checkpoint": ", ".join(map(str, checkpoints)),
         "images": f"{len(pairs)} of {source}",
         "classes": ", ".join(summary.names),
-        "network": f"U-Net of widths {', '.join(map(str, model.config.model.widths))}",
+        "network": f"U-Net of widths {', '.join(map(str, settings.widths))}"
+        + (f", encoder {settings.encoder}" if settings.encoder != "none" else ""),
         "test-time augmentation": ", ".join(tta) or "none",
         "unet": version("unet"),
     }
@@ -301,6 +303,11 @@ def _pairs_to_score(
             f"evaluate: got checkpoints with other validation images ({len(strangers)} of "
             f"{1 + len(model.others)}), which the rest have been trained on; give images that none "
             "has seen with --images and --masks"
+        )
+    if not model.val_stems:
+        raise ValueError(
+            "evaluate: got a checkpoint that was converted and has no validation images, expected "
+            "--images and --masks"
         )
     return validation_pairs(model), [], "the validation split"
 

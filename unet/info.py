@@ -9,9 +9,17 @@ import torch
 import yaml
 
 from unet.checkpoint import build_net, load_checkpoint, load_model
-from unet.config import Config, config_to_dict
+from unet.config import (
+    Config,
+    config_to_dict,
+    exact_overlap,
+    network_levels,
+    tile_overlap,
+    tiles_blend,
+)
 from unet.costs import multiply_adds, prediction_memory, step_memory
 from unet.device import pick_device, pick_dtype
+from unet.encoders import sees_all
 from unet.losses import SegmentationLoss
 from unet.model import UNet, fold_batch_norm
 from unet.reach import factor, reach
@@ -120,13 +128,20 @@ def _scores(history: Sequence[dict[str, Any]], config: Config) -> list[str]:
 
 
 def _receptive_field(config: Config) -> str:
-    levels = len(config.model.widths)
-    cell = factor(levels)
-    sides = [(reach(levels, i), reach(levels, cell - 1 - i)) for i in range(cell)]
-    widest, furthest = max(left + 1 + right for left, right in sides), max(max(sides))
-    text = f"{_sides((widest, widest))} at most, up to {furthest} to one side"
-    if config.model.norm in ("group", "instance"):
-        text += f"; by the statistics of norm {config.model.norm}, the whole image"
+    levels, encoder = network_levels(config.model), config.model.encoder
+    if sees_all(encoder):
+        text = f"the whole image, by squeeze-and-excitation of {encoder}"
+    else:
+        sides = [reach(levels, i) for i in range(factor(levels))]
+        widest, furthest = max(left + 1 + right for left, right in sides), max(map(max, sides))
+        text = f"{_sides((widest, widest))} at most, up to {furthest} to one side"
+        if config.model.norm in ("group", "instance"):
+            text += f"; by the statistics of norm {config.model.norm}, the whole image"
+    if encoder != "none":
+        how = "blend" if tiles_blend(config) else "are exact"
+        text += f"; tiles {how} over {tile_overlap(config)} pixels"
+        if how == "blend" and (exact := exact_overlap(config.model)) is not None:
+            text += f" (exact from {exact})"
     return text
 
 

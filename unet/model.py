@@ -6,19 +6,23 @@ or with padding valid those of the paper.
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from unet.conv_transpose import ConvTranspose2d
-from unet.reach import context, factor, margin, unpadded_side
+from unet.encoders import BACKBONES, Encoder, levels_of
+from unet.reach import context, factor, margin, strides, unpadded_side
 
 Norm = Literal["batch", "group", "instance", "none"]
 Downsampling = Literal["max_pool", "conv"]
@@ -111,26 +115,56 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the image by kernel times pixel, put the skip beside it, then DoubleConv."""
+    """Enlarge the image by kernel times pixel, put the skip beside it, then DoubleConv.
+
+    Args:
+        in_channels: C of the image features.
+        skip_channels: S of the skip.
+        out_channels: K.
+        norm: of the DoubleConv.
+        padding: of the DoubleConv.
+        factor: by which the image grows: kernel and stride of the up-convolution.
+    """
 
     def __init__(
         self,
         in_channels: int,
+        skip_channels: int,
         out_channels: int,
         norm: Norm = "batch",
         padding: Padding = "same",
+        factor: int = 2,
     ) -> None:
         super().__init__()
-        self.up = ConvTranspose2d(in_channels, out_channels, 2, stride=2)
-        self.conv = DoubleConv(2 * out_channels, out_channels, norm, padding)
+        self.up = ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+        self.conv = DoubleConv(skip_channels + out_channels, out_channels, norm, padding)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """Image features (N, C, H, W) and skip (N, K, 2H, 2W) or larger -> (N, K, 2H, 2W)."""
+        """Image features (N, C, H, W) and skip (N, S, h, w) -> (N, K, H * factor, W * factor).
+
+        Of a skip with a larger h and w it takes the middle; with padding valid 4 less come out.
+        """
         x = self.up(x)
         x = torch.cat([centre_crop(skip, x), x], dim=1)
         for layer in self.conv:  # one by one, so that the first convolution's input goes after it
             x = layer(x)
         return x
+
+
+def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
+    """Cut a network of torchvision into the levels of an encoder, with random weights.
+
+    Returns:
+        A module: image (N, C, H, W), sides multiples of its factor -> the output of each level.
+    """
+    net = get_model(name, weights=None)
+    if in_channels != 3:
+        conv = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
+        conv.in_channels = in_channels
+        weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
+        conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+    graph: fx.GraphModule = create_feature_extractor(net, list(BACKBONES[name].nodes))
+    return graph
 
 
 @contextmanager
@@ -156,20 +190,28 @@ class UNet(nn.Module):
     image, `context` pixels less on each side, 388 x 388 for 572 x 572. `surround` gives an image
     of any size what it takes.
 
+    With an encoder of torchvision, the stem still looks at the full image, which such an encoder
+    never does: what is finer than its first stride, 2 or 4 pixels, reaches the head by that skip.
+
     Args:
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
-        widths: channels of each level from the full image down; each further level halves it.
-        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none.
+        widths: channels of each level from the full image down; each further level halves it. With
+            an encoder of torchvision those of the decoder, one for each level but the deepest.
+        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none; an
+            encoder of torchvision keeps its own.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
         padding: of the 3 x 3 convolutions: same, by zeros, which keeps the size; or valid, none.
         dropout: probability that a value at the end of the contracting path, which is after each of
             its two deepest levels, is left out in training.
+        encoder: none for the U-Net's own, or the name of a network of torchvision, with random
+            weights. It has its own downsampling, is padded, and takes no dropout.
         recompute: whether training keeps only what enters each level, and computes the rest again
-            in the backward pass.
+            in the backward pass; an encoder of torchvision is one level.
 
     Raises:
-        ValueError: if a number is out of its range, or a name is none of these.
+        ValueError: if a number is out of its range, a name is none of these, or the encoder does
+            not go together with the others.
     """
 
     def __init__(
@@ -181,6 +223,7 @@ class UNet(nn.Module):
         downsampling: Downsampling = "max_pool",
         padding: Padding = "same",
         dropout: float = 0.0,
+        encoder: Encoder = "none",
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -191,25 +234,59 @@ class UNet(nn.Module):
             )
         if padding not in get_args(Padding):
             raise ValueError(f"padding: got {padding!r}, expected one of same, valid")
+        if encoder not in get_args(Encoder):
+            options = ", ".join(get_args(Encoder))
+            raise ValueError(f"encoder: got {encoder!r}, expected one of {options}")
+        levels = levels_of(encoder, len(widths))
+        if encoder != "none":
+            if len(widths) != len(levels) - 1:
+                raise ValueError(
+                    f"widths: got {tuple(widths)}, expected {len(levels) - 1} numbers: the decoder "
+                    f"has so many levels with encoder {encoder}"
+                )
+            if (downsampling, padding, dropout) != ("max_pool", "same", 0):
+                raise ValueError(
+                    f"UNet: got downsampling {downsampling}, padding {padding} and dropout "
+                    f"{dropout} with encoder {encoder}, expected them left out"
+                )
         self.in_channels = in_channels
         self.num_classes = num_classes
-        self.levels = len(widths)
+        self.levels = levels
         self.padding = padding
         self.recompute = recompute
-        # Sizes that the levels can halve are multiples of factor. So many pixels beside an edge on
-        # that grid may depend on what lies beyond it; with group and instance norm all do.
-        self.factor, self.margin = factor(self.levels), margin(self.levels)
-        self.context = context(self.levels) if padding == "valid" else 0
-        levels = list(pairwise(widths))
+        # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
+        # that grid may depend on what lies beyond it; with group and instance norm all do, as
+        # with encoders that see all.
+        self.factor, self.margin = factor(levels), margin(levels)
+        self.context = context(levels) if padding == "valid" else 0
+        self.encoder_frozen = False
+        """Whether the encoder neither learns nor, in training, changes its statistics."""
         self.stem = DoubleConv(in_channels, widths[0], norm, padding)
-        self.encoder = nn.ModuleList(
-            Down(shallow, deep, norm, downsampling, padding) for shallow, deep in levels
-        )
+        self.encoder: nn.ModuleList | fx.GraphModule
+        if encoder == "none":
+            self.encoder = nn.ModuleList(
+                Down(shallow, deep, norm, downsampling, padding)
+                for shallow, deep in pairwise(widths)
+            )
+            channels = tuple(widths)
+        else:
+            self.encoder = backbone(encoder, in_channels)
+            channels = (widths[0], *BACKBONES[encoder].channels)
         self.dropout = nn.Dropout(dropout)
-        self.decoder = nn.ModuleList(
-            Up(deep, shallow, norm, padding) for shallow, deep in reversed(levels)
-        )
+        *skips, deeper = channels
+        ups = zip(skips, widths[: len(skips)], strides(levels)[1:], strict=True)
+        self.decoder = nn.ModuleList()
+        for skip, width, stride in reversed([*ups]):
+            self.decoder.append(Up(deeper, skip, width, norm, padding, stride))
+            deeper = width
         self.head = nn.Conv2d(widths[0], num_classes, 1)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set what training and prediction do differently; a frozen encoder is never trained."""
+        self.training = mode
+        for part in self.children():
+            part.train(mode and not (self.encoder_frozen and part is self.encoder))
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (N, C, H, W), any H and W -> logits (N, K, H, W).
@@ -252,29 +329,36 @@ class UNet(nn.Module):
 
         With padding valid as `forward`.
         """
-        levels, skips = [self.stem, *self.encoder], []
-        for depth, level in enumerate(levels):
-            if depth:
-                skips.append(x)
-            x = self._level(level, x)
-            if depth >= len(levels) - 2:
-                x = self.dropout(x)
+        features = self._features(x)
+        x = features.pop()
         for up in self.decoder:
-            x = self._level(up, x, skips.pop())
+            x = self._level(up, x, features.pop())
         logits: Tensor = self.head(x)
         return logits
 
-    def _level(self, level: nn.Module, *inputs: Tensor) -> Tensor:
+    def _features(self, x: Tensor) -> list[Tensor]:
+        """What each level of the encoder gives, from the full image down."""
+        if isinstance(self.encoder, fx.GraphModule):
+            full = self._level(self.stem, x)
+            with torch.no_grad() if self.encoder_frozen else nullcontext():
+                return [full, *self._level(self.encoder, x).values()]
+        features, levels = [], [self.stem, *self.encoder]
+        for depth, level in enumerate(levels):
+            x = self._level(level, x)
+            if depth >= len(levels) - 2:
+                x = self.dropout(x)
+            features.append(x)
+        return features
+
+    def _level(self, level: nn.Module, *inputs: Tensor) -> Any:
         if self.recompute and self.training:
-            out: Tensor = checkpoint(
+            return checkpoint(
                 level,
                 *inputs,
                 use_reentrant=False,
                 context_fn=lambda: (nullcontext(), _statistics_as_they_are(level)),
             )
-        else:
-            out = level(*inputs)
-        return out
+        return level(*inputs)
 
 
 def fold_batch_norm(net: UNet) -> UNet:
@@ -283,10 +367,27 @@ def fold_batch_norm(net: UNet) -> UNet:
     What it computes stays the same to rounding. Other norms, which depend on the image, stay.
     """
     folded = copy.deepcopy(net).eval().requires_grad_(False)
-    for block in [part for part in folded.modules() if isinstance(part, DoubleConv)]:
-        for i in (0, 3):
-            conv, norm = block[i], block[i + 1]
-            if isinstance(norm, nn.BatchNorm2d):
-                assert isinstance(conv, nn.Conv2d)
+    for block in [part for part in folded.modules() if isinstance(part, nn.Sequential)]:
+        for i, (conv, norm) in enumerate(pairwise([*block])):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 block[i], block[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    if isinstance(folded.encoder, fx.GraphModule):
+        _fold_graph(folded.encoder)
     return folded
+
+
+def _fold_graph(net: fx.GraphModule) -> None:
+    """Fold each batch norm that a convolution alone feeds, and nothing else sees."""
+    parts = dict(net.named_modules())
+    calls = [node for node in net.graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    for node in calls:
+        before, norm = node.args[0], parts[node.target]
+        conv = parts.get(before.target) if before in calls else None
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and isinstance(conv, nn.Conv2d)
+            and len(before.users) == times[before.target] == times[node.target] == 1
+        ):
+            net.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
+            net.set_submodule(node.target, nn.Identity())

@@ -3,8 +3,8 @@
 The output is cut into blocks. For each the network sees a window that reaches around it as far as
 the network does, and that lies on the network's grid, so that the result is that of the whole
 image to rounding; beyond its borders an unpadded network sees it mirrored. In memory there is one
-window at a time. (With norm group or instance windows are the tiles that blend, and the logits of a
-row of them are in memory.)
+window at a time. (Where a model's tiles blend, they are the windows, and the logits of a row of
+them are in memory.)
 """
 
 import math
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from unet import distributed
 from unet.atomic import atomic_path
 from unet.checkpoint import SegmentationModel
-from unet.config import tile_overlap
+from unet.config import tile_overlap, tiles_blend
 from unet.data import Normalization, normalization_of
 from unet.extras import extra
 from unet.images import UnreadableError, to_channels, to_float
@@ -114,10 +114,12 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
     whole = "; --no-windows reads it whole, if memory lasts, without georeference and nodata"
     extra("rasterio", f"{path}, which is read in windows without --no-windows")
     for one in model.members:
-        if _blends(one) and (kinds or model.others):
+        if tiles_blend(one.config) and (kinds or model.others):
+            settings = one.config.model
             raise ValueError(
-                f"{path}: got a model of norm {one.config.model.norm} with test-time augmentation "
-                f"or other models, expected it alone in windows, where its tiles blend{whole}"
+                f"{path}: got a model of norm {settings.norm} and encoder {settings.encoder} with "
+                "test-time augmentation or other models, expected it alone in windows, where its "
+                f"tiles blend{whole}"
             )
         if one.normalization.method == "percentiles":
             raise ValueError(
@@ -181,7 +183,7 @@ def predict_raster(
                 writers.append(
                     files.enter_context(_probability_writer(probabilities, source, names, steps))
                 )
-            if _blends(model):
+            if tiles_blend(model.config):
                 parts = _blended_parts(model, source)
             else:
                 parts = _parts(model, source, steps, kinds)
@@ -270,11 +272,6 @@ class _Source:
         mean = np.array(model.normalization.mean, np.float32)[:, None, None]
         image = torch.from_numpy(np.where(seen, to_float(pixels), mean))
         return image.index_select(1, rows - top).index_select(2, columns - left)
-
-
-def _blends(model: SegmentationModel) -> bool:
-    """Whether the tiles of a model blend, as `SegmentationModel.logits` has them."""
-    return model.config.model.norm in ("group", "instance")
 
 
 def _around(model: SegmentationModel) -> int:

@@ -3,53 +3,76 @@
 The network sees its image on a grid: pixels that end in one pixel of the deepest level make a cell.
 """
 
+from math import prod
 
-def factor(levels: int) -> int:
-    """Side of a cell in pixels; sizes that the levels can halve are multiples of it."""
-    return int(2 ** (levels - 1))
+Level = tuple[tuple[int, int], ...]
+"""(kernel, stride) of the layers along the longest way through a level of the encoder.
+
+Each is padded so that it makes H and W smaller by its stride, and no more.
+"""
+
+CONVOLUTIONS: Level = ((3, 1), (3, 1))
 
 
-def reach(levels: int, position: int = 0) -> int:
-    """Pixels to the left of an output pixel that its value depends on.
+def own_levels(count: int) -> tuple[Level, ...]:
+    """Levels of the U-Net's own encoder, the full image included."""
+    return CONVOLUTIONS, *(((2, 2), *CONVOLUTIONS),) * (count - 1)
+
+
+def strides(levels: tuple[Level, ...]) -> list[int]:
+    """How many times smaller each level is than the one before."""
+    return [prod(stride for _, stride in level) for level in levels]
+
+
+def factor(levels: tuple[Level, ...]) -> int:
+    """Side of a cell in pixels; sizes that the levels can divide are multiples of it."""
+    return prod(strides(levels))
+
+
+def reach(levels: tuple[Level, ...], position: int = 0) -> tuple[int, int]:
+    """Pixels to the left and to the right of an output pixel that its value depends on.
+
+    Up and down it sees as far.
 
     Args:
-        levels: of the network, the full image included.
-        position: of the pixel in its cell, 0 to factor - 1. To the right it sees as far as one at
-            factor - 1 - position to the left, up and down as far as left and right. The furthest
-            of all is 7 * factor - 5.
+        levels: of the encoder, the full image included.
+        position: of the pixel in its cell, 0 to factor - 1.
     """
-    leftmost = position
-    for _ in range(levels - 1):  # the decoder backwards: two 3 x 3 convolutions, up-convolution
-        leftmost = (leftmost - 2) // 2
-    leftmost -= 2
-    for _ in range(levels - 1):  # the encoder backwards: two pixels become one, two convolutions
-        leftmost = 2 * leftmost - 2
-    return position - leftmost
+    left = right = position
+    for stride in strides(levels)[1:]:  # the decoder backwards: convolutions, up-convolution
+        left, right = (left - 2) // stride, (right + 2) // stride
+    for level in reversed(levels):
+        for kernel, stride in reversed(level):
+            first = -((kernel - stride + 1) // 2)
+            left, right = left * stride + first, right * stride + first + kernel - 1
+    return position - left, right - position
 
 
-def margin(levels: int) -> int:
+def margin(levels: tuple[Level, ...]) -> int:
     """Pixels, in whole cells, that can depend on what lies beyond an edge on the grid.
 
-    6 * factor from three levels on.
+    6 * factor with an encoder of one's own from three levels on.
     """
     cell = factor(levels)
-    return -(-reach(levels) // cell) * cell
+    furthest = max(reach(levels)[0], reach(levels, cell - 1)[1])
+    return -(-furthest // cell) * cell
 
 
 BEYOND_CELLS = 4
 """Pixels by which the logits of an unpadded network end beyond whole cells."""
 
 
-def context(levels: int) -> int:
+def context(levels: tuple[Level, ...]) -> int:
     """Pixels that an unpadded network takes on each side beyond those that it gives logits for.
 
-    Each level loses 2 of its own pixels on each side, which are 2, 4, 8, ... of the image's, and
-    but for the deepest one again on the way up. 92 with five levels.
+    Of `own_levels`, as there are no others without padding: each loses 2 of its own pixels on each
+    side, which are 2, 4, 8, ... of the image's, and but for the deepest one again on the way up. 92
+    with five levels.
     """
     return 6 * factor(levels) - 4
 
 
-def unpadded_side(levels: int, pixels: int) -> int:
+def unpadded_side(levels: tuple[Level, ...], pixels: int) -> int:
     """Smallest side of an image that an unpadded network gives at least so many logits for.
 
     It can halve no others but these: with five levels 188, 204, ..., 572, ..., for logits of 4, 20,

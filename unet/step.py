@@ -22,12 +22,13 @@ class TrainingStep:
     Args:
         net: to train, on its device.
         loss_function: (logits, targets, and what else is in a batch) -> scalar.
-        optimizer: of the net's weights.
+        optimizer: of the net's weights, made with the highest learning rates.
         dtype: to compute in; float16 scales the loss so that small gradients are not lost.
         accumulate: batches whose gradients are averaged.
         clip_grad_norm: longer gradients are shortened to it; None for never.
         compiled: whether torch.compile makes one program of the net.
         memory_format: of the images.
+        freezes: whether part of the net has no gradient in some steps.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class TrainingStep:
         clip_grad_norm: float | None = None,
         compiled: bool = False,
         memory_format: torch.memory_format = torch.channels_last,
+        freezes: bool = False,
     ) -> None:
         self.device = next(net.parameters()).device
         self.parameters = list(net.parameters())
@@ -51,7 +53,12 @@ class TrainingStep:
         self.memory_format = memory_format
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self._net = net
-        self._parallel = DistributedDataParallel(net) if distributed.world_size() > 1 else None
+        # The highest learning rate of each group.
+        self._highest = [float(group["lr"]) for group in optimizer.param_groups]
+        self._parallel = None
+        if distributed.world_size() > 1:
+            # Or it waits for gradients that do not come.
+            self._parallel = DistributedDataParallel(net, find_unused_parameters=freezes)
         self._forward = self._parallel or net
         if compiled:
             # Crops have one size; a size that may change is more than torch's compiler can do.
@@ -100,10 +107,14 @@ class TrainingStep:
         """
         return self.scaler.is_enabled() and self.scaler.get_scale() >= _SMALLEST_SCALE
 
-    def update(self, learning_rate: float) -> None:
-        """Change the weights; in float16 only if all gradients are finite numbers."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+    def update(self, factor: float) -> None:
+        """Change the weights; in float16 only if all gradients are finite numbers.
+
+        Args:
+            factor: of the learning rates that the optimizer was made with.
+        """
+        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
+            group["lr"] = highest * factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
 

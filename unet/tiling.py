@@ -3,8 +3,9 @@
 Tiles lie on the network's grid, so that the same pixels are pooled together as in the whole image,
 and overlap. Where they overlap by twice the network's margin and meet in the middle, each pixel is
 taken from a tile that holds all that the pixel depends on, and the result is that of the whole
-image to rounding. Norms that take the statistics of their whole input leave no such pixels: there
-neighbours blend, so that their difference does not show as a seam.
+image to rounding. Norms that take the statistics of their whole input leave no such pixels, nor do
+encoders that see further than a tile: there neighbours blend, so that their difference does not
+show as a seam.
 
 The paper mirrors the image at its borders, since its convolutions are unpadded and would lose them:
 so does `UNet.surround`, once for the whole image, and each tile takes its context from there. With

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
+from unet.beginning import begin_with, load_beginning
 from unet.check import CheckedData, augmentation, check_data, describe, listed, training_reader
 from unet.checkpoint import (
     SegmentationModel,
     build_net,
-    load_checkpoint,
     memory_format,
     save_checkpoint,
 )
@@ -29,6 +29,7 @@ from unet.config import (
     LossConfig,
     OptimizerConfig,
     TrainConfig,
+    network_levels,
 )
 from unet.data import BatchStream, DecodedImages, Normalization, PairReader, SegmentationDataset
 from unet.device import deterministic, memory_advice, pick_device, pick_dtype
@@ -38,6 +39,8 @@ from unet.masks import ClassMap, palette_of
 from unet.metrics import Scores, scores
 from unet.model import UNet
 from unet.pairs import Pair
+from unet.pretrained import encoder_weights
+from unet.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.reach import context, unpadded_side
 from unet.runs import Progress, check_same, find_run, give_up, hold, make_folder, save_last
 from unet.schedule import learning_rate_factor, validations_without_gain
@@ -85,7 +88,10 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
     begin = None
     if settings.init_from is not None and state is None:
-        begin = load_checkpoint(Path(settings.init_from))
+        begin = load_beginning(Path(settings.init_from))
+    pretrained = None
+    if settings.encoder_weights is not None and state is None:
+        pretrained = distributed.from_first(lambda: _encoder_weights(config))
     dtype = pick_dtype(settings.precision, device)
     if dtype == torch.float16 and device.type == "cpu":
         print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
@@ -96,6 +102,10 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     data = distributed.from_first(lambda: _checked_data(config))
     train_pairs, val_pairs = data.train_pairs, data.val_pairs
     normalization = data.normalization(config)
+    is_auto = config.data.normalization == "auto"
+    if is_auto and begin is not None and begin["format"] == PYTORCH_UNET:
+        normalization = Normalization(**begin["normalization"])
+        print("note: data.normalization: images from 0 to 1 as they are, as in Pytorch-UNet")
     if state is not None:
         distributed.from_first(lambda: check_same(state, run, dtype, data))
         # The very numbers: another version of NumPy may differ in the last digit.
@@ -109,7 +119,10 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     torch.manual_seed(settings.seed)
     net, first = build_net(config, device), train_pairs[0]
     if begin is not None:
-        _begin_with(net, begin, str(settings.init_from), classes.names)
+        said = begin_with(net, begin, str(settings.init_from), classes.names)
+        print(f"train.init_from: {said}")
+    if pretrained is not None:
+        net.encoder.load_state_dict(pretrained)
     if settings.sync_batch_norm:
         # It replaces the norms inside and returns the same network.
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
@@ -132,6 +145,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         settings.clip_grad_norm,
         settings.compile,
         memory_format(config),
+        settings.freeze_encoder_epochs > 0,
     )
     stateful: dict[str, Any] = {"optimizer": optimizer, "scaler": training_step.scaler}
     if average is not None:
@@ -194,10 +208,13 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         dynamic_ncols=True,
     )
 
-    def learning_rate(step: int) -> float:
-        return config.optimizer.lr * learning_rate_factor(
+    def rate_factor(step: int) -> float:
+        return learning_rate_factor(
             config.schedule, step, num_steps, steps_per_epoch, progress.scores
         )
+
+    def learning_rate(step: int) -> float:
+        return config.optimizer.lr * rate_factor(step)
 
     def is_finished() -> bool:
         waited = validations_without_gain(progress.scores)
@@ -259,6 +276,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
                 seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, step, rank])
                 torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
                 lr = learning_rate(step)
+                net.encoder_frozen = step < settings.freeze_encoder_epochs * steps_per_epoch
                 with memory_advice(_memory_advice(config)):
                     loss, norm = training_step.gradients(islice(batches, settings.accumulate))
                     skips = not math.isfinite(norm) and training_step.may_skip
@@ -266,7 +284,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
                         stems = _stems_of_step(dataset, stream, step, settings.accumulate)
                         give_up(run)
                         raise FloatingPointError(_not_finite(run, step, lr, loss, norm, stems))
-                    training_step.update(lr)
+                    training_step.update(rate_factor(step))
                 if average is not None:
                     average.update(net, step)
                 progress.step += 1
@@ -312,6 +330,19 @@ def _refuse_for_processes(settings: TrainConfig, device: torch.device) -> None:
         )
 
 
+def _encoder_weights(config: Config) -> dict[str, torch.Tensor]:
+    """Read what the encoder begins with, and say so."""
+    encoder, channels = config.model.encoder, config.model.in_channels
+    wanted = str(config.train.encoder_weights)
+    weights = encoder_weights(encoder, wanted, channels)
+    fitted = ""
+    if channels != 3:
+        how = "summed for grey images" if channels == 1 else "repeated and scaled"
+        fitted = f"; those of the first convolution are {how}, for {channels} channel(s)"
+    print(f"note: {encoder} begins with the weights {wanted}{fitted}")
+    return weights
+
+
 def _checked_data(config: Config) -> CheckedData:
     data = check_data(config)
     if data.faults:
@@ -338,32 +369,6 @@ def _training_set(
     )
 
 
-def _begin_with(net: UNet, contents: dict[str, Any], path: str, names: Sequence[str]) -> None:
-    """Take over the weights of another checkpoint; of another number of classes, but the head's."""
-    weights, own = contents["model"], net.state_dict()
-    theirs = list(contents["config"]["data"]["classes"])
-    said = f"train.init_from: taking the weights of {path}"
-    if len(theirs) != len(names):
-        weights = {key: own[key] if key.startswith("head.") else w for key, w in weights.items()}
-        said += f", but not those of the head: it has {len(theirs)} classes, here are {len(names)}"
-    elif theirs != list(names):
-        said += f"; its classes {', '.join(theirs)} become {', '.join(names)}, in this order"
-    other = [
-        f"{key} {' x '.join(map(str, weights[key].shape)) if key in weights else 'missing'}"
-        for key in own
-        if key not in weights or weights[key].shape != own[key].shape
-    ] + [f"{key} besides" for key in weights if key not in own]
-    if other:
-        model = contents["config"]["model"].items()
-        settings = " ".join(f"model.{key}={value}".replace(" ", "") for key, value in model)
-        raise ValueError(
-            f"train.init_from: {path}: the weights do not fit this config's model; set it as "
-            f"there, {settings}:\n{listed(other, 3)}"
-        )
-    net.load_state_dict(weights)
-    print(said)
-
-
 def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
     weights = config.class_weights
     if weights == "balanced":  # a class of the mean number of pixels weighs 1, one without none 0
@@ -372,18 +377,24 @@ def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
     return SegmentationLoss(config.cross_entropy, config.dice, weights)
 
 
-def _optimizer(config: OptimizerConfig, net: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(config: OptimizerConfig, net: UNet) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
+    if config.encoder_lr is not None:
+        parts = [net.stem, net.decoder, net.head]
+        rest = [parameter for part in parts for parameter in part.parameters()]
+        encoder = list(net.encoder.parameters())
+        groups = [{"params": rest}, {"params": encoder, "lr": config.encoder_lr}]
     match config.name:
         case "adamw":
             return torch.optim.AdamW(
-                net.parameters(),
+                groups,
                 lr=config.lr,
                 betas=(config.momentum, 0.999),
                 weight_decay=config.weight_decay,
             )
         case "sgd":
             return torch.optim.SGD(
-                net.parameters(),
+                groups,
                 lr=config.lr,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
@@ -455,7 +466,7 @@ def _memory_advice(config: Config) -> str:
     advice = []
     smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
     if config.model.padding == "valid":  # half of what is learned from
-        levels = len(config.model.widths)
+        levels = network_levels(config.model)
         learned = [side - 2 * context(levels) for side in crop or (512, 512)]
         smaller = [unpadded_side(levels, max(side // 2, 1)) for side in learned]
     if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
