@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unet.model import UNet, fold_batch_norm
+from unet.model import UNet, fold_batch_norm, most_probable
 from unet.tiling import place_tiles, sliding_window
 
 QUICK_SIZE, QUICK_TILES, QUICK_WIDTHS, QUICK_ROUNDS = 256, [64, 128], [4, 8], 2
@@ -98,7 +98,7 @@ def make_ours(network: Network, tile: int, overlap: int) -> Candidate:
         overlap,
         align=network.net.factor,
         blend=False,
-        finish=lambda logits: logits.argmax(0).to(torch.uint8),
+        finish=most_probable,
     )
 
 
@@ -114,7 +114,7 @@ def make_monai(network: Network, tile: int, overlap: int, mode: str) -> Candidat
             image[None], (tile, tile), 1, network, overlap=fraction, mode=mode
         )
         assert isinstance(logits, Tensor)
-        return logits[0].argmax(0).to(torch.uint8)
+        return most_probable(logits[0])
 
     return run
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unet import ConvTranspose2d, UNet
 from unet.encoders import Encoder
-from unet.model import Up, centre_crop, fold_batch_norm
+from unet.model import Up, centre_crop, fold_batch_norm, most_probable
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (16, 16), (17, 31), (40, 23)])
@@ -341,3 +341,11 @@ def test_an_encoder_that_is_none_of_these_is_refused() -> None:
     for setting in ({"downsampling": "conv"}, {"padding": "valid"}, {"dropout": 0.5}):
         with pytest.raises(ValueError, match="with encoder resnet18, expected them left out"):
             UNet(widths=(8,) * 5, encoder="resnet18", **setting)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 5])
+def test_the_most_probable_class_is_the_first_of_those_that_are_even(num_classes: int) -> None:
+    scores = torch.randint(3, (num_classes, 31, 45), dtype=torch.float32)
+    expected = torch.from_numpy(scores.numpy().argmax(0)).to(torch.uint8)
+    for layout in (scores, scores.movedim(0, -1).contiguous().movedim(-1, 0), scores.bfloat16()):
+        assert torch.equal(most_probable(layout), expected)

@@ -22,7 +22,7 @@ from unet.config import (
 from unet.data import Normalization
 from unet.device import memory_advice, pick_device, pick_dtype
 from unet.masks import ClassMap, Colour
-from unet.model import UNet, fold_batch_norm
+from unet.model import UNet, fold_batch_norm, most_probable
 from unet.pytorch_unet import is_pytorch_unet
 from unet.tiling import sliding_window
 
@@ -119,14 +119,10 @@ class SegmentationModel:
 
         `bar` as in `logits`.
         """
-
-        def choose(logits: Tensor) -> Tensor:
-            return logits.argmax(0).to(torch.uint8)
-
         if self.others:
-            return choose(self.logits(image, bar=bar)).cpu()
+            return most_probable(self.logits(image, bar=bar)).cpu()
         # Without the logits of the whole image, which take four bytes for each class.
-        return self._in_tiles(image, bar=bar, finish=choose).cpu()
+        return self._in_tiles(image, bar=bar, finish=most_probable).cpu()
 
     def _in_tiles(
         self,

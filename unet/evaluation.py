@@ -38,6 +38,7 @@ from unet.measurements import (
     summarize,
 )
 from unet.metrics import confusion_matrix
+from unet.model import most_probable
 from unet.pairs import Pair, find_pairs
 from unet.pictures import confusion_picture, image_to_rgb, save_picture
 from unet.report import Example, choose_examples, example_pictures, html_report
@@ -95,7 +96,7 @@ def confusion_of_pairs(
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     own: dict[int, Segmented] = {}
     for place, image, logits, target in _logits_of_pairs(model, pairs, what, stop):
-        prediction = logits.argmax(0).cpu()
+        prediction = most_probable(logits).cpu()
         matrix += confusion_matrix(prediction, target, num_classes)
         if place in places:
             own[place] = (image, target.numpy(), prediction.numpy())
@@ -325,7 +326,7 @@ def _measure_pairs(
     predictions: dict[int, bytes] = {}
     counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
     for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate", tta=tta):
-        prediction = logits.argmax(0).to("cpu", torch.uint8)
+        prediction = most_probable(logits).cpu()
         own[i] = measure(prediction, target, len(names), measures)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.
         predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unet.checkpoint import SegmentationModel
+from unet.model import most_probable
 
 Kind = Literal["flips", "turns", "scales"]
 
@@ -83,7 +84,10 @@ def choose(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
         threshold: of two classes, the second where it has at least this probability; None for the
             likeliest.
     """
-    chosen = probabilities.argmax(0) if threshold is None else probabilities[1] >= threshold
+    if threshold is None:
+        chosen = most_probable(probabilities)
+    else:
+        chosen = probabilities[1] >= threshold
     ids: np.ndarray = chosen.to("cpu", torch.uint8).numpy()
     return ids
 
