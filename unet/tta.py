@@ -84,10 +84,7 @@ def choose(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
         threshold: of two classes, the second where it has at least this probability; None for the
             likeliest.
     """
-    if threshold is None:
-        chosen = most_probable(probabilities)
-    else:
-        chosen = probabilities[1] >= threshold
+    chosen = most_probable(probabilities) if threshold is None else probabilities[1] >= threshold
     ids: np.ndarray = chosen.to("cpu", torch.uint8).numpy()
     return ids
 
