@@ -98,6 +98,15 @@ def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> N
     assert result.returncode == 0, result.stderr
 
 
+def test_nothing_waits_for_torchvision_that_does_not_need_it() -> None:
+    # It takes about as long to import as torch.
+    code = (
+        "import sys, unet.training, unet.evaluation, unet.prediction, unet.export, unet.info\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    assert run("-c", code).returncode == 0
+
+
 def test_wrong_input_gives_a_message_and_code_2(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

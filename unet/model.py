@@ -17,8 +17,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
-from torchvision.models import get_model
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from unet.conv_transpose import ConvTranspose2d
 from unet.encoders import BACKBONES, Encoder, levels_of
@@ -157,6 +155,10 @@ def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
     Returns:
         A module: image (N, C, H, W), sides multiples of its factor -> the output of each level.
     """
+    # Not above: it takes as long to import as torch itself, and few need it.
+    from torchvision.models import get_model
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     net = get_model(name, weights=None)
     if in_channels != 3:
         conv = next(part for part in net.modules() if isinstance(part, nn.Conv2d))

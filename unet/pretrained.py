@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models import get_model, get_model_weights
 
 from unet.encoders import Encoder
 from unet.model import backbone
@@ -31,6 +30,8 @@ def encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[st
         FileNotFoundError: if there is no such file.
         ValueError: if they cannot be downloaded, read, or do not fit.
     """
+    from torchvision.models import get_model  # where it is needed, as in `backbone`
+
     path = _fetched(encoder) if weights == "DEFAULT" else Path(weights)
     found = _read(path)
     with torch.device("meta"):  # names and shapes, and no numbers
@@ -61,6 +62,8 @@ def encoder_numbers(encoder: Encoder, in_channels: int) -> tuple[tuple[float, ..
 
     Of grey images both are the mean of the colours'. None for channels that mean other than these.
     """
+    from torchvision.models import get_model_weights
+
     transforms = get_model_weights(encoder).DEFAULT.transforms()
     numbers = tuple(transforms.mean), tuple(transforms.std)
     if in_channels == 1:
@@ -70,13 +73,13 @@ def encoder_numbers(encoder: Encoder, in_channels: int) -> tuple[tuple[float, ..
 
 def _fetched(encoder: Encoder) -> Path:
     """Download torchvision's weights into torch.hub's folder, if they are not there."""
+    from torchvision.models import get_model_weights
+
     url: str = get_model_weights(encoder).DEFAULT.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.exists():
         return path
-    digest = path.stem.rpartition("-")[
-        2
-    ]  # the first of its SHA-256, which torchvision's names have
+    digest = path.stem.rpartition("-")[2]  # the first of its SHA-256, as torchvision names files
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), digest)
