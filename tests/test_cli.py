@@ -16,7 +16,7 @@ import torch
 import yaml
 from conftest import make_config
 
-from unet.cli import main
+from unet.cli import main, parser
 from unet.config import config_to_dict
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -143,6 +143,13 @@ def test_images_may_stand_behind_options(config: Path, data_root: Path) -> None:
     command = ["predict", "runs/tiny/best.pt", first, "--tta", "flips,turns", second]
     assert main([*command, "-o", "masks", "train.device=cpu"]) == 0
     assert sorted(path.name for path in Path("masks").iterdir()) == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("tta", [["--tta", "flips,turns"], ["--tta", "flips", "--tta", "turns"]])
+def test_augmentations_are_given_together_or_one_by_one(tta: list[str]) -> None:
+    for command in (["evaluate", "best.pt"], ["predict", "best.pt", "a.png", "-o", "masks"]):
+        assert parser().parse_args([*command, *tta]).tta == ["flips", "turns"]
+        assert parser().parse_args(command).tta == []  # what one call extends is its own
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

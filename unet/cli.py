@@ -301,6 +301,7 @@ def parser() -> argparse.ArgumentParser:
     tta.add_argument(
         "--tta",
         type=_kinds,
+        action="extend",
         default=[],
         metavar="KINDS",
         help="test-time augmentation, such as flips,turns: average over 4 flips, 4 turns (8 with "
