@@ -26,7 +26,8 @@ from torchvision.transforms import v2
 
 from unet.augment import Augment
 from unet.check import list_pairs, pair_reader
-from unet.config import AugmentConfig, Config, load_config
+from unet.config import AugmentConfig, Config
+from unet.config_file import load_config
 from unet.data import (
     BatchStream,
     DecodedImages,

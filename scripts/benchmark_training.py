@@ -37,7 +37,8 @@ from torch.utils.data import DataLoader
 from unet import tracking, training
 from unet.check import check_data
 from unet.checkpoint import build_net, memory_format
-from unet.config import Config, load_config
+from unet.config import Config
+from unet.config_file import load_config
 from unet.data import BatchStream
 from unet.device import memory_advice, pick_dtype
 from unet.losses import SegmentationLoss

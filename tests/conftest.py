@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
-from unet.config import Config, config_from_dict
+from unet.config import Config
+from unet.config_file import config_from_dict
 from unet.data import Normalization
 
 HEIGHT, WIDTH = 36, 52
@@ -82,6 +83,23 @@ def make_config(root: Path, *overrides: str) -> Config:
             "train": {"epochs": 3, "batch_size": 2, "num_workers": 0},
         },
         overrides,
+    )
+
+
+def small_config(*overrides: str) -> Config:
+    """A config with little in it, of data that is not there."""
+    return config_from_dict(
+        {
+            "name": "mine",
+            "data": {
+                "root": "somewhere",
+                "classes": {"ground": 0, "cell": 255},
+                "validation": {"fraction": 0.2},
+            },
+            "train": {"epochs": 5},
+        },
+        overrides,
+        where="mine.yaml",
     )
 
 

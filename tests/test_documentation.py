@@ -14,7 +14,7 @@ from conftest import make_config
 
 import unet
 from unet.cli import _SETTING, parser
-from unet.config import config_from_dict
+from unet.config_file import config_from_dict
 from unet.training import train
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ from torch.export.passes import move_to_device_pass
 
 import unet.export as module
 from unet.checkpoint import SegmentationModel, build_net, load_model, save_checkpoint
-from unet.config import config_from_dict
+from unet.config_file import config_from_dict
 from unet.data import Normalization
 from unet.export import TOLERANCE, ExportedModel, export, largest_difference
 

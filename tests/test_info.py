@@ -7,7 +7,7 @@ import yaml
 from conftest import make_config, make_model
 
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint, save_checkpoint
-from unet.config import config_from_dict
+from unet.config_file import config_from_dict
 from unet.info import describe_checkpoint
 from unet.training import train
 

@@ -6,7 +6,8 @@ from PIL import Image
 
 from unet.check import check_data
 from unet.cli import main
-from unet.config import Config, load_config
+from unet.config import Config
+from unet.config_file import load_config
 from unet.proposal import propose
 
 RNG = np.random.default_rng(0)

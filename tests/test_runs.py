@@ -9,7 +9,8 @@ from conftest import HEIGHT, WIDTH, assert_same_run, make_config, write_pairs
 from PIL import Image
 
 from unet.checkpoint import load_checkpoint
-from unet.config import config_from_dict, config_to_dict, load_config
+from unet.config import config_to_dict
+from unet.config_file import config_from_dict, load_config
 from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")

@@ -24,12 +24,8 @@ from unet import load_model, predict
 from unet.border_weights import border_weights
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.cli import main
-from unet.config import (
-    Config,
-    OptimizerConfig,
-    config_to_dict,
-    load_config,
-)
+from unet.config import Config, OptimizerConfig, config_to_dict
+from unet.config_file import load_config
 from unet.data import BatchStream
 from unet.model import UNet
 from unet.stopping import Stopped

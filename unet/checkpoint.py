@@ -11,14 +11,8 @@ from torch import Tensor
 
 from unet.atomic import atomic_path
 from unet.check import class_map
-from unet.config import (
-    Config,
-    config_from_dict,
-    config_to_dict,
-    differences,
-    tile_overlap,
-    tiles_blend,
-)
+from unet.config import Config, config_to_dict, differences, tile_overlap, tiles_blend
+from unet.config_file import config_from_dict
 from unet.data import Normalization
 from unet.device import memory_advice, pick_device, pick_dtype
 from unet.masks import ClassMap, Colour

@@ -18,7 +18,7 @@ from types import FrameType
 
 import yaml
 
-from unet.config import config_from_dict, load_config
+from unet.config_file import config_from_dict, load_config
 
 # What a setting looks like: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
 _SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")

@@ -19,7 +19,8 @@ from unet.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from unet.config import Config, config_from_dict, config_to_dict, differences
+from unet.config import Config, config_to_dict, differences
+from unet.config_file import config_from_dict
 
 try:
     import fcntl
