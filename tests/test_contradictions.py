@@ -67,6 +67,10 @@ from unet.config import BorderConfig, tile_overlap
             "model.downsampling: got conv, expected it left out: model.encoder resnet34 has its",
         ),
         (
+            "model={upsampling: bilinear, padding: valid}",
+            "model.upsampling: got bilinear, expected conv_transpose with model.padding valid",
+        ),
+        (
             "model={encoder: resnet34, padding: valid}",
             "model.padding: got valid, expected it left out: model.encoder resnet34 is padded",
         ),

@@ -111,13 +111,19 @@ def test_an_encoder_of_torchvision_is_exported(tmp_path: Path, suffix: str, enco
 
 @both
 @pytest.mark.parametrize(
-    ("levels", "norm", "downsampling"),
-    [(1, "batch", "max_pool"), (5, "none", "conv"), (3, "group", "conv"), (2, "instance", "conv")],
+    ("levels", "norm", "setting"),
+    [
+        (1, "batch", "downsampling=max_pool"),
+        (5, "none", "downsampling=conv"),
+        (3, "group", "downsampling=conv"),
+        (2, "instance", "downsampling=conv"),
+        (3, "batch", "upsampling=bilinear"),
+    ],
 )
 def test_every_network_is_exported(
-    tmp_path: Path, suffix: str, levels: int, norm: str, downsampling: str
+    tmp_path: Path, suffix: str, levels: int, norm: str, setting: str
 ) -> None:
-    settings = [f"model.norm={norm}", f"model.downsampling={downsampling}"]
+    settings = [f"model.norm={norm}", f"model.{setting}"]
     save_checkpoint(tmp_path / "best.pt", used_model(tmp_path, *settings, levels=levels), {})
     assert export([tmp_path / "best.pt"], tmp_path / f"model{suffix}") <= TOLERANCE
 

@@ -18,9 +18,9 @@ def test_logits_have_the_size_of_the_image(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
-@pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
-def test_every_parameter_learns(norm: str, downsampling: str) -> None:
-    net = UNet(1, 2, widths=(4, 6, 8), norm=norm, downsampling=downsampling)
+@pytest.mark.parametrize("resizing", [{}, {"downsampling": "conv"}, {"upsampling": "bilinear"}])
+def test_every_parameter_learns(norm: str, resizing: dict[str, str]) -> None:
+    net = UNet(1, 2, widths=(4, 6, 8), norm=norm, **resizing)
     net(torch.randn(2, 1, 19, 21)).square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None, name
@@ -186,11 +186,24 @@ def test_numbers_that_are_not_positive_are_refused(wrong: dict) -> None:
         UNet(**wrong)
 
 
+def test_bilinear_upsampling_interpolates_the_image_features() -> None:
+    up = Up(3, 2, 4, norm="none", factor=2, upsampling="bilinear")
+    up.conv = nn.Sequential(nn.Identity())  # to see what enters it
+    x, skip = torch.randn(1, 3, 5, 6), torch.randn(1, 2, 10, 12)
+    mixed = F.conv2d(F.interpolate(x, scale_factor=2, mode="bilinear"), up.up[0].weight)
+    expected = torch.cat([skip, mixed + up.up[0].bias[:, None, None]], dim=1)
+    torch.testing.assert_close(up(x, skip), expected)
+
+
 def test_typos_are_refused() -> None:
     with pytest.raises(ValueError, match="norm: got 'bach', expected one of batch, group,"):
         UNet(norm="bach")
     with pytest.raises(ValueError, match="downsampling: got 'maxpool', expected one of max_pool"):
         UNet(downsampling="maxpool")
+    with pytest.raises(ValueError, match="upsampling: got 'nearest', expected one of conv_transp"):
+        UNet(upsampling="nearest")
+    with pytest.raises(ValueError, match="UNet: got upsampling bilinear, expected conv_transpose"):
+        UNet(upsampling="bilinear", padding="valid")
     with pytest.raises(ValueError, match="padding: got 'none', expected one of same, valid"):
         UNet(padding="none")
 

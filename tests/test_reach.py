@@ -27,19 +27,22 @@ def seen_by(net: UNet, size: int) -> torch.Tensor:
         return net.double()(impulses)[:, 0, 0] > 0
 
 
+@pytest.mark.parametrize("upsampling", ["conv_transpose", "bilinear"])
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 4, 5])
-def test_the_formula_is_what_a_network_sees(levels: int, downsampling: str) -> None:
-    net = UNet(1, 1, widths=(1,) * levels, norm="none", downsampling=downsampling)
-    own = own_levels(levels)
-    cell, edge = factor(own), margin(own)
+def test_the_formula_is_what_a_network_sees(
+    levels: int, downsampling: str, upsampling: str
+) -> None:
+    net = UNet(1, 1, (1,) * levels, "none", downsampling, upsampling)
+    own, bilinear = own_levels(levels), upsampling == "bilinear"
+    cell, edge = factor(own), margin(own, bilinear)
     assert (net.factor, net.margin) == (cell, edge)
     middle = 8 * cell
     seen = seen_by(net, 17 * cell)
     for position in range(cell):
         pixel = middle + position
         columns = seen[:, pixel].nonzero().flatten()
-        left, right = reach(own, position)
+        left, right = reach(own, position, bilinear)
         assert (int(columns.min()), int(columns.max())) == (pixel - left, pixel + right)
     # Whatever sees beyond an edge on the grid is in the margin, and a cell less would not do.
     assert not seen[:middle, middle + edge :].any()
@@ -87,6 +90,7 @@ def test_the_numbers_that_the_documents_name() -> None:
     for count in (3, 4, 5, 6):
         cell = factor(own_levels(count))
         assert margin(own_levels(count)) == 6 * cell
+        assert margin(own_levels(count), bilinear=True) == 7 * cell
         assert max(max(reach(own_levels(count), i)) for i in range(cell)) == 7 * cell - 5
     assert ((1024 - 2 * margin(own_levels(4))) / 1024) ** 2 == pytest.approx(0.82, abs=0.005)
     assert ((1024 - 2 * margin(own_levels(5))) / 1024) ** 2 == pytest.approx(0.66, abs=0.005)

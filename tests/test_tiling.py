@@ -93,13 +93,13 @@ def make_net(**settings: object) -> UNet:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
+@pytest.mark.parametrize("resizing", [{}, {"downsampling": "conv"}, {"upsampling": "bilinear"}])
 @pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
 def test_tiles_give_what_the_whole_image_gives(
-    levels: int, norm: str, downsampling: str, batch_size: int
+    levels: int, norm: str, resizing: dict[str, str], batch_size: int
 ) -> None:
-    net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, downsampling=downsampling)
+    net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, **resizing)
     overlap, cell = 2 * net.margin, net.factor
     tile = (overlap + 2 * cell, overlap + 5 * cell)  # not square
     for size in (

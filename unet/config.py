@@ -152,6 +152,9 @@ class ModelConfig:
     # Of an encoder of torchvision, which has its own, only those of stem and decoder.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     downsampling: Literal["max_pool", "conv"] = "max_pool"
+    # How the decoder enlarges: conv_transpose, every pixel times a kernel; or bilinear, a 1 x 1
+    # convolution and interpolation, to compare with.
+    upsampling: Literal["conv_transpose", "bilinear"] = "conv_transpose"
     # Of the 3 x 3 convolutions: same, by zeros; or valid, none, as in the paper. Then crops and
     # tiles have a context, 92 pixels on each side with five levels, that is seen, but neither
     # learned nor predicted, and images are mirrored at their borders.
@@ -353,7 +356,7 @@ def tile_overlap(config: Config) -> int:
         return config.tiling.overlap
     if config.model.encoder != "none":
         return min(config.tiling.size) // 4
-    return exact_overlap(config.model) or 2 * margin(network_levels(config.model))
+    return exact_overlap(config.model) or 2 * _margin(config.model)
 
 
 def tiles_blend(config: Config) -> bool:
@@ -366,7 +369,11 @@ def exact_overlap(model: ModelConfig) -> int | None:
     """Return the overlap from which on tiles give what the whole image gives; None if none does."""
     if model.norm in ("group", "instance") or sees_all(model.encoder):
         return None  # what is taken over a tile is not what is taken over the image
-    return BEYOND_CELLS if model.padding == "valid" else 2 * margin(network_levels(model))
+    return BEYOND_CELLS if model.padding == "valid" else 2 * _margin(model)
+
+
+def _margin(model: ModelConfig) -> int:
+    return margin(network_levels(model), model.upsampling == "bilinear")
 
 
 def network_levels(model: ModelConfig) -> tuple[Level, ...]:

@@ -105,6 +105,10 @@ def _contradictions_of_model(config: Config) -> list[str]:
         if setting is not None
     ]
     if model.padding == "valid":
+        if model.upsampling == "bilinear":
+            faults.append(
+                "model.upsampling: got bilinear, expected conv_transpose with model.padding valid"
+            )
         faults += _contradictions_of_crop(config.augment.crop, network_levels(model))
     return faults
 

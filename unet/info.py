@@ -132,7 +132,8 @@ def _receptive_field(config: Config) -> str:
     if sees_all(encoder):
         text = f"the whole image, by squeeze-and-excitation of {encoder}"
     else:
-        sides = [reach(levels, i) for i in range(factor(levels))]
+        bilinear = config.model.upsampling == "bilinear"
+        sides = [reach(levels, i, bilinear) for i in range(factor(levels))]
         widest, furthest = max(left + 1 + right for left, right in sides), max(map(max, sides))
         text = f"{_sides((widest, widest))} at most, up to {furthest} to one side"
         if config.model.norm in ("group", "instance"):

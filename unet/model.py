@@ -25,6 +25,7 @@ from unet.reach import context, factor, margin, strides, unpadded_side
 Norm = Literal["batch", "group", "instance", "none"]
 Downsampling = Literal["max_pool", "conv"]
 Padding = Literal["same", "valid"]
+Upsampling = Literal["conv_transpose", "bilinear"]
 
 
 def _norm(norm: Norm, channels: int) -> nn.Module:
@@ -50,6 +51,20 @@ def _halve(downsampling: Downsampling, channels: int) -> nn.Module:
         case _:
             options = ", ".join(get_args(Downsampling))
             raise ValueError(f"downsampling: got {downsampling!r}, expected one of {options}")
+
+
+def _enlarge(upsampling: Upsampling, in_channels: int, out_channels: int, factor: int) -> nn.Module:
+    match upsampling:
+        case "conv_transpose":
+            return ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+        case "bilinear":  # the channels first, which comes to the same and is less work
+            return nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1),
+                nn.Upsample(scale_factor=factor, mode="bilinear"),
+            )
+        case _:
+            options = ", ".join(get_args(Upsampling))
+            raise ValueError(f"upsampling: got {upsampling!r}, expected one of {options}")
 
 
 def centre_crop(maps: Tensor, like: Tensor) -> Tensor:
@@ -113,7 +128,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Enlarge the image by kernel times pixel, put the skip beside it, then DoubleConv.
+    """Enlarge the image, put the skip beside it, then DoubleConv.
 
     Args:
         in_channels: C of the image features.
@@ -121,7 +136,9 @@ class Up(nn.Module):
         out_channels: K.
         norm: of the DoubleConv.
         padding: of the DoubleConv.
-        factor: by which the image grows: kernel and stride of the up-convolution.
+        factor: by which the image grows.
+        upsampling: conv_transpose, kernel times pixel with a kernel of factor x factor; or bilinear
+            interpolation after a 1 x 1 convolution.
     """
 
     def __init__(
@@ -132,9 +149,10 @@ class Up(nn.Module):
         norm: Norm = "batch",
         padding: Padding = "same",
         factor: int = 2,
+        upsampling: Upsampling = "conv_transpose",
     ) -> None:
         super().__init__()
-        self.up = ConvTranspose2d(in_channels, out_channels, factor, stride=factor)
+        self.up = _enlarge(upsampling, in_channels, out_channels, factor)
         self.conv = DoubleConv(skip_channels + out_channels, out_channels, norm, padding)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -203,7 +221,9 @@ class UNet(nn.Module):
         norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none; an
             encoder of torchvision keeps its own.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
-        padding: of the 3 x 3 convolutions: same, by zeros, which keeps the size; or valid, none.
+        upsampling: conv_transpose, kernel times pixel; or bilinear, after a 1 x 1 convolution.
+        padding: of the 3 x 3 convolutions: same, by zeros, which keeps the size; or valid, none,
+            with conv_transpose only.
         dropout: probability that a value at the end of the contracting path, which is after each of
             its two deepest levels, is left out in training.
         encoder: none for the U-Net's own, or the name of a network of torchvision, with random
@@ -223,6 +243,7 @@ class UNet(nn.Module):
         widths: Sequence[int] = (64, 128, 256, 512, 1024),
         norm: Norm = "batch",
         downsampling: Downsampling = "max_pool",
+        upsampling: Upsampling = "conv_transpose",
         padding: Padding = "same",
         dropout: float = 0.0,
         encoder: Encoder = "none",
@@ -236,6 +257,10 @@ class UNet(nn.Module):
             )
         if padding not in get_args(Padding):
             raise ValueError(f"padding: got {padding!r}, expected one of same, valid")
+        if padding == "valid" and upsampling == "bilinear":
+            raise ValueError(
+                "UNet: got upsampling bilinear, expected conv_transpose without padding"
+            )
         if encoder not in get_args(Encoder):
             options = ", ".join(get_args(Encoder))
             raise ValueError(f"encoder: got {encoder!r}, expected one of {options}")
@@ -259,7 +284,7 @@ class UNet(nn.Module):
         # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
         # that grid may depend on what lies beyond it; with group and instance norm all do, as
         # with encoders that see all.
-        self.factor, self.margin = factor(levels), margin(levels)
+        self.factor, self.margin = factor(levels), margin(levels, upsampling == "bilinear")
         self.context = context(levels) if padding == "valid" else 0
         self.encoder_frozen = False
         """Whether the encoder neither learns nor, in training, changes its statistics."""
@@ -279,7 +304,7 @@ class UNet(nn.Module):
         ups = zip(skips, widths[: len(skips)], strides(levels)[1:], strict=True)
         self.decoder = nn.ModuleList()
         for skip, width, stride in reversed([*ups]):
-            self.decoder.append(Up(deeper, skip, width, norm, padding, stride))
+            self.decoder.append(Up(deeper, skip, width, norm, padding, stride, upsampling))
             deeper = width
         self.head = nn.Conv2d(widths[0], num_classes, 1)
 

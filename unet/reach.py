@@ -29,7 +29,7 @@ def factor(levels: tuple[Level, ...]) -> int:
     return prod(strides(levels))
 
 
-def reach(levels: tuple[Level, ...], position: int = 0) -> tuple[int, int]:
+def reach(levels: tuple[Level, ...], position: int = 0, bilinear: bool = False) -> tuple[int, int]:
     """Pixels to the left and to the right of an output pixel that its value depends on.
 
     Up and down it sees as far.
@@ -37,10 +37,19 @@ def reach(levels: tuple[Level, ...], position: int = 0) -> tuple[int, int]:
     Args:
         levels: of the encoder, the full image included.
         position: of the pixel in its cell, 0 to factor - 1.
+        bilinear: whether the decoder interpolates, so that a pixel depends on two of those that
+            it comes from, and not on one.
     """
     left = right = position
-    for stride in strides(levels)[1:]:  # the decoder backwards: convolutions, up-convolution
-        left, right = (left - 2) // stride, (right + 2) // stride
+    for stride in strides(levels)[1:]:  # the decoder backwards: convolutions, upsampling
+        left, right = left - 2, right + 2
+        if bilinear:  # pixel p lies at (p + 1/2) / stride - 1/2, between two
+            left, right = (
+                (2 * left + 1 - stride) // (2 * stride),
+                (2 * right + 1 - stride) // (2 * stride) + 1,
+            )
+        else:
+            left, right = left // stride, right // stride
     for level in reversed(levels):
         for kernel, stride in reversed(level):
             first = -((kernel - stride + 1) // 2)
@@ -48,13 +57,13 @@ def reach(levels: tuple[Level, ...], position: int = 0) -> tuple[int, int]:
     return position - left, right - position
 
 
-def margin(levels: tuple[Level, ...]) -> int:
+def margin(levels: tuple[Level, ...], bilinear: bool = False) -> int:
     """Pixels, in whole cells, that can depend on what lies beyond an edge on the grid.
 
-    6 * factor with an encoder of one's own from three levels on.
+    6 * factor with an encoder of one's own from three levels on, 7 * factor if bilinear.
     """
     cell = factor(levels)
-    furthest = max(reach(levels)[0], reach(levels, cell - 1)[1])
+    furthest = max(reach(levels, 0, bilinear)[0], reach(levels, cell - 1, bilinear)[1])
     return -(-furthest // cell) * cell
 
 
