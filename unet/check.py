@@ -58,15 +58,24 @@ class CheckedData:
 
     def normalization(self, config: Config) -> Normalization:
         """Return the normalization that a config asks for."""
-        match config.data.normalization:
-            case FixedNormalizationConfig(mean=mean, std=std):
-                return Normalization(mean=mean, std=std)
-            case "auto" | "dataset":
-                return numbers_of_weights(config) or normalization_of(
-                    self.train.pixels, self.train.sums.sum(0), self.train.squares.sum(0)
-                )
-            case method:
-                return Normalization(method=method)
+        return (
+            given_normalization(config)
+            or numbers_of_weights(config)
+            or normalization_of(
+                self.train.pixels, self.train.sums.sum(0), self.train.squares.sum(0)
+            )
+        )
+
+
+def given_normalization(config: Config) -> Normalization | None:
+    """Return the normalization that a config alone tells; None if it asks for other numbers."""
+    match config.data.normalization:
+        case FixedNormalizationConfig(mean=mean, std=std):
+            return Normalization(mean=mean, std=std)
+        case "image" | "percentiles" as method:
+            return Normalization(method=method)
+        case _:
+            return None
 
 
 def numbers_of_weights(config: Config) -> Normalization | None:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from unet.atomic import atomic_path
-from unet.check import class_map
+from unet.check import class_map, given_normalization
 from unet.config import Config, config_to_dict, differences, tile_overlap, tiles_blend
 from unet.config_file import config_from_dict
 from unet.data import Normalization
 from unet.device import memory_advice, pick_device, pick_dtype
 from unet.masks import ClassMap, Colour
 from unet.model import UNet, fold_batch_norm, most_probable
-from unet.pytorch_unet import is_pytorch_unet
+from unet.pytorch_unet import FORMAT as PYTORCH_UNET
+from unet.pytorch_unet import is_pytorch_unet, to_checkpoint
 from unet.tiling import sliding_window
 
 _FORMAT, _VERSION = "unet checkpoint", 3
@@ -42,6 +43,9 @@ _FREE_TO_CHANGE = (
     "train.num_workers",
     "tiling.",
 )
+
+# What weights of Pytorch-UNet do not know may be said of them.
+_UNKNOWN_TO_OTHERS = ("data.classes", "data.ignore", "data.normalization")
 
 
 class DamagedError(ValueError):
@@ -202,27 +206,25 @@ def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU without running any code that it may hold.
+    """Read a checkpoint, or a state dict of Pytorch-UNet as one, to the CPU.
+
+    No code is run that it may hold.
 
     Raises:
         DamagedError: if it is damaged, unsafe, or another kind of file.
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint of this project and version.
+        ValueError: if it is neither, or of another version of this project.
     """
-    return checked_contents(path, read_safely(path))
-
-
-def checked_contents(path: Path, contents: Any) -> dict[str, Any]:
-    """Return what a file holds, if it is a checkpoint; see `load_checkpoint`."""
+    contents = _read_safely(path)
     if is_pytorch_unet(contents):
-        raise ValueError(
-            f"{path}: holds weights of Pytorch-UNet, expected a checkpoint; make one of them with "
-            f"'unet convert {path} CONFIG -o model.pt'"
-        )
+        try:
+            return to_checkpoint(contents)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         raise ValueError(
             f"{path}: is not a checkpoint of unet; take a best.pt or last.pt that 'unet train' "
-            "wrote"
+            "wrote, or a state dict of Pytorch-UNet with its own names"
         )
     if contents["version"] != _VERSION:
         raise ValueError(
@@ -232,14 +234,8 @@ def checked_contents(path: Path, contents: Any) -> dict[str, Any]:
     return contents
 
 
-def read_safely(path: Path) -> Any:
-    """Read what torch.save wrote, to the CPU, without running any code that it may hold.
-
-    Raises:
-        DamagedError: if it is damaged, unsafe, or another kind of file.
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is a folder.
-    """
+def _read_safely(path: Path) -> Any:
+    """What torch.save wrote; the errors are those of `load_checkpoint`."""
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
     if not path.is_file():
@@ -269,10 +265,12 @@ def load_model(
     of 496 x 496, widths 32 to 256). To train on, set `train.init_from` instead.
 
     Args:
-        path: a best.pt or last.pt; several for a model that averages their probabilities.
+        path: a best.pt or last.pt, or a state dict of Pytorch-UNet; several for a model that
+            averages their probabilities.
         device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
         overrides: changes to the config, such as `tiling.overlap=64`, of where files lie and how
-            the model is run.
+            the model is run; for Pytorch-UNet also of data.classes, data.ignore and
+            data.normalization.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -290,30 +288,48 @@ def load_model(
                 )
         return replace(first, others=tuple(others))
     contents = load_checkpoint(Path(path))
-    config = config_from_dict(contents["config"], overrides, where=str(path))
-    trained = config_from_dict(contents["config"], where=str(path))
-    changes = differences(trained, config, _FREE_TO_CHANGE)
-    if changes:
-        raise ValueError(
-            f"{path}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
-        )
+    config = _config_of(contents, overrides, str(path))
     chosen = pick_device(device or config.train.device)
     net = build_net(config, chosen)
     try:
         net.load_state_dict(contents["model"])
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: the weights do not fit the model of the checkpoint's own config; it was "
-            "changed after training"
+            f"{path}: the weights do not fit the model of the file's own config; it was changed "
+            "after training, or is of another network"
         ) from error
     return SegmentationModel(
         net=fold_batch_norm(net),
         config=config,
-        normalization=Normalization(**contents["normalization"]),
+        normalization=given_normalization(config) or Normalization(**contents["normalization"]),
         val_stems=tuple(contents["val_stems"]),
         palette=contents["palette"],
         device=chosen,
     )
+
+
+def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -> Config:
+    """The config of a checkpoint with what may be changed of it, changed."""
+    are_others = contents["format"] == PYTORCH_UNET
+    said = [one for one in overrides if are_others and one.startswith(_UNKNOWN_TO_OTHERS)]
+    trained = config_from_dict(contents["config"], said, where)
+    config = config_from_dict(contents["config"], overrides, where)
+    if changes := differences(trained, config, _FREE_TO_CHANGE):
+        raise ValueError(
+            f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
+        )
+    names, count = list(config.data.classes), len(contents["config"]["data"]["classes"])
+    if len(names) != count:
+        raise ValueError(
+            f"{where}: data.classes: got {', '.join(names)}, expected {count} classes, as the "
+            "network has outputs (a single one is of two)"
+        )
+    if are_others and config.data.normalization == "dataset":
+        raise ValueError(
+            f"{where}: data.normalization: got dataset, expected image, percentiles or numbers: "
+            "these weights come without a data set"
+        )
+    return config
 
 
 def _agreed_on(model: SegmentationModel) -> str:

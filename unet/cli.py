@@ -212,13 +212,13 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from unet.prediction import Options, predict_files
 
-    # Images never end in .pt.
-    checkpoints = list(takewhile(lambda path: path.endswith(".pt"), arguments.paths))
+    # Images never end so.
+    checkpoints = list(takewhile(lambda path: path.endswith((".pt", ".pth")), arguments.paths))
     inputs = arguments.paths[len(checkpoints) :]
     if not checkpoints or not inputs:
         raise ValueError(
             f"predict: got {' '.join(arguments.paths)}, expected a checkpoint (or several), which "
-            "ends in .pt, and then images; 'unet convert' makes one of other people's weights"
+            "ends in .pt or .pth, and then images"
         )
     predict_files(
         [Path(path) for path in checkpoints],
@@ -240,12 +240,16 @@ def _predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    if overrides:
-        raise ValueError(f"export: got {' '.join(overrides)}; a trained model keeps its settings")
+    # What may be said of weights of others; the rest is not in the file.
+    parts = ("data.classes", "data.normalization")
+    if left := [one for one in overrides if not one.startswith(parts)]:
+        raise ValueError(f"export: got {' '.join(left)}; a trained model keeps its settings")
     from unet.export import TOLERANCE, export
 
     out: Path = arguments.out
-    difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite)
+    difference = export(
+        arguments.checkpoints, out, arguments.output, arguments.overwrite, overrides
+    )
     compared = {
         "probabilities": "probabilities differ from the model's",
         "classes": "classes are less probable than the model's",
@@ -254,15 +258,6 @@ def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
         f"wrote {out}; at three sizes its {compared} by at most {difference:.1e} (allowed: "
         f"{TOLERANCE:.0e})"
     )
-
-
-def _convert(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    config = load_config(arguments.config, overrides)
-    from unet.beginning import convert
-
-    out: Path = arguments.out
-    said = convert(arguments.weights, config, out, arguments.overwrite)
-    print(f"{said}\nwrote {out}; try 'unet predict {out} IMAGES -o masks'")
 
 
 def _info(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -389,7 +384,8 @@ def parser() -> argparse.ArgumentParser:
         "paths",
         nargs="+",
         metavar="CHECKPOINT [CHECKPOINT ...] IMAGES",
-        help="best.pt or last.pt (several are averaged), then files, folders or glob patterns",
+        help="best.pt, last.pt or weights of Pytorch-UNet (several are averaged), then files, "
+        "folders or glob patterns",
     )
     predict.add_argument(
         "-o", "--out", type=Path, metavar="DIR", required=True, help="folder for the masks"
@@ -448,23 +444,6 @@ def parser() -> argparse.ArgumentParser:
         help="of every class, or the id of the most probable one (default: %(default)s)",
     )
     export.set_defaults(run=_export)
-
-    convert = commands.add_parser(
-        "convert",
-        parents=[shared],
-        epilog=settings,
-        help="make a checkpoint of weights of Pytorch-UNet",
-    )
-    convert.add_argument(
-        "weights", type=Path, metavar="WEIGHTS", help="file of a state dict of Pytorch-UNet"
-    )
-    convert.add_argument(
-        "config", type=Path, metavar="CONFIG", help="YAML file: what the weights do not know"
-    )
-    convert.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", required=True, help="checkpoint, such as model.pt"
-    )
-    convert.set_defaults(run=_convert)
 
     info = commands.add_parser(
         "info", epilog=settings, help="show a checkpoint's config, scores and costs"

@@ -307,7 +307,7 @@ def _pairs_to_score(
         )
     if not model.val_stems:
         raise ValueError(
-            "evaluate: got a checkpoint that was converted and has no validation images, expected "
+            "evaluate: got weights of Pytorch-UNet, whose validation images nobody knows, expected "
             "--images and --masks"
         )
     return validation_pairs(model), [], "the validation split"

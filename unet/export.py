@@ -93,6 +93,7 @@ def export(
     out: Path,
     output: Output = "probabilities",
     overwrite: bool = False,
+    overrides: Sequence[str] = (),
 ) -> float:
     """Write a model as ONNX or .pt2, and compare the file with the model at three sizes.
 
@@ -107,6 +108,7 @@ def export(
         out: the file; ends in .onnx or .pt2.
         output: probabilities (N, K, H, W) float32, or classes (N, H, W) int64, the class ids.
         overwrite: whether to replace a file that exists.
+        overrides: as `load_model`.
 
     Returns:
         The largest difference, as `largest_difference` gives it.
@@ -127,7 +129,7 @@ def export(
     if out.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
             extra(package, str(out), "onnx")
-    model = load_model(checkpoints, "cpu")
+    model = load_model(checkpoints, "cpu", overrides)
     exported = ExportedModel(model, output).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary, warnings.catch_warnings():

@@ -22,6 +22,7 @@ from unet.device import pick_device, pick_dtype
 from unet.encoders import sees_all
 from unet.losses import SegmentationLoss
 from unet.model import UNet, fold_batch_norm
+from unet.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.reach import factor, reach
 
 _COLUMNS = 80
@@ -52,14 +53,21 @@ def describe_checkpoint(
     if size is not None and min(size) < 1:
         raise ValueError(f"info: got a size of {size[0]} x {size[1]}, expected at least 1 x 1")
     config = load_model(path, "cpu", overrides).config
-    history = load_checkpoint(path).get("progress", {}).get("history", [])
+    contents, shown = load_checkpoint(path), config_to_dict(config)
+    scores = _scores(contents.get("progress", {}).get("history", []), config)
+    if contents["format"] == PYTORCH_UNET:
+        scores = ["none: these are weights of Pytorch-UNet, which come without"]
+        # The rest is of a training that nobody knows.
+        known = ("classes", "ignore", "normalization")
+        shown["data"] = {key: shown["data"][key] for key in known}
+        shown = {key: shown[key] for key in ("data", "model", "tiling")}
     net, crop = build_net(config, torch.device("meta")), config.augment.crop
     if crop is not None and size is None:
         size = (crop[0] - 2 * net.context, crop[1] - 2 * net.context)
     size = size or (512, 512)
     parts = [
         yaml.dump(
-            config_to_dict(config),
+            shown,
             Dumper=_InlineLists,
             sort_keys=False,
             allow_unicode=True,
@@ -67,7 +75,7 @@ def describe_checkpoint(
         ),
         _row("checkpoint", str(path)),
         *_rows("classes", [f"{i}  {text}" for i, text in enumerate(_classes(config))]),
-        *_rows("scores", _scores(history, config)),
+        *_rows("scores", scores),
         _row("parameters", f"{sum(p.numel() for p in net.parameters()):,}"),
         _row("multiply-adds", f"{_in_words(multiply_adds(net, size))} at {_sides(size)}"),
         _row("receptive field", _receptive_field(config)),

@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.beginning import begin_with, load_beginning
+from unet.beginning import begin_with
 from unet.check import CheckedData, augmentation, check_data, describe, listed, training_reader
 from unet.checkpoint import (
     SegmentationModel,
     build_net,
+    load_checkpoint,
     memory_format,
     save_checkpoint,
 )
@@ -88,7 +89,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
     begin = None
     if settings.init_from is not None and state is None:
-        begin = load_beginning(Path(settings.init_from))
+        begin = load_checkpoint(Path(settings.init_from))
     pretrained = None
     if settings.encoder_weights is not None and state is None:
         pretrained = distributed.from_first(lambda: _encoder_weights(config))
