@@ -329,7 +329,8 @@ def test_evaluate_measures_what_it_is_asked_for(
     assert "thresholds of ground" in out  # the second: this file has its keys in order
     assert "parts of the class box as objects" in out
     folder = Path("runs/tiny/evaluation_best")
-    beside = "metrics.json, per_image.csv, confusion.png, thresholds.csv"
+    assert "objects at the best threshold of ground" in out
+    beside = "metrics.json, per_image.csv, confusion.png, thresholds.csv, object_thresholds.csv"
     assert f"wrote {folder / 'report.html'}, and beside it {beside}\n" in out
     assert main([*evaluate, "--instances", "cat"]) == 2  # said before what is there is
     assert "error: evaluate: got --instances cat, expected one of the" in capsys.readouterr().err

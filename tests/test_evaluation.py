@@ -18,7 +18,8 @@ from unet import extras, load_model, predict
 from unet.check import check_data
 from unet.evaluation import confusion_of_pairs, evaluate, score_table
 from unet.images import read_image, to_float
-from unet.measurements import Measures, measure, summarize
+from unet.instances import average_precision, connected_components, membrane_scores
+from unet.measurements import OBJECT_MEASURES, Measures, measure, summarize
 from unet.pairs import find_pairs
 from unet.prediction import Options
 from unet.training import train
@@ -220,6 +221,8 @@ def test_only_ignored_pixels_are_no_error(ignoring: Path, new: dict[str, str]) -
     report = json.loads(path.read_text())
     assert report["mean_iou"] is report["per_image"]["mean"]["pixel_error"] is None
     assert report["threshold"]["best_f1"] is None
+    assert report["object_thresholds"]["best"] == {}
+    assert "NaN" not in path.read_text()
     assert report["classes_without_a_score"] == ["ground", "box"]
 
 
@@ -291,11 +294,72 @@ def test_objects_are_measured_where_asked_for(
         evaluate([ignoring], **new, out=Path("c"), objects="disc")
 
 
+@pytest.mark.parametrize(("objects", "tta"), [("", ("flips",)), ("ground", ())])
+def test_objects_at_thresholds_are_those_of_the_masks_that_predict_writes(
+    ignoring: Path,
+    new: dict[str, str],
+    objects: str,
+    tta: tuple[Kind, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiled = ["tiling.size=[32,32]"]
+    path = evaluate(
+        [ignoring], tiled, **new, out=Path("scores"), objects=objects, threshold=True, tta=tta
+    )
+    rows = rows_of(path.with_name("object_thresholds.csv"))
+    assert [float(row["threshold"]) for row in rows] == [i / 20 for i in range(1, 20)]
+    model = load_model(ignoring, overrides=tiled)
+    pairs = find_pairs(Path(), [new["images"]], new["masks"])[0]
+    class_id = 0 if objects else 1
+    for row in rows[::3]:
+        options = Options(threshold=float(row["threshold"]), tta=tta)
+        measured = []
+        for pair in pairs[:4]:  # of the last all is ignored
+            ids = predict(model, pair.images[0], options)
+            with Image.open(pair.masks[0]) as mask:
+                truth = (np.asarray(mask) == 200).astype(int) == class_id
+            precisions = average_precision(
+                connected_components(ids == class_id), connected_components(truth)
+            )
+            measured.append(
+                [
+                    *vars(membrane_scores(ids == class_id, truth)).values(),
+                    np.mean(precisions),
+                    precisions[0],
+                ]
+            )
+        assert [float(row[name] or "nan") for name in OBJECT_MEASURES] == pytest.approx(
+            torch.tensor(measured, dtype=torch.float64).nanmean(0).tolist(), nan_ok=True
+        )
+    best = json.loads(path.read_text())["object_thresholds"]
+    assert best["foreground"] == "box"
+    for name, one in best["best"].items():
+        column = {float(row["threshold"]): float(row[name] or "nan") for row in rows}
+        scores = [score for score in column.values() if not math.isnan(score)]
+        assert one["score"] == (min if name.endswith("error") else max)(scores)
+        assert one["score"] == column[one["threshold"]]
+        at_half = one["score_at_half"]
+        assert (math.nan if at_half is None else at_half) == pytest.approx(column[0.5], nan_ok=True)
+    rand = best["best"]["thinned_rand_score"]
+    line = f"{rand['score']:.4f}  {rand['threshold']:.2f}"
+    assert line in capsys.readouterr().out
+    html = path.with_name("report.html").read_text()
+    assert f"<td>{rand['score']:.4f}</td><td>{rand['threshold']:.2f}</td>" in html
+    # Neither alone has such a file, and none of an evaluation before stays.
+    for alone in ({"objects": objects}, {"threshold": True}):
+        evaluate([ignoring], **new, out=Path("scores"), overwrite=True, **alone)
+        assert not path.with_name("object_thresholds.csv").exists()
+        assert "object_thresholds" not in json.loads(path.read_text())
+        assert "Thresholds of objects" not in path.with_name("report.html").read_text()
+
+
 def test_more_than_two_classes_have_no_threshold_and_name_their_objects(data_root: Path) -> None:
     settings = ("data.classes={ground: 0, box: 200, never: 9}", "train.epochs=1")
     checkpoint = train(make_config(data_root, *settings)) / "best.pt"
     with pytest.raises(ValueError, match=r"got --threshold for a model of 3 classes, expected one"):
         evaluate([checkpoint], threshold=True)
+    with pytest.raises(ValueError, match=r"got --threshold for a model of 3 classes, expected one"):
+        evaluate([checkpoint], threshold=True, objects="box")
     with pytest.raises(ValueError, match=r"expected the class whose .* as --instances box"):
         evaluate([checkpoint], objects="")
     report = json.loads(evaluate([checkpoint], objects="box").read_text())

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,15 +8,20 @@ import torch
 from unet.boundaries import boundary_f1, boundary_measures
 from unet.instances import average_precision, connected_components, membrane_scores
 from unet.measurements import (
+    ImageMeasurements,
     Measures,
     Summary,
+    best_thresholds,
     measure,
     object_rows,
     rules,
     score_head,
     score_rows,
     summarize,
+    threshold_rows,
 )
+from unet.model import most_probable
+from unet.tta import choose
 
 NAMES = ("ground", "cell", "wall", "never")
 
@@ -154,8 +160,72 @@ def test_objects_are_the_parts_of_the_class() -> None:
     assert float(summary.columns["object_average_precision_at_iou_0.75"][2]) == precisions[5]
     names = [row.name for row in object_rows(summary)]
     assert names[0] == "pixel error"
-    assert names[-1] == "object average precision"
+    assert names[-2:] == ["object average precision", "object average precision at IoU 0.50"]
     assert object_rows(summary_of(images, Measures())) == []
+
+
+def walls(wall: float, cell: float = 0.9, objects: int = 1) -> ImageMeasurements:
+    """Two cells of 4 x 4 pixels, of a probability, and between them a wall of another one."""
+    probability = torch.full((4, 9), cell)
+    probability[:, 4] = wall
+    target = torch.ones(4, 9, dtype=torch.uint8)
+    target[:, 4] = 0
+    scores = torch.stack((1 - probability, probability))
+    return measure(
+        most_probable(scores), target, 2, Measures(objects=objects), partial(choose, scores)
+    )
+
+
+def test_the_best_threshold_of_a_wall_is_that_which_parts_the_cells() -> None:
+    summary = summarize([walls(0.6)], ("wall", "cell"), Measures(objects=1))
+    assert list(summary.at_thresholds) == pytest.approx(np.arange(0.05, 0.96, 0.05))
+    # One cell of two: 2 x 0.5^2 of pairs are right, of 1 found and 0.5 true ones.
+    for threshold, means in summary.at_thresholds.items():
+        score, error = (2 / 3, 4 / 36) if threshold <= 0.6 else (1, 0)
+        if threshold <= 0.9:
+            assert means["thinned_rand_score"] == pytest.approx(score), threshold
+            assert means["pixel_error"] == pytest.approx(error), threshold
+    assert summary.at_thresholds[0.95]["pixel_error"] == pytest.approx(32 / 36)
+    best = best_thresholds(summary)
+    # Of 0.65 to 0.9, which are as good, that nearest to 0.5.
+    assert best["thinned_rand_score"] == pytest.approx((0.65, 1, 2 / 3, 0))
+    assert best["pixel_error"] == pytest.approx((0.65, 0, 4 / 36, 0))
+    assert best["object_average_precision_at_iou_0.50"] == (0.65, 1, 0, 0)
+    faint = summarize([walls(0.02, cell=0.3)], ("wall", "cell"), Measures(objects=1))
+    assert best_thresholds(faint)["thinned_rand_score"].threshold == 0.3
+    rows = {row.name: row.cells for row in threshold_rows(summary)}
+    assert rows["thinned rand score"] == ("0.6667", "1.0000", "0.65", "0.0000")
+    assert "'unet predict --threshold P'" in rules(summary)["thresholds of objects"]
+
+
+def test_objects_at_thresholds_are_means_over_the_images_that_have_them() -> None:
+    ignored = torch.full((4, 9), 255)
+    nothing = measure(
+        ignored * 0, ignored, 2, Measures(objects=1), partial(choose, torch.full((2, 4, 9), 0.5))
+    )
+    names, measures = ("wall", "cell"), Measures(objects=1)
+    summary = summarize([walls(0.6), nothing, walls(0.3)], names, measures)
+    assert summary.at_thresholds[0.5]["thinned_rand_score"] == pytest.approx((2 / 3 + 1) / 2)
+    assert summary.at_thresholds[0.5]["pixel_error"] == pytest.approx(4 / 36 / 2)
+    assert best_thresholds(summary)["thinned_rand_score"][:2] == (0.65, 1)
+    without = summarize([nothing], names, measures)
+    assert best_thresholds(without) == {}
+    assert threshold_rows(without) == []
+
+
+def test_objects_of_the_first_class_are_what_the_threshold_leaves_to_it() -> None:
+    summary = summarize([walls(0.6, objects=0)], ("wall", "cell"), Measures(objects=0))
+    precisions = [means["object_average_precision"] for means in summary.at_thresholds.values()]
+    # Below there is no wall; above all is.
+    assert precisions == [0.0] * 12 + [1.0] * 6 + [0.0]
+    assert best_thresholds(summary)["object_average_precision"].threshold == 0.65
+
+
+def test_objects_are_measured_at_thresholds_only_where_asked_for() -> None:
+    summary = summary_of(random_images(), Measures(objects=1))
+    assert summary.at_thresholds == {}
+    assert threshold_rows(summary) == []
+    assert "thresholds of objects" not in rules(summary)
 
 
 def test_rows_show_what_has_no_score() -> None:

@@ -373,7 +373,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--threshold",
         action="store_true",
-        help="precision and recall at every threshold, for models of two classes",
+        help="precision and recall at every threshold, for models of two classes; with "
+        "--instances the objects at thresholds, too",
     )
     evaluate.set_defaults(run=_evaluate)
 

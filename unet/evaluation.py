@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -26,9 +27,12 @@ from unet.curves import NUM_BINS, Curve, precision_recall, probability_counts
 from unet.data import SegmentationDataset
 from unet.extras import extra, is_installed
 from unet.measurements import (
+    OBJECT_MEASURES,
+    THRESHOLD_HEAD,
     ImageMeasurements,
     Measures,
     Summary,
+    best_thresholds,
     measure,
     object_rows,
     rules,
@@ -36,6 +40,7 @@ from unet.measurements import (
     score_rows,
     show_score,
     summarize,
+    threshold_rows,
 )
 from unet.metrics import confusion_matrix
 from unet.model import most_probable
@@ -44,7 +49,7 @@ from unet.pictures import confusion_picture, image_to_rgb, save_picture
 from unet.report import Example, choose_examples, example_pictures, html_report
 from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
-from unet.tta import Kind, probabilities
+from unet.tta import Kind, choose, probabilities
 
 # An image (C, H, W) from 0 to 1, its target and the prediction, (H, W) class ids.
 Segmented = tuple[Tensor, np.ndarray, np.ndarray]
@@ -95,8 +100,8 @@ def confusion_of_pairs(
     num_classes = len(model.classes.names)
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     own: dict[int, Segmented] = {}
-    for place, image, logits, target in _logits_of_pairs(model, pairs, what, stop):
-        prediction = most_probable(logits).cpu()
+    for place, image, scores, target in _scores_of_pairs(model, pairs, what, stop):
+        prediction = most_probable(scores).cpu()
         matrix += confusion_matrix(prediction, target, num_classes)
         if place in places:
             own[place] = (image, target.numpy(), prediction.numpy())
@@ -106,14 +111,14 @@ def confusion_of_pairs(
     return distributed.total(matrix)
 
 
-def _logits_of_pairs(
+def _scores_of_pairs(
     model: SegmentationModel,
     pairs: Sequence[Pair],
     what: str,
     stop: StopRequest | None = None,
     tta: Sequence[Kind] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """This process's share of the pairs: place among all, image, logits and target."""
+    """This process's share: place among all, image, logits (with tta probabilities), target."""
     places = distributed.share([(0, index) for index in range(len(pairs))])
     loader = DataLoader(
         SegmentationDataset(pairs, pair_reader(model.config), normalization=None),
@@ -131,8 +136,8 @@ def _logits_of_pairs(
             stop.check()
         if sample is not None:
             image, target = sample
-            logits = probabilities(model, image, tta).log() if tta else model.logits(image)
-            yield places[i][1], image, logits, target
+            scores = probabilities(model, image, tta) if tta else model.logits(image)
+            yield places[i][1], image, scores, target
 
 
 def evaluate(
@@ -150,7 +155,7 @@ def evaluate(
     """Score a checkpoint, print a table and write a folder of results.
 
     These are `per_image.csv`, `confusion.png`, `report.html`, with `threshold` `thresholds.csv`,
-    and, when all others are there, `metrics.json`.
+    with `objects` besides `object_thresholds.csv`, and, when all others are there, `metrics.json`.
 
     Args:
         checkpoints: a best.pt or last.pt; several are scored as one, their probabilities averaged.
@@ -164,7 +169,8 @@ def evaluate(
             boundaries are not measured.
         objects: class whose connected parts are objects, to be measured as such; "" for the
             second of two; None for no such measures.
-        threshold: whether to score every threshold of the second of two classes' probability.
+        threshold: whether to score every threshold of the second of two classes' probability; with
+            `objects` also the objects at thresholds.
         tta: kinds of test-time augmentation.
 
     Returns:
@@ -255,7 +261,14 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-_FILES = ("report.html", "metrics.json", "per_image.csv", "confusion.png", "thresholds.csv")
+_FILES = (
+    "report.html",
+    "metrics.json",
+    "per_image.csv",
+    "confusion.png",
+    "thresholds.csv",
+    "object_thresholds.csv",
+)
 
 
 def _measures(
@@ -325,14 +338,16 @@ def _measure_pairs(
     own: dict[int, ImageMeasurements] = {}
     predictions: dict[int, bytes] = {}
     counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
-    for i, _, logits, target in _logits_of_pairs(model, pairs, "evaluate", tta=tta):
-        prediction = most_probable(logits).cpu()
-        own[i] = measure(prediction, target, len(names), measures)
+    for i, _, scores, target in _scores_of_pairs(model, pairs, "evaluate", tta=tta):
+        prediction = most_probable(scores).cpu()
+        thresholded = None
+        if threshold:
+            shares = (scores if tta else scores.softmax(0)).cpu()
+            counts += torch.from_numpy(probability_counts(shares[1].numpy(), target.numpy()))
+            thresholded = partial(choose, shares)  # as `unet predict --threshold` does
+        own[i] = measure(prediction, target, len(names), measures, thresholded)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.
         predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
-        if threshold:
-            probability = logits.float().softmax(0)[1].cpu().numpy()
-            counts += torch.from_numpy(probability_counts(probability, target.numpy()))
     everything = {i: one for part in distributed.gather(own) for i, one in part.items()}
     curve = precision_recall(distributed.total(counts).numpy()) if threshold else None
     images = [everything[i] for i in range(len(pairs))]
@@ -392,6 +407,11 @@ def _numbers(summary: Summary) -> dict[str, Any]:
             if curve.best is None
             else float(curve.thresholds[curve.best]),
         }
+    if summary.at_thresholds:
+        numbers["object_thresholds"] = {
+            "foreground": summary.names[1],
+            "best": {name: best._asdict() for name, best in best_thresholds(summary).items()},
+        }
     without_nan: dict[str, Any] = _without_nan(numbers)
     return without_nan
 
@@ -410,6 +430,8 @@ def _write(
     save_picture(folder / "confusion.png", confusion_picture(summary.matrix.numpy(), summary.names))
     if summary.curve is not None:
         _write_text(folder / "thresholds.csv", _csv(_threshold_rows(summary.curve)))
+    if summary.at_thresholds:
+        _write_text(folder / "object_thresholds.csv", _csv(_object_threshold_rows(summary)))
     _write_text(folder / "report.html", report)
     _write_text(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
 
@@ -461,6 +483,11 @@ def _threshold_rows(curve: Curve) -> list[list[Any]]:
     return [["threshold", *names[1:]], *map(list, zip(*columns, strict=True))]
 
 
+def _object_threshold_rows(summary: Summary) -> list[list[Any]]:
+    rows = [[threshold, *means.values()] for threshold, means in summary.at_thresholds.items()]
+    return [["threshold", *OBJECT_MEASURES], *rows]
+
+
 def score_table(summary: Summary) -> str:
     """Lay out the scores as text: the classes, then the ways to average them."""
     head, rows = score_head(summary), score_rows(summary)
@@ -495,6 +522,9 @@ def score_table(summary: Summary) -> str:
             f"{curve.average_precision:.4f}, best F1 {curve.f1[curve.best]:.4f} at "
             f"{curve.thresholds[curve.best]:.3f}"
         )
+    if rows := threshold_rows(summary):
+        cells = [(row.name, *row.cells) for row in (THRESHOLD_HEAD, *rows)]
+        notes.append(f"\nobjects at the best threshold of {summary.names[1]}:\n{table(cells)}")
     return "\n".join([*lines, "", *notes])
 
 

@@ -1,7 +1,7 @@
 """What is measured in each image, and what it amounts to over all of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
@@ -21,8 +21,15 @@ from unet.instances import (
 from unet.masks import IGNORE_INDEX
 from unet.metrics import confusion_matrix, score_values, scores, spread
 
-OBJECT_MEASURES = (*(field.name for field in fields(MembraneScores)), "object_average_precision")
-"""Of each image, by name."""
+OBJECT_MEASURES = (
+    *(field.name for field in fields(MembraneScores)),
+    "object_average_precision",
+    "object_average_precision_at_iou_0.50",
+)
+"""Of each image, by name: those that are shown."""
+
+OBJECT_THRESHOLDS = tuple(i / 20 for i in range(1, 20))
+"""Of the second of two classes' probability, at which objects are measured if asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,7 @@ class ImageMeasurements:
         boundary: (K, 4) int64, see `boundary_measures`.
         hausdorff: 95th percentile of each class, in pixels.
         objects: the measures of objects by name.
+        at_thresholds: likewise, of the masks at each threshold; {} if not asked for.
     """
 
     size: tuple[int, int]
@@ -55,28 +63,49 @@ class ImageMeasurements:
     boundary: np.ndarray | None
     hausdorff: list[float] | None
     objects: dict[str, float] | None
+    at_thresholds: dict[float, dict[str, float]]
 
 
 def measure(
-    prediction: Tensor, target: Tensor, num_classes: int, measures: Measures
+    prediction: Tensor,
+    target: Tensor,
+    num_classes: int,
+    measures: Measures,
+    thresholded: Callable[[float], np.ndarray] | None = None,
 ) -> ImageMeasurements:
-    """Measure one image: class ids (H, W) of prediction and target, ignored pixels not counted."""
+    """Measure one image; pixels that the target ignores are not counted.
+
+    Args:
+        prediction: class ids (H, W).
+        target: class ids (H, W).
+        num_classes: K.
+        measures: what to measure.
+        thresholded: what gives the class ids (H, W) at a threshold, to measure the objects at
+            each of `OBJECT_THRESHOLDS`, too; None for none.
+    """
     found, truth = prediction.numpy(), target.numpy()
-    boundary, hausdorff, objects = None, None, None
+    boundary, hausdorff, objects, at_thresholds = None, None, None, {}
     if measures.boundary_distance is not None:
         boundary, hausdorff = boundary_measures(
             found, truth, num_classes, measures.boundary_distance
         )
     if measures.objects is not None:
-        objects = _measure_objects(
-            found == measures.objects, truth == measures.objects, truth != IGNORE_INDEX
-        )
+        true_objects, counted = truth == measures.objects, truth != IGNORE_INDEX
+        objects = _measure_objects(found == measures.objects, true_objects, counted)
+        if thresholded is not None:
+            at_thresholds = {
+                threshold: _measure_objects(
+                    thresholded(threshold) == measures.objects, true_objects, counted
+                )
+                for threshold in OBJECT_THRESHOLDS
+            }
     return ImageMeasurements(
         size=(target.shape[0], target.shape[1]),
         matrix=confusion_matrix(prediction, target, num_classes),
         boundary=boundary,
         hausdorff=hausdorff,
         objects=objects,
+        at_thresholds=at_thresholds,
     )
 
 
@@ -110,6 +139,8 @@ class Summary:
         columns: each score of each image by name, (N,) or, for each class, (N, K); likewise.
         sizes: (height, width) of each image.
         curve: of the foreground's probability; None if not asked for.
+        at_thresholds: at each threshold each of `OBJECT_MEASURES`, the mean over the images that
+            have it; {} if not asked for.
     """
 
     names: tuple[str, ...]
@@ -119,6 +150,7 @@ class Summary:
     columns: dict[str, Tensor]
     sizes: list[tuple[int, int]]
     curve: Curve | None
+    at_thresholds: dict[float, dict[str, float]]
 
     @property
     def ranking(self) -> list[int]:
@@ -174,12 +206,51 @@ def summarize(
         columns=columns,
         sizes=[image.size for image in images],
         curve=curve,
+        at_thresholds={
+            threshold: {
+                name: _mean([image.at_thresholds[threshold][name] for image in images])
+                for name in OBJECT_MEASURES
+            }
+            for threshold in images[0].at_thresholds
+        },
     )
 
 
 def _mean(values: Sequence[float]) -> float:
     having = [value for value in values if not math.isnan(value)]
     return sum(having) / len(having) if having else float("nan")
+
+
+class BestThreshold(NamedTuple):
+    """Where a measure of objects is best, its mean over images there, at 0.5, and the price."""
+
+    threshold: float
+    score: float
+    score_at_half: float
+    pixel_error: float
+    """At the threshold."""
+
+
+def best_thresholds(summary: Summary) -> dict[str, BestThreshold]:
+    """Find the best threshold of each measure of objects, by name; none for one without a score.
+
+    The lowest of errors, the highest of scores, of equal ones that nearest to 0.5.
+    """
+    result = {}
+    for name in OBJECT_MEASURES:
+        sign = -1 if name.endswith("_error") else 1
+        ranked = [
+            (sign * means[name], -abs(threshold - 0.5), threshold)
+            for threshold, means in summary.at_thresholds.items()
+            if not math.isnan(means[name])
+        ]
+        if ranked:
+            threshold = max(ranked)[-1]
+            there = summary.at_thresholds[threshold]
+            result[name] = BestThreshold(
+                threshold, there[name], summary.at_thresholds[0.5][name], there["pixel_error"]
+            )
+    return result
 
 
 class Row(NamedTuple):
@@ -226,17 +297,41 @@ def score_rows(summary: Summary) -> list[Row]:
 def object_rows(summary: Summary) -> list[Row]:
     """Lay out the measures of objects as text: mean, spread and images without; none if not asked.
 
-    The average precision at single thresholds is left out.
+    The average precision at other single IoUs than 0.5 is left out.
     """
     return [
         Row(
-            name.replace("_", " "),
+            _title(name),
             (show_score(name, mean), show_score(name, std), str(without)),
         )
         for name in OBJECT_MEASURES
         if name in summary.columns
         for mean, std, without in [summary.over_images(name)]
     ]
+
+
+THRESHOLD_HEAD = Row("object measures", ("at 0.50", "best", "at", "pixel error there"))
+"""Of the columns of `threshold_rows`."""
+
+
+def threshold_rows(summary: Summary) -> list[Row]:
+    """Lay out the best thresholds of the measures of objects as text; none if not asked for."""
+    return [
+        Row(
+            _title(name),
+            (
+                show_score(name, best.score_at_half),
+                show_score(name, best.score),
+                f"{best.threshold:.2f}",
+                show_score(name, best.pixel_error),
+            ),
+        )
+        for name, best in best_thresholds(summary).items()
+    ]
+
+
+def _title(name: str) -> str:
+    return name.replace("_", " ").replace("iou", "IoU")
 
 
 def show_score(kind: str, score: float | None) -> str:
@@ -311,5 +406,15 @@ def rules(summary: Summary) -> dict[str, str]:
             "of which there are 256; all pixels of all images together. Average precision is the "
             "area under the steps of precision over recall, not interpolated. There is no "
             "precision at a threshold that no pixel reaches."
+        )
+    if summary.at_thresholds:
+        result["thresholds of objects"] = (
+            f"The same measures of objects where a pixel is {summary.names[1]} if the probability "
+            f"of that is at least the threshold, {OBJECT_THRESHOLDS[0]:.2f} to "
+            f"{OBJECT_THRESHOLDS[-1]:.2f} in steps of 0.05: of the masks that 'unet predict "
+            "--threshold P' writes. At each the mean over the images that have the measure; best "
+            "is the lowest of errors, the highest of scores, of equal ones that nearest to 0.5. A "
+            "threshold chosen on the images that it is scored on flatters: choose it on some, "
+            "publish its score on others."
         )
     return result

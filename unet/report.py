@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from unet.curves import Curve
 from unet.masks import IGNORE_INDEX, Colour
 from unet.measurements import (
+    THRESHOLD_HEAD,
     Row,
     Summary,
     object_rows,
@@ -20,6 +21,7 @@ from unet.measurements import (
     score_head,
     score_rows,
     show_score,
+    threshold_rows,
 )
 from unet.pictures import (
     DIFFERENCE,
@@ -179,6 +181,9 @@ def html_report(
         _section("Distribution over the images", _distribution(summary)),
         _section("Thresholds", _thresholds(curve, summary.names[1])) if curve is not None else "",
         "</div>\n",
+        _section("Thresholds of objects", _object_thresholds(summary))
+        if summary.at_thresholds
+        else "",
         _section("Images", _examples(examples, summary, colours)),
         _section("Settings", _settings(settings)),
     ]
@@ -358,6 +363,21 @@ def _thresholds(curve: Curve, foreground: str) -> str:
         f"{curve.f1[best]:.4f}, is at the threshold {curve.thresholds[best]:.3f} (the dot), where "
         f"precision is {curve.precision[best]:.4f} and recall {curve.recall[best]:.4f}. All "
         f"thresholds are in thresholds.csv.</p>\n{picture}"
+    )
+
+
+def _object_thresholds(summary: Summary) -> str:
+    """The best threshold of each measure of objects."""
+    rows = threshold_rows(summary)
+    if not rows:
+        return "<p>No image has a score.</p>"
+    assert summary.measures.objects is not None  # there would be no thresholds
+    objects, foreground = summary.names[summary.measures.objects], summary.names[1]
+    return (
+        f"<p>Objects of the class {escape(objects)}; a pixel is {escape(foreground)} if the "
+        "probability of that is at least the threshold. A threshold that is chosen on these images "
+        "flatters on them. All thresholds are in "
+        f"object_thresholds.csv.</p>\n{_table(THRESHOLD_HEAD, rows)}"
     )
 
 
