@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unet.model import UNet, fold_batch_norm, most_probable
+from unet.folding import fold_batch_norm
+from unet.model import UNet, most_probable
 from unet.tiling import place_tiles, sliding_window
 
 QUICK_SIZE, QUICK_TILES, QUICK_WIDTHS, QUICK_ROUNDS = 256, [64, 128], [4, 8], 2

@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.config import Config
 from unet.config_file import config_from_dict
 from unet.data import Normalization
+from unet.encoders import Encoder
+from unet.model import UNet
 
 HEIGHT, WIDTH = 36, 52
 
@@ -151,3 +154,13 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [path.name for path in sorted(one.rglob("*.png"))] == [
         path.name for path in sorted(other.rglob("*.png"))
     ]
+
+
+ENCODERS = sorted({*get_args(Encoder)} - {"none", "resnet101", "convnext_small"})
+
+
+def with_encoder(encoder: str, **settings: object) -> UNet:
+    """A small network whose encoder is one of torchvision's."""
+    torch.manual_seed(0)
+    widths = (4, 6, 8, 8) if encoder.startswith("convnext") else (4, 4, 6, 8, 8)
+    return UNet(num_classes=2, widths=widths, encoder=encoder, **settings)

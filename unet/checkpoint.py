@@ -15,8 +15,9 @@ from unet.config import Config, config_to_dict, differences, tile_overlap, tiles
 from unet.config_file import config_from_dict
 from unet.data import Normalization
 from unet.device import memory_advice, pick_device, pick_dtype
+from unet.folding import fold_batch_norm
 from unet.masks import ClassMap, Colour
-from unet.model import UNet, fold_batch_norm, most_probable
+from unet.model import UNet, most_probable
 from unet.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.pytorch_unet import is_pytorch_unet, to_checkpoint
 from unet.tiling import sliding_window

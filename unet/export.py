@@ -16,7 +16,7 @@ from unet.atomic import atomic_path, check_folder
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import config_to_dict
 from unet.extras import extra
-from unet.model import fold_batch_norm
+from unet.folding import fold_batch_norm
 
 Output = Literal["probabilities", "classes"]
 

@@ -20,8 +20,9 @@ from unet.config import (
 from unet.costs import multiply_adds, prediction_memory, step_memory
 from unet.device import pick_device, pick_dtype
 from unet.encoders import sees_all
+from unet.folding import fold_batch_norm
 from unet.losses import SegmentationLoss
-from unet.model import UNet, fold_batch_norm
+from unet.model import UNet
 from unet.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.reach import factor, reach
 
