@@ -217,6 +217,18 @@ def test_a_single_pixel_that_differs_is_seen_in_a_large_image(size: tuple[int, i
         assert reddish[max(0, v - 2) : v + 3, max(0, u - 2) : u + 3].sum() == reddish.sum() <= 16
 
 
+def test_where_much_differs_a_large_image_shows_how_much() -> None:
+    image, target = np.zeros((1024, 1024, 3), np.uint8), np.zeros((1024, 1024), np.uint8)
+    prediction = target.copy()
+    prediction[:512, ::2] = 1  # half of the upper half's pixels
+    prediction[:256, 512:] = 1  # all of a corner's
+    *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
+    shown = decoded(difference).astype(int)
+    assert abs(shown[64, 384] - DIFFERENCE).max() < 12  # JPEG
+    assert abs(shown[192, 128] - (40 + np.array(DIFFERENCE)) / 2).max() < 12
+    assert abs(shown[400, 128] - 40).max() < 12
+
+
 def test_large_images_are_shown_smaller() -> None:
     ids = np.zeros((1500, 300), np.uint8)
     pictures = example_pictures(np.zeros((1500, 300, 3), np.uint8), ids, ids, [(1, 2, 3)])

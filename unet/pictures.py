@@ -195,15 +195,19 @@ def _sheet(
 
 
 def differences_to_rgb(image: np.ndarray, differs: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Show where ids differ, bool (H, W), in `DIFFERENCE` over the image (H, W, 3) in pale grey.
+    """Show where ids differ in `DIFFERENCE` over the image (H, W, 3) in pale grey.
 
-    Where they do not, pixels that the target ignores, bool (H, W), are white.
+    Args:
+        image: uint8.
+        differs: how much of each pixel, (H, W) from 0 to 1.
+        ignored: the pixels that the target ignores, bool (H, W), which are white elsewhere.
     """
     grey = (40 + image.mean(2) * 0.6).astype(np.uint8)
     shown = np.repeat(grey[..., None], 3, axis=2)
     shown[ignored] = IGNORED
-    shown[differs] = DIFFERENCE
-    return shown
+    share = differs[..., None].astype(np.float32)
+    mixed: np.ndarray = np.rint(shown + share * (np.array(DIFFERENCE) - shown)).astype(np.uint8)
+    return mixed
 
 
 def shares_of_target(matrix: np.ndarray) -> np.ndarray:

@@ -143,7 +143,7 @@ def example_pictures(
         colours: a colour for each class.
     """
     shown, ignored = _shrunk(image, Image.Resampling.BOX), target == IGNORE_INDEX
-    differs = _shrunk_to_any((prediction != target) & ~ignored, shown.shape[:2])
+    differs = _shrunk_differences((prediction != target) & ~ignored, shown.shape[:2])
     nearest = Image.Resampling.NEAREST  # a mask's colours are not mixed
     return (
         _address(shown, "JPEG"),
@@ -413,8 +413,8 @@ def _examples(examples: Sequence[Example], summary: Summary, colours: Sequence[C
     swatches.append(("prediction differs from target", DIFFERENCE))
     lines = [
         "<p>By the mean IoU of each image by itself, over the classes in its target or prediction. "
-        f"Sides of more than {_LONGEST} pixels are shown smaller; what differs is then drawn at "
-        "least 3 pixels wide, to be seen.</p>",
+        f"Sides of more than {_LONGEST} pixels are shown smaller; where little differs, it is then "
+        "drawn at least 3 pixels wide, to be seen, else paler where it is a part of a pixel.</p>",
         '<ul class="legend">',
     ]
     lines += [
@@ -465,8 +465,11 @@ def _shrunk(pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
 
 
-def _shrunk_to_any(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """A mask (H, W) made smaller, True wherever a pixel is and beside: a mean would lose few."""
+def _shrunk_differences(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """How much of each pixel of a smaller picture differs, from 0 to 1; bool mask (H, W).
+
+    Where little does, 1 wherever a pixel does and beside: in its share few would not be seen.
+    """
     if mask.shape == size:
         return mask
     rows, columns = (
@@ -474,7 +477,9 @@ def _shrunk_to_any(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     )
     shrunk = np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, 0), columns, 1)
     grown = Image.fromarray(shrunk.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
-    return np.asarray(grown, bool)
+    if shrunk.mean() < 0.05:
+        return np.asarray(grown, bool)
+    return _shrunk(mask.astype(np.uint8) * 255, Image.Resampling.BOX) / 255
 
 
 def _address(pixels: np.ndarray, kind: str) -> str:
