@@ -4,6 +4,7 @@ import torch
 from conftest import ENCODERS, with_encoder
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unet import ConvTranspose2d, UNet
 from unet.model import Up, centre_crop, most_probable
@@ -42,6 +43,34 @@ def test_group_norm_has_groups_of_several_channels() -> None:
 def test_convolutions_start_with_the_papers_standard_deviation() -> None:
     weight = UNet(1, 2, widths=(64, 64)).stem[3].weight.detach()
     assert float(weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
+
+
+class Calls(TorchDispatchMode):
+    """Notes every operator of torch that is called, and what with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_transposed_convolution_is_never_called(training: bool) -> None:
+    def transposed(calls: Calls) -> list[bool]:
+        # Its arguments: input, weight, bias, stride, padding, dilation, transposed, ...
+        return [args[6] for name, args in calls.seen if name == "aten.convolution.default"]
+
+    with Calls() as theirs:
+        F.conv_transpose2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 2, 2), stride=2)
+    assert transposed(theirs) == [True]
+    net, image = UNet(1, 2, widths=(4, 6, 8)).train(training), torch.randn(2, 1, 16, 16)
+    with Calls() as ours:
+        net(image).square().mean().backward()
+    assert len(transposed(ours)) > 10
+    assert not any(transposed(ours))
 
 
 def test_channels_last_stays_so_through_the_net() -> None:

@@ -256,7 +256,7 @@ class UNet(nn.Module):
             raise ValueError(f"padding: got {padding!r}, expected one of same, valid")
         if padding == "valid" and upsampling == "bilinear":
             raise ValueError(
-                "UNet: got upsampling bilinear, expected conv_transpose without padding"
+                "UNet: got upsampling bilinear, expected conv_transpose with padding valid"
             )
         if encoder not in get_args(Encoder):
             options = ", ".join(get_args(Encoder))
