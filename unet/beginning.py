@@ -5,6 +5,7 @@ from typing import Any
 
 from unet.check import listed
 from unet.model import UNet
+from unet.pretrained import misfits
 
 
 def begin_with(net: UNet, contents: dict[str, Any], path: str, names: Sequence[str]) -> str:
@@ -30,12 +31,7 @@ def begin_with(net: UNet, contents: dict[str, Any], path: str, names: Sequence[s
         said += f", but not those of the head: it has {len(theirs)} classes, here are {len(names)}"
     elif theirs != list(names):
         said += f"; its classes {', '.join(theirs)} become {', '.join(names)}, in this order"
-    other = [
-        f"{key} {' x '.join(map(str, weights[key].shape)) if key in weights else 'missing'}"
-        for key in own
-        if key not in weights or weights[key].shape != own[key].shape
-    ] + [f"{key} besides" for key in weights if key not in own]
-    if other:
+    if other := misfits(weights, own, known=own):
         model = contents["config"]["model"].items()
         settings = " ".join(f"model.{key}={value}".replace(" ", "") for key, value in model)
         raise ValueError(

@@ -3,6 +3,7 @@
 Only the start of a training needs them; its checkpoints hold the encoder with all else.
 """
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,30 @@ def encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[st
     for key in own:
         if key.endswith("num_batches_tracked"):  # which older files do not have
             found.setdefault(key, torch.tensor(0))
-    wrong = [
-        f"{key} {_shape(found[key]) if key in found else 'missing'}, expected {_shape(own[key])}"
-        for key in own
-        if key not in found or found[key].shape != own[key].shape
-    ] + [f"{key} besides" for key in found if key not in whole]
-    if wrong:
+    if wrong := misfits(found, own, whole):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"train.encoder_weights: {path}: is not a state dict of torchvision's {encoder}: "
             f"{'; '.join(wrong[:3])}{more}; for a checkpoint of unet set train.init_from"
         )
     return {key: found[key] for key in own}
+
+
+def misfits(
+    found: Mapping[str, Tensor], own: Mapping[str, Tensor], known: Collection[str]
+) -> list[str]:
+    """Say which weights do not fit a network, a text for each.
+
+    Args:
+        found: the weights by name.
+        own: those of the network.
+        known: the names that may be there, needed or not.
+    """
+    return [
+        f"{key} {_shape(found[key]) if key in found else 'missing'}, expected {_shape(own[key])}"
+        for key in own
+        if key not in found or found[key].shape != own[key].shape
+    ] + [f"{key} besides" for key in found if key not in known]
 
 
 def encoder_numbers(encoder: Encoder, in_channels: int) -> tuple[tuple[float, ...], ...] | None:

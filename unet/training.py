@@ -214,9 +214,6 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
             config.schedule, step, num_steps, steps_per_epoch, progress.scores
         )
 
-    def learning_rate(step: int) -> float:
-        return config.optimizer.lr * rate_factor(step)
-
     def is_finished() -> bool:
         waited = validations_without_gain(progress.scores)
         return progress.validated == num_steps or waited >= (settings.patience or math.inf)
@@ -241,7 +238,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         row = {
             "epoch": math.ceil(step / steps_per_epoch),
             "step": step,
-            "lr": learning_rate(step - 1),
+            "lr": config.optimizer.lr * rate_factor(step - 1),
             "train_loss": progress.loss_sum / (step - progress.validated),
             **_columns(result, classes),
             "skipped_steps": progress.skipped,
@@ -276,7 +273,8 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
                 # What a network draws by lot is a function of the step.
                 seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, step, rank])
                 torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
-                lr = learning_rate(step)
+                factor = rate_factor(step)
+                lr = config.optimizer.lr * factor
                 net.encoder_frozen = step < settings.freeze_encoder_epochs * steps_per_epoch
                 with memory_advice(_memory_advice(config)):
                     loss, norm = training_step.gradients(islice(batches, settings.accumulate))
@@ -285,7 +283,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
                         stems = _stems_of_step(dataset, stream, step, settings.accumulate)
                         give_up(run)
                         raise FloatingPointError(_not_finite(run, step, lr, loss, norm, stems))
-                    training_step.update(rate_factor(step))
+                    training_step.update(factor)
                 if average is not None:
                     average.update(net, step)
                 progress.step += 1
