@@ -228,7 +228,8 @@ def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_ro
     assert not data.faults
     assert data.train.cells.tolist() == [2] * 4
     assert check_data(make_config(data_root)).train.cells.tolist() == [0] * 4
-    assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
+    scored_only = make_config(data_root, BORDER[0])
+    assert all(pair.instances is None for pair in check_data(scored_only).train_pairs)
     cells = data_root / "instances"
     (cells / "1.png").unlink()
     (cells / "2.png").write_text("no image")

@@ -327,7 +327,7 @@ def test_evaluate_measures_what_it_is_asked_for(
     out = capsys.readouterr().out
     assert "boundary F1 within 3.5 pixels" in out
     assert "thresholds of ground" in out  # the second: this file has its keys in order
-    assert "parts of the class box as objects" in out
+    assert "Parts of the class box as objects" in out
     folder = Path("runs/tiny/evaluation_best")
     assert "objects at the best threshold of ground" in out
     beside = "metrics.json, per_image.csv, confusion.png, thresholds.csv, object_thresholds.csv"

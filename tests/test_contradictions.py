@@ -18,7 +18,6 @@ from unet.config import BorderConfig, tile_overlap
         ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
         ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
         ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
-        ("data.instances=cells", "data.instances: got cells, but no loss.border, which alone"),
         ("data.instances=a.png", "data: got 'a.png', expected a folder or {stem} in it"),
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
         ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
@@ -132,6 +131,7 @@ def test_cells_come_from_one_place() -> None:
     classes = small_config("loss.border={classes: [cell]}").loss.border
     assert classes == BorderConfig(weight=10, sigma=5, classes=("cell",))
     assert small_config("data.instances=cells", "loss.border={}").loss.border is not None
+    assert small_config("data.instances=cells").loss.border is None  # they score objects, too
     with pytest.raises(ValueError, match=r"either by data\.instances.*got both"):
         small_config("data.instances=cells", "loss.border={classes: [cell]}")
     with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):

@@ -277,7 +277,7 @@ def test_objects_are_measured_where_asked_for(
     ignoring: Path, new: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = json.loads(evaluate([ignoring], **new, out=Path("a"), objects="").read_text())
-    assert report["objects"] == "box"
+    assert (report["objects"], report["objects_are"]) == ("box", "connected parts")
     mean = report["per_image"]["mean"]
     # All pixels count alike, and the images are of one size.
     assert mean["pixel_error"] == pytest.approx(1 - report["pixel_accuracy"])
@@ -285,7 +285,7 @@ def test_objects_are_measured_where_asked_for(
         0 <= mean["object_average_precision"] <= mean["object_average_precision_at_iou_0.50"] <= 1
     )
     shown = capsys.readouterr().out
-    assert "parts of the class box as objects" in shown
+    assert "Parts of the class box as objects" in shown
     assert f"{mean['thinned_rand_score']:.4f}" in shown
     named = json.loads(evaluate([ignoring], **new, out=Path("b"), objects="ground").read_text())
     assert named["objects"] == "ground"
@@ -323,7 +323,7 @@ def test_objects_at_thresholds_are_those_of_the_masks_that_predict_writes(
             )
             measured.append(
                 [
-                    *vars(membrane_scores(ids == class_id, truth)).values(),
+                    *vars(membrane_scores(ids == class_id, connected_components(truth))).values(),
                     np.mean(precisions),
                     precisions[0],
                 ]
@@ -424,6 +424,36 @@ def test_the_table_is_one_screen_and_shows_what_has_no_score() -> None:
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
+
+
+def test_objects_are_those_of_the_label_images_where_the_config_has_them(
+    data_root: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_instances(data_root)
+    best, labelled = [run / "best.pt"], ["data.instances=instances"]
+    report = json.loads(evaluate(best, labelled, objects="").read_text())
+    assert report["objects_are"] == "label images"
+    assert "Parts of the class box beside the objects of label images" in capsys.readouterr().out
+    # Each box is two objects, which the network cannot tell apart.
+    parts = json.loads(evaluate(best, objects="", overwrite=True).read_text())
+    name, expected = "thinned_rand_score", []
+    for stem in report["images"]:
+        found = predict(load_model(best[0]), data_root / f"images/{stem}.png") == 1
+        with Image.open(data_root / f"instances/{stem}.png") as file:
+            expected.append(membrane_scores(found, np.asarray(file)).thinned_rand_score)
+    assert report["per_image"]["mean"][name] == pytest.approx(np.mean(expected))
+    assert report["per_image"]["mean"][name] < parts["per_image"]["mean"][name]
+    # Other images have none.
+    new = {"images": f"{data_root}/images", "masks": f"{data_root}/masks"}
+    other = json.loads(evaluate(best, labelled, **new, out=Path("o"), objects="").read_text())
+    assert other["objects_are"] == "connected parts"
+    stem = report["images"][0]
+    (data_root / f"instances/{stem}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"got nothing for .*masks/{stem}\.png"):
+        evaluate(best, labelled, objects="", overwrite=True)
+    shutil.rmtree(data_root / "instances")
+    with pytest.raises(FileNotFoundError, match="instances"):
+        evaluate(best, labelled, objects="", overwrite=True)
 
 
 @pytest.mark.usefixtures("workdir")

@@ -144,7 +144,7 @@ def list_pairs(
     Args:
         config: of the data.
         notes: to be told of files that lie there, but that it does not name.
-        instances: whether the pairs to train on need their label images.
+        instances: whether the pairs of `data.images` need their label images.
 
     Returns:
         All pairs; those of validation folders of their own, if it names such; and what is wrong.
@@ -192,7 +192,8 @@ def check_data(config: Config) -> CheckedData:
             "each with --folds all"
         )
     notes: list[str] = []
-    pairs, own_val_pairs, faults = list_pairs(config, notes, instances=True)
+    bordered = config.loss.border is not None
+    pairs, own_val_pairs, faults = list_pairs(config, notes, instances=bordered)
     everything = [*pairs, *own_val_pairs]
     kept, found, unreadable, read_faults = read_pairs(everything, reader, _memory_of(config))
     skipped = len(unreadable) if config.data.skip_unreadable else 0

@@ -30,6 +30,7 @@ WHERE_DATA_LIES = (
     "data.channels",
     "data.csv",
     "data.masks",
+    "data.instances",
     "data.cache",
     "data.validation.images",
     "data.validation.masks",

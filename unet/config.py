@@ -70,7 +70,7 @@ class DataConfig:
     # Likewise, such as scans/{stem}_mask.tif; or one for each class but the first, by its name.
     masks: str | dict[str, str] = "masks"
     # Likewise, label images: a number for each object (of 8, 16 or 32 bits), 0 for none. For
-    # loss.border; null for none.
+    # loss.border and evaluate --instances; null for none.
     instances: str | None = None
     # Instead of images: a pattern for each channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
     channels: tuple[str, ...] | None = None

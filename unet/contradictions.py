@@ -164,12 +164,7 @@ def _contradictions_of_crop(crop: Size | None, levels: tuple[Level, ...]) -> lis
 def _contradictions_of_border(config: Config) -> list[str]:
     border, instances, classes = config.loss.border, config.data.instances, config.data.classes
     if border is None:
-        if instances is None:
-            return []
-        return [
-            f"data.instances: got {instances}, but no loss.border, which alone needs it; set "
-            "loss.border={}, or leave both out"
-        ]
+        return []
     faults = []
     if config.loss.cross_entropy == 0:
         faults.append("loss.border: got loss.cross_entropy 0, expected above, as it weighs that")

@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
@@ -35,6 +36,7 @@ from unet.measurements import (
     best_thresholds,
     measure,
     object_rows,
+    object_title,
     rules,
     score_head,
     score_rows,
@@ -55,14 +57,18 @@ from unet.tta import Kind, choose, probabilities
 Segmented = tuple[Tensor, np.ndarray, np.ndarray]
 
 
-def validation_pairs(model: SegmentationModel) -> list[Pair]:
+def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[Pair]:
     """Find the pairs that were kept from the model's training, whatever else has come since.
+
+    Args:
+        model: of the run.
+        instances: whether label images come with them, if `data.instances` names some.
 
     Raises:
         FileNotFoundError: if a folder or one of the pairs is missing.
         ValueError: if files do not pair.
     """
-    pairs, own_pairs, faults = list_pairs(model.config)
+    pairs, own_pairs, faults = list_pairs(model.config, instances=instances)
     by_stem = {pair.stem: pair for pair in own_pairs or pairs}
     missing = [stem for stem in model.val_stems if stem not in by_stem]
     if missing:
@@ -168,7 +174,8 @@ def evaluate(
         boundary_distance: in pixels, within which a boundary counts as found. Without scipy
             boundaries are not measured.
         objects: class whose connected parts are objects, to be measured as such; "" for the
-            second of two; None for no such measures.
+            second of two; None for no such measures. The true objects of the validation split are
+            those of `data.instances`, where the config has it.
         threshold: whether to score every threshold of the second of two classes' probability; with
             `objects` also the objects at thresholds.
         tta: kinds of test-time augmentation.
@@ -198,7 +205,9 @@ def evaluate(
     model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
     measures = _measures(model.classes.names, boundary_distance, objects, threshold)
     _check_folder(folder, overwrite)
-    pairs, faults, source = _pairs_to_score(model, images, masks)
+    pairs, faults, source = _pairs_to_score(model, images, masks, objects is not None)
+    labelled = any(pair.instances is not None for pair in pairs)
+    measures = replace(measures, labelled=labelled)
 
     distributed.join()
 
@@ -300,9 +309,9 @@ def _measures(
 
 
 def _pairs_to_score(
-    model: SegmentationModel, images: str | None, masks: str | None
+    model: SegmentationModel, images: str | None, masks: str | None, instances: bool
 ) -> tuple[list[Pair], list[str], str]:
-    """The pairs, what is wrong with them, and where they are from."""
+    """The pairs, with label images if there are any, what is wrong, and where they are from."""
     data = model.config.data
     if images is not None and (data.channels is not None or isinstance(data.masks, dict)):
         raise ValueError(
@@ -323,7 +332,7 @@ def _pairs_to_score(
             "evaluate: got weights of Pytorch-UNet, whose validation images nobody knows, expected "
             "--images and --masks"
         )
-    return validation_pairs(model), [], "the validation split"
+    return validation_pairs(model, instances), [], "the validation split"
 
 
 def _measure_pairs(
@@ -338,6 +347,7 @@ def _measure_pairs(
     own: dict[int, ImageMeasurements] = {}
     predictions: dict[int, bytes] = {}
     counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
+    reader = pair_reader(model.config)
     for i, _, scores, target in _scores_of_pairs(model, pairs, "evaluate", tta=tta):
         prediction = most_probable(scores).cpu()
         thresholded = None
@@ -345,7 +355,8 @@ def _measure_pairs(
             shares = (scores if tta else scores.softmax(0)).cpu()
             counts += torch.from_numpy(probability_counts(shares[1].numpy(), target.numpy()))
             thresholded = partial(choose, shares)  # as `unet predict --threshold` does
-        own[i] = measure(prediction, target, len(names), measures, thresholded)
+        labels = reader.cells(pairs[i], target.numpy()) if measures.labelled else None
+        own[i] = measure(prediction, target, len(names), measures, thresholded, labels)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.
         predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
     everything = {i: one for part in distributed.gather(own) for i, one in part.items()}
@@ -398,6 +409,7 @@ def _numbers(summary: Summary) -> dict[str, Any]:
     }
     if summary.measures.objects is not None:
         numbers["objects"] = summary.names[summary.measures.objects]
+        numbers["objects_are"] = "label images" if summary.measures.labelled else "connected parts"
     if (curve := summary.curve) is not None:
         numbers["threshold"] = {
             "foreground": summary.names[1],
@@ -513,8 +525,7 @@ def score_table(summary: Summary) -> str:
             ("object measures", "mean", "spread", "without"),
             *((row.name, *row.cells) for row in object_rows(summary)),
         ]
-        name = summary.names[summary.measures.objects]
-        notes.append(f"\nparts of the class {name} as objects, over images:\n{table(cells)}")
+        notes.append(f"\n{object_title(summary)}, over images:\n{table(cells)}")
     curve = summary.curve
     if curve is not None and curve.best is not None:
         notes.append(

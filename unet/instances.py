@@ -47,28 +47,28 @@ class MembraneScores:
 def membrane_scores(
     prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
 ) -> MembraneScores:
-    """Compute the measures of ISBI 2012 from two masks, True inside cells, False on membranes.
+    """Compute the measures of ISBI 2012, of cells, and of membranes as what lies between them.
 
     Args:
-        prediction: mask.
-        target: mask.
-        counted: the pixels that are not ignored; what the masks hold on the others has no effect.
+        prediction: mask, whose parts are cells.
+        target: label image.
+        counted: the pixels that are not ignored; what lies on the others has no effect.
 
     Raises:
         ValueError: if scipy is not installed.
     """
     if counted is not None:
-        prediction, target = prediction & counted, target & counted
-    cells, true_cells = connected_components(prediction), connected_components(target)
+        prediction, target = prediction & counted, np.where(counted, target, 0)
+    cells, true_cells = connected_components(prediction), target > 0
     # Only the prediction's borders: of the target's, however thick, no pixel counts.
     thinned = thin_borders(cells, counted)
     return MembraneScores(
-        pixel_error=pixel_error(prediction, target, counted),
-        warping_error=warping_error(prediction, target, counted),
-        rand_error=rand_error(cells, true_cells, counted),
-        foreground_rand_error=1 - rand_score(cells, true_cells, counted),
-        thinned_rand_score=rand_score(thinned, true_cells, counted),
-        thinned_info_score=info_score(thinned, true_cells, counted),
+        pixel_error=pixel_error(prediction, true_cells, counted),
+        warping_error=warping_error(prediction, true_cells, counted),
+        rand_error=rand_error(cells, target, counted),
+        foreground_rand_error=1 - rand_score(cells, target, counted),
+        thinned_rand_score=rand_score(thinned, target, counted),
+        thinned_info_score=info_score(thinned, target, counted),
     )
 
 

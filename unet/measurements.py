@@ -39,10 +39,12 @@ class Measures:
     Args:
         boundary_distance: in pixels, of boundary F1; None for neither that nor Hausdorff distances.
         objects: the class whose connected parts are objects; None for no measures of objects.
+        labelled: whether the target's objects are those of label images instead.
     """
 
     boundary_distance: float | None = None
     objects: int | None = None
+    labelled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +74,7 @@ def measure(
     num_classes: int,
     measures: Measures,
     thresholded: Callable[[float], np.ndarray] | None = None,
+    labels: np.ndarray | None = None,
 ) -> ImageMeasurements:
     """Measure one image; pixels that the target ignores are not counted.
 
@@ -82,6 +85,8 @@ def measure(
         measures: what to measure.
         thresholded: what gives the class ids (H, W) at a threshold, to measure the objects at
             each of `OBJECT_THRESHOLDS`, too; None for none.
+        labels: the target's objects, a label image (H, W), of which those pixels count that are of
+            the class; None for the connected parts of the class.
     """
     found, truth = prediction.numpy(), target.numpy()
     boundary, hausdorff, objects, at_thresholds = None, None, None, {}
@@ -90,7 +95,8 @@ def measure(
             found, truth, num_classes, measures.boundary_distance
         )
     if measures.objects is not None:
-        true_objects, counted = truth == measures.objects, truth != IGNORE_INDEX
+        of_class, counted = truth == measures.objects, truth != IGNORE_INDEX
+        true_objects = connected_components(of_class) if labels is None else labels * of_class
         objects = _measure_objects(found == measures.objects, true_objects, counted)
         if thresholded is not None:
             at_thresholds = {
@@ -113,9 +119,7 @@ def _measure_objects(
     prediction: np.ndarray, target: np.ndarray, counted: np.ndarray
 ) -> dict[str, float]:
     # Cut before it is labelled: nothing hangs together through ignored pixels.
-    precisions = average_precision(
-        connected_components(prediction & counted), connected_components(target & counted)
-    )
+    precisions = average_precision(connected_components(prediction & counted), target)
     return {
         **asdict(membrane_scores(prediction, target, counted)),
         "object_average_precision": sum(precisions) / len(precisions),
@@ -310,6 +314,15 @@ def object_rows(summary: Summary) -> list[Row]:
     ]
 
 
+def object_title(summary: Summary) -> str:
+    """Say which objects are measured."""
+    assert summary.measures.objects is not None  # there would be nothing to say
+    name = summary.names[summary.measures.objects]
+    if summary.measures.labelled:
+        return f"Parts of the class {name} beside the objects of label images"
+    return f"Parts of the class {name} as objects"
+
+
 THRESHOLD_HEAD = Row("object measures", ("at 0.50", "best", "at", "pixel error there"))
 """Of the columns of `threshold_rows`."""
 
@@ -388,9 +401,11 @@ def rules(summary: Summary) -> dict[str, str]:
         )
     if summary.measures.objects is not None:
         name = summary.names[summary.measures.objects]
+        labelled = "; those of the target are its label images', as far as they are of the class"
         result["objects"] = (
             f"Objects are the parts of the class {name} that hang together by edges (what touches "
-            "is one object), but not through ignored pixels; the measures of ISBI 2012 (Rand and "
+            "is one object), but not through ignored pixels"
+            f"{labelled if summary.measures.labelled else ''}. The measures of ISBI 2012 (Rand and "
             "information scores with the prediction's borders thinned) of each image, then the "
             "mean over the images that have it: Rand and information scores need an object in the "
             "target."

@@ -17,6 +17,7 @@ from unet.measurements import (
     Row,
     Summary,
     object_rows,
+    object_title,
     rules,
     score_head,
     score_rows,
@@ -237,9 +238,7 @@ def _scores(summary: Summary) -> str:
             f"prediction, without a score: {escape(', '.join(summary.absent))}.</p>"
         )
     if rows := object_rows(summary):
-        assert summary.measures.objects is not None  # there would be no rows
-        name = summary.names[summary.measures.objects]
-        parts.append(f"<h3>Objects of the class {escape(name)}</h3>")
+        parts.append(f"<h3>{escape(object_title(summary))}</h3>")
         head = Row("measure", ("mean over images", "spread +-", "images without"))
         parts.append(_table(head, rows))
     return "\n".join(parts)
@@ -371,10 +370,8 @@ def _object_thresholds(summary: Summary) -> str:
     rows = threshold_rows(summary)
     if not rows:
         return "<p>No image has a score.</p>"
-    assert summary.measures.objects is not None  # there would be no thresholds
-    objects, foreground = summary.names[summary.measures.objects], summary.names[1]
     return (
-        f"<p>Objects of the class {escape(objects)}; a pixel is {escape(foreground)} if the "
+        f"<p>{escape(object_title(summary))}; a pixel is {escape(summary.names[1])} if the "
         "probability of that is at least the threshold. A threshold that is chosen on these images "
         "flatters on them. All thresholds are in "
         f"object_thresholds.csv.</p>\n{_table(THRESHOLD_HEAD, rows)}"
