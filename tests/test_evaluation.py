@@ -16,10 +16,10 @@ from PIL import Image
 
 from unet import extras, load_model, predict
 from unet.check import check_data
-from unet.evaluation import confusion_of_pairs, evaluate, score_table
+from unet.evaluation import confusion_of_pairs, evaluate
 from unet.images import read_image, to_float
 from unet.instances import average_precision, connected_components, membrane_scores
-from unet.measurements import OBJECT_MEASURES, Measures, measure, summarize
+from unet.measurements import OBJECT_MEASURES
 from unet.pairs import find_pairs
 from unet.prediction import Options
 from unet.training import train
@@ -400,7 +400,7 @@ def test_metrics_json_is_there_only_when_all_is(run: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unet.evaluation.save_picture", fail)
+        patch.setattr("unet.results.save_picture", fail)
         with pytest.raises(OSError, match="No space left"):
             evaluate([run / "best.pt"], overwrite=True)
     assert {file.name for file in path.parent.iterdir()} == {"per_image.csv"}
@@ -413,17 +413,6 @@ def test_validation_counts_what_evaluation_counts(run: Path, data_root: Path) ->
     pairs = check_data(make_config(data_root)).val_pairs
     report = json.loads(evaluate([run / "best.pt"]).read_text())
     assert confusion_of_pairs(model, pairs, "validate").tolist() == report["confusion_matrix"]
-
-
-def test_the_table_is_one_screen_and_shows_what_has_no_score() -> None:
-    target = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
-    prediction = torch.tensor([[0, 0, 0, 0, 0, 0, 1, 1]])
-    names = ["ground", "cell", *(f"never {i}" for i in range(10))]
-    summary = summarize([measure(prediction, target, 12, Measures())], names, Measures())
-    lines = score_table(summary).splitlines()
-    assert len(lines) <= 25
-    assert max(map(len, lines)) <= 80
-    assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
 
 
 def test_objects_are_those_of_the_label_images_where_the_config_has_them(

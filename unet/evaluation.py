@@ -1,8 +1,5 @@
 """A model and pairs of files -> scores and a report."""
 
-import csv
-import io
-import json
 import math
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -11,7 +8,6 @@ from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,35 +16,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.atomic import atomic_path, check_folder
-from unet.check import list_pairs, listed, pair_reader, table
+from unet.check import list_pairs, listed, pair_reader
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import dotted
-from unet.curves import NUM_BINS, Curve, precision_recall, probability_counts
+from unet.curves import NUM_BINS, precision_recall, probability_counts
 from unet.data import SegmentationDataset
 from unet.extras import extra, is_installed
-from unet.measurements import (
-    OBJECT_MEASURES,
-    THRESHOLD_HEAD,
-    ImageMeasurements,
-    Measures,
-    Summary,
-    best_thresholds,
-    measure,
-    object_rows,
-    object_title,
-    rules,
-    score_head,
-    score_rows,
-    show_score,
-    summarize,
-    threshold_rows,
-)
+from unet.measurements import ImageMeasurements, Measures, Summary, measure, summarize
 from unet.metrics import confusion_matrix
 from unet.model import most_probable
 from unet.pairs import Pair, find_pairs
-from unet.pictures import confusion_picture, image_to_rgb, save_picture
+from unet.pictures import image_to_rgb
 from unet.report import Example, choose_examples, example_pictures, html_report
+from unet.results import check_results, score_table, write_results
 from unet.stopping import StopRequest, leave_signals_to_parent
 from unet.survey import read_pairs
 from unet.tta import Kind, choose, probabilities
@@ -204,7 +184,7 @@ def evaluate(
     folder = out or first.parent / f"evaluation_{first.stem}"
     model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
     measures = _measures(model.classes.names, boundary_distance, objects, threshold)
-    _check_folder(folder, overwrite)
+    check_results(folder, overwrite)
     pairs, faults, source = _pairs_to_score(model, images, masks, objects is not None)
     labelled = any(pair.instances is not None for pair in pairs)
     measures = replace(measures, labelled=labelled)
@@ -244,40 +224,15 @@ def evaluate(
         colours=model.classes.colours,
         examples=examples,
     )
-    stems = [pair.stem for pair in pairs]
-    numbers = {
+    said = {
         "checkpoints": [str(checkpoint) for checkpoint in checkpoints],
         "tta": list(tta),
         "source": source,
-        "images": stems,
-        "classes": list(summary.names),
-        **_numbers(summary),
     }
     print(f"{title}\n\n{score_table(summary)}")
-    _write(folder, summary, stems, report, numbers)
-    written = [name for name in _FILES if (folder / name).exists()]
+    written = write_results(folder, summary, [pair.stem for pair in pairs], report, said)
     print(f"\nwrote {folder / 'report.html'}, and beside it {', '.join(written[1:])}")
     return path
-
-
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Raise unless results can be written there, before work starts."""
-    check_folder(folder)
-    there = [folder / name for name in _FILES if (folder / name).exists()]
-    if there and not overwrite:
-        raise FileExistsError(
-            f"{there[0]}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
-        )
-
-
-_FILES = (
-    "report.html",
-    "metrics.json",
-    "per_image.csv",
-    "confusion.png",
-    "thresholds.csv",
-    "object_thresholds.csv",
-)
 
 
 def _measures(
@@ -391,158 +346,3 @@ def _draw_examples(
         for group, members in chosen.items()
         for i in members
     ]
-
-
-def _numbers(summary: Summary) -> dict[str, Any]:
-    """What metrics.json says of the scores."""
-    spreads = {name: summary.over_images(name) for name in summary.columns}
-    numbers = {
-        "rules": rules(summary),
-        **summary.overall,
-        "classes_without_a_score": summary.absent,
-        "per_image": {
-            what: {name: parts[i] for name, parts in spreads.items()}
-            for i, what in enumerate(("mean", "std", "images_without"))
-        },
-        "boundary_distance": summary.measures.boundary_distance,
-        "confusion_matrix": summary.matrix.tolist(),
-    }
-    if summary.measures.objects is not None:
-        numbers["objects"] = summary.names[summary.measures.objects]
-        numbers["objects_are"] = "label images" if summary.measures.labelled else "connected parts"
-    if (curve := summary.curve) is not None:
-        numbers["threshold"] = {
-            "foreground": summary.names[1],
-            "average_precision": curve.average_precision,
-            "best_f1": None if curve.best is None else float(curve.f1[curve.best]),
-            "best_f1_threshold": None
-            if curve.best is None
-            else float(curve.thresholds[curve.best]),
-        }
-    if summary.at_thresholds:
-        numbers["object_thresholds"] = {
-            "foreground": summary.names[1],
-            "best": {name: best._asdict() for name, best in best_thresholds(summary).items()},
-        }
-    without_nan: dict[str, Any] = _without_nan(numbers)
-    return without_nan
-
-
-def _write(
-    folder: Path, summary: Summary, stems: Sequence[str], report: str, numbers: dict[str, Any]
-) -> None:
-    """Write all files, each whole or not at all; metrics.json last: with it all others are there.
-
-    What is there from an evaluation before is removed first.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
-    _write_text(folder / "per_image.csv", _csv(_image_rows(summary, stems)))
-    save_picture(folder / "confusion.png", confusion_picture(summary.matrix.numpy(), summary.names))
-    if summary.curve is not None:
-        _write_text(folder / "thresholds.csv", _csv(_threshold_rows(summary.curve)))
-    if summary.at_thresholds:
-        _write_text(folder / "object_thresholds.csv", _csv(_object_threshold_rows(summary)))
-    _write_text(folder / "report.html", report)
-    _write_text(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        # Names of files that are no UTF-8 stay the bytes that they are.
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
-    """As text of comma-separated values; what has no score is empty."""
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(
-        ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in row]
-        for row in rows
-    )
-    return file.getvalue()
-
-
-def _image_rows(summary: Summary, stems: Sequence[str]) -> list[list[Any]]:
-    """A head, then a row for each image: the scores of the classes as iou_<class>."""
-    columns: dict[str, list[Any]] = {
-        "stem": list(stems),
-        "height": [height for height, _ in summary.sizes],
-        "width": [width for _, width in summary.sizes],
-    }
-    for name, values in summary.columns.items():
-        if values.ndim == 1:
-            columns[name] = values.tolist()
-    for name, values in summary.columns.items():
-        if values.ndim == 2:
-            for class_name, of_class in zip(summary.names, values.T.tolist(), strict=True):
-                columns[f"{name}_{class_name}"] = of_class
-    return [list(columns), *map(list, zip(*columns.values(), strict=True))]
-
-
-def _threshold_rows(curve: Curve) -> list[list[Any]]:
-    names = (
-        "thresholds",
-        "precision",
-        "recall",
-        "f1",
-        "true_positives",
-        "false_positives",
-        "false_negatives",
-    )
-    columns = [getattr(curve, name).tolist() for name in names]
-    return [["threshold", *names[1:]], *map(list, zip(*columns, strict=True))]
-
-
-def _object_threshold_rows(summary: Summary) -> list[list[Any]]:
-    rows = [[threshold, *means.values()] for threshold, means in summary.at_thresholds.items()]
-    return [["threshold", *OBJECT_MEASURES], *rows]
-
-
-def score_table(summary: Summary) -> str:
-    """Lay out the scores as text: the classes, then the ways to average them."""
-    head, rows = score_head(summary), score_rows(summary)
-    # Lines that are averages stand apart.
-    lines = table([(row.name, *row.cells) for row in (head, *rows)]).splitlines()
-    lines.insert(1 + len(summary.names), "")
-    having = len(summary.ranking)
-    notes = [f"pixel accuracy {show_score('pixel_accuracy', summary.overall['pixel_accuracy'])}"]
-    if summary.absent:
-        notes.append(
-            f"{len(summary.absent)} class(es) in neither target nor prediction have no score"
-        )
-    if having < len(summary.sizes):
-        notes.append(f"{len(summary.sizes) - having} image(s) without a pixel that counts")
-    distance = summary.measures.boundary_distance
-    notes.append(
-        "boundary F1 and HD95 need unet[scipy]"
-        if distance is None
-        else f"boundary F1 within {distance:g} pixels; HD95 in pixels, the mean over images"
-    )
-    if summary.measures.objects is not None:
-        cells = [
-            ("object measures", "mean", "spread", "without"),
-            *((row.name, *row.cells) for row in object_rows(summary)),
-        ]
-        notes.append(f"\n{object_title(summary)}, over images:\n{table(cells)}")
-    curve = summary.curve
-    if curve is not None and curve.best is not None:
-        notes.append(
-            f"\nthresholds of {summary.names[1]}: average precision "
-            f"{curve.average_precision:.4f}, best F1 {curve.f1[curve.best]:.4f} at "
-            f"{curve.thresholds[curve.best]:.3f}"
-        )
-    if rows := threshold_rows(summary):
-        cells = [(row.name, *row.cells) for row in (THRESHOLD_HEAD, *rows)]
-        notes.append(f"\nobjects at the best threshold of {summary.names[1]}:\n{table(cells)}")
-    return "\n".join([*lines, "", *notes])
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null says that there is no score."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
