@@ -368,7 +368,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="CLASS",
-        help="score the connected parts of a class (of two, the second) as objects, too",
+        help="score the connected parts of a class (of two, the second) as objects, too, beside "
+        "those of label images if data.instances names some",
     )
     evaluate.add_argument(
         "--threshold",
