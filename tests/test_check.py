@@ -222,19 +222,40 @@ def test_long_lists_of_faults_are_cut() -> None:
 BORDER = ("data.instances=instances", "loss.border={sigma: 3}")
 
 
+def test_label_images_may_lie_in_the_folder_of_the_images(data_root: Path) -> None:
+    write_instances(data_root)
+    for folder, suffix in (("images", ""), ("masks", "_mask"), ("instances", "_cells")):
+        for path in (data_root / folder).iterdir():
+            place = data_root / ("val" if path.stem == "5" else "all")
+            place.mkdir(exist_ok=True)
+            path.rename(place / f"{path.stem}{suffix}.png")
+    patterns = "images: all, masks: 'all/{stem}_mask', instances: 'all/{stem}_cells'"
+    val = patterns.replace("all", "val")
+    config = make_config(data_root, f"data={{root: {data_root}, {patterns}, classes: "
+                         f"{{ground: 0, box: 200}}, validation: {{{val}}}}}")  # fmt: skip
+    data = check_data(config)
+    assert not data.faults
+    assert (len(data.train_pairs), len(data.val_pairs)) == (5, 1)
+    assert data.train_pairs[0].instances == f"{data_root}/all/0_cells.png"
+    assert data.val_pairs[0].instances == f"{data_root}/val/5_cells.png"
+
+
 def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_root: Path) -> None:
     write_instances(data_root)
     data = check_data(make_config(data_root, *BORDER))
     assert not data.faults
     assert data.train.cells.tolist() == [2] * 4
     assert check_data(make_config(data_root)).train.cells.tolist() == [0] * 4
-    scored_only = make_config(data_root, BORDER[0])
-    assert all(pair.instances is None for pair in check_data(scored_only).train_pairs)
+    assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
+    assert check_data(make_config(data_root, BORDER[0])).train.cells.tolist() == [0] * 4
+    classes = make_config(data_root, BORDER[0], "loss.border={classes: [box], sigma: 3}")
+    assert check_data(classes).faults[0].startswith("loss.border: got no training image with two")
     cells = data_root / "instances"
     (cells / "1.png").unlink()
     (cells / "2.png").write_text("no image")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(cells / "3.png")
     faults = check_data(make_config(data_root, *BORDER)).faults
+    assert faults == check_data(make_config(data_root, BORDER[0])).faults  # only to be scored
     assert len(faults) == 3
     assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in faults[0]
     assert f"{cells}/2.png: cannot be read as an image" in faults[1]

@@ -14,11 +14,15 @@ from unet.config import BorderConfig, tile_overlap
         ("data.validation={images: x}", "expected one of fraction, stems, split"),
         ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
-        ("loss.border={}", "loss.border: expected the cells either by data.instances, label im"),
+        ("loss.border={}", "loss.border: got no cells, expected data.instances, label images"),
         ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
         ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
         ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
         ("data.instances=a.png", "data: got 'a.png', expected a folder or {stem} in it"),
+        (
+            "data.validation.instances=cells",
+            "data.validation.instances: expected data.validation",
+        ),
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
         ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
         ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
@@ -132,7 +136,7 @@ def test_cells_come_from_one_place() -> None:
     assert classes == BorderConfig(weight=10, sigma=5, classes=("cell",))
     assert small_config("data.instances=cells", "loss.border={}").loss.border is not None
     assert small_config("data.instances=cells").loss.border is None  # they score objects, too
-    with pytest.raises(ValueError, match=r"either by data\.instances.*got both"):
-        small_config("data.instances=cells", "loss.border={classes: [cell]}")
+    both = small_config("data.instances=cells", "loss.border={classes: [cell]}")  # which are scored
+    assert both.loss.border == classes
     with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):
         small_config("data.instances=cells", "loss.border={}", "data.csv=pairs.csv")

@@ -95,7 +95,9 @@ def test_two_processes_end_in_the_weights_of_one(config: Path, data_root: Path) 
 
     # Both score and predict as one does, each image once.
     write_pairs(Path("new"), 5, seed=3)
-    arguments = ["--images", "new/images", "--masks", "new/masks", "--threshold", "--instances"]
+    write_instances(Path("new"))
+    arguments = ["--images", "new/images", "--masks", "new/masks", "--labels", "new/instances"]
+    arguments += ["--threshold", "--instances"]
     result = torchrun("evaluate", "runs/two/best.pt", *arguments, "-o", "scores2")
     assert result.returncode == 0, result.stderr
     assert main(["evaluate", "runs/two/best.pt", *arguments, "-o", "scores1"]) == 0

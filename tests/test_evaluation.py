@@ -82,7 +82,7 @@ def test_the_validation_images_stay_those_of_the_run(run: Path, data_root: Path)
     stem = before["images"][0]
     for folder in ("images", "masks"):
         (data_root / folder / f"{stem}.png").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"got no pair {stem}, expected the 2 validation"):
+    with pytest.raises(FileNotFoundError, match=rf"no pair {stem}, expected all files of the 2"):
         evaluate([run / "best.pt"], overwrite=True)
 
 
@@ -422,21 +422,34 @@ def test_objects_are_those_of_the_label_images_where_the_config_has_them(
     best, labelled = [run / "best.pt"], ["data.instances=instances"]
     report = json.loads(evaluate(best, labelled, objects="").read_text())
     assert report["objects_are"] == "label images"
-    assert "Parts of the class box beside the objects of label images" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Predicted parts of the class box compared with the objects of label images" in shown
     # Each box is two objects, which the network cannot tell apart.
     parts = json.loads(evaluate(best, objects="", overwrite=True).read_text())
     name, expected = "thinned_rand_score", []
     for stem in report["images"]:
         found = predict(load_model(best[0]), data_root / f"images/{stem}.png") == 1
         with Image.open(data_root / f"instances/{stem}.png") as file:
-            expected.append(membrane_scores(found, np.asarray(file)).thinned_rand_score)
+            labels = np.asarray(file)
+        expected.append(membrane_scores(found, labels > 0, true_cells=labels).thinned_rand_score)
     assert report["per_image"]["mean"][name] == pytest.approx(np.mean(expected))
     assert report["per_image"]["mean"][name] < parts["per_image"]["mean"][name]
-    # Other images have none.
+    # Of other images they are named beside the masks.
     new = {"images": f"{data_root}/images", "masks": f"{data_root}/masks"}
     other = json.loads(evaluate(best, labelled, **new, out=Path("o"), objects="").read_text())
     assert other["objects_are"] == "connected parts"
+    cells = {"labels": f"{data_root}/instances", "objects": ""}
+    other = json.loads(evaluate(best, **new, **cells, out=Path("p")).read_text())
+    assert (other["objects_are"], len(other["images"])) == ("label images", 6)
+    for wrong in (cells, {**new, "labels": cells["labels"]}):
+        with pytest.raises(ValueError, match="got --labels, expected it with --images, whose"):
+            evaluate(best, **wrong, out=Path("q"))
+    with pytest.raises(ValueError, match=r"png: numbers \d+% of the pixels of ground in .*masks"):
+        evaluate(best, labelled, objects="ground", out=Path("q"))
     stem = report["images"][0]
+    Image.new("L", (5, 7)).save(data_root / f"instances/{stem}.png")
+    with pytest.raises(ValueError, match=rf"{stem}\.png: got a label image of 7 x 5 pixels"):
+        evaluate(best, labelled, objects="", overwrite=True)
     (data_root / f"instances/{stem}.png").unlink()
     with pytest.raises(FileNotFoundError, match=rf"got nothing for .*masks/{stem}\.png"):
         evaluate(best, labelled, objects="", overwrite=True)

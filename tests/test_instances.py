@@ -11,6 +11,7 @@ from unet.instances import (
     IOU_THRESHOLDS,
     average_precision,
     connected_components,
+    connected_parts,
     info_score,
     membrane_scores,
     pixel_error,
@@ -373,7 +374,7 @@ def test_the_measures_of_isbi_2012_are_made_of_the_right_parts() -> None:
     target[:, 4] = False
     prediction = np.ones((5, 9), bool)
     prediction[:, 3:6] = False
-    result = membrane_scores(prediction, connected_components(target))
+    result = membrane_scores(prediction, target)
     assert result.pixel_error == pytest.approx(10 / 45)
     assert result.warping_error == 0
     assert result.thinned_rand_score == result.thinned_info_score == 1  # once the border is thinned
@@ -391,8 +392,7 @@ def test_ignored_pixels_count_in_none_of_the_measures_of_isbi_2012(seed: int) ->
     prediction, target, counted = random_masks(seed)
     cut, true_cut = prediction & counted, target & counted
     cells, true = ndimage.label(cut, FOUR)[0], ndimage.label(true_cut, FOUR)[0]
-    # What the label image holds on ignored pixels has no effect.
-    result = membrane_scores(prediction, np.where(counted, true, 7), counted)
+    result = membrane_scores(prediction, target, counted)
     assert result.pixel_error == pytest.approx((prediction != target)[counted].mean())
     thinned = slow_thinning(cells, counted)
     assert result.rand_error == rand_error(cells[counted], true[counted])
@@ -401,28 +401,40 @@ def test_ignored_pixels_count_in_none_of_the_measures_of_isbi_2012(seed: int) ->
     assert result.thinned_info_score == info_score(thinned[counted], true[counted])
     warped = slow_warp(true_cut, cut, counted)
     assert result.warping_error == pytest.approx((warped != cut)[counted].mean())
-    everything = membrane_scores(prediction, connected_components(target))
+    everything = membrane_scores(prediction, target)
     assert result.thinned_rand_score != everything.thinned_rand_score
 
 
 def test_nothing_hangs_together_through_ignored_pixels() -> None:
     # Two cells with an ignored strip between them, through which the prediction may go or not.
-    counted = np.ones((4, 9), bool)
+    target, counted = np.ones((4, 9), bool), np.ones((4, 9), bool)
     counted[:, 4] = False
-    for prediction in (counted.copy(), np.ones((4, 9), bool)):
-        result = membrane_scores(prediction, connected_components(counted), counted)
-        assert result.thinned_rand_score == result.thinned_info_score == 1
-        assert result.foreground_rand_error == result.rand_error == result.warping_error == 0
+    apart = counted.copy()
+    for prediction in (apart, target):
+        for truth in (apart, target):
+            result = membrane_scores(prediction, truth, counted)
+            assert result.thinned_rand_score == result.thinned_info_score == 1
+            assert result.foreground_rand_error == result.rand_error == result.warping_error == 0
 
 
 def test_cells_of_a_label_image_that_touch_are_two() -> None:
     labels = np.ones((4, 8), int)
     labels[:, 4:] = 9
-    result = membrane_scores(labels > 0, labels)
-    assert result.pixel_error == result.warping_error == 0
+    result = membrane_scores(labels > 0, labels > 0, true_cells=labels)
     # One of 32 pixels is found instead of two of 16.
     assert result.thinned_rand_score == pytest.approx(2 * 512 / (1024 + 512))
+    assert result.pixel_error == result.warping_error == 0  # of the masks, which are the same
     assert average_precision(connected_components(labels > 0), labels)[0] == 0
+
+
+def test_parts_of_objects_are_numbered() -> None:
+    labels = np.array([[7, 7, 0, 7], [3, 0, 3, 3], [3, 3, 3, 9]])
+    parts = connected_parts(labels)
+    assert ((parts > 0) == (labels > 0)).all()
+    pairs = {(int(part), int(label)) for part, label in zip(parts.flat, labels.flat, strict=True)}
+    assert len(pairs) == 1 + 4  # nothing, and of 7 two parts, of 3 and 9 one
+    assert parts[0, 0] == parts[0, 1] != parts[0, 3]
+    assert connected_parts(labels[:1, :1]).tolist() == [[1]]
 
 
 def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

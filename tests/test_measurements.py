@@ -148,7 +148,7 @@ def test_objects_are_the_parts_of_the_class() -> None:
     prediction, target = images[2]
     summary = summary_of(images, Measures(objects=2))
     counted = target != 255
-    expected = membrane_scores(prediction == 2, connected_components(target == 2), counted)
+    expected = membrane_scores(prediction == 2, target == 2, counted)
     for name, value in vars(expected).items():
         assert float(summary.columns[name][2]) == value, name
     precisions = average_precision(
@@ -168,17 +168,29 @@ def test_true_objects_may_be_those_of_label_images() -> None:
     target = np.ones((6, 9), np.uint8)
     target[:2], target[2:4, :2] = 0, 255
     labels = np.where(np.arange(9) < 5, 4, 7) * np.ones((6, 1), int)  # also where it is background
-    cut = np.where(target == 1, labels, 0)
     prediction = (target == 1) & (np.arange(9) != 4)
     measures = Measures(objects=1, labelled=True)
     image = measure(torch.tensor(prediction.astype(np.uint8)), torch.tensor(target), 2, measures,
                     labels=labels)  # fmt: skip
-    expected = vars(membrane_scores(prediction, cut, target != 255))
+    cut = np.where(target == 1, labels, 0)
+    expected = vars(membrane_scores(prediction, target == 1, target != 255, cut))
     assert {name: image.objects[name] for name in expected} == expected
     assert image.objects["object_average_precision_at_iou_0.50"] == 1
     said = rules(summarize([image], ("ground", "cell"), measures))["objects"]
-    assert "those of the target are its label images'" in said
+    assert "objects are those that label images number" in said
     assert "label images" not in rules(summary_of(random_images(), Measures(objects=1)))["objects"]
+
+
+def test_an_object_of_a_label_image_that_ignored_pixels_part_is_two() -> None:
+    target, labels = np.ones((4, 9), np.uint8), np.full((4, 9), 3)
+    target[:, 4] = 255
+    for strip in (0, 1):
+        prediction = np.ones((4, 9), np.uint8)
+        prediction[:, 4] = strip
+        image = measure(torch.tensor(prediction), torch.tensor(target), 2,
+                        Measures(objects=1, labelled=True), labels=labels)  # fmt: skip
+        assert image.objects["object_average_precision"] == 1
+        assert image.objects["thinned_rand_score"] == 1
 
 
 def walls(wall: float, cell: float = 0.9, objects: int = 1) -> ImageMeasurements:

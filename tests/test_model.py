@@ -1,8 +1,10 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from conftest import ENCODERS, with_encoder
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -57,20 +59,40 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_torchs_transposed_convolution_is_never_called(training: bool) -> None:
-    def transposed(calls: Calls) -> list[bool]:
-        # Its arguments: input, weight, bias, stride, padding, dilation, transposed, ...
-        return [args[6] for name, args in calls.seen if name == "aten.convolution.default"]
+def transposed_convolutions(run: Callable[[], object]) -> tuple[int, int]:
+    """How many convolutions are computed, forward and backward, and how many are transposed."""
+    with Calls() as calls:
+        run()
+    flags = []
+    for name, args in calls.seen:
+        if name == "aten.convolution.default":  # input, weight, bias, stride, padding, ...
+            flags.append(args[6])
+        elif name == "aten.convolution_backward.default":  # with the gradient before all others
+            flags.append(args[7])
+        elif "conv" in name:
+            flags.append("transpose" in name)
+    return len(flags), sum(flags)
 
-    with Calls() as theirs:
-        F.conv_transpose2d(torch.ones(1, 2, 3, 3), torch.ones(2, 1, 2, 2), stride=2)
-    assert transposed(theirs) == [True]
-    net, image = UNet(1, 2, widths=(4, 6, 8)).train(training), torch.randn(2, 1, 16, 16)
-    with Calls() as ours:
-        net(image).square().mean().backward()
-    assert len(transposed(ours)) > 10
-    assert not any(transposed(ours))
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("encoder", ["none", "mobilenet_v3_large"])
+def test_torchs_transposed_convolution_is_never_called(
+    layout: torch.memory_format, encoder: str
+) -> None:
+    def theirs() -> Tensor:
+        return F.conv_transpose2d(torch.ones(1, 2, 3, 3), kernel, stride=2)
+
+    kernel = torch.ones(2, 1, 2, 2, requires_grad=True)
+    assert transposed_convolutions(lambda: theirs().sum().backward()) == (2, 2)
+    with torch.inference_mode():
+        assert transposed_convolutions(theirs) == (1, 1)
+    net = UNet(1, 2, widths=(4, 6, 8, 10, 12), encoder=encoder).to(memory_format=layout)
+    image = torch.randn(2, 1, 64, 64).to(memory_format=layout)
+    convolutions, transposed = transposed_convolutions(lambda: net(image).mean().backward())
+    assert (convolutions > 30, transposed) == (True, 0)
+    with torch.inference_mode():
+        convolutions, transposed = transposed_convolutions(lambda: net.eval()(image))
+    assert (convolutions > 15, transposed) == (True, 0)
 
 
 def test_channels_last_stays_so_through_the_net() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from unet.check import listed
+from unet.misfits import misfits
 from unet.model import UNet
-from unet.pretrained import misfits
 
 
 def begin_with(net: UNet, contents: dict[str, Any], path: str, names: Sequence[str]) -> str:

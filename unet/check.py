@@ -144,7 +144,7 @@ def list_pairs(
     Args:
         config: of the data.
         notes: to be told of files that lie there, but that it does not name.
-        instances: whether the pairs of `data.images` need their label images.
+        instances: whether the pairs need their label images, if it names such.
 
     Returns:
         All pairs; those of validation folders of their own, if it names such; and what is wrong.
@@ -163,8 +163,9 @@ def list_pairs(
     pairs, faults = find_pairs(root, images, data.masks, data.stacks, notes, labels)
     if validation.images is None or validation.masks is None:
         return pairs, [], faults
+    labels = validation.instances if instances else None
     val_pairs, val_faults = find_pairs(
-        root, [validation.images], validation.masks, data.stacks, notes
+        root, [validation.images], validation.masks, data.stacks, notes, labels
     )
     if {pair.images for pair in pairs} & {pair.images for pair in val_pairs}:
         val_faults.append(
@@ -192,8 +193,7 @@ def check_data(config: Config) -> CheckedData:
             "each with --folds all"
         )
     notes: list[str] = []
-    bordered = config.loss.border is not None
-    pairs, own_val_pairs, faults = list_pairs(config, notes, instances=bordered)
+    pairs, own_val_pairs, faults = list_pairs(config, notes, instances=True)
     everything = [*pairs, *own_val_pairs]
     kept, found, unreadable, read_faults = read_pairs(everything, reader, _memory_of(config))
     skipped = len(unreadable) if config.data.skip_unreadable else 0
@@ -365,7 +365,7 @@ def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[st
         faults.append(
             "loss.border: got no training image with two cells, expected some, as it weighs what "
             "lies between; correct "
-            + ("loss.border.classes" if config.data.instances is None else "data.instances")
+            + ("loss.border.classes" if config.loss.border.classes else "data.instances")
         )
     sizes = np.unique(train.sizes, axis=0).tolist()
     if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:

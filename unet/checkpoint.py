@@ -34,6 +34,7 @@ WHERE_DATA_LIES = (
     "data.cache",
     "data.validation.images",
     "data.validation.masks",
+    "data.validation.instances",
 )
 
 # Where files lie and how a model is run may change after training; what it has learned may not.

@@ -200,6 +200,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
         overrides,
         images=arguments.images,
         masks=arguments.masks,
+        labels=arguments.labels,
         out=arguments.out,
         overwrite=arguments.overwrite,
         boundary_distance=arguments.boundary,
@@ -349,6 +350,9 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--masks", metavar="DIR", help="the masks of --images")
     evaluate.add_argument(
+        "--labels", metavar="DIR", help="the label images of --images, for --instances"
+    )
+    evaluate.add_argument(
         "-o",
         "--out",
         type=Path,
@@ -368,8 +372,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="",
         metavar="CLASS",
-        help="score the connected parts of a class (of two, the second) as objects, too, beside "
-        "those of label images if data.instances names some",
+        help="score the connected parts of a class (of two, the second) as objects, too; the true "
+        "ones are those of label images (data.instances, --labels), or else parts of the mask",
     )
     evaluate.add_argument(
         "--threshold",

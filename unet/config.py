@@ -34,9 +34,10 @@ class ValidationConfig:
     fraction: Annotated[float, Range(above=0, maximum=0.9)] | None = None
     # The pairs of these stems (see data.images), or a file of data.root with one on each line.
     stems: tuple[str, ...] | str | None = None
-    # Folders or patterns of their own, as data.images and data.masks.
+    # Folders or patterns of their own, as data.images, data.masks and data.instances.
     images: str | None = None
     masks: str | dict[str, str] | None = None
+    instances: str | None = None
     # The rows of data.csv whose column split says this; those that say train are trained on.
     split: str | None = None
     # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1; unet train --folds
@@ -173,14 +174,14 @@ class BorderConfig:
     The U-Net paper's: a pixel outside of all cells, d1 and d2 pixels from the nearest and from the
     second nearest, weighs weight * exp(-(d1 + d2)^2 / (2 sigma^2)) more in the cross-entropy. Where
     cells of one class touch, what is learned has a gap: their pixels beside another cell are of the
-    first class. Scores are by the masks as they are.
+    first class, which scores do not have.
     """
 
     weight: Annotated[float, Range(above=0, maximum=10_000)] = 10.0
     # In pixels.
     sigma: Annotated[float, Range(above=0, maximum=1000)] = 5.0
     # Names of the classes whose parts are cells, each that hangs together over the edges of its
-    # pixels; none with data.instances, which numbers them.
+    # pixels; none for the cells of data.instances.
     classes: tuple[str, ...] = ()
 
 
@@ -193,7 +194,7 @@ class LossConfig:
     # One number for each class, in the order of data.classes; balanced for the inverse of each
     # class's share of the training pixels; null for all equal.
     class_weights: tuple[NotNegative, ...] | Literal["balanced"] | None = None
-    # {} for the paper's, with data.instances; null for none.
+    # {} for the paper's, between the cells of data.instances; null for none.
     border: BorderConfig | None = None
 
 

@@ -178,11 +178,10 @@ def _contradictions_of_border(config: Config) -> list[str]:
             f"loss.border.classes: got {', '.join(border.classes)}, expected fewer than "
             "data.classes has, as one must lie between the cells"
         )
-    if bool(border.classes) == (instances is not None):
+    if not border.classes and instances is None:
         faults.append(
-            "loss.border: expected the cells either by data.instances, label images, or by "
-            f"loss.border.classes, such as [{list(classes)[-1]}]; got "
-            + ("both" if border.classes else "neither")
+            "loss.border: got no cells, expected data.instances, label images, or "
+            f"loss.border.classes, such as [{list(classes)[-1]}]"
         )
     return faults
 
@@ -199,8 +198,8 @@ def _contradictions_of_data(config: Config) -> list[str]:
         faults.append("data.csv: got images or masks besides, expected the table's alone")
     if data.csv is not None and data.instances is not None:
         faults.append(
-            "data.csv: got data.instances besides, which a table cannot name; set "
-            "loss.border.classes instead, or give folders"
+            "data.csv: got data.instances besides, which a table cannot name; give folders, or "
+            "leave it out and set loss.border.classes if that needs it"
         )
     if data.channels is not None:
         if data.images != "images" or data.csv is not None or data.validation.images is not None:
@@ -243,6 +242,7 @@ def _patterns(data: DataConfig) -> list[str]:
         *(data.channels or ()),
         data.instances or "",
         data.validation.images or "",
+        data.validation.instances or "",
     ]
     for masks in (data.masks, data.validation.masks or ""):
         places += masks.values() if isinstance(masks, dict) else [masks]
@@ -275,6 +275,11 @@ def _contradictions_of_validation(data: DataConfig) -> list[str]:
         faults.append("data.validation.split: expected data.csv, whose column it refers to")
     if folders and isinstance(data.masks, dict) != isinstance(validation.masks, dict):
         faults.append("data.validation.masks: expected one place, or one for each class, as masks")
+    if validation.instances is not None and not folders:
+        faults.append(
+            "data.validation.instances: expected data.validation.images, whose label images it "
+            "names; data.instances names those of data.images"
+        )
     if validation.group is not None:
         if validation.fraction is None and validation.folds is None:
             faults.append("data.validation.group: expected fraction or folds, which it divides")

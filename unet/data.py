@@ -69,19 +69,20 @@ class PairReader:
         return image, self.classes.read(pair.masks[0], size, pair.page)
 
     def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
-        """Number the cells (H, W), 0 between them, by the label image or by the border's classes.
+        """Number the cells (H, W), 0 between them, by the border's classes or the label image.
 
         Raises:
             FileNotFoundError: if the label image is missing.
             ValueError: if it cannot be read or is not that of the mask; if scipy is not installed.
         """
-        if pair.instances is None:
-            return number_objects(ids, self.border.classes if self.border else ())
+        classes = self.border.classes if self.border else ()
+        if classes or pair.instances is None:
+            return number_objects(ids, classes)
         cells = read_instances(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
-        classes = ids[cells > 0]
-        if 2 * np.count_nonzero(classes == 0) > classes.size:
+        numbered = ids[cells > 0]
+        if 2 * np.count_nonzero(numbered == 0) > numbered.size:
             raise ValueError(
-                f"{pair.instances}: got cells that are {(classes == 0).mean():.0%} "
+                f"{pair.instances}: got cells that are {(numbered == 0).mean():.0%} "
                 f"{self.classes.names[0]} in {pair.masks[0]}, expected other classes; pair them "
                 "right, or let data.classes begin with the class that lies between cells"
             )

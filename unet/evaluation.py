@@ -20,7 +20,7 @@ from unet.check import list_pairs, listed, pair_reader
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import dotted
 from unet.curves import NUM_BINS, precision_recall, probability_counts
-from unet.data import SegmentationDataset
+from unet.data import PairReader, SegmentationDataset
 from unet.extras import extra, is_installed
 from unet.measurements import ImageMeasurements, Measures, Summary, measure, summarize
 from unet.metrics import confusion_matrix
@@ -42,7 +42,7 @@ def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[
 
     Args:
         model: of the run.
-        instances: whether label images come with them, if `data.instances` names some.
+        instances: whether their label images come with them, if the config names such.
 
     Raises:
         FileNotFoundError: if a folder or one of the pairs is missing.
@@ -53,8 +53,8 @@ def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[
     missing = [stem for stem in model.val_stems if stem not in by_stem]
     if missing:
         raise FileNotFoundError(
-            f"{model.config.data.root}: got no pair {', '.join(missing[:5])}, expected the "
-            f"{len(model.val_stems)} validation images of the run; set data.root=FOLDER"
+            f"{model.config.data.root}: got no pair {', '.join(missing[:5])}, expected all files "
+            f"of the {len(model.val_stems)} validation images of the run; set data.root=FOLDER"
             + "".join(f"\n{fault}" for fault in faults[:5])
         )
     return [by_stem[stem] for stem in model.val_stems]
@@ -131,6 +131,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     images: str | None = None,
     masks: str | None = None,
+    labels: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     boundary_distance: float = 2.0,
@@ -149,13 +150,14 @@ def evaluate(
         images: folder or pattern, as `data.images`, to score instead of the validation split,
             together with `masks`.
         masks: see `images`.
+        labels: likewise `data.instances`, the label images of `images`, together with `objects`.
         out: folder for the results; None for `evaluation_<checkpoint's stem>` beside the one.
         overwrite: whether to replace results that are there.
         boundary_distance: in pixels, within which a boundary counts as found. Without scipy
             boundaries are not measured.
         objects: class whose connected parts are objects, to be measured as such; "" for the
-            second of two; None for no such measures. The true objects of the validation split are
-            those of `data.instances`, where the config has it.
+            second of two; None for no such measures. The true ones are the objects of label images,
+            where `labels` or, for the validation split, the config names such, else also parts.
         threshold: whether to score every threshold of the second of two classes' probability; with
             `objects` also the objects at thresholds.
         tta: kinds of test-time augmentation.
@@ -172,6 +174,11 @@ def evaluate(
     """
     if (images is None) != (masks is None):
         raise ValueError("evaluate: got one of --images and --masks, expected both or none")
+    if labels is not None and (images is None or objects is None):
+        raise ValueError(
+            "evaluate: got --labels, expected it with --images, whose label images they are, and "
+            "--instances; those of the validation split are data.instances"
+        )
     first = checkpoints[0]
     if len(checkpoints) > 1 and out is None:
         raise ValueError(
@@ -185,9 +192,8 @@ def evaluate(
     model = load_model(checkpoints if len(checkpoints) > 1 else first, overrides=overrides)
     measures = _measures(model.classes.names, boundary_distance, objects, threshold)
     check_results(folder, overwrite)
-    pairs, faults, source = _pairs_to_score(model, images, masks, objects is not None)
-    labelled = any(pair.instances is not None for pair in pairs)
-    measures = replace(measures, labelled=labelled)
+    pairs, faults, source = _pairs_to_score(model, images, masks, labels, objects is not None)
+    measures = replace(measures, labelled=all(pair.instances is not None for pair in pairs))
 
     distributed.join()
 
@@ -264,7 +270,11 @@ def _measures(
 
 
 def _pairs_to_score(
-    model: SegmentationModel, images: str | None, masks: str | None, instances: bool
+    model: SegmentationModel,
+    images: str | None,
+    masks: str | None,
+    labels: str | None,
+    instances: bool,
 ) -> tuple[list[Pair], list[str], str]:
     """The pairs, with label images if there are any, what is wrong, and where they are from."""
     data = model.config.data
@@ -274,7 +284,7 @@ def _pairs_to_score(
             "files each; set data.root=FOLDER, or data.channels and data.masks, instead"
         )
     if images is not None and masks is not None:
-        pairs, faults = find_pairs(Path(), [images], masks, data.stacks)
+        pairs, faults = find_pairs(Path(), [images], masks, data.stacks, instances=labels)
         return pairs, faults, f"{images} and {masks}"
     if strangers := [one for one in model.others if one.val_stems != model.val_stems]:
         raise ValueError(
@@ -310,7 +320,9 @@ def _measure_pairs(
             shares = (scores if tta else scores.softmax(0)).cpu()
             counts += torch.from_numpy(probability_counts(shares[1].numpy(), target.numpy()))
             thresholded = partial(choose, shares)  # as `unet predict --threshold` does
-        labels = reader.cells(pairs[i], target.numpy()) if measures.labelled else None
+        labels = None
+        if measures.labelled and measures.objects is not None:
+            labels = _labels(reader, pairs[i], target.numpy(), measures.objects)
         own[i] = measure(prediction, target, len(names), measures, thresholded, labels)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.
         predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
@@ -318,6 +330,20 @@ def _measure_pairs(
     curve = precision_recall(distributed.total(counts).numpy()) if threshold else None
     images = [everything[i] for i in range(len(pairs))]
     return summarize(images, names, measures, curve), predictions
+
+
+def _labels(reader: PairReader, pair: Pair, target: np.ndarray, class_id: int) -> np.ndarray:
+    """The label image of a target (H, W), if it numbers the objects of the class."""
+    labels = reader.cells(pair, target)
+    numbered = labels[target == class_id] > 0
+    if 2 * np.count_nonzero(numbered) < numbered.size:
+        name = reader.classes.names[class_id]
+        raise ValueError(
+            f"{pair.instances}: numbers {numbered.mean():.0%} of the pixels of {name} in "
+            f"{pair.masks[0]}, expected most; score another class by --instances CLASS, or give "
+            "other label images"
+        )
+    return labels
 
 
 def _draw_examples(

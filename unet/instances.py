@@ -45,30 +45,37 @@ class MembraneScores:
 
 
 def membrane_scores(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
+    prediction: np.ndarray,
+    target: np.ndarray,
+    counted: np.ndarray | None = None,
+    true_cells: np.ndarray | None = None,
 ) -> MembraneScores:
-    """Compute the measures of ISBI 2012, of cells, and of membranes as what lies between them.
+    """Compute the measures of ISBI 2012 from two masks, True inside cells, False on membranes.
 
     Args:
-        prediction: mask, whose parts are cells.
-        target: label image.
-        counted: the pixels that are not ignored; what lies on the others has no effect.
+        prediction: mask.
+        target: mask.
+        counted: the pixels that are not ignored; what the masks hold on the others has no effect.
+        true_cells: label image of the target, 0 on ignored pixels, for Rand and information scores;
+            None for its connected parts. Pixel and warping errors are those of the masks.
 
     Raises:
         ValueError: if scipy is not installed.
     """
     if counted is not None:
-        prediction, target = prediction & counted, np.where(counted, target, 0)
-    cells, true_cells = connected_components(prediction), target > 0
+        prediction, target = prediction & counted, target & counted
+    cells = connected_components(prediction)
+    if true_cells is None:
+        true_cells = connected_components(target)
     # Only the prediction's borders: of the target's, however thick, no pixel counts.
     thinned = thin_borders(cells, counted)
     return MembraneScores(
-        pixel_error=pixel_error(prediction, true_cells, counted),
-        warping_error=warping_error(prediction, true_cells, counted),
-        rand_error=rand_error(cells, target, counted),
-        foreground_rand_error=1 - rand_score(cells, target, counted),
-        thinned_rand_score=rand_score(thinned, target, counted),
-        thinned_info_score=info_score(thinned, target, counted),
+        pixel_error=pixel_error(prediction, target, counted),
+        warping_error=warping_error(prediction, target, counted),
+        rand_error=rand_error(cells, true_cells, counted),
+        foreground_rand_error=1 - rand_score(cells, true_cells, counted),
+        thinned_rand_score=rand_score(thinned, true_cells, counted),
+        thinned_info_score=info_score(thinned, true_cells, counted),
     )
 
 
@@ -89,6 +96,21 @@ def connected_components(mask: np.ndarray) -> np.ndarray:
     ndimage = extra("scipy.ndimage", "connected components")
     labels: np.ndarray = ndimage.label(mask)[0]
     return labels
+
+
+def connected_parts(labels: np.ndarray) -> np.ndarray:
+    """Number the parts of each object of a label image that hang together by edges of pixels.
+
+    Raises:
+        ValueError: if scipy is not installed.
+    """
+    # Pixels, and between them the edges that they share with one of the same object.
+    height, width = labels.shape
+    mesh = np.zeros((max(2 * height - 1, 0), max(2 * width - 1, 0)), bool)
+    mesh[::2, ::2] = labels > 0
+    mesh[1::2, ::2] = (labels[1:] == labels[:-1]) & (labels[1:] > 0)
+    mesh[::2, 1::2] = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] > 0)
+    return connected_components(mesh)[::2, ::2]
 
 
 def thin_borders(labels: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:

@@ -16,6 +16,7 @@ from unet.instances import (
     MembraneScores,
     average_precision,
     connected_components,
+    connected_parts,
     membrane_scores,
 )
 from unet.masks import IGNORE_INDEX
@@ -85,8 +86,8 @@ def measure(
         measures: what to measure.
         thresholded: what gives the class ids (H, W) at a threshold, to measure the objects at
             each of `OBJECT_THRESHOLDS`, too; None for none.
-        labels: the target's objects, a label image (H, W), of which those pixels count that are of
-            the class; None for the connected parts of the class.
+        labels: the target's objects, a label image (H, W); only their pixels of the class count.
+            None for the connected parts of the class.
     """
     found, truth = prediction.numpy(), target.numpy()
     boundary, hausdorff, objects, at_thresholds = None, None, None, {}
@@ -95,13 +96,13 @@ def measure(
             found, truth, num_classes, measures.boundary_distance
         )
     if measures.objects is not None:
-        of_class, counted = truth == measures.objects, truth != IGNORE_INDEX
-        true_objects = connected_components(of_class) if labels is None else labels * of_class
-        objects = _measure_objects(found == measures.objects, true_objects, counted)
+        target_mask, counted = truth == measures.objects, truth != IGNORE_INDEX
+        true_objects = _true_objects(target_mask, counted, labels)
+        objects = _measure_objects(found == measures.objects, target_mask, true_objects, counted)
         if thresholded is not None:
             at_thresholds = {
                 threshold: _measure_objects(
-                    thresholded(threshold) == measures.objects, true_objects, counted
+                    thresholded(threshold) == measures.objects, target_mask, true_objects, counted
                 )
                 for threshold in OBJECT_THRESHOLDS
             }
@@ -115,13 +116,22 @@ def measure(
     )
 
 
+def _true_objects(target: np.ndarray, counted: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """The objects as a label image: the parts of the mask, or what is given."""
+    if labels is None:
+        return connected_components(target)
+    objects = np.where(target, labels, 0)
+    # As of the prediction, nothing hangs together through ignored pixels.
+    return objects if counted.all() else connected_parts(objects)
+
+
 def _measure_objects(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray
+    prediction: np.ndarray, target: np.ndarray, true_objects: np.ndarray, counted: np.ndarray
 ) -> dict[str, float]:
     # Cut before it is labelled: nothing hangs together through ignored pixels.
-    precisions = average_precision(connected_components(prediction & counted), target)
+    precisions = average_precision(connected_components(prediction & counted), true_objects)
     return {
-        **asdict(membrane_scores(prediction, target, counted)),
+        **asdict(membrane_scores(prediction, target, counted, true_objects)),
         "object_average_precision": sum(precisions) / len(precisions),
         **{
             f"object_average_precision_at_iou_{threshold:.2f}": precision
@@ -319,7 +329,7 @@ def object_title(summary: Summary) -> str:
     assert summary.measures.objects is not None  # there would be nothing to say
     name = summary.names[summary.measures.objects]
     if summary.measures.labelled:
-        return f"Parts of the class {name} beside the objects of label images"
+        return f"Predicted parts of the class {name} compared with the objects of label images"
     return f"Parts of the class {name} as objects"
 
 
@@ -401,14 +411,17 @@ def rules(summary: Summary) -> dict[str, str]:
         )
     if summary.measures.objects is not None:
         name = summary.names[summary.measures.objects]
-        labelled = "; those of the target are its label images', as far as they are of the class"
+        labelled = (
+            " The target's objects are those that label images number, their pixels of that class; "
+            "pixel and warping error are those of the masks, in which objects that touch are one."
+        )
         result["objects"] = (
             f"Objects are the parts of the class {name} that hang together by edges (what touches "
-            "is one object), but not through ignored pixels"
-            f"{labelled if summary.measures.labelled else ''}. The measures of ISBI 2012 (Rand and "
-            "information scores with the prediction's borders thinned) of each image, then the "
-            "mean over the images that have it: Rand and information scores need an object in the "
-            "target."
+            "is one object), but not through ignored pixels."
+            f"{labelled if summary.measures.labelled else ''} The measures of ISBI 2012 (Rand and "
+            "information scores with the prediction's borders thinned) are computed for each "
+            "image, then averaged over the images that have them: Rand and information scores need "
+            "an object in the target."
         )
         result["average precision of objects"] = (
             "TP / (TP + FP + FN) of the objects, found if IoU is above a threshold, mean over the "

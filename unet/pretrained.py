@@ -3,7 +3,6 @@
 Only the start of a training needs them; its checkpoints hold the encoder with all else.
 """
 
-from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unet.encoders import Encoder
+from unet.misfits import misfits
 from unet.model import backbone
 
 
@@ -51,23 +51,6 @@ def encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[st
             f"{'; '.join(wrong[:3])}{more}; for a checkpoint of unet set train.init_from"
         )
     return {key: found[key] for key in own}
-
-
-def misfits(
-    found: Mapping[str, Tensor], own: Mapping[str, Tensor], known: Collection[str]
-) -> list[str]:
-    """Say which weights do not fit a network, a text for each.
-
-    Args:
-        found: the weights by name.
-        own: those of the network.
-        known: the names that may be there, needed or not.
-    """
-    return [
-        f"{key} {_shape(found[key]) if key in found else 'missing'}, expected {_shape(own[key])}"
-        for key in own
-        if key not in found or found[key].shape != own[key].shape
-    ] + [f"{key} besides" for key in found if key not in known]
 
 
 def encoder_numbers(encoder: Encoder, in_channels: int) -> tuple[tuple[float, ...], ...] | None:
@@ -133,7 +116,3 @@ def _fitted(weight: Tensor, in_channels: int) -> Tensor:
     if in_channels == 1:
         return weight.sum(1, keepdim=True)
     return weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "a number"

@@ -149,6 +149,8 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         if reader.border is not None:
             num_bytes += 2 * ids.size
             cells = int(np.count_nonzero(np.unique(reader.cells(pair, ids))))
+        elif pair.instances is not None:
+            reader.cells(pair, ids)  # which are to be scored: are they as they must be?
         mode = image_mode(pair.images[0])
     except (ValueError, FileNotFoundError) as error:
         return error
