@@ -423,7 +423,7 @@ def test_objects_are_those_of_the_label_images_where_the_config_has_them(
     report = json.loads(evaluate(best, labelled, objects="").read_text())
     assert report["objects_are"] == "label images"
     shown = capsys.readouterr().out
-    assert "Predicted parts of the class box compared with the objects of label images" in shown
+    assert "Parts of the class box against the objects of label images" in shown
     # Each box is two objects, which the network cannot tell apart.
     parts = json.loads(evaluate(best, objects="", overwrite=True).read_text())
     name, expected = "thinned_rand_score", []

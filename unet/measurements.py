@@ -329,7 +329,7 @@ def object_title(summary: Summary) -> str:
     assert summary.measures.objects is not None  # there would be nothing to say
     name = summary.names[summary.measures.objects]
     if summary.measures.labelled:
-        return f"Predicted parts of the class {name} compared with the objects of label images"
+        return f"Parts of the class {name} against the objects of label images"
     return f"Parts of the class {name} as objects"
 
 
