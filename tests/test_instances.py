@@ -390,10 +390,10 @@ def test_the_measures_of_isbi_2012_are_made_of_the_right_parts() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_ignored_pixels_count_in_none_of_the_measures_of_isbi_2012(seed: int) -> None:
     prediction, target, counted = random_masks(seed)
-    cut, true_cut = prediction & counted, target & counted
-    cells, true = ndimage.label(cut, FOUR)[0], ndimage.label(true_cut, FOUR)[0]
     result = membrane_scores(prediction, target, counted)
     assert result.pixel_error == pytest.approx((prediction != target)[counted].mean())
+    cut, true_cut = prediction & counted, target & counted
+    cells, true = ndimage.label(cut, FOUR)[0], ndimage.label(true_cut, FOUR)[0]
     thinned = slow_thinning(cells, counted)
     assert result.rand_error == rand_error(cells[counted], true[counted])
     assert result.foreground_rand_error == 1 - rand_score(cells[counted], true[counted])

@@ -174,7 +174,7 @@ class BorderConfig:
     The U-Net paper's: a pixel outside of all cells, d1 and d2 pixels from the nearest and from the
     second nearest, weighs weight * exp(-(d1 + d2)^2 / (2 sigma^2)) more in the cross-entropy. Where
     cells of one class touch, what is learned has a gap: their pixels beside another cell are of the
-    first class, which scores do not have.
+    first class. Scores are by the masks, without that gap.
     """
 
     weight: Annotated[float, Range(above=0, maximum=10_000)] = 10.0
