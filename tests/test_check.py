@@ -300,12 +300,24 @@ def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> Non
 
 def test_cells_that_have_changed_are_other_data(data_root: Path) -> None:
     write_instances(data_root)
-    before = check_data(make_config(data_root, *BORDER)).fingerprint
-    with Image.open(data_root / "instances" / "2.png") as file:
-        cells = np.array(file)
-    cells[cells == 1] = 0
-    Image.fromarray(cells).save(data_root / "instances" / "2.png")
-    assert check_data(make_config(data_root, *BORDER)).fingerprint != before
+    configs = make_config(data_root), make_config(data_root, *BORDER)
+    without, before = [check_data(config).fingerprint for config in configs]
+    shift(data_root / "instances" / "2.png")
+    assert check_data(configs[0]).fingerprint == without
+    assert check_data(configs[1]).fingerprint != before
+
+
+def test_a_mask_that_has_changed_is_other_data(data_root: Path) -> None:
+    before = check_data(make_config(data_root)).fingerprint
+    shift(data_root / "masks" / "2.png")
+    assert check_data(make_config(data_root)).fingerprint != before
+
+
+def shift(path: Path) -> None:
+    """Move what there is in a file by a pixel, so that there is as much of it as before."""
+    with Image.open(path) as file:
+        shifted = np.roll(np.asarray(file), 1, axis=1)
+    Image.fromarray(shifted).save(path)
 
 
 def test_border_weights_without_scipy_say_how_to_get_it(

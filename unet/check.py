@@ -49,10 +49,10 @@ class CheckedData:
 
     @property
     def fingerprint(self) -> str:
-        """Of the images and of what their masks hold; of the split as well."""
+        """Of the images and of what is learned from their masks; of the split as well."""
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.val):
-            for column in (part.contents, part.class_pixels, part.cells):
+            for column in (part.contents, part.targets):
                 digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 

@@ -24,7 +24,7 @@ from unet.pairs import Pair
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
 
-MEMORY_VERSION = 3
+MEMORY_VERSION = 4
 """Of the columns of `Summaries` and how they are found."""
 
 
@@ -40,6 +40,7 @@ class Summaries:
         sums: (N, C) of the values of each channel.
         squares: (N, C) of the squared values of each channel.
         contents: (N,) fingerprints of the images' pixels.
+        targets: (N,) fingerprints of the class ids, and with a border of the cells.
         cells: (N,) their number, where the reader has a border; else 0.
     """
 
@@ -50,6 +51,7 @@ class Summaries:
     sums: np.ndarray
     squares: np.ndarray
     contents: np.ndarray
+    targets: np.ndarray
     cells: np.ndarray
 
     @classmethod
@@ -63,6 +65,7 @@ class Summaries:
             sums=np.zeros((count, channels)),
             squares=np.zeros((count, channels)),
             contents=np.zeros(count, "S16"),
+            targets=np.zeros(count, "S16"),
             cells=np.zeros(count, np.int64),
         )
 
@@ -145,10 +148,12 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     """The row of a pair in `Summaries`, or what is wrong with it."""
     try:
         image, ids = reader.read(pair)
-        num_bytes, cells = image.nbytes + ids.nbytes, 0
+        num_bytes, targets, num_cells = image.nbytes + ids.nbytes, [ids], 0
         if reader.border is not None:
             num_bytes += 2 * ids.size
-            cells = int(np.count_nonzero(np.unique(reader.cells(pair, ids))))
+            cells = reader.cells(pair, ids)
+            targets.append(cells)
+            num_cells = int(np.count_nonzero(np.unique(cells)))
         elif pair.instances is not None:
             reader.cells(pair, ids)  # which are to be scored: are they as they must be?
         mode = image_mode(pair.images[0])
@@ -160,7 +165,6 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         values = to_float(image[:, top : top + step]).astype(np.float64).reshape(len(image), -1)
         sums += values.sum(1)
         squares += np.square(values).sum(1)
-    shape = str(image.shape).encode()
     return (
         ids.shape,
         f"{mode}, {image.dtype}",
@@ -168,9 +172,18 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)],
         sums,
         squares,
-        hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16, key=shape).digest(),
-        cells,
+        _digest(image),
+        _digest(*targets),
+        num_cells,
     )
+
+
+def _digest(*arrays: np.ndarray) -> bytes:
+    """A fingerprint of arrays, and of their shapes."""
+    digest = hashlib.blake2b(digest_size=16, key=str([array.shape for array in arrays]).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
 
 
 def _key(pair: Pair) -> bytes:
