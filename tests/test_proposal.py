@@ -271,7 +271,39 @@ def test_instances_stand_back_behind_classes(tmp_path: Path) -> None:
         numbers = np.kron(np.arange(63, dtype=np.uint16).reshape(7, 9), np.ones((10, 10), int))
         (tmp_path / "instances").mkdir(exist_ok=True)
         Image.fromarray(numbers.astype(np.uint16)).save(tmp_path / f"instances/{i}.png")
-    assert proposed(tmp_path).data.masks == "masks"
+    data = proposed(tmp_path).data
+    assert data.masks == "masks"
+    assert data.instances is None  # these are of something else
+
+
+@pytest.mark.parametrize("masks", ["masks", "instances"])
+def test_label_images_of_the_same_objects_are_recognised(tmp_path: Path, masks: str) -> None:
+    for folder in ("train", "val"):
+        for i in range(4):
+            objects = np.zeros((70, 90), np.uint16)
+            for place in range(12 + i):
+                top, left = divmod(place, 8)
+                objects[20 * top :, 10 * left :][:18, :10] = place + 1  # side by side
+            image = (objects > 0) * 90.0 + RNG.normal(60, 9, objects.shape)
+            files = {
+                "images": image.clip(0, 255).astype(np.uint8),
+                "masks": np.uint8(255) * (objects > 0),
+                "instances": objects,
+            }
+            for name in {"images", masks, "instances"}:
+                (tmp_path / folder / name).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(files[name]).save(tmp_path / folder / f"{name}/{i}.png")
+    data = proposed(tmp_path).data
+    assert (data.masks, data.instances) == (f"train/{masks}", "train/instances")
+    validation = data.validation
+    assert (validation.masks, validation.instances) == (f"val/{masks}", "val/instances")
+
+
+def test_other_classes_are_no_label_images(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"axons/{i}.png", [0, 255])
+        write(tmp_path, f"images/{i}.png", f"more/{i}.png", [0, 127, 255])
+    assert proposed(tmp_path).data.instances is None
 
 
 def test_what_has_no_masks_is_refused(tmp_path: Path) -> None:

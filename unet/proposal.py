@@ -19,14 +19,16 @@ from tqdm import tqdm
 
 from unet.discovery import Pairing, find_pairings
 from unet.images import SUFFIXES, UnreadableError, count_pages, image_mode, image_size, open_image
+from unet.masks import read_instances
 from unet.pairs import Pair, find_pairs, read_table
 
 _SAMPLES = 1000
 """Images and masks that are looked into at most."""
 
-_TRAINING = re.compile(r"train", re.IGNORECASE)
-_VALIDATION = re.compile(r"(^|[^a-z])(val|dev|held)", re.IGNORECASE)
-_TEST = re.compile(r"(^|[^a-z])test", re.IGNORECASE)
+_SPLIT = re.compile(
+    r"(?P<train>train(ing)?)|(?<![a-z])((?P<val>val(id(ation)?)?|dev|held)|(?P<test>test(ing)?))",
+    re.IGNORECASE,
+)
 
 # The beginning of a name that goes on, up to the first of these.
 _HEAD = "^[^_/.]+(?=[_/.])"
@@ -145,10 +147,11 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
             splits = {pair.split for pair in pairs}
             lines = [f"  # Not so: {fault}" for fault in faults[:5]]
             lines.append(f"  csv: {_quoted(path.name)}")
-            for names in (_VALIDATION, _TEST):
-                if "train" in splits and (held := sorted(filter(names.match, splits))):
+            for split in ("val", "test"):
+                held = sorted(name for name in splits if _split_of(name) == split)
+                if "train" in splits and held:
                     pairs = [pair for pair in pairs if pair.split == "train"]
-                    if names is _TEST:
+                    if split == "test":
                         lines.append(
                             "  # No other split to score on: best.pt is chosen by its images."
                         )
@@ -161,11 +164,13 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
             f"or names that differ by a suffix such as _mask ({', '.join(sorted(SUFFIXES))}); "
             "rename them, or write a data.csv with the columns image and mask"
         )
-    held_out = [one for one in pairings if _VALIDATION.search(one.images)]
-    tests = [one for one in pairings if _TEST.search(one.images)]
-    if not any(_TRAINING.search(one.images) for one in pairings):
-        held_out, tests = [], []
-    candidates = [one for one in pairings if one not in held_out + tests]
+    held_out, candidates = [], pairings
+    if any(_split_of(one.images) == "train" for one in pairings):
+        # Images of one split and masks of another may have the same names.
+        sides = [{_split_of(one.images), _split_of(one.masks)} - {""} for one in pairings]
+        own = [one for one, names in zip(pairings, sides, strict=True) if len(names) < 2]
+        held_out = [one for one in own if _split_of(one.images) == "val"]
+        candidates = [one for one in own if _split_of(one.images) in ("train", "")] or pairings
     best = candidates[0]
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
@@ -175,31 +180,75 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
     pairs, faults = find_pairs(root, [best.images], best.masks, stacks)
     lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
     lines += [f"  # Not so: {fault}" for fault in faults]
-    if others := [one.masks for one in same if one != best]:
+    labels = _label_images(same, best)
+    if others := [one.masks for one in same if one.masks not in (best.masks, labels)]:
         lines.append(f"  # Other masks of the same images: {', '.join(sorted(others))}")
     lines += [f"  images: {_quoted(best.images)}", f"  masks: {_quoted(best.masks)}"]
+    if labels:
+        lines.append("  # Numbers of the objects, for evaluate --instances and loss.border.")
+        lines.append(f"  instances: {_quoted(labels)}")
     if stacks:
         lines.append("  stacks: true")
     if not held_out:
         return lines, pairs, None
-    scored = max(held_out, key=lambda one: (_same_style(one, best), len(one.files)))
+    style = _SPLIT.sub("", best.masks)
+    scored = max(held_out, key=lambda one: (_SPLIT.sub("", one.masks) == style, len(one.files)))
     places = f"images: {_quoted(scored.images)}, masks: {_quoted(scored.masks)}"
+    if labels := _label_images(held_out, scored):
+        places += f", instances: {_quoted(labels)}"
     return lines, pairs, [f"  validation: {{{places}}}"]
 
 
-def _same_style(one: Pairing, other: Pairing) -> bool:
-    """Whether masks are named after images likewise, as train/trainannot and val/valannot."""
-    return one.masks.replace(one.images, "") == other.masks.replace(other.images, "")
+def _split_of(place: str) -> str:
+    """train, val or test, by the name of a place; empty if it says nothing."""
+    found = _SPLIT.search(place)
+    return next(name for name, part in found.groupdict().items() if part) if found else ""
+
+
+def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
+    """Image, mask, and which page of the mask, of about ten that are spread over all."""
+    files = [pairing.files[stem] for stem in sorted(pairing.files)]
+    some = files[:: max(1, len(files) // 10)]
+    pages = _readable(lambda both: (*both, 0 if count_pages(both[1]) > 1 else None), some)
+    return list(pages)
+
+
+def _label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
+    """Where files number the objects that the masks of the same images show; None for nowhere."""
+    some = _some_masks(masks)
+    for one in pairings:
+        labels = dict(one.files.values())
+        if one.masks == masks.masks or not labels.keys() >= dict(masks.files.values()).keys():
+            continue
+        # 0 where the masks are, and more numbers than these have classes.
+        agree, numbers, values = [], set[int](), set[int]()
+        try:
+            for image, mask, page in some:
+                drawn = np.asarray(open_image(mask, page))
+                drawn = drawn if drawn.ndim == 2 else drawn.max(2)
+                objects = read_instances(labels[image], (drawn.shape[0], drawn.shape[1]), page)
+                agree.append(((objects > 0) == (drawn > 0)).mean())
+                numbers.update(np.unique(objects).tolist())
+                values.update(np.unique(drawn).tolist())
+        except ValueError:
+            continue
+        if len(numbers) > len(values) and np.mean(agree) > 0.99:
+            return one.masks
+    values_of = mask_values((mask, page) for _, mask, page in some)
+    return masks.masks if _number_objects(values_of) else None
+
+
+def _number_objects(values: ValueCounts) -> bool:
+    """Whether masks number objects: many values, none missing between them, of which none rules."""
+    numbers = [value for value in values.pixels if isinstance(value, int)]
+    many = values.deep or len(numbers) > 40
+    share = {value: count / values.pixels.total() for value, count in values.pixels.items()}
+    return len(_peaks(share)) < 2 and many and len(numbers) > 0.8 * (max(numbers) + 1)
 
 
 def _promise(pairing: Pairing) -> tuple[bool, bool, int]:
     """Of several masks of the same images: classes before instances, more classes before fewer."""
-    stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 10)]
-    paths = [pairing.files[stem][1] for stem in stems]
-    values = mask_values(
-        (path, 0 if pages > 1 else None)
-        for path, pages in _readable(lambda path: (path, count_pages(path)), paths)
-    )
+    values = mask_values((mask, page) for _, mask, page in _some_masks(pairing))
     is_named = bool(re.search("mask|label|annot|seg", pairing.masks, re.IGNORECASE))
     enough = 0.002 * values.pixels.total()
     classes = sum(count >= enough for count in values.pixels.values())
@@ -224,17 +273,15 @@ def _classes(values: ValueCounts) -> tuple[list[str], list[str], list[str]]:
     """Lines of classes, names of those that are rare, and lines of why."""
     total = values.pixels.total()
     share = {value: count / total for value, count in values.pixels.items()}
-    peaks = _peaks(share)
-    numbers = [value for value in share if isinstance(value, int)]
-    many = values.deep or len(numbers) > 40
-    if len(peaks) < 2 and many and len(numbers) > 0.8 * (max(numbers) + 1):
+    if _number_objects(values):
+        highest = max(value for value in share if isinstance(value, int))
         return (
             ['  classes: {background: 0, object: "1-65535"}'],
             [],
-            [f"  # Masks number their objects, up to {max(numbers)}: every number is foreground."],
+            [f"  # Masks number their objects, up to {highest}: every number is foreground."],
         )
     if values.most > 40:  # few values are meant: the others come of smoothing, or of JPEG
-        groups, ignore = [[value] for value in peaks], list[Value]()
+        groups, ignore = [[value] for value in _peaks(share)], list[Value]()
     else:
         groups, ignore = _groups(values, share)
     if not groups:
