@@ -135,7 +135,7 @@ class Candidate:
 
 def candidates(config: Config) -> dict[str, Candidate]:
     """Ours from memory, from files and with two workers; the plain loop in two orders."""
-    pairs, _, faults = list_pairs(config)
+    pairs, faults = list_pairs(config)
     assert not faults, faults
     pairs = pairs[:: max(1, len(pairs) // IMAGES)][:IMAGES]
     reader = pair_reader(config)

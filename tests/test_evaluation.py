@@ -93,6 +93,20 @@ def test_data_that_moved_is_found_by_an_override(run: Path, data_root: Path) -> 
     assert evaluate([run / "best.pt"], [f"data.root={data_root.with_name('moved')}"]).exists()
 
 
+def test_validation_folders_of_their_own_are_enough(data_root: Path) -> None:
+    for folder in ("images", "masks"):
+        (data_root / "val" / folder).mkdir(parents=True)
+        for name in ("1.png", "2.png"):
+            (data_root / folder / name).rename(data_root / "val" / folder / name)
+    folders = "data.validation={images: val/images, masks: val/masks}"
+    run = train(make_config(data_root, folders))
+    shutil.rmtree(data_root / "images")
+    shutil.rmtree(data_root / "masks")
+    evaluate([run / "best.pt"])
+    rows = rows_of(run / "evaluation_best/per_image.csv")
+    assert [row["stem"] for row in rows] == ["1", "2"]
+
+
 def test_results_are_not_overwritten_unasked(run: Path) -> None:
     evaluate([run / "best.pt"])
     with pytest.raises(FileExistsError, match=r"report\.html: exists; pass --overwrite"):

@@ -138,8 +138,8 @@ def find_root(root: str) -> Path:
 
 def list_pairs(
     config: Config, notes: list[str] | None = None, instances: bool = False
-) -> tuple[list[Pair], list[Pair], list[str]]:
-    """Find the files that a config names.
+) -> tuple[list[Pair], list[str]]:
+    """Find the files of `data.images` and `data.masks`, or of the table.
 
     Args:
         config: of the data.
@@ -147,32 +147,30 @@ def list_pairs(
         instances: whether the pairs need their label images, if it names such.
 
     Returns:
-        All pairs; those of validation folders of their own, if it names such; and what is wrong.
+        The pairs, and what is wrong.
 
     Raises:
         FileNotFoundError: if a folder or table is missing.
         ValueError: if a pattern matches nothing.
     """
-    data, validation = config.data, config.data.validation
-    root = find_root(data.root)
+    data, root = config.data, find_root(config.data.root)
     if data.csv is not None:
-        pairs, faults = read_table(root, data.csv, data.stacks)
-        return pairs, [], faults
-    images = data.channels or [data.images]
+        return read_table(root, data.csv, data.stacks)
     labels = data.instances if instances else None
-    pairs, faults = find_pairs(root, images, data.masks, data.stacks, notes, labels)
+    images = data.channels or [data.images]
+    return find_pairs(root, images, data.masks, data.stacks, notes, labels)
+
+
+def list_own_validation_pairs(
+    config: Config, notes: list[str] | None = None, instances: bool = False
+) -> tuple[list[Pair], list[str]]:
+    """Find the files of `data.validation.images` and `masks`, as `list_pairs`; [] without such."""
+    validation, root = config.data.validation, find_root(config.data.root)
     if validation.images is None or validation.masks is None:
-        return pairs, [], faults
+        return [], []
     labels = validation.instances if instances else None
-    val_pairs, val_faults = find_pairs(
-        root, [validation.images], validation.masks, data.stacks, notes, labels
-    )
-    if {pair.images for pair in pairs} & {pair.images for pair in val_pairs}:
-        val_faults.append(
-            f"data.validation.images: got {root / validation.images}, of which data.images names "
-            "files too, expected others"
-        )
-    return pairs, val_pairs, faults + val_faults
+    stacks = config.data.stacks
+    return find_pairs(root, [validation.images], validation.masks, stacks, notes, labels)
 
 
 def check_data(config: Config) -> CheckedData:
@@ -193,7 +191,14 @@ def check_data(config: Config) -> CheckedData:
             "each with --folds all"
         )
     notes: list[str] = []
-    pairs, own_val_pairs, faults = list_pairs(config, notes, instances=True)
+    pairs, faults = list_pairs(config, notes, instances=True)
+    own_val_pairs, val_faults = list_own_validation_pairs(config, notes, instances=True)
+    faults += val_faults
+    if {pair.images for pair in pairs} & {pair.images for pair in own_val_pairs}:
+        faults.append(
+            f"data.validation.images: got {validation.images}, of which data.images names files "
+            "too, expected others"
+        )
     everything = [*pairs, *own_val_pairs]
     kept, found, unreadable, read_faults = read_pairs(everything, reader, _memory_of(config))
     skipped = len(unreadable) if config.data.skip_unreadable else 0

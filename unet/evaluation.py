@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet import distributed
-from unet.check import list_pairs, listed, pair_reader
+from unet.check import list_own_validation_pairs, list_pairs, listed, pair_reader
 from unet.checkpoint import SegmentationModel, load_model
 from unet.config import dotted
 from unet.curves import NUM_BINS, precision_recall, probability_counts
@@ -48,8 +48,11 @@ def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[
         FileNotFoundError: if a folder or one of the pairs is missing.
         ValueError: if files do not pair.
     """
-    pairs, own_pairs, faults = list_pairs(model.config, instances=instances)
-    by_stem = {pair.stem: pair for pair in own_pairs or pairs}
+    own = model.config.data.validation.images is not None
+    pairs, faults = (list_own_validation_pairs if own else list_pairs)(
+        model.config, instances=instances
+    )
+    by_stem = {pair.stem: pair for pair in pairs}
     missing = [stem for stem in model.val_stems if stem not in by_stem]
     if missing:
         raise FileNotFoundError(
