@@ -290,7 +290,7 @@ def test_files_that_cannot_be_taken_are_told_apart(capsys: pytest.CaptureFixture
     without_norm = {key: one for key, one in state.items() if "double_conv.1." not in key}
     torch.save({**without_norm, **bias}, "norm.pth")
     for name, message in (
-        ("damaged", "is not a checkpoint that can be loaded safely"),
+        ("damaged", "cannot be loaded safely"),
         ("prefix", "is not a checkpoint of unet; take a best.pt or last.pt that 'unet train' "),
         ("bilinear", "got weights of Pytorch-UNet with bilinear upsampling"),
         ("shape", "the weights do not fit the model"),

@@ -1,6 +1,5 @@
 """Checkpoints: one file that is all a model needs, to be used or trained on."""
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +19,10 @@ from unet.masks import ClassMap, Colour
 from unet.model import UNet, most_probable
 from unet.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.pytorch_unet import is_pytorch_unet, to_checkpoint
+from unet.safe_load import DamagedError, safe_load
 from unet.tiling import sliding_window
 
-_FORMAT, _VERSION = "unet checkpoint", 3
+_FORMAT, _VERSION = "unet checkpoint", 4
 
 WHERE_DATA_LIES = (
     "data.root",
@@ -49,10 +49,6 @@ _FREE_TO_CHANGE = (
 
 # What weights of Pytorch-UNet do not know may be said of them.
 _UNKNOWN_TO_OTHERS = ("data.classes", "data.ignore", "data.normalization")
-
-
-class DamagedError(ValueError):
-    """A file that is no checkpoint, or no longer one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +214,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         FileNotFoundError: if there is no such file.
         ValueError: if it is neither, or of another version of this project.
     """
-    contents = _read_safely(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
+    try:
+        contents = safe_load(path)
+    except DamagedError as error:
+        raise DamagedError(f"{error}: take a best.pt or last.pt that 'unet train' wrote") from error
     if is_pytorch_unet(contents):
         try:
             return to_checkpoint(contents)
@@ -235,26 +238,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{_VERSION}; use the version of unet that wrote it"
         )
     return contents
-
-
-def _read_safely(path: Path) -> Any:
-    """What torch.save wrote; the errors are those of `load_checkpoint`."""
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
-            if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {damaged} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise  # which says nothing of the file
-    except Exception as error:  # a file that is no checkpoint fails in any of torch's ways
-        raise DamagedError(
-            f"{path}: is not a checkpoint that can be loaded safely; it is another kind of file, "
-            "is damaged, or holds code to run: take a best.pt or last.pt that 'unet train' wrote"
-        ) from error
 
 
 def load_model(

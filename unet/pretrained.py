@@ -4,7 +4,6 @@ Only the start of a training needs them; its checkpoints hold the encoder with a
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +11,15 @@ from torch import Tensor
 from unet.encoders import Encoder
 from unet.misfits import misfits
 from unet.model import backbone
+from unet.safe_load import DamagedError, safe_load
 
 
 def encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[str, Tensor]:
     """Return the weights that an encoder begins with, by their names in it.
 
     The first convolution is fitted to images of other than 3 channels: for one its weights are
-    summed, as for a grey image shown three times; for more they are repeated and scaled by 3 / C,
-    so that features stay as large as they were.
+    summed, as for a grey image shown three times; for others they are repeated, or for two left
+    out, and scaled by 3 / C, so that features stay as large as they were.
 
     Args:
         encoder: of torchvision.
@@ -95,14 +95,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             "state dict"
         )
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # a file that holds no weights fails in any of torch's ways
-        raise ValueError(
-            f"train.encoder_weights: {path}: cannot be loaded safely; it is damaged, another kind "
-            "of file, or holds code to run: fetch it anew"
-        ) from error
+        found = safe_load(path)
+    except DamagedError as error:
+        raise ValueError(f"train.encoder_weights: {error}: fetch it anew") from error
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
         raise ValueError(
             f"train.encoder_weights: {path}: is not a state dict, names and tensors; for a "

@@ -14,13 +14,13 @@ from unet.atomic import flush_folder
 from unet.check import CheckedData
 from unet.checkpoint import (
     WHERE_DATA_LIES,
-    DamagedError,
     SegmentationModel,
     load_checkpoint,
     save_checkpoint,
 )
 from unet.config import Config, config_to_dict, differences
 from unet.config_file import config_from_dict
+from unet.safe_load import DamagedError
 
 try:
     import fcntl
@@ -204,14 +204,19 @@ def check_same(
 ) -> None:
     """A run resumes with the images and the dtype that it began with, or it would be another."""
     other = "restore them, or start another run with name=OTHER"
-    for key, pairs in (("train_stems", data.train_pairs), ("val_stems", data.val_pairs)):
+    for key, name, pairs in (
+        ("train_stems", "training", data.train_pairs),
+        ("val_stems", "validation", data.val_pairs),
+    ):
         if state[key] != [pair.stem for pair in pairs]:
             raise ValueError(
-                f"{run}: the run to resume had other images ({len(state[key])} {key}, now "
+                f"{run}: the run to resume had other {name} images ({len(state[key])}, now "
                 f"{len(pairs)}); {other}"
             )
     if state["data"] != data.fingerprint:
-        raise ValueError(f"{run}: images or masks have changed since the run began; {other}")
+        raise ValueError(
+            f"{run}: images, masks or label images have changed since the run began; {other}"
+        )
     if state["dtype"] != str(dtype):
         precision = state["dtype"].removeprefix("torch.")
         raise ValueError(
