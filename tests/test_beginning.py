@@ -27,7 +27,7 @@ def test_weights_of_pytorch_unet_begin_a_run(
     run = train(make_config(data_root, f"train.init_from={weights}", *slow))
     shown = capsys.readouterr().out
     assert f"train.init_from: taking the weights of {weights}; its classes 0, 1 become" in shown
-    assert "images from 0 to 1 as they are, as in Pytorch-UNet" in shown
+    assert "data.normalization: mean [0.0] and std [1.0], as these weights know images" in shown
     contents = load_checkpoint(run / "last.pt")
     assert Normalization(**contents["normalization"]) == Normalization(mean=(0.0,), std=(1.0,))
     theirs = their_net(1).state_dict()
@@ -41,6 +41,27 @@ def test_weights_of_pytorch_unet_begin_a_run(
         )
     )
     assert load_checkpoint(run / "last.pt")["normalization"]["method"] == "image"
+
+
+def test_weights_bring_their_normalization_along(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = "data.normalization={mean: [0.9], std: [0.05]}"
+    first = train(make_config(data_root, given, "train.epochs=1", "name=first"))
+    begin = [f"train.init_from={first / 'last.pt'}", "train.epochs=1"]
+    capsys.readouterr()
+    run = train(make_config(data_root, *begin, "name=a"))
+    assert "data.normalization: mean [0.9] and std [0.05], as these" in capsys.readouterr().out
+    assert load_checkpoint(run / "last.pt")["normalization"]["mean"] == (0.9,)
+    run = train(make_config(data_root, *begin, "name=b", "data.normalization=dataset"))
+    assert "normalization" not in capsys.readouterr().out
+    assert load_checkpoint(run / "last.pt")["normalization"]["mean"] != (0.9,)
+
+
+def test_weights_of_another_norm_do_not_fit(data_root: Path) -> None:
+    run = train(make_config(data_root, "model.norm=group", "train.epochs=1", "name=group"))
+    with pytest.raises(ValueError, match=r"do not fit (.|\n)*model\.norm group, expected instance"):
+        train(make_config(data_root, "model.norm=instance", f"train.init_from={run / 'last.pt'}"))
 
 
 def test_weights_that_do_not_fit_say_which_settings_would(data_root: Path, weights: Path) -> None:

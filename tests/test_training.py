@@ -24,7 +24,7 @@ from unet import load_model, predict
 from unet.border_weights import border_weights
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.cli import main
-from unet.config import Config, OptimizerConfig, config_to_dict
+from unet.config import Config, LossConfig, OptimizerConfig, config_to_dict
 from unet.config_file import load_config
 from unet.data import BatchStream
 from unet.model import UNet
@@ -521,6 +521,16 @@ def test_the_optimizer_has_the_settings_of_the_config() -> None:
     assert isinstance(sgd, torch.optim.SGD)
     assert sgd.defaults["momentum"] == 0.8
     assert sgd.defaults["weight_decay"] == 0.01
+    assert sgd.defaults["nesterov"]
+
+
+def test_balanced_class_weights_are_one_over_the_share_of_a_class() -> None:
+    """On average over the pixels each class then weighs the same."""
+    pixels = np.array([100, 300, 0])
+    loss = unet.training._loss(LossConfig(class_weights="balanced"), pixels)
+    weights = loss.class_weights.tolist()
+    assert weights == pytest.approx([4 / 3, 4 / 9, 0])
+    assert weights[0] * pixels[0] == pytest.approx(weights[1] * pixels[1])
 
 
 def test_validation_in_folders_of_their_own(data_root: Path) -> None:

@@ -87,8 +87,8 @@ class DataConfig:
     # Mask values this close to one of the above are taken for the nearest; others are errors.
     tolerance: Annotated[int, Range(minimum=0, maximum=65535)] = 0
     # From the training images together (dataset), from each image (image), the same without its
-    # darkest and brightest 0.5 % (percentiles), or by given numbers. auto takes the numbers that
-    # train.encoder_weights or weights of Pytorch-UNet were trained with; else dataset.
+    # darkest and brightest 0.5 % (percentiles), or by given numbers. auto is what the weights of
+    # train.encoder_weights or train.init_from were trained with; else dataset.
     normalization: Literal["auto", "dataset", "image", "percentiles"] | FixedNormalizationConfig = (
         "auto"
     )

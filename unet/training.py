@@ -41,7 +41,6 @@ from unet.metrics import Scores, scores
 from unet.model import UNet
 from unet.pairs import Pair
 from unet.pretrained import encoder_weights
-from unet.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.reach import context, unpadded_side
 from unet.runs import Progress, check_same, find_run, give_up, hold, make_folder, save_last
 from unet.schedule import learning_rate_factor, validations_without_gain
@@ -103,10 +102,12 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     data = distributed.from_first(lambda: _checked_data(config))
     train_pairs, val_pairs = data.train_pairs, data.val_pairs
     normalization = data.normalization(config)
-    is_auto = config.data.normalization == "auto"
-    if is_auto and begin is not None and begin["format"] == PYTORCH_UNET:
+    if config.data.normalization == "auto" and begin is not None:
         normalization = Normalization(**begin["normalization"])
-        print("note: data.normalization: images from 0 to 1 as they are, as in Pytorch-UNet")
+        print(
+            f"note: data.normalization: {normalization}, as these weights know images; set it to "
+            "dataset for the numbers of the training images"
+        )
     if state is not None:
         distributed.from_first(lambda: check_same(state, run, dtype, data))
         # The very numbers: another version of NumPy may differ in the last digit.
@@ -120,7 +121,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     torch.manual_seed(settings.seed)
     net, first = build_net(config, device), train_pairs[0]
     if begin is not None:
-        said = begin_with(net, begin, str(settings.init_from), classes.names)
+        said = begin_with(net, begin, str(settings.init_from), config)
         print(f"train.init_from: {said}")
     if pretrained is not None:
         net.encoder.load_state_dict(pretrained)
