@@ -164,6 +164,15 @@ def test_the_papers_elastic_grid_is_3_x_3_points() -> None:
     torch.testing.assert_close(moves[:, 285:287, 285:287].mean((1, 2)), middle, rtol=0, atol=1e-2)
 
 
+def test_elastic_points_are_no_further_apart_than_asked_for_and_no_more_than_that_takes() -> None:
+    augment = Augment(elastic_std=1.0, elastic_spacing=10)
+    for side, points in ((2, 2), (11, 2), (12, 3), (20, 3), (21, 3), (22, 4)):
+        rng, same = np.random.default_rng(0), np.random.default_rng(0)
+        augment._displacements(side, side, rng)
+        same.normal(size=(2, points, points))
+        assert rng.normal() == same.normal(), side
+
+
 @pytest.mark.parametrize("crop", [(44, 52), None])
 def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] | None) -> None:
     target = torch.arange(31 * 44).reshape(31, 44) % 251

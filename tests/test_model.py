@@ -47,6 +47,24 @@ def test_convolutions_start_with_the_papers_standard_deviation() -> None:
     assert float(weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
 
 
+def test_without_a_norm_all_weights_start_with_the_papers_standard_deviation() -> None:
+    """sqrt(2 / N), N inputs to each output: arXiv 1505.04597, section 3."""
+    net = UNet(1, 20, widths=(64, 64), norm="none", downsampling="conv")
+    inputs = {
+        "stem.0": 9, "stem.3": 9 * 64, "encoder.0.halve": 4 * 64, "encoder.0.conv.0": 9 * 64,
+        "encoder.0.conv.3": 9 * 64, "decoder.0.up": 64, "decoder.0.conv.0": 9 * 128,
+        "decoder.0.conv.3": 9 * 64, "head": 64,
+    }  # fmt: skip
+    for name, count in inputs.items():
+        layer = net.get_submodule(name)
+        assert float(layer.weight.detach().std()) == pytest.approx((2 / count) ** 0.5, rel=0.07), (
+            name
+        )
+        assert not layer.bias.any()
+    parameters = {name.rpartition(".")[0] for name, _ in net.named_parameters()}
+    assert parameters == set(inputs)
+
+
 class Calls(TorchDispatchMode):
     """Notes every operator of torch that is called, and what with."""
 

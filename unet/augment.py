@@ -156,6 +156,7 @@ class Augment:
 
     def _displacements(self, height: int, width: int, rng: np.random.Generator) -> Tensor:
         """Smooth random displacements (2, height, width) as (y, x) in pixels."""
-        points = [max(2, math.ceil(size / self.elastic_spacing) + 1) for size in (height, width)]
+        spans = height - 1, width - 1
+        points = [max(2, math.ceil(span / self.elastic_spacing) + 1) for span in spans]
         coarse = torch.from_numpy(rng.normal(0, self.elastic_std, (1, 2, *points))).float()
         return F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]

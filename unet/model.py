@@ -78,6 +78,16 @@ def mirrored(places: Tensor, side: int) -> Tensor:
     return torch.minimum(places, 2 * side - 1 - places)
 
 
+def _begin_as_the_paper(layer: nn.Module) -> None:
+    """Let weights have a standard deviation of sqrt(2 / N), N inputs to an output; no bias."""
+    if isinstance(layer, nn.Conv2d | ConvTranspose2d):
+        # A pixel of an up-convolution is of one block.
+        kernel = 1 if isinstance(layer, ConvTranspose2d) else math.prod(layer.kernel_size)
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.in_channels * kernel)))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 class DoubleConv(nn.Sequential):
     """Twice: 3 x 3 convolution, norm, ReLU. (N, C, H, W) -> (N, K, H, W).
 
@@ -215,8 +225,9 @@ class UNet(nn.Module):
         num_classes: channels of the logits, background included.
         widths: channels of each level from the full image down; each further level halves it. With
             an encoder of torchvision those of the decoder, one for each level but the deepest.
-        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none; an
-            encoder of torchvision keeps its own.
+        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none, with
+            which all weights begin with a standard deviation of sqrt(2 / N), N inputs to each
+            output, as in the paper; an encoder of torchvision keeps its own.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
         upsampling: conv_transpose, kernel times pixel; or bilinear, after a 1 x 1 convolution.
         padding: of the 3 x 3 convolutions: same, by zeros, which keeps the size; or valid, none,
@@ -304,6 +315,10 @@ class UNet(nn.Module):
             self.decoder.append(Up(deeper, skip, width, norm, padding, stride, upsampling))
             deeper = width
         self.head = nn.Conv2d(widths[0], num_classes, 1)
+        if norm == "none":  # nothing else keeps features of one size
+            own = (self.stem, self.decoder, self.head, *([self.encoder] * (encoder == "none")))
+            for part in own:
+                part.apply(_begin_as_the_paper)
 
     def train(self, mode: bool = True) -> Self:
         """Set what training and prediction do differently; a frozen encoder is never trained."""
