@@ -193,6 +193,19 @@ def test_an_object_of_a_label_image_that_ignored_pixels_part_is_two() -> None:
         assert image.objects["thinned_rand_score"] == 1
 
 
+def test_an_ignored_pixel_leaves_objects_alone_that_it_does_not_touch() -> None:
+    labels = np.zeros((7, 9), np.uint16)
+    labels[:2, :2] = labels[:2, 4:6] = 1  # one object in two places, as its label image says
+    labels[4:, :] = 2
+    labels[4:, 4] = 0  # under what is ignored, where nobody has numbered it
+    found, target = (labels > 0).astype(np.uint8), (labels > 0).astype(np.uint8)
+    target[4:, 4] = 255
+    measures = Measures(objects=1, labelled=True)
+    image = measure(torch.tensor(found), torch.tensor(target), 2, measures, labels=labels)
+    # Of the three objects 1 is found in neither of two places, each half of it; 2 is two, found.
+    assert image.objects["object_average_precision_at_iou_0.50"] == 2 / (2 + 2 + 1)
+
+
 def walls(wall: float, cell: float = 0.9, objects: int = 1) -> ImageMeasurements:
     """Two cells of 4 x 4 pixels, of a probability, and between them a wall of another one."""
     probability = torch.full((4, 9), cell)

@@ -299,10 +299,27 @@ def test_label_images_of_the_same_objects_are_recognised(tmp_path: Path, masks: 
     assert (validation.masks, validation.instances) == (f"val/{masks}", "val/instances")
 
 
-def test_other_classes_are_no_label_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_other_classes_are_no_label_images(tmp_path: Path, both: bool) -> None:
     for i in range(4):
-        write(tmp_path, f"images/{i}.png", f"axons/{i}.png", [0, 255])
-        write(tmp_path, f"images/{i}.png", f"more/{i}.png", [0, 127, 255])
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255, 255 * both])
+        write(tmp_path, f"images/{i}.png", f"kinds/{i}.png", [0, 1, 2])
+    assert proposed(tmp_path).data.instances is None
+
+
+def test_label_images_must_be_there_for_all(tmp_path: Path) -> None:
+    for i in range(20):
+        numbers = np.kron(np.arange(63).reshape(7, 9), np.ones((10, 10), int))
+        image = RNG.normal(60, 9, numbers.shape) + 90 * (numbers > 0)
+        for name, pixels in (
+            ("images", image.clip(0, 255).astype(np.uint8)),
+            ("masks", np.uint8(255) * (numbers > 0)),
+            ("instances", numbers.astype(np.uint16)),
+        ):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"{name}/{i}.png")
+    assert proposed(tmp_path).data.instances == "instances"
+    (tmp_path / "instances/7.png").unlink()
     assert proposed(tmp_path).data.instances is None
 
 

@@ -121,8 +121,18 @@ def _true_objects(target: np.ndarray, counted: np.ndarray, labels: np.ndarray | 
     if labels is None:
         return connected_components(target)
     objects = np.where(target, labels, 0)
-    # As of the prediction, nothing hangs together through ignored pixels.
-    return objects if counted.all() else connected_parts(objects)
+    if counted.all():
+        return objects
+    # As of the prediction, nothing hangs together through ignored pixels: an object that lies
+    # beside some may be parted by them.
+    near = np.zeros_like(counted)
+    near[1:] |= ~counted[:-1]
+    near[:-1] |= ~counted[1:]
+    near[:, 1:] |= ~counted[:, :-1]
+    near[:, :-1] |= ~counted[:, 1:]
+    beside = np.isin(objects, np.unique(objects[near]))
+    parts = connected_parts(np.where(beside, objects, 0))
+    return np.where(parts > 0, parts + objects.max(), objects)
 
 
 def _measure_objects(

@@ -19,11 +19,13 @@ from tqdm import tqdm
 
 from unet.discovery import Pairing, find_pairings
 from unet.images import SUFFIXES, UnreadableError, count_pages, image_mode, image_size, open_image
-from unet.masks import read_instances
 from unet.pairs import Pair, find_pairs, read_table
 
 _SAMPLES = 1000
 """Images and masks that are looked into at most."""
+
+_MANY = 10
+"""Numbers in an image that hardly are those of classes."""
 
 _SPLIT = re.compile(
     r"(?P<train>train(ing)?)|(?<![a-z])((?P<val>val(id(ation)?)?|dev|held)|(?P<test>test(ing)?))",
@@ -220,22 +222,24 @@ def _label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
         labels = dict(one.files.values())
         if one.masks == masks.masks or not labels.keys() >= dict(masks.files.values()).keys():
             continue
-        # 0 where the masks are, and more numbers than these have classes.
-        agree, numbers, values = [], set[int](), set[int]()
-        try:
-            for image, mask, page in some:
-                drawn = np.asarray(open_image(mask, page))
-                drawn = drawn if drawn.ndim == 2 else drawn.max(2)
-                objects = read_instances(labels[image], (drawn.shape[0], drawn.shape[1]), page)
-                agree.append(((objects > 0) == (drawn > 0)).mean())
-                numbers.update(np.unique(objects).tolist())
-                values.update(np.unique(drawn).tolist())
-        except ValueError:
-            continue
-        if len(numbers) > len(values) and np.mean(agree) > 0.99:
+        files = [(mask, labels[image], page) for image, mask, page in some]
+        pixels = [*_readable(_read_both, files)]
+        # 0 where the masks are, and in some image more numbers than there are classes.
+        alike = [
+            mask.shape == numbers.shape and np.array_equal(mask > 0, numbers > 0)
+            for mask, numbers in pixels
+        ]
+        most = max((len(np.unique(numbers)) for _, numbers in pixels), default=0)
+        if most > _MANY and np.mean(alike) > 0.8:
             return one.masks
-    values_of = mask_values((mask, page) for _, mask, page in some)
-    return masks.masks if _number_objects(values_of) else None
+    values = mask_values((mask, page) for _, mask, page in some)
+    return masks.masks if _number_objects(values) else None
+
+
+def _read_both(files: tuple[str, str, int | None]) -> list[np.ndarray]:
+    """Read mask and label image as they are; the page is that of both."""
+    *both, page = files
+    return [np.asarray(open_image(file, page)) for file in both]
 
 
 def _number_objects(values: ValueCounts) -> bool:
