@@ -244,10 +244,10 @@ def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_ro
     write_instances(data_root)
     data = check_data(make_config(data_root, *BORDER))
     assert not data.faults
-    assert data.train.cells.tolist() == [2] * 4
-    assert check_data(make_config(data_root)).train.cells.tolist() == [0] * 4
+    assert data.train.num_cells.tolist() == [2] * 4
+    assert check_data(make_config(data_root)).train.num_cells.tolist() == [0] * 4
     assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
-    assert check_data(make_config(data_root, BORDER[0])).train.cells.tolist() == [0] * 4
+    assert check_data(make_config(data_root, BORDER[0])).train.num_cells.tolist() == [0] * 4
     classes = make_config(data_root, BORDER[0], "loss.border={classes: [box], sigma: 3}")
     assert check_data(classes).faults[0].startswith("loss.border: got no training image with two")
     cells = data_root / "instances"
@@ -256,6 +256,7 @@ def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_ro
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(cells / "3.png")
     faults = check_data(make_config(data_root, *BORDER)).faults
     assert faults == check_data(make_config(data_root, BORDER[0])).faults  # only to be scored
+    assert faults == check_data(classes).faults
     assert len(faults) == 3
     assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in faults[0]
     assert f"{cells}/2.png: cannot be read as an image" in faults[1]
@@ -285,10 +286,10 @@ def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
             mask = np.array(file)
         mask[:, round(np.flatnonzero(mask.any(0)).mean())] = 0
         Image.fromarray(mask).save(path)
-    assert check_data(make_config(data_root)).train.cells.max() == 0
+    assert check_data(make_config(data_root)).train.num_cells.max() == 0
     data = check_data(make_config(data_root, "loss.border={classes: [box]}"))
     assert not data.faults
-    assert data.train.cells.min() == 2
+    assert data.train.num_cells.min() == 2
 
 
 def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> None:
@@ -305,6 +306,24 @@ def test_cells_that_have_changed_are_other_data(data_root: Path) -> None:
     shift(data_root / "instances" / "2.png")
     assert check_data(configs[0]).fingerprint == without
     assert check_data(configs[1]).fingerprint != before
+
+
+def test_cells_are_the_same_data_in_another_type_of_number_and_where_nobody_learns_them(
+    data_root: Path,
+) -> None:
+    write_instances(data_root)
+    config = make_config(data_root, *BORDER, "data.validation={stems: ['5']}")
+    before = check_data(config).fingerprint
+    for path in (data_root / "instances").iterdir():
+        with Image.open(path) as file:
+            numbers = np.array(file)
+        path.unlink()
+        Image.fromarray(numbers.astype(np.int32)).save(path.with_suffix(".tif"))
+    assert check_data(config).fingerprint == before
+    shift(data_root / "instances" / "5.tif")
+    assert check_data(config).fingerprint == before
+    shift(data_root / "instances" / "2.tif")
+    assert check_data(config).fingerprint != before
 
 
 def test_a_mask_that_has_changed_is_other_data(data_root: Path) -> None:
@@ -337,3 +356,22 @@ def test_border_weights_are_drawn_where_there_are_such(data_root: Path, tmp_path
         with Image.open(tmp_path / "samples.png") as picture:
             widths.append(picture.width)
     assert widths[1] - widths[0] == 8 + round(256 * WIDTH / HEIGHT)
+
+
+def test_all_damaged_files_of_a_pair_are_named(data_root: Path) -> None:
+    write_instances(data_root)
+    folders = ("images", "masks", "instances")
+    for folder in folders:
+        (data_root / folder / "3.png").write_bytes(b"")
+    faults = check_data(make_config(data_root, *BORDER)).faults
+    assert [fault.partition(":")[0] for fault in faults] == [
+        f"{data_root}/{folder}/3.png" for folder in folders
+    ]
+
+
+def test_a_label_image_without_the_objects_of_the_mask_is_a_fault(data_root: Path) -> None:
+    write_instances(data_root)
+    path = data_root / "instances" / "3.png"
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(path)
+    (fault,) = check_data(make_config(data_root, *BORDER)).faults
+    assert f"{path}: numbers 0% of the pixels of box in {data_root}/masks/3.png" in fault

@@ -385,3 +385,14 @@ def test_a_channel_that_pillow_would_drop_is_no_silent_loss(tmp_path: Path, band
     for in_channels in (1, 3, 4):
         with pytest.raises(UnreadableError, match=f"{bands} channels, of which it does not say"):
             read_image(path, in_channels)
+
+
+def test_a_png_whose_pixels_have_changed_on_the_disk_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "1.png"
+    pixels = np.arange(64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(pixels).save(path, compress_level=0)  # where zlib notices nothing
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(UnreadableError, match=r"1\.png: cannot be read as an image .*IDAT"):
+        read_image(path, 1)

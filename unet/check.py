@@ -51,9 +51,10 @@ class CheckedData:
     def fingerprint(self) -> str:
         """Of the images and of what is learned from their masks; of the split as well."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.train, self.val):
-            for column in (part.contents, part.targets):
-                digest.update(np.ascontiguousarray(column).tobytes())
+        train, val = self.train, self.val
+        # Border weights are learned, never scored.
+        for column in (train.contents, train.targets, train.cells, val.contents, val.targets):
+            digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
 
     def normalization(self, config: Config) -> Normalization:
@@ -205,7 +206,7 @@ def check_data(config: Config) -> CheckedData:
     if skipped:
         notes += [*unreadable, f"left out {skipped} pair(s) that cannot be read"]
     else:
-        faults += unreadable
+        faults += [line for text in unreadable for line in text.splitlines()]
     faults += read_faults
     # 0 trained on, 1 scored, -1 neither.
     side = (kept >= len(pairs)).astype(np.int64)
@@ -366,7 +367,7 @@ def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[st
                 f"data.ignore: got {which} masks in which every pixel is ignored, expected some "
                 "of data.classes; correct data.ignore or the masks"
             )
-    if config.loss.border is not None and len(train) and train.cells.max() < 2:
+    if config.loss.border is not None and len(train) and train.num_cells.max() < 2:
         faults.append(
             "loss.border: got no training image with two cells, expected some, as it weighs what "
             "lies between; correct "
@@ -446,10 +447,9 @@ def _about_weights(config: Config) -> list[str]:
             f"data.normalization: dataset, as the weights of {config.model.encoder} know colours "
             f"and no {config.model.in_channels} channels"
         ]
-    shown = [[round(number, 3) for number in part] for part in (numbers.mean, numbers.std)]
     return [
-        f"data.normalization: mean {shown[0]} and std {shown[1]}, those of the weights of "
-        f"{config.model.encoder}; set it to dataset for those of the training images"
+        f"data.normalization: {numbers}, those of the weights of {config.model.encoder}; set it to "
+        "dataset for those of the training images"
     ]
 
 

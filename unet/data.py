@@ -78,6 +78,11 @@ class PairReader:
         classes = self.border.classes if self.border else ()
         if classes or pair.instances is None:
             return number_objects(ids, classes)
+        return self.label_image(pair, ids)
+
+    def label_image(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
+        """Read the label image (H, W) of a pair that has one: as `cells`, whatever the border."""
+        assert pair.instances is not None
         cells = read_instances(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
         numbered = ids[cells > 0]
         if 2 * np.count_nonzero(numbered == 0) > numbered.size:
@@ -85,6 +90,13 @@ class PairReader:
                 f"{pair.instances}: got cells that are {(numbered == 0).mean():.0%} "
                 f"{self.classes.names[0]} in {pair.masks[0]}, expected other classes; pair them "
                 "right, or let data.classes begin with the class that lies between cells"
+            )
+        inside = cells[ids == 1] > 0
+        if len(self.classes.names) == 2 and 2 * np.count_nonzero(inside) < inside.size:
+            raise ValueError(
+                f"{pair.instances}: numbers {inside.mean():.0%} of the pixels of "
+                f"{self.classes.names[1]} in {pair.masks[0]}, expected most; pair them right, or "
+                "complete the label image"
             )
         return cells
 
@@ -103,6 +115,13 @@ class Normalization:
     method: Literal["given", "image", "percentiles"] = "given"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        """Say how, in words."""
+        if self.method != "given":
+            return self.method
+        mean, std = ([round(number, 3) for number in part] for part in (self.mean, self.std))
+        return f"mean {mean} and std {std}"
 
     def __call__(self, image: Tensor) -> Tensor:
         """(C, H, W), integers scaled from 0 to 1 -> normalised."""

@@ -65,10 +65,12 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
     """Let torch refuse whatever changes from run to run, as long as the block lasts."""
+    if not enabled:  # setting it imports much, which an interruption must not do once more
+        yield
+        return
     before = torch.are_deterministic_algorithms_enabled()
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts
-        torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts
+    torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:

@@ -337,7 +337,7 @@ def _measure_pairs(
 
 def _labels(reader: PairReader, pair: Pair, target: np.ndarray, class_id: int) -> np.ndarray:
     """The label image of a target (H, W), if it numbers the objects of the class."""
-    labels = reader.cells(pair, target)
+    labels = reader.label_image(pair, target)
     numbered = labels[target == class_id] > 0
     if 2 * np.count_nonzero(numbered) < numbered.size:
         name = reader.classes.names[class_id]

@@ -232,6 +232,9 @@ def _decode(
         if page is not None or pages == 1:
             file.seek(page or 0)
             cut = _is_cut(file)
+            if file.format == "PNG":  # whose checksums decoding passes over
+                with Image.open(path, formats=("PNG",)) as same:
+                    same.verify()
             if low_bytes:
                 file.tile = [_swap_bytes(tile) for tile in file.tile]
             file.load()

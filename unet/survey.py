@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from unet.atomic import atomic_path
 from unet.data import PairReader
-from unet.images import UnreadableError, image_mode, to_float
+from unet.images import UnreadableError, image_mode, open_image, to_float
 from unet.masks import Colour, StrayValueError
 from unet.pairs import Pair
 
@@ -40,8 +40,9 @@ class Summaries:
         sums: (N, C) of the values of each channel.
         squares: (N, C) of the squared values of each channel.
         contents: (N,) fingerprints of the images' pixels.
-        targets: (N,) fingerprints of the class ids, and with a border of the cells.
-        cells: (N,) their number, where the reader has a border; else 0.
+        targets: (N,) fingerprints of the class ids.
+        cells: (N,) fingerprints of the cells, where the reader has a border; else empty.
+        num_cells: (N,) likewise, their number; else 0.
     """
 
     sizes: np.ndarray
@@ -53,6 +54,7 @@ class Summaries:
     contents: np.ndarray
     targets: np.ndarray
     cells: np.ndarray
+    num_cells: np.ndarray
 
     @classmethod
     def empty(cls, count: int, num_classes: int, channels: int) -> "Summaries":
@@ -66,7 +68,8 @@ class Summaries:
             squares=np.zeros((count, channels)),
             contents=np.zeros(count, "S16"),
             targets=np.zeros(count, "S16"),
-            cells=np.zeros(count, np.int64),
+            cells=np.zeros(count, "S16"),
+            num_cells=np.zeros(count, np.int64),
         )
 
     def __len__(self) -> int:
@@ -148,15 +151,17 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     """The row of a pair in `Summaries`, or what is wrong with it."""
     try:
         image, ids = reader.read(pair)
-        num_bytes, targets, num_cells = image.nbytes + ids.nbytes, [ids], 0
+        num_bytes, cells, num_cells = image.nbytes + ids.nbytes, b"", 0
+        if pair.instances is not None:
+            reader.label_image(pair, ids)  # if only to be scored: is it as it must be?
         if reader.border is not None:
             num_bytes += 2 * ids.size
-            cells = reader.cells(pair, ids)
-            targets.append(cells)
-            num_cells = int(np.count_nonzero(np.unique(cells)))
-        elif pair.instances is not None:
-            reader.cells(pair, ids)  # which are to be scored: are they as they must be?
+            numbers = reader.cells(pair, ids)
+            cells = _digest(numbers.astype(np.int64))  # whatever the file's own type
+            num_cells = int(np.count_nonzero(np.unique(numbers)))
         mode = image_mode(pair.images[0])
+    except UnreadableError as error:
+        return UnreadableError("\n".join(_unreadable(pair)) or str(error))
     except (ValueError, FileNotFoundError) as error:
         return error
     sums, squares = np.zeros((2, len(image)))
@@ -173,17 +178,29 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         sums,
         squares,
         _digest(image),
-        _digest(*targets),
+        _digest(ids),
+        cells,
         num_cells,
     )
 
 
-def _digest(*arrays: np.ndarray) -> bytes:
-    """A fingerprint of arrays, and of their shapes."""
-    digest = hashlib.blake2b(digest_size=16, key=str([array.shape for array in arrays]).encode())
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.digest()
+def _unreadable(pair: Pair) -> list[str]:
+    """What is wrong with each file of a pair that cannot be read, not with the first one only."""
+    texts = []
+    for path in dict.fromkeys(pair.files):
+        try:
+            open_image(path, pair.page)
+        except UnreadableError as error:
+            texts.append(str(error))
+        except ValueError:  # of a kind that is not taken: said when all can be read
+            continue
+    return texts
+
+
+def _digest(array: np.ndarray) -> bytes:
+    """A fingerprint of an array and its shape."""
+    pixels, shape = np.ascontiguousarray(array).data, str(array.shape).encode()
+    return hashlib.blake2b(pixels, digest_size=16, key=shape).digest()
 
 
 def _key(pair: Pair) -> bytes:
