@@ -299,6 +299,34 @@ def test_label_images_of_the_same_objects_are_recognised(tmp_path: Path, masks: 
     assert (validation.masks, validation.instances) == (f"val/{masks}", "val/instances")
 
 
+def test_masks_that_number_few_large_objects_among_many_have_one_class(tmp_path: Path) -> None:
+    """Numbers that some large objects have are no classes."""
+    for i in range(8):
+        objects = np.zeros((90, 90), np.uint16)
+        for place in range(64):
+            top, left = divmod(place, 8)
+            objects[11 * top :, 11 * left :][:4, :4] = place + 1
+        objects[3:33, 3:33] = 44  # over 10 % of the pixels
+        image = (objects > 0) * 90.0 + RNG.normal(60, 9, objects.shape)
+        for name, pixels in (("images", image.clip(0, 255).astype(np.uint8)), ("masks", objects)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / f"{name}/{i}.png")
+    data = proposed(tmp_path).data
+    assert data.classes == {"background": 0, "object": "1-65535"}
+    assert data.instances == "masks"
+
+
+@pytest.mark.parametrize("names", [("images/{}", "masks/{}"), ("{}/images", "{}/masks")])
+def test_splits_within_or_around_images_and_masks(tmp_path: Path, names: tuple[str, str]) -> None:
+    for split in ("train", "val"):
+        for i in range(6):
+            write(tmp_path, *(f"{name.format(split)}/{i}.png" for name in names), [0, 255])
+    data = proposed(tmp_path).data
+    assert (data.images, data.masks) == tuple(name.format("train") for name in names)
+    held_out = data.validation.images, data.validation.masks
+    assert held_out == tuple(name.format("val") for name in names)
+
+
 @pytest.mark.parametrize("both", [False, True])
 def test_other_classes_are_no_label_images(tmp_path: Path, both: bool) -> None:
     for i in range(4):

@@ -25,7 +25,7 @@ _SAMPLES = 1000
 """Images and masks that are looked into at most."""
 
 _MANY = 10
-"""Numbers in an image that hardly are those of classes."""
+"""Numbers in an image that are hardly those of classes."""
 
 _SPLIT = re.compile(
     r"(?P<train>train(ing)?)|(?<![a-z])((?P<val>val(id(ation)?)?|dev|held)|(?P<test>test(ing)?))",
@@ -78,7 +78,9 @@ def propose(folder: Path, name: str) -> str:
     sizes = np.array([*_readable(image_size, [pair.images[0] for pair in some])])
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
-    classes, rare, about_classes = _classes(values)
+    few = some[:: max(1, len(some) // 30)]
+    numbered = _number_objects(_readable(_as_they_are, [(one.masks[0], one.page) for one in few]))
+    classes, rare, about_classes = _classes(values, numbered)
     channels, normalization, about_images = _channels([pair.images[0] for pair in some])
     if validation is None:
         validation = _validation(pairs)
@@ -172,17 +174,17 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
         sides = [{_split_of(one.images), _split_of(one.masks)} - {""} for one in pairings]
         own = [one for one, names in zip(pairings, sides, strict=True) if len(names) < 2]
         held_out = [one for one in own if _split_of(one.images) == "val"]
-        candidates = [one for one in own if _split_of(one.images) in ("train", "")] or pairings
+        candidates = [one for one in own if _split_of(one.images) == "train"] or pairings
     best = candidates[0]
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     best = max(same, key=_promise)
     images = [image for image, _ in best.files.values()]
     stacks = any(pages > 1 for pages in _readable(count_pages, images[:9]))
-    pairs, faults = find_pairs(root, [best.images], best.masks, stacks)
+    labels = _label_images(same, best)
+    pairs, faults = find_pairs(root, [best.images], best.masks, stacks, instances=labels)
     lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
     lines += [f"  # Not so: {fault}" for fault in faults]
-    labels = _label_images(same, best)
     if others := [one.masks for one in same if one.masks not in (best.masks, labels)]:
         lines.append(f"  # Other masks of the same images: {', '.join(sorted(others))}")
     lines += [f"  images: {_quoted(best.images)}", f"  masks: {_quoted(best.masks)}"]
@@ -218,36 +220,50 @@ def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
 def _label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
     """Where files number the objects that the masks of the same images show; None for nowhere."""
     some = _some_masks(masks)
+    drawn = [*_readable(_as_they_are, [(mask, page) for _, mask, page in some])]
     for one in pairings:
         labels = dict(one.files.values())
         if one.masks == masks.masks or not labels.keys() >= dict(masks.files.values()).keys():
             continue
-        files = [(mask, labels[image], page) for image, mask, page in some]
-        pixels = [*_readable(_read_both, files)]
-        # 0 where the masks are, and in some image more numbers than there are classes.
-        alike = [
-            mask.shape == numbers.shape and np.array_equal(mask > 0, numbers > 0)
-            for mask, numbers in pixels
+        numbers = [*_readable(_as_they_are, [(labels[image], page) for image, _, page in some])]
+        alike = len(drawn) == len(numbers) and [
+            mask.shape == objects.shape and np.array_equal(mask > 0, objects > 0)
+            for mask, objects in zip(drawn, numbers, strict=True)
         ]
-        most = max((len(np.unique(numbers)) for _, numbers in pixels), default=0)
-        if most > _MANY and np.mean(alike) > 0.8:
+        if alike and np.mean(alike) > 0.8 and _number_objects(numbers):
             return one.masks
-    values = mask_values((mask, page) for _, mask, page in some)
-    return masks.masks if _number_objects(values) else None
+    return masks.masks if _number_objects(drawn) else None
 
 
-def _read_both(files: tuple[str, str, int | None]) -> list[np.ndarray]:
-    """Read mask and label image as they are; the page is that of both."""
-    *both, page = files
-    return [np.asarray(open_image(file, page)) for file in both]
+def _as_they_are(mask: tuple[str, int | None]) -> np.ndarray:
+    """Read a mask (file and page) as the file has it."""
+    return np.asarray(open_image(*mask))
 
 
-def _number_objects(values: ValueCounts) -> bool:
-    """Whether masks number objects: many values, none missing between them, of which none rules."""
-    numbers = [value for value in values.pixels if isinstance(value, int)]
-    many = values.deep or len(numbers) > 40
-    share = {value: count / values.pixels.total() for value, count in values.pixels.items()}
-    return len(_peaks(share)) < 2 and many and len(numbers) > 0.8 * (max(numbers) + 1)
+def _number_objects(masks: Iterable[np.ndarray]) -> bool:
+    """Whether masks number their objects: each number in one place, and many of them.
+
+    In files of more than 8 bits few are enough, if they go from 1 on.
+    """
+    verdicts = []
+    for mask in masks:
+        if mask.ndim != 2 or mask.dtype.kind not in "biu":
+            return False
+        numbers, counts = np.unique(mask[mask > 0], return_counts=True)
+        if not len(numbers):
+            continue
+        # In one place, so in one run of a row; edges that are smoothed or of JPEGs have many.
+        starts = np.diff(mask, axis=1, prepend=0) != 0
+        rows, columns = np.nonzero(starts & (mask > 0))
+        runs = np.stack((rows, mask[rows, columns]), axis=1)
+        alone = len(np.unique(runs, axis=0)) / len(runs)
+        many = len(numbers) > _MANY and counts.max() < 0.5 * counts.sum()
+        deep = mask.dtype.itemsize > 1 and numbers[-1] == len(numbers)
+        verdicts.append((alone > 0.8, many or deep))
+    if not verdicts:
+        return False
+    in_place, enough = np.mean(verdicts, axis=0)
+    return bool(in_place > 0.8 and enough > 0.1)
 
 
 def _promise(pairing: Pairing) -> tuple[bool, bool, int]:
@@ -273,11 +289,16 @@ def _spread(pairs: Sequence[Pair]) -> list[Pair]:
     return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
-def _classes(values: ValueCounts) -> tuple[list[str], list[str], list[str]]:
-    """Lines of classes, names of those that are rare, and lines of why."""
+def _classes(values: ValueCounts, numbered: bool) -> tuple[list[str], list[str], list[str]]:
+    """Lines of classes, names of those that are rare, and lines of why.
+
+    Args:
+        values: of the masks.
+        numbered: whether they number objects.
+    """
     total = values.pixels.total()
     share = {value: count / total for value, count in values.pixels.items()}
-    if _number_objects(values):
+    if numbered:
         highest = max(value for value in share if isinstance(value, int))
         return (
             ['  classes: {background: 0, object: "1-65535"}'],
