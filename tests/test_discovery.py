@@ -30,6 +30,8 @@ def write(root: Path, image: str, mask: str) -> None:
         ("x/{}_img.png", "x/{}_seg.png", "x/{stem}_img", "x/{stem}_seg"),
         ("day{}/raw/a{}.png", "gt/day{}/a{}.png", "day*/raw", "gt/day*"),
         ("images/p/{}.png", "masks/p/{}.png", "images/p", "masks/p"),
+        ("{}/image.png", "{}/mask.png", "{stem}/image", "{stem}/mask"),
+        ("{}/images/a.png", "{}/masks/a.png", "{stem}/images/a", "{stem}/masks/a"),
     ],
 )
 def test_files_are_paired_however_they_are_named(
@@ -50,6 +52,28 @@ def test_equal_names_in_several_folders_are_paired(tmp_path: Path) -> None:
     pairing = find_pairings(tmp_path)[0]
     assert (pairing.images, pairing.masks) == ("images", "masks")
     assert sorted(pairing.files) == [f"{name}/{i}" for name in ("ann", "ben") for i in range(4)]
+
+
+@pytest.mark.parametrize("count", [4, 30])
+@pytest.mark.parametrize(
+    ("image", "mask", "images", "masks"),
+    [
+        ("{}/photo.jpg", "{}/label.png", "{stem}/photo", "{stem}/label"),
+        ("train/{}/photo.png", "train/{}/label.png", "train/{stem}/photo", "train/{stem}/label"),
+        ("{}/images/{}.png", "{}/masks/{}.png", "*/images", "*/masks"),
+        ("{}/{}_img.png", "{}/{}_mask.png", "{stem}_img", "{stem}_mask"),
+        ("{}/a{}.png", "{}/a{}_mask.png", ".", "{stem}_mask"),
+    ],
+)
+def test_a_folder_for_each_image_or_patient_is_understood(
+    tmp_path: Path, image: str, mask: str, images: str, masks: str, count: int
+) -> None:
+    for i in range(count):
+        name = "ab"[i // 26] + chr(ord("a") + i % 26)  # no number
+        write(tmp_path, image.format(name, name), mask.format(name, name))
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == (images, masks)
+    assert len(pairing.files) == count
 
 
 def test_several_masks_of_an_image_are_all_found(tmp_path: Path) -> None:

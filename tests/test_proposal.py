@@ -121,6 +121,17 @@ def test_groups_are_recognised(tmp_path: Path) -> None:
     assert not rats[0] & rats[1]
 
 
+def test_the_images_of_one_folder_stay_together(tmp_path: Path) -> None:
+    for patient in ("ann", "ben", "cid", "dan"):
+        for i in range(3):
+            name = f"{patient}/scan{patient}{i}"
+            write(tmp_path, f"{name}.png", f"{name}_mask.png", [0, 255])
+    data = check_data(proposed(tmp_path))
+    patients = [{pair.stem[:3] for pair in part} for part in (data.train_pairs, data.val_pairs)]
+    assert all(patients)
+    assert not patients[0] & patients[1]
+
+
 def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path / "a", f"images/{i}.png", f"masks/{i}.png", [0, 127 + i % 2, 255])
@@ -318,10 +329,11 @@ def test_masks_that_number_few_large_objects_among_many_have_one_class(tmp_path:
 
 @pytest.mark.parametrize("names", [("images/{}", "masks/{}"), ("{}/images", "{}/masks")])
 def test_splits_within_or_around_images_and_masks(tmp_path: Path, names: tuple[str, str]) -> None:
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         for i in range(6):
             write(tmp_path, *(f"{name.format(split)}/{i}.png" for name in names), [0, 255])
     data = proposed(tmp_path).data
+    assert "Other masks" not in Path("mine.yaml").read_text(encoding="utf-8")
     assert (data.images, data.masks) == tuple(name.format("train") for name in names)
     held_out = data.validation.images, data.validation.masks
     assert held_out == tuple(name.format("val") for name in names)

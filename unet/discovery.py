@@ -3,15 +3,22 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from unet.images import SUFFIXES, UnreadableError, count_pages, read_pixels
+from unet.images import SUFFIXES, count_pages, read_pixels, skip_unreadable
 from unet.pairs import list_files, natural_key
+
+_FOLDERS = 20
+"""Folders of one kind that are looked at, each for itself; of more, none is."""
+
+# Before and after what image and mask have in common: img_7 and mask_7, 7_img and 7_mask,
+# train-volume and train-labels, 7/image and 7/mask.
+_PARTS = (r"(\D*)(\d.*)()", r"()(.*\d)(\D*)", r"()(.*?)([-_ ][^-_ ]*)", r"()([^/]+)(/.*)")
 
 # Prefix and suffix of the stems of one side, and of the other.
 Affixes = tuple[str, str, str, str]
@@ -29,17 +36,22 @@ class Pairing:
 def find_pairings(root: Path) -> list[Pairing]:
     """Find folders whose files have names in common, the more alike first.
 
-    Folders that differ in numbers only are taken together, and so is all that lies in one folder
-    of `root`.
+    Folders that differ in numbers only are taken together, those whose paths differ in one folder,
+    and all that lies in one folder of `root`.
     """
-    sides = _sides(root)
+    names = _image_names(root)
+    sides = _sides(root, names)
     found: dict[tuple[str, str], Pairing] = {}
     # Images first, of which there are no more than of masks.
     by_number = sorted(sides.items(), key=lambda side: len(side[1]))
     for (one, ones), (other, others) in combinations(by_number, 2):
         for affixes in _relations(ones, others):
             _add_pairing(found, (one, ones), (other, others), affixes)
-    for one, ones in sides.items():  # images and masks in one folder
+    # Images and masks in one folder, or in one for each image; plain paths before stars.
+    within = {**_by_stem(root, "", names), **sides}
+    for one, ones in sorted(
+        within.items(), key=lambda side: ("*" in side[0], side[0] not in sides)
+    ):
         for affixes in _relations(ones, ones):
             _add_pairing(found, (one, ones), (one, ones), affixes)
     # What is flat nearly everywhere is a mask; of two sides the flatter one is.
@@ -49,9 +61,9 @@ def find_pairings(root: Path) -> list[Pairing]:
         firsts = sorted(pairing.files)[:: max(1, len(pairing.files) // 4)]
         for i, pattern in enumerate((pairing.images, pairing.masks)):
             if pattern not in flatness:
-                shares = [_flatness(pairing.files[stem][i]) for stem in firsts]
-                readable = [share for share in shares if share is not None]
-                flatness[pattern] = float(np.mean(readable)) if readable else 0.0
+                files = [pairing.files[stem][i] for stem in firsts]
+                shares = [*skip_unreadable(_flatness, files)]
+                flatness[pattern] = float(np.mean(shares)) if shares else 0.0
         image, mask = flatness[pairing.images], flatness[pairing.masks]
         if mask < image:
             pairing = Pairing(
@@ -64,43 +76,67 @@ def find_pairings(root: Path) -> list[Pairing]:
     return sorted(result, key=lambda one: -len(one.files))
 
 
-def _sides(root: Path) -> dict[str, dict[str, str]]:
+def _image_names(root: Path) -> list[str]:
+    """The image files below a folder, relative to it."""
+    prefix = _prefix(root)
+    names = (path.removeprefix(prefix) for path in list_files(root))
+    return [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+
+
+def _prefix(root: Path) -> str:
+    return f"{root.as_posix().rstrip('/')}/" if root != Path() else ""
+
+
+def _sides(root: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Pattern of a folder -> stem -> file."""
     by_folder: defaultdict[str, list[str]] = defaultdict(list)
-    prefix = f"{root.as_posix().rstrip('/')}/" if root != Path() else ""
-    for path in list_files(root):
-        name = path.removeprefix(prefix)
-        if Path(name).suffix.lower() in SUFFIXES:
-            by_folder[os.path.dirname(name)].append(name)  # noqa: PTH120 (of text)
-    # Folders that differ in numbers only, and all that lies in a folder of the root; of very many
-    # folders, each for itself is not looked at.
-    wider: defaultdict[str, list[str]] = defaultdict(list)
-    shapes = Counter(re.sub(r"\d+", "*", folder) for folder in by_folder)
-    for folder, names in list(by_folder.items()):
+    for name in names:
+        by_folder[os.path.dirname(name)].append(name)  # noqa: PTH120 (of text)
+    numbered = Counter(re.sub(r"\d+", "*", folder) for folder in by_folder)
+    alike = Counter(shape for folder in by_folder for shape in _without_one(folder))
+    kinds: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for folder, its in by_folder.items():
         shape = re.sub(r"\d+", "*", folder)
-        if shapes[shape] > 1:
-            wider[shape] += by_folder.pop(folder)
+        if numbered[shape] > 1:
+            kinds["numbered"][shape] += its
+        else:
+            kinds["deep" if "/" in folder else "flat"][folder] += its
         if "/" in folder:
-            wider[folder.partition("/")[0]] += names
-    if len(by_folder) > 20:
-        for folder in [folder for folder in by_folder if "/" in folder]:
-            del by_folder[folder]
+            kinds["top"][folder.partition("/")[0]] += its
+        for i, other in enumerate(_without_one(folder)):
+            if alike[other] > 2:
+                kinds[f"differ in part {i}"][other] += its
     sides: dict[str, dict[str, str]] = {}
-    for folder, names in [*by_folder.items(), *wider.items()]:
-        by_ending = {
-            ending: [n for n in names if Path(n).suffix == ending]
-            for ending in sorted({Path(name).suffix for name in names})
-        }
-        some = [("", names), *by_ending.items()] if len(by_ending) > 1 else [("", names)]
-        for ending, files in some:
-            start = 0 if "*" in folder else len(folder) + bool(folder)
-            stems = [
-                Path(os.path.basename(n) if "*" in folder else n[start:]).with_suffix("").as_posix()  # noqa: PTH119
-                for n in files
-            ]
-            if len(set(stems)) == len(stems):
-                pattern = f"{folder}/{{stem}}{ending}" if folder else f"{{stem}}{ending}"
-                sides[pattern] = {s: f"{prefix}{n}" for s, n in zip(stems, files, strict=True)}
+    seen: set[tuple[str, ...]] = set()
+    for groups in kinds.values():
+        if len(groups) <= _FOLDERS:
+            for folder, its in groups.items():
+                if tuple(its) not in seen:
+                    seen.add(tuple(its))
+                    sides.update(_by_stem(root, folder, its))
+    return sides
+
+
+def _without_one(folder: str) -> list[str]:
+    """The path of a folder with a star for one of its parts, for each of them."""
+    parts = folder.split("/") if folder else []
+    return ["/".join([*parts[:i], "*", *parts[i + 1 :]]) for i in range(len(parts))]
+
+
+def _by_stem(root: Path, folder: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Pattern -> stem -> file, of all files of a folder and of those of each ending."""
+    sides = {}
+    endings = sorted({Path(name).suffix for name in names})
+    for ending in ["", *endings] if len(endings) > 1 else [""]:
+        files = [name for name in names if name.endswith(ending)]
+        start = 0 if "*" in folder else len(folder) + bool(folder)
+        stems = [
+            Path(os.path.basename(n) if "*" in folder else n[start:]).with_suffix("").as_posix()  # noqa: PTH119
+            for n in files
+        ]
+        if len(set(stems)) == len(stems):
+            pattern = f"{folder}/{{stem}}{ending}" if folder else f"{{stem}}{ending}"
+            sides[pattern] = {s: f"{_prefix(root)}{n}" for s, n in zip(stems, files, strict=True)}
     return sides
 
 
@@ -109,17 +145,19 @@ def _relations(ones: dict[str, str], others: dict[str, str]) -> Iterator[Affixes
     if ones is not others:
         yield "", "", "", ""
     candidates: Counter[Affixes] = Counter()
-    for stem in sorted(ones, key=natural_key)[:: max(1, len(ones) // 8)]:
+    some = sorted(ones, key=natural_key)[:: max(1, len(ones) // 8)]
+    for stem in some:
         for other in others:
-            if stem == other:
-                continue
-            if stem in other:  # 7 and 7_mask
+            if stem in other and stem != other:  # 7 and 7_mask
                 before, _, after = other.partition(stem)
                 candidates["", "", before, after] += 1
-            # img_7 and mask_7, 7_img and 7_mask, train-volume and train-labels
-            for part in (r"(\D*)(\d.*)()", r"()(.*\d)(\D*)", r"()(.*[-_ ])([^-_ ]*)"):
-                mine, theirs = re.fullmatch(part, stem), re.fullmatch(part, other)
-                if mine and theirs and mine[2] == theirs[2]:
+    for part in _PARTS:
+        by_core: defaultdict[str, list[re.Match[str]]] = defaultdict(list)
+        for mine in filter(None, (re.fullmatch(part, stem) for stem in some)):
+            by_core[mine[2]].append(mine)
+        for theirs in filter(None, (re.fullmatch(part, other) for other in others)):
+            for mine in by_core.get(theirs[2], ()):
+                if mine[0] != theirs[0]:
                     candidates[mine[1], mine[3], theirs[1], theirs[3]] += 1
     yield from (affixes for affixes, _ in candidates.most_common(16))
 
@@ -155,12 +193,9 @@ def _add_pairing(
             found[plain[0], plain[1]] = Pairing(images=plain[0], masks=plain[1], files=files)
 
 
-def _flatness(path: str) -> float | None:
+def _flatness(path: str) -> float:
     """Share of the pixels that equal their right neighbour; of a stack, on its first page."""
-    try:
-        pixels = read_pixels(path, 0 if count_pages(path) > 1 else None)
-    except UnreadableError:  # `unet check` will name it
-        return None
+    pixels = read_pixels(path, 0 if count_pages(path) > 1 else None)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[1] < 2:
         return 0.0

@@ -2,10 +2,10 @@
 
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, TiffTags, UnidentifiedImageError
@@ -36,6 +36,9 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 # No brightness, but a mark of missing data, such as -3.4e38.
 _HUGE = 1e9
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # Bytes of pixels in a TIFF, which ends at 4 GiB; the rest is for what is around them.
 _LARGEST_TIFF = 4_000_000_000
@@ -150,6 +153,15 @@ def image_size(path: str | Path) -> tuple[int, int]:
     """
     with _open(Path(path)) as file:
         return file.height, file.width
+
+
+def skip_unreadable(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What can be read of some files; `unet check` names the others."""
+    for item in items:
+        try:
+            yield read(item)
+        except UnreadableError:
+            continue
 
 
 @contextmanager

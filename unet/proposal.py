@@ -5,12 +5,9 @@ import json
 import math
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import combinations, product
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,37 +15,30 @@ import yaml
 from tqdm import tqdm
 
 from unet.discovery import Pairing, find_pairings
-from unet.images import SUFFIXES, UnreadableError, count_pages, image_mode, image_size, open_image
+from unet.images import (
+    SUFFIXES,
+    count_pages,
+    image_mode,
+    image_size,
+    open_image,
+    skip_unreadable,
+)
+from unet.mask_values import count_values, numbers_objects, propose_classes
 from unet.pairs import Pair, find_pairs, read_table
 
 _SAMPLES = 1000
 """Images and masks that are looked into at most."""
-
-_MANY = 10
-"""Numbers in an image that are hardly those of classes."""
 
 _SPLIT = re.compile(
     r"(?P<train>train(ing)?)|(?<![a-z])((?P<val>val(id(ation)?)?|dev|held)|(?P<test>test(ing)?))",
     re.IGNORECASE,
 )
 
+# The folders that a stem holds.
+_FOLDER = "^.+(?=/)"
+
 # The beginning of a name that goes on, up to the first of these.
 _HEAD = "^[^_/.]+(?=[_/.])"
-
-Value = int | tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueCounts:
-    """What was found in masks: pixels and files of each value, and what occurs together."""
-
-    pixels: Counter[Value]
-    files: Counter[Value]
-    together: set[frozenset[Value]]
-    most: int
-    """Values in one mask, at most."""
-    deep: bool
-    """Whether masks have more than 8 bits."""
 
 
 def propose(folder: Path, name: str) -> str:
@@ -72,15 +62,17 @@ def propose(folder: Path, name: str) -> str:
     if not pairs:
         raise ValueError(f"{folder}: got no image whose mask is there; {' '.join(where)}")
     some = _spread(pairs)
-    values = mask_values(
+    values = count_values(
         (pair.masks[0], pair.page) for pair in tqdm(some, "look", leave=False, disable=None)
     )
-    sizes = np.array([*_readable(image_size, [pair.images[0] for pair in some])])
+    sizes = np.array([*skip_unreadable(image_size, [pair.images[0] for pair in some])])
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
     few = some[:: max(1, len(some) // 30)]
-    numbered = _number_objects(_readable(_as_they_are, [(one.masks[0], one.page) for one in few]))
-    classes, rare, about_classes = _classes(values, numbered)
+    numbered = numbers_objects(
+        skip_unreadable(_as_they_are, [(one.masks[0], one.page) for one in few])
+    )
+    classes, rare, about_classes = propose_classes(values, numbered)
     channels, normalization, about_images = _channels([pair.images[0] for pair in some])
     if validation is None:
         validation = _validation(pairs)
@@ -101,44 +93,6 @@ def propose(folder: Path, name: str) -> str:
             "",
         ]
     )
-
-
-def mask_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
-    """Count the values of masks (file and page): grey values, palette indices, or colours."""
-    pixels: Counter[Value] = Counter()
-    files: Counter[Value] = Counter()
-    together: set[frozenset[Value]] = set()
-    most, deep = 0, False
-    for image in _readable(lambda mask: open_image(*mask), masks):
-        deep = deep or image.mode[0] in "IF"
-        bands = np.asarray(image.convert("L") if image.mode == "1" else image)
-        if image.mode == "F" and not (bands == np.round(bands)).all():
-            raise ValueError("masks: got fractions or NaN, expected whole numbers")
-        if bands.ndim == 3:
-            bands = bands[..., : 1 if bands.shape[2] == 2 else 3]  # without alpha
-            if (bands == bands[..., :1]).all():
-                bands = bands[..., 0]
-        if bands.ndim == 3:
-            codes = bands.astype(np.int64) @ [1 << 16, 1 << 8, 1]
-            numbers, counts = np.unique(codes, return_counts=True)
-            values: list[Value] = [(c >> 16, c >> 8 & 255, c & 255) for c in numbers.tolist()]
-        else:
-            numbers, counts = np.unique(bands, return_counts=True)
-            values = [int(number) for number in numbers.tolist()]
-        pixels.update(dict(zip(values, counts.tolist(), strict=True)))
-        files.update(values)
-        most = max(most, len(values))
-        if len(values) <= 40:
-            together.update(map(frozenset, combinations(values, 2)))
-    if any(isinstance(value, tuple) for value in pixels):  # a mask of greys among colours
-
-        def colour(value: Value) -> Value:
-            return (value,) * 3 if isinstance(value, int) else value
-
-        pixels = Counter({colour(value): count for value, count in pixels.items()})
-        files = Counter({colour(value): count for value, count in files.items()})
-        together = {frozenset(map(colour, both)) for both in together}
-    return ValueCounts(pixels=pixels, files=files, together=together, most=most, deep=deep)
 
 
 def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
@@ -180,12 +134,18 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     best = max(same, key=_promise)
     images = [image for image, _ in best.files.values()]
-    stacks = any(pages > 1 for pages in _readable(count_pages, images[:9]))
+    stacks = any(pages > 1 for pages in skip_unreadable(count_pages, images[:9]))
     labels = _label_images(same, best)
     pairs, faults = find_pairs(root, [best.images], best.masks, stacks, instances=labels)
     lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
     lines += [f"  # Not so: {fault}" for fault in faults]
-    if others := [one.masks for one in same if one.masks not in (best.masks, labels)]:
+    drawn = dict(best.files.values())
+    others = [
+        one.masks
+        for one in same
+        if one.masks != labels and any(drawn.get(i, mask) != mask for i, mask in one.files.values())
+    ]
+    if others:
         lines.append(f"  # Other masks of the same images: {', '.join(sorted(others))}")
     lines += [f"  images: {_quoted(best.images)}", f"  masks: {_quoted(best.masks)}"]
     if labels:
@@ -213,26 +173,28 @@ def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
     """Image, mask, and which page of the mask, of about ten that are spread over all."""
     files = [pairing.files[stem] for stem in sorted(pairing.files)]
     some = files[:: max(1, len(files) // 10)]
-    pages = _readable(lambda both: (*both, 0 if count_pages(both[1]) > 1 else None), some)
+    pages = skip_unreadable(lambda both: (*both, 0 if count_pages(both[1]) > 1 else None), some)
     return list(pages)
 
 
 def _label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
     """Where files number the objects that the masks of the same images show; None for nowhere."""
     some = _some_masks(masks)
-    drawn = [*_readable(_as_they_are, [(mask, page) for _, mask, page in some])]
+    drawn = [*skip_unreadable(_as_they_are, [(mask, page) for _, mask, page in some])]
     for one in pairings:
         labels = dict(one.files.values())
         if one.masks == masks.masks or not labels.keys() >= dict(masks.files.values()).keys():
             continue
-        numbers = [*_readable(_as_they_are, [(labels[image], page) for image, _, page in some])]
+        numbers = [
+            *skip_unreadable(_as_they_are, [(labels[image], page) for image, _, page in some])
+        ]
         alike = len(drawn) == len(numbers) and [
             mask.shape == objects.shape and np.array_equal(mask > 0, objects > 0)
             for mask, objects in zip(drawn, numbers, strict=True)
         ]
-        if alike and np.mean(alike) > 0.8 and _number_objects(numbers):
+        if alike and np.mean(alike) > 0.8 and numbers_objects(numbers):
             return one.masks
-    return masks.masks if _number_objects(drawn) else None
+    return masks.masks if numbers_objects(drawn) else None
 
 
 def _as_they_are(mask: tuple[str, int | None]) -> np.ndarray:
@@ -240,48 +202,13 @@ def _as_they_are(mask: tuple[str, int | None]) -> np.ndarray:
     return np.asarray(open_image(*mask))
 
 
-def _number_objects(masks: Iterable[np.ndarray]) -> bool:
-    """Whether masks number their objects: each number in one place, and many of them.
-
-    In files of more than 8 bits few are enough, if they go from 1 on.
-    """
-    verdicts = []
-    for mask in masks:
-        if mask.ndim != 2 or mask.dtype.kind not in "biu":
-            return False
-        numbers, counts = np.unique(mask[mask > 0], return_counts=True)
-        if not len(numbers):
-            continue
-        # In one place, so in one run of a row; edges that are smoothed or of JPEGs have many.
-        starts = np.diff(mask, axis=1, prepend=0) != 0
-        rows, columns = np.nonzero(starts & (mask > 0))
-        runs = np.stack((rows, mask[rows, columns]), axis=1)
-        alone = len(np.unique(runs, axis=0)) / len(runs)
-        many = len(numbers) > _MANY and counts.max() < 0.5 * counts.sum()
-        deep = mask.dtype.itemsize > 1 and numbers[-1] == len(numbers)
-        verdicts.append((alone > 0.8, many or deep))
-    if not verdicts:
-        return False
-    in_place, enough = np.mean(verdicts, axis=0)
-    return bool(in_place > 0.8 and enough > 0.1)
-
-
 def _promise(pairing: Pairing) -> tuple[bool, bool, int]:
     """Of several masks of the same images: classes before instances, more classes before fewer."""
-    values = mask_values((mask, page) for _, mask, page in _some_masks(pairing))
+    values = count_values((mask, page) for _, mask, page in _some_masks(pairing))
     is_named = bool(re.search("mask|label|annot|seg", pairing.masks, re.IGNORECASE))
     enough = 0.002 * values.pixels.total()
     classes = sum(count >= enough for count in values.pixels.values())
     return values.most <= 40, is_named, classes
-
-
-def _readable(read: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """What can be read of some files; `unet check` names the others."""
-    for item in items:
-        try:
-            yield read(item)
-        except UnreadableError:
-            continue
 
 
 def _spread(pairs: Sequence[Pair]) -> list[Pair]:
@@ -289,140 +216,9 @@ def _spread(pairs: Sequence[Pair]) -> list[Pair]:
     return [pairs[i * len(pairs) // count] for i in range(count)]
 
 
-def _classes(values: ValueCounts, numbered: bool) -> tuple[list[str], list[str], list[str]]:
-    """Lines of classes, names of those that are rare, and lines of why.
-
-    Args:
-        values: of the masks.
-        numbered: whether they number objects.
-    """
-    total = values.pixels.total()
-    share = {value: count / total for value, count in values.pixels.items()}
-    if numbered:
-        highest = max(value for value in share if isinstance(value, int))
-        return (
-            ['  classes: {background: 0, object: "1-65535"}'],
-            [],
-            [f"  # Masks number their objects, up to {highest}: every number is foreground."],
-        )
-    if values.most > 40:  # few values are meant: the others come of smoothing, or of JPEG
-        groups, ignore = [[value] for value in _peaks(share)], list[Value]()
-    else:
-        groups, ignore = _groups(values, share)
-    if not groups:
-        raise ValueError(
-            f"masks: got {values.most} values in one mask and none that stands out, expected those "
-            "of classes; are these masks?"
-        )
-    if len(groups) < 2:
-        raise ValueError(
-            f"masks: got the value {_value(groups[0])} nearly everywhere, expected several classes"
-        )
-    # What is 0 nearly everywhere is the background; other names nobody can know.
-    parts = [sum(share[value] for value in group) for group in groups]
-    names = [
-        f"class_{group[0] if isinstance(group[0], int) else i}" for i, group in enumerate(groups)
-    ]
-    if groups[0] == [0] and parts[0] == max(parts):
-        names[0] = "background"
-        names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
-    shares = dict(zip(names, parts, strict=True))
-    shown = ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
-    about = [
-        f"  # name: value in the masks. Shares of the pixels: {shown}.",
-        "  # Rename them; a value that is not to be learned belongs into ignore: [VALUE].",
-    ]
-    given = ", ".join(f"{name}: {_value(group)}" for name, group in zip(names, groups, strict=True))
-    lines = [f"  classes: {{{given}}}"]
-    meant = [value for group in groups for value in group]
-    stray = [value for value in share if value not in [*meant, *ignore]]
-    # Nearness means something only where classes are further apart.
-    gap = min(
-        _distance(one, other)
-        for group, others in combinations(groups, 2)
-        for one, other in product(group, others)
-    )
-    distances = {one: min(_distance(one, value) for value in meant) for one in stray}
-    near = [distance for one, distance in distances.items() if 2 * distance < gap]
-    far = sorted(one for one, distance in distances.items() if 2 * distance >= gap)
-    ignore += far[:20]
-    if ignore:
-        lines.append(f"  ignore: [{', '.join(_value([value]) for value in ignore)}]")
-    if stray:
-        few = sum(values.pixels[one] for one in stray)
-        about.append(
-            f"  # {len(stray)} other value(s), in {few} of {total} pixels, are "
-            + " or ".join(["ignored"] * bool(far) + ["taken for the nearest class"] * bool(near))
-            + "."
-        )
-    if near:
-        lines.append(f"  tolerance: {max(near)}")
-    return lines, [name for name, part in shares.items() if part < 0.02][:20], about
-
-
-def _peaks(share: dict[Value, float]) -> list[Value]:
-    """The values that nearly all others are close to; none if there are no such."""
-    bins: defaultdict[Value, list[Value]] = defaultdict(list)
-    for value in share:
-        coarse = value // 32 if isinstance(value, int) else tuple(band // 32 for band in value)
-        bins[coarse].append(value)
-    peaks: list[Value] = []
-    for members in sorted(bins.values(), key=lambda some: -sum(share[one] for one in some)):
-        highest = max(members, key=lambda one: share[one])
-        if sum(share[one] for one in members) > 0.01 and all(
-            _distance(highest, peak) > 40 for peak in peaks
-        ):
-            peaks.append(highest)
-    far = (part for one, part in share.items() if all(_distance(one, p) > 32 for p in peaks))
-    return sorted(peaks) if sum(far) < 0.1 else []
-
-
-def _groups(
-    values: ValueCounts, share: dict[Value, float]
-) -> tuple[list[list[Value]], list[Value]]:
-    """The values of each class, and those to be ignored."""
-    main = sorted(
-        value
-        for value, part in share.items()
-        if part >= 0.002 or (part >= 0.0002 and values.files[value] > 1)
-    )
-    # 255 above 0, 1, 2 ... mostly is what nobody labelled.
-    ignore = [255] if len(main) > 3 and main[-2:] == [len(main) - 2, 255] else []
-    groups: list[list[Value]] = []
-    for value in main[: len(main) - len(ignore)]:
-        # Neighbouring numbers that no mask has both of are one class, saved in two ways.
-        last = groups[-1][-1] if groups else None
-        if (
-            isinstance(value, int)
-            and isinstance(last, int)
-            and value - last <= 3
-            and value > 20
-            and not any(frozenset((value, one)) in values.together for one in groups[-1])
-        ):
-            groups[-1].append(value)
-        else:
-            groups.append([value])
-    return groups, list(ignore)
-
-
-def _distance(one: Value, other: Value) -> int:
-    """Of the channel that differs most."""
-    if isinstance(one, int) or isinstance(other, int):
-        assert isinstance(one, int)
-        assert isinstance(other, int)
-        return abs(one - other)
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
-
-def _value(group: Sequence[Value]) -> str:
-    if len(group) == 1:
-        return str(group[0]) if isinstance(group[0], int) else f"[{', '.join(map(str, group[0]))}]"
-    return f'"{", ".join(map(str, group))}"'
-
-
 def _channels(paths: Sequence[str]) -> tuple[int, list[str], list[str]]:
     """in_channels, the line of the normalization, and the line of why."""
-    modes = Counter(mode.partition(",")[0] for mode in _readable(image_mode, paths))
+    modes = Counter(mode.partition(",")[0] for mode in skip_unreadable(image_mode, paths))
     grey = all(mode in {"1", "L", "LA", "I", "F"} or mode.startswith("I;16") for mode in modes)
     shown = ", ".join(f"{mode} ({count})" for mode, count in modes.most_common(4))
     deep = any(mode in {"I", "F"} or mode.startswith("I;16") for mode in modes)
@@ -434,19 +230,20 @@ def _channels(paths: Sequence[str]) -> tuple[int, list[str], list[str]]:
 
 
 def _validation(pairs: Sequence[Pair]) -> list[str]:
-    """The lines of a split by lot, by groups if the stems seem to name such."""
-    heads = [re.match(_HEAD, pair.stem) for pair in pairs]
-    groups = {head[0] for head in heads if head}
+    """The lines of a split by lot, by groups if folders or stems seem to be such."""
     lines = [
         "  # By lot. Images of one patient, slide or film belong on one side, or the scores",
         "  # flatter: name what they share with group: REGULAR EXPRESSION, or give stems: [...].",
     ]
-    if all(heads) and 3 <= len(groups) < len(pairs):
-        return [
-            *lines,
-            f"  # {len(groups)} groups by the beginning of their names, such as {min(groups)}.",
-            f"  validation: {{fraction: 0.2, group: '{_HEAD}'}}",
-        ]
+    for pattern, what in ((_FOLDER, "folders"), (_HEAD, "the beginning of their names")):
+        heads = [re.match(pattern, pair.stem) for pair in pairs]
+        groups = {head[0] for head in heads if head}
+        if all(heads) and 3 <= len(groups) < len(pairs):
+            return [
+                *lines,
+                f"  # {len(groups)} groups by {what}, such as {min(groups)}.",
+                f"  validation: {{fraction: 0.2, group: '{pattern}'}}",
+            ]
     return [*lines, "  validation: {fraction: 0.2}"]
 
 
