@@ -1,13 +1,17 @@
 """A tiny data set, and runs on it."""
 
 import csv
+import warnings
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from affine import Affine
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.config import Config
@@ -17,6 +21,11 @@ from unet.encoders import Encoder
 from unet.model import UNet
 
 HEIGHT, WIDTH = 36, 52
+
+PLACE = {
+    "crs": "EPSG:32632",
+    "transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +64,30 @@ def write_instances(root: Path) -> None:
         Image.fromarray(np.where(inside, np.where(left, 1, 300), 0).astype(np.uint16)).save(
             root / "instances" / path.name
         )
+
+
+def draw(*shape: int) -> np.ndarray:
+    """Waves and noise: uint8 of a shape, such as (H, W)."""
+    rng = np.random.default_rng(0)
+    smooth = np.add.outer(np.sin(np.arange(shape[-2]) / 9), np.cos(np.arange(shape[-1]) / 7))
+    return (smooth * 40 + rng.normal(120, 30, shape)).clip(1, 255).astype(np.uint8)
+
+
+def write_raster(path: str, pixels: np.ndarray, **profile: Any) -> Path:
+    """Write (H, W) or (bands, H, W) as a GeoTIFF."""
+    bands = pixels.reshape(-1, *pixels.shape[-2:])
+    settings = {"driver": "GTiff", "dtype": pixels.dtype.name, "count": len(bands), **PLACE}
+    settings |= {"height": bands.shape[1], "width": bands.shape[2], **profile}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", **settings) as file:
+            file.write(bands)
+    return Path(path)
+
+
+def write_width_as_text(path: Path) -> None:
+    """Damage a TIFF of Pillow's: the tag 256 of type LONG (4) becomes one of type ASCII (2)."""
+    path.write_bytes(path.read_bytes().replace(b"\0\1\4\0", b"\0\1\2\0", 1))
 
 
 @pytest.fixture

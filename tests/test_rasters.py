@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from affine import Affine
-from conftest import make_config, make_model
+from conftest import (
+    PLACE,
+    draw,
+    make_config,
+    make_model,
+    write_raster,
+    write_width_as_text,
+)
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -20,16 +26,13 @@ from unet.cli import main
 from unet.data import Normalization
 from unet.images import read_image, to_float
 from unet.prediction import Options, UnpredictedError, predict_files
-from unet.rasters import _block_side, _file_tile, check_rasters, is_raster, predict_raster
+from unet.raster_files import file_tile
+from unet.rasters import _block_side, check_rasters, predict_raster
 from unet.tta import Kind, probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
 SIZE = (300, 217)
-PLACE = {
-    "crs": "EPSG:32632",
-    "transform": Affine(0.5, 0, 500_000, 0, -0.5, 5_400_000),
-}
 
 
 def model_of(root: Path, *overrides: str) -> SegmentationModel:
@@ -52,23 +55,6 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "best.pt"
     save_checkpoint(path, model_of(tmp_path, "tiling.overlap=null"), {})
     return path
-
-
-def draw(*shape: int) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    smooth = np.add.outer(np.sin(np.arange(shape[-2]) / 9), np.cos(np.arange(shape[-1]) / 7))
-    return (smooth * 40 + rng.normal(120, 30, shape)).clip(1, 255).astype(np.uint8)
-
-
-def write_raster(path: str, pixels: np.ndarray, **profile: Any) -> Path:
-    bands = pixels.reshape(-1, *pixels.shape[-2:])
-    settings = {"driver": "GTiff", "dtype": pixels.dtype.name, "count": len(bands), **PLACE}
-    settings |= {"height": bands.shape[1], "width": bands.shape[2], **profile}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path, "w", **settings) as file:
-            file.write(bands)
-    return Path(path)
 
 
 def whole(model: SegmentationModel, path: Path, kinds: tuple[Kind, ...] = ()) -> torch.Tensor:
@@ -353,32 +339,6 @@ def test_a_full_disk_is_told_and_leaves_nothing(checkpoint: Path, room: int) -> 
     assert not list(Path("out2").iterdir())
 
 
-def write_width_as_text(path: Path) -> None:
-    """Damage a TIFF of Pillow's: the tag 256 of type LONG (4) becomes one of type ASCII (2)."""
-    path.write_bytes(path.read_bytes().replace(b"\0\1\4\0", b"\0\1\2\0", 1))
-
-
-def test_what_is_a_raster(monkeypatch: pytest.MonkeyPatch) -> None:
-    image = Image.fromarray(draw(40, 30))
-    for name in ("plain.tif", "plain.png"):
-        image.save(name)
-    write_raster("place.tif", draw(40, 30))
-    write_raster("nodata.tif", draw(40, 30), crs=None, transform=None, nodata=0)
-    write_raster("big.tif", draw(40, 30), crs=None, transform=None, BIGTIFF="YES")
-    write_raster("order.tif", draw(40, 30), BIGTIFF="YES", ENDIANNESS="BIG")
-    Path("damaged.tif").write_bytes(b"II*\0")
-    image.save("text.tif")
-    write_width_as_text(Path("text.tif"))
-    Path("empty.tif").touch()
-    auto, always = ({p.name for p in Path().iterdir() if is_raster(p, w)} for w in (None, True))
-    assert auto == {"place.tif", "nodata.tif", "big.tif", "order.tif"}
-    assert always - {"damaged.tif", "text.tif"} == auto | {"plain.tif"}
-    assert not any(is_raster(path, False) for path in Path().iterdir())
-    monkeypatch.setattr("unet.rasters.LARGEST_IN_MEMORY", 1000)
-    assert is_raster("plain.tif")
-    assert not is_raster("plain.png")
-
-
 def test_all_kinds_of_tiff_are_predicted(checkpoint: Path) -> None:
     Image.fromarray(draw(40, 30)).save("plain.tif")
     write_raster("big.tif", draw(40, 30), crs=None, transform=None, BIGTIFF="YES")
@@ -460,25 +420,6 @@ def test_rasters_that_do_not_fit_are_named(
     assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
-def test_palettes_and_turned_tiffs_are_refused(checkpoint: Path) -> None:
-    write_raster("a.tif", draw(40, 30), photometric="palette")
-    with rasterio.open("a.tif", "r+") as file:
-        file.write_colormap(1, {0: (1, 2, 3), 255: (4, 5, 6)})
-    Image.fromarray(draw(40, 30)).save("b.tif", tiffinfo={274: 6})
-    with pytest.raises(UnpredictedError) as caught:
-        predict_files([checkpoint], ["a.tif", "b.tif"], Path("out"), Options(windows=True))
-    palette, turned, _ = str(caught.value).splitlines()
-    assert palette.startswith("a.tif: got a raster with a palette")
-    assert turned.startswith("b.tif: got a TIFF that its EXIF orientation turns")
-
-
-def test_a_stack_is_not_read_in_windows(checkpoint: Path) -> None:
-    page = Image.fromarray(draw(40, 30))
-    page.save("a.tif", save_all=True, append_images=[page])
-    with pytest.raises(UnpredictedError, match=r"a\.tif: got a raster of 2 pages, expected one"):
-        predict_files([checkpoint], ["a.tif"], Path("out"), Options(windows=True))
-
-
 def test_a_damaged_raster_is_reported_and_loses_no_other(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -514,8 +455,8 @@ def test_the_palette_of_the_training_masks_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixels", [-3, 0, 15, 16, 47, 100, 255, 256, 800])
 def test_blocks_are_whole_tiles_of_the_file(pixels: int) -> None:
     side = _block_side(pixels)
-    assert side % _file_tile(side) == 0
-    assert _file_tile(side) % 16 == 0
+    assert side % file_tile(side) == 0
+    assert file_tile(side) % 16 == 0
     assert side <= max(pixels, 16)
 
 

@@ -33,7 +33,8 @@ from unet.images import (
 )
 from unet.pairs import find_pairs, list_files, natural_key
 from unet.pictures import image_to_rgb, overlay, save_picture, with_legend
-from unet.rasters import check_rasters, is_raster, predict_raster
+from unet.raster_files import is_raster
+from unet.rasters import check_rasters, predict_raster
 from unet.tta import Kind, choose, probabilities
 
 # Only these are taken for stacks; other formats that may move are read as before, or refused.
