@@ -12,6 +12,7 @@ import torch
 from affine import Affine
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
+from torchvision.models import get_model
 
 from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
 from unet.config import Config
@@ -187,6 +188,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert [path.name for path in sorted(one.rglob("*.png"))] == [
         path.name for path in sorted(other.rglob("*.png"))
     ]
+
+
+PAPER = (
+    "model={in_channels: 1, widths: [4, 8], norm: none, padding: valid, dropout: 0.5}",
+    "augment.crop=[36, 44]",
+)
+
+ENCODER = ["model={encoder: efficientnet_b0, widths: [4, 4, 4, 4, 4], in_channels: 1}"]
+
+
+@pytest.fixture
+def encoder_weights() -> Path:
+    """As torchvision has them, which lie in a file."""
+    torch.manual_seed(7)
+    torch.save(get_model("efficientnet_b0", weights=None).state_dict(), "weights.pth")
+    return Path("weights.pth")
 
 
 ENCODERS = sorted({*get_args(Encoder)} - {"none", "resnet101", "convnext_small"})

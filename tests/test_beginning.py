@@ -2,10 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_config
+import yaml
+from conftest import ENCODER, make_config
 from test_pytorch_unet import their_net
 
-from unet.checkpoint import load_checkpoint
+from unet import load_model
+from unet.checkpoint import build_net, load_checkpoint
+from unet.cli import main
+from unet.config import config_to_dict
 from unet.data import Normalization
 from unet.training import train
 
@@ -79,3 +83,88 @@ def test_padding_other_than_that_of_the_weights_is_said(
     assert said in capsys.readouterr().out
     train(make_config(data_root, f"train.init_from={run / 'last.pt'}", *unpadded, "name=b"))
     assert "trained with" not in capsys.readouterr().out
+
+
+def test_a_run_begins_with_other_weights(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = train(make_config(data_root, "train.epochs=2")) / "best.pt"
+    init = f"train.init_from={before}"
+    slow = "optimizer={name: sgd, lr: 1e-12, weight_decay: 0}"
+    run = train(make_config(data_root, "name=same", "train.epochs=1", init, slow))
+    weights, now = (load_checkpoint(path)["model"] for path in (before, run / "last.pt"))
+    net = build_net(make_config(data_root), torch.device("cpu"))
+    parameters = [key for key, _ in net.named_parameters()]
+    for key in parameters:
+        torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
+
+    three = "data.classes={ground: 0, box: 200, sky: 7}"
+    capsys.readouterr()
+    run = train(make_config(data_root, "name=three", "train.epochs=1", init, slow, three))
+    assert "but not those of the head: it has 2 classes, here are 3" in capsys.readouterr().out
+    now = load_checkpoint(run / "last.pt")["model"]
+    assert now["head.weight"].shape[0] == 3
+    for key in parameters:
+        if not key.startswith("head."):
+            torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
+
+    with pytest.raises(ValueError, match=r"weights do not fit .* model.widths=\[4,8\].*:\nstem"):
+        train(make_config(data_root, "name=wide", init, "model.widths=[8, 8]"))
+    assert not Path("runs/wide").exists()
+    with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
+        train(make_config(data_root, "name=none", "train.init_from=no.pt"))
+
+
+def encoder_of(path: Path) -> dict[str, torch.Tensor]:
+    model = load_checkpoint(path)["model"]
+    return {key.removeprefix("encoder."): model[key] for key in model if key.startswith("encoder.")}
+
+
+def test_an_encoder_begins_with_weights_that_only_the_start_needs(
+    data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=2"]
+    given = torch.load(encoder_weights)
+    whole = train(make_config(data_root, *overrides, "name=whole", "train.freeze_encoder_epochs=2"))
+    shown = capsys.readouterr().out
+    assert "note: efficientnet_b0 begins with the weights weights.pth; those of the first" in shown
+    assert "note: data.normalization: mean [0.449] and std [0.226], those of the weights" in shown
+    frozen = encoder_of(whole / "last.pt")
+    assert torch.equal(frozen.pop("features.0.0.weight"), given["features.0.0.weight"].sum(1, True))
+    for key, weights in frozen.items():
+        assert torch.equal(weights, given[key]), key
+    # And from here on it is not looked at.
+    encoder_weights.unlink()
+    model = load_model(whole / "best.pt")
+    assert model.normalization.mean == pytest.approx((0.449,))
+    assert main(["evaluate", str(whole / "best.pt")]) == 0
+    assert main(["predict", str(whole / "best.pt"), f"{data_root}/images", "-o", "masks"]) == 0
+    assert main(["info", str(whole / "best.pt")]) == 0
+    assert "the whole image, by squeeze-and-excitation" in capsys.readouterr().out
+
+
+def test_what_the_config_says_of_normalization_goes_before_the_weights(
+    data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=1"]
+    run = train(make_config(data_root, *overrides, "data.normalization=image"))
+    assert load_model(run / "best.pt").normalization.method == "image"
+    assert "those of the weights" not in capsys.readouterr().out
+    run = train(make_config(data_root, *overrides, "data.normalization=dataset", "name=dataset"))
+    plain = train(make_config(data_root, "train.epochs=1", "name=plain"))
+    assert load_model(run / "best.pt").normalization == load_model(plain / "best.pt").normalization
+
+
+def test_weights_that_cannot_be_downloaded_leave_no_run(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    settings = config_to_dict(make_config(data_root, *ENCODER, "train.encoder_weights=DEFAULT"))
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert main(["train", "tiny.yaml"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: train.encoder_weights: efficientnet_b0_rwightman-7f5810bc.pth")
+    assert "put it into hub/checkpoints" in line
+    assert not Path("runs/tiny").exists()
+    assert not list(Path("hub/checkpoints").iterdir())

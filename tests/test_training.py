@@ -2,10 +2,7 @@ import csv
 import math
 import os
 import re
-import resource
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -15,29 +12,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import assert_same_run, make_config, states_equal, write_instances, write_pairs
+from conftest import PAPER, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
-from torchvision.models import get_model
 
 import unet.training
 from unet import load_model, predict
 from unet.border_weights import border_weights
-from unet.checkpoint import SegmentationModel, build_net, load_checkpoint
+from unet.checkpoint import build_net, load_checkpoint
 from unet.cli import main
 from unet.config import Config, LossConfig, OptimizerConfig, config_to_dict
 from unet.config_file import load_config
 from unet.data import BatchStream
 from unet.model import UNet
-from unet.stopping import Stopped
-from unet.tracking import Tracker
 from unet.training import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
-
-PAPER = (
-    "model={in_channels: 1, widths: [4, 8], norm: none, padding: valid, dropout: 0.5}",
-    "augment.crop=[36, 44]",
-)
 
 
 def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
@@ -93,84 +82,6 @@ def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ((ids == 1) == truth).mean() > 0.95
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """Send SIGTERM in each of these steps (counted from 1), once."""
-    left, note = set(steps), Tracker.step
-
-    def step(tracker: Tracker, number: int, *numbers: float) -> None:
-        note(tracker, number, *numbers)
-        if number in left:
-            left.remove(number)
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Tracker, "step", step)
-
-
-def train_in_parts(config: Config) -> Path:
-    """Train, and resume as often as a signal comes."""
-    resume = False
-    while True:
-        try:
-            return train(config, resume=resume)
-        except Stopped:
-            resume = True
-
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["train.num_workers=2"],
-        pytest.param(["train.device=cuda", "train.deterministic=true"], marks=needs_cuda),
-        pytest.param(
-            ["train.device=cuda", "train.deterministic=true", "train.precision=bfloat16"],
-            marks=needs_cuda,
-        ),
-        pytest.param(
-            ["train.device=cuda", "train.deterministic=true", "train.precision=float16"],
-            marks=needs_cuda,
-        ),
-        ["train.precision=bfloat16", "train.num_workers=1"],
-        ["train.precision=float16", "optimizer.name=sgd"],
-        ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
-        ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
-        ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
-        [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
-        [*PAPER, "train.recompute=true", "augment.crop=null"],
-        [*PAPER, "data.instances=instances", "loss.border={sigma: 3}"],
-        ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
-    ],
-    ids=[
-        "plain",
-        "workers",
-        "cuda",
-        "cuda bfloat16",
-        "cuda float16",
-        "bfloat16",
-        "float16",
-        "average",
-        "recompute",
-        "plateau",
-        "paper",
-        "paper without a crop",
-        "paper with border weights",
-        "border",
-    ],
-)
-def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
-) -> None:
-    write_instances(data_root)
-    config = ["train.epochs=4", "schedule.warmup_epochs=1", *overrides]
-    whole = train(make_config(data_root, "name=whole", *config))
-    stop_at(monkeypatch, 1, 2, 3)
-    parts = train_in_parts(make_config(data_root, "name=parts", *config))
-    assert_same_run(whole, parts)
-
-
 def test_border_weights_are_computed_once_for_each_image(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,83 +104,6 @@ def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:
     ]
     states = [load_checkpoint(run / "last.pt") for run in runs]
     assert states_equal(states[0]["model"], states[1]["model"])
-
-
-@pytest.mark.parametrize("times", [1, 3])
-def test_a_signal_during_validation_ends_it(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
-    whole = train(make_config(data_root, "name=whole", "train.average=0.9"))
-    count, logits = 0, SegmentationModel.logits
-
-    def stopping(model: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
-        nonlocal count
-        count += 1
-        if count == times:
-            signal.raise_signal(signal.SIGINT)
-        return logits(model, image)
-
-    monkeypatch.setattr(SegmentationModel, "logits", stopping)
-    config = make_config(data_root, "name=parts", "train.average=0.9")
-    with pytest.raises(Stopped):
-        train(config)
-    state = load_checkpoint(Path("runs/parts/last.pt"))["progress"]
-    assert (state["step"], state["history"]) == (2, [])
-    assert_same_run(whole, train(config, resume=True))
-
-
-def kill_while_saving(config: Path, number: int) -> None:
-    """Train by the command, and kill it as it writes its checkpoint of this number."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unet", "train", str(config), "name=parts", "--resume"],
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    seen, is_saving = 0, False
-    while seen < number:
-        assert process.poll() is None
-        was_saving, is_saving = is_saving, any(Path("runs/parts").glob(".next.pt.*.tmp"))
-        seen += is_saving and not was_saving
-    process.kill()
-    process.wait()
-
-
-def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path) -> None:
-    overrides = ["train.epochs=200", "train.save_steps=1", "train.num_workers=1",
-                 "train.validate_every=20"]  # fmt: skip
-    settings = config_to_dict(make_config(data_root, *overrides))
-    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    for number in (1, 25, 60):
-        kill_while_saving(Path("tiny.yaml"), number)
-    step = load_checkpoint(Path("runs/parts/last.pt"))["progress"]["step"]
-    assert 60 <= step < 400
-    parts = train(make_config(data_root, "name=parts", *overrides), resume=True)
-    assert_same_run(train(make_config(data_root, "name=whole", *overrides)), parts)
-    assert not list(parts.rglob(".*.tmp"))
-
-
-@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path, share: float) -> None:
-    config = make_config(data_root, "train.save_steps=1", "train.average=0.9")
-    size = (train(make_config(data_root, "name=other")) / "last.pt").stat().st_size
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def fill_the_disk(_: Tracker, step: int, *__: float) -> None:
-        if step == 3:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tracker, "step", fill_the_disk)
-        try:
-            with pytest.raises(OSError, match=r"File too large: 'runs/tiny/next\.pt'"):
-                train(config)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"] == 2
-    assert not list(Path("runs/tiny").rglob(".*.tmp"))
-    run = train(config, resume=True)
-    whole = train(make_config(data_root, "name=whole", "train.save_steps=1", "train.average=0.9"))
-    assert_same_run(whole, run)
 
 
 def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: Path) -> None:
@@ -338,36 +172,6 @@ def test_too_little_memory_comes_with_advice(
     )
     with pytest.raises(MemoryError, match=r"1 crops of 24 x 32: set augment.crop=\[16,16\], or sm"):
         train(make_config(data_root, "train.batch_size=1", "train.recompute=true", "name=b"))
-
-
-def test_a_run_begins_with_other_weights(
-    data_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = train(make_config(data_root, "train.epochs=2")) / "best.pt"
-    init = f"train.init_from={before}"
-    slow = "optimizer={name: sgd, lr: 1e-12, weight_decay: 0}"
-    run = train(make_config(data_root, "name=same", "train.epochs=1", init, slow))
-    weights, now = (load_checkpoint(path)["model"] for path in (before, run / "last.pt"))
-    net = build_net(make_config(data_root), torch.device("cpu"))
-    parameters = [key for key, _ in net.named_parameters()]
-    for key in parameters:
-        torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
-
-    three = "data.classes={ground: 0, box: 200, sky: 7}"
-    capsys.readouterr()
-    run = train(make_config(data_root, "name=three", "train.epochs=1", init, slow, three))
-    assert "but not those of the head: it has 2 classes, here are 3" in capsys.readouterr().out
-    now = load_checkpoint(run / "last.pt")["model"]
-    assert now["head.weight"].shape[0] == 3
-    for key in parameters:
-        if not key.startswith("head."):
-            torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
-
-    with pytest.raises(ValueError, match=r"weights do not fit .* model.widths=\[4,8\].*:\nstem"):
-        train(make_config(data_root, "name=wide", init, "model.widths=[8, 8]"))
-    assert not Path("runs/wide").exists()
-    with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
-        train(make_config(data_root, "name=none", "train.init_from=no.pt"))
 
 
 def test_a_run_ends_early_when_the_score_no_longer_grows(
@@ -458,23 +262,6 @@ def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:
         train(make_config(data_root, "train.sync_batch_norm=true", "train.device=cpu"))
 
 
-def test_resuming_keeps_the_normalization_to_the_last_digit(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(data_root, "train.epochs=2")
-    stop_at(monkeypatch, 2)
-    with pytest.raises(Stopped):
-        train(config)
-    last = Path("runs/tiny/last.pt")
-    state = load_checkpoint(last)
-    changed = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
-    state["normalization"]["mean"] = changed
-    torch.save(state, last)
-    train(config, resume=True)
-    assert load_checkpoint(last)["progress"]["step"] == 4
-    assert load_checkpoint(last)["normalization"]["mean"] == changed
-
-
 def test_faults_on_both_sides_of_the_split_are_reported_together(data_root: Path) -> None:
     for stem in "0123":
         (data_root / "masks" / f"{stem}.png").write_bytes(b"")
@@ -556,22 +343,6 @@ def test_optimizers_and_precisions_train(data_root: Path, optimizer: str, precis
     assert losses[1] < losses[0]
 
 
-def test_a_checkpoint_is_written_by_time_too(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps = []
-
-    def look(_: Tracker, step: int, *__: float) -> None:
-        if step > 1:
-            steps.append(load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"])
-
-    monkeypatch.setattr(Tracker, "step", look)
-    overrides = ["train.epochs=1", "train.steps_per_epoch=4"]
-    train(make_config(data_root, "train.save_minutes=0", *overrides))
-    assert steps == [1, 2, 3]
-    monkeypatch.undo()
-
-
 def test_a_loader_that_is_killed_is_told(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -588,104 +359,3 @@ def test_a_loader_that_is_killed_is_told(
     error = capsys.readouterr().err
     assert re.search(r"^error: DataLoader worker \(pid.*(killed|exited).*lower train\.num", error)
     assert "Traceback" not in error
-
-
-ENCODER = ["model={encoder: efficientnet_b0, widths: [4, 4, 4, 4, 4], in_channels: 1}"]
-
-
-@pytest.fixture
-def encoder_weights() -> Path:
-    """As torchvision has them, which lie in a file."""
-    torch.manual_seed(7)
-    torch.save(get_model("efficientnet_b0", weights=None).state_dict(), "weights.pth")
-    return Path("weights.pth")
-
-
-def encoder_of(path: Path) -> dict[str, torch.Tensor]:
-    model = load_checkpoint(path)["model"]
-    return {key.removeprefix("encoder."): model[key] for key in model if key.startswith("encoder.")}
-
-
-def test_an_encoder_begins_with_weights_that_only_the_start_needs(
-    data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=2"]
-    given = torch.load(encoder_weights)
-    whole = train(make_config(data_root, *overrides, "name=whole", "train.freeze_encoder_epochs=2"))
-    shown = capsys.readouterr().out
-    assert "note: efficientnet_b0 begins with the weights weights.pth; those of the first" in shown
-    assert "note: data.normalization: mean [0.449] and std [0.226], those of the weights" in shown
-    frozen = encoder_of(whole / "last.pt")
-    assert torch.equal(frozen.pop("features.0.0.weight"), given["features.0.0.weight"].sum(1, True))
-    for key, weights in frozen.items():
-        assert torch.equal(weights, given[key]), key
-    # And from here on it is not looked at.
-    encoder_weights.unlink()
-    model = load_model(whole / "best.pt")
-    assert model.normalization.mean == pytest.approx((0.449,))
-    assert main(["evaluate", str(whole / "best.pt")]) == 0
-    assert main(["predict", str(whole / "best.pt"), f"{data_root}/images", "-o", "masks"]) == 0
-    assert main(["info", str(whole / "best.pt")]) == 0
-    assert "the whole image, by squeeze-and-excitation" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_run_with_a_frozen_encoder_resumes_exactly(
-    data_root: Path, encoder_weights: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
-    write_instances(data_root)
-    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=3",
-                 "train.freeze_encoder_epochs=1", f"optimizer.name={optimizer}",
-                 "optimizer.encoder_lr=0.001", "train.average=0.9", "train.recompute=true",
-                 "data.instances=instances", "loss.border={}"]  # fmt: skip
-    whole = train(make_config(data_root, *overrides, "name=whole"))
-    stop_at(monkeypatch, 1, 2, 3, 4)
-    encoder_weights.rename("moved.pth")
-    with pytest.raises(
-        FileNotFoundError, match=r"train\.encoder_weights: there is no file weights"
-    ):
-        train(make_config(data_root, *overrides, "name=parts"))
-    assert not Path("runs/parts").exists()
-    Path("moved.pth").rename(encoder_weights)
-    with pytest.raises(Stopped):
-        train(make_config(data_root, *overrides, "name=parts"))
-    encoder_weights.unlink()  # resuming does not need it
-    resumed = False
-    while not resumed:
-        try:
-            train(make_config(data_root, *overrides, "name=parts"), resume=True)
-            resumed = True
-        except Stopped:
-            pass
-    assert_same_run(whole, Path("runs/parts"))
-    rates = [
-        group["lr"] for group in load_checkpoint(whole / "last.pt")["optimizer"]["param_groups"]
-    ]
-    assert rates[1] == pytest.approx(rates[0] / 10)
-
-
-def test_what_the_config_says_of_normalization_goes_before_the_weights(
-    data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=1"]
-    run = train(make_config(data_root, *overrides, "data.normalization=image"))
-    assert load_model(run / "best.pt").normalization.method == "image"
-    assert "those of the weights" not in capsys.readouterr().out
-    run = train(make_config(data_root, *overrides, "data.normalization=dataset", "name=dataset"))
-    plain = train(make_config(data_root, "train.epochs=1", "name=plain"))
-    assert load_model(run / "best.pt").normalization == load_model(plain / "best.pt").normalization
-
-
-def test_weights_that_cannot_be_downloaded_leave_no_run(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
-    settings = config_to_dict(make_config(data_root, *ENCODER, "train.encoder_weights=DEFAULT"))
-    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    assert main(["train", "tiny.yaml"]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: train.encoder_weights: efficientnet_b0_rwightman-7f5810bc.pth")
-    assert "put it into hub/checkpoints" in line
-    assert not Path("runs/tiny").exists()
-    assert not list(Path("hub/checkpoints").iterdir())
