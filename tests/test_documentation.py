@@ -1,6 +1,7 @@
 """What the documents say holds."""
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from unet.training import train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DATASETS = ROOT.parent / "shared" / "datasets"
 MODULES = {path.stem: path for path in (ROOT / "unet").glob("*.py") if path.stem[0] != "_"}
 
 
@@ -90,6 +92,33 @@ def test_the_readme_names_every_script() -> None:
     assert scripts - set(re.findall(r"\w+\.py", listing.group(1))) == {
         *("train.py", "evaluate.py", "predict.py")  # "the three commands as scripts"
     }
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("benchmark_conv_transpose.py --repeats 1", "times as fast as torch's in the geometric"),
+        ("benchmark_step.py --quick", "float32: our step over the bare step"),
+        ("benchmark_training.py --quick", "our loop over the plain loop"),
+        pytest.param(
+            f"benchmark_data.py --data '{DATASETS}' --repeats 1",
+            "times as fast as the plain loop",
+            marks=pytest.mark.skipif(not DATASETS.exists(), reason=f"there is no {DATASETS}"),
+        ),
+        ("kill_and_resume.py --kills 1", "1 of 1: same weights"),
+    ],
+)
+def test_the_scripts_that_the_readme_tells_of_run(command: str, shown: str) -> None:
+    script, *arguments = shlex.split(command)
+    result = subprocess.run(
+        [sys.executable, ROOT / "scripts" / script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    assert shown in result.stdout
 
 
 def test_the_benchmark_of_prediction_runs() -> None:
