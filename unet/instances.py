@@ -82,7 +82,11 @@ def membrane_scores(
 def pixel_error(
     prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
 ) -> float:
-    """Compute the share of the counted pixels that differ; NaN if there are none."""
+    """Compute the share of the counted pixels that differ; NaN if there are none.
+
+    ISBI 2012 named two pixel errors: this one, and what its scripts compute, 1 - the highest F1 of
+    the cells' pixels over all thresholds of a probability, see `curves.Curve`.
+    """
     prediction, target = _counted(prediction, target, counted)
     return float((prediction != target).mean()) if target.size else float("nan")
 
