@@ -255,6 +255,11 @@ def test_a_label_image_belongs_to_each_pair_where_asked_for(tmp_path: Path) -> N
     assert list(PackedPairs(pairs)) == pairs
     assert len(faults) == 1
     assert f"{tmp_path}/{{stem}}_cells.png: got nothing for {tmp_path}/2_mask.png, " in faults[0]
+    # A missing mask is named by its image.
+    (tmp_path / "1_mask.png").unlink()
+    _, faults = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
+    assert f"{tmp_path}/{{stem}}_mask.png: got nothing for {tmp_path}/1.png, " in faults[0]
+    write(tmp_path, "1_mask.png")
     # Masks may themselves be label images.
     pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_mask.png")
     assert len(pairs) == 2

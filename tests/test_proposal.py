@@ -378,6 +378,8 @@ def test_the_command_writes_a_config_that_trains(
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
     assert main(["init", str(tmp_path), "-o", "configs/mine.yaml"]) == 0
     assert "unet train configs/mine.yaml" in capsys.readouterr().out
+    assert main(["check", "configs/mine.yaml", "--pictures", "samples.txt"]) == 2
+    assert "samples.txt: expected a file that ends in .png" in capsys.readouterr().err
     assert main(["check", "configs/mine.yaml", "--pictures", "samples.png"]) == 0
     assert Path("samples.png").exists()
     small = ["model.widths=[4,8]", "train.epochs=2", "train.num_workers=0"]

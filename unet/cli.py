@@ -169,6 +169,8 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     picture: Path | None = arguments.pictures
     if picture is not None and picture.exists() and not arguments.overwrite:
         raise FileExistsError(f"{picture}: exists; pass --overwrite to replace it")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(f"{picture}: expected a file that ends in .png")
     from unet.check import check_data, describe, draw_samples
 
     try:
