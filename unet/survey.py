@@ -152,8 +152,8 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     try:
         image, ids = reader.read(pair)
         num_bytes, cells, num_cells = image.nbytes + ids.nbytes, b"", 0
-        if pair.instances is not None:
-            reader.label_image(pair, ids)  # if only to be scored: is it as it must be?
+        if pair.instances is not None and (reader.border is None or reader.border.classes):
+            reader.label_image(pair, ids)  # it is only scored: is it as it must be?
         if reader.border is not None:
             num_bytes += 2 * ids.size
             numbers = reader.cells(pair, ids)
