@@ -26,7 +26,7 @@ import torch
 from benchmark_step import Times, bare_step, synchronize
 from torch.utils.data import DataLoader
 
-from unet import tracking, training
+from unet import loop, tracking, training
 from unet.check import check_data, training_reader
 from unet.checkpoint import build_net, memory_format
 from unet.config import Config
@@ -75,9 +75,9 @@ def taken_apart(device: torch.device) -> Iterator[list[tuple[float, dict[str, fl
 
     with ExitStack() as stack:
         for owner, attribute, what in (
-            (training, "_validate", "validation"),
-            (training, "save_checkpoint", "saving"),  # best.pt
-            (training, "save_last", "saving"),
+            (loop.TrainingLoop, "_score", "validation"),
+            (loop, "save_checkpoint", "saving"),  # best.pt
+            (loop, "save_last", "saving"),
             (Tracker, "step", "logging steps"),
             (Tracker, "validation", "logging validations"),
             (tracking, "preview_sheet", "previews"),  # parts of the one above

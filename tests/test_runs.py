@@ -115,7 +115,7 @@ def test_after_falling_back_the_good_checkpoint_stays_until_a_new_one_is_whole(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unet.training.save_last", killed)
+    monkeypatch.setattr("unet.loop.save_last", killed)
     with pytest.raises(KeyboardInterrupt):
         train(make_config(data_root), resume=True)
     assert not (run / "last.pt").exists()

@@ -1,0 +1,311 @@
+"""The loop of a training: updates, validations and saves, until its run is finished."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from unet import distributed
+from unet.check import CheckedData
+from unet.checkpoint import SegmentationModel, save_checkpoint
+from unet.config import Config, network_levels
+from unet.data import BatchStream, SegmentationDataset
+from unet.device import memory_advice
+from unet.evaluation import Segmented, confusion_of_pairs
+from unet.masks import ClassMap
+from unet.metrics import Scores, scores
+from unet.model import UNet
+from unet.reach import context, unpadded_side
+from unet.runs import Progress, give_up, save_last
+from unet.schedule import learning_rate_factor, validations_without_gain
+from unet.step import TrainingStep, WeightAverage
+from unet.stopping import Stopped, StopRequest, leave_signals_to_parent, stop_request
+from unet.tracking import Tracker
+
+# First word of the seeds, so that no two uses draw the same numbers; 1 to 3 are the data's.
+_STEP_STREAM = 4
+
+
+class TrainingLoop:
+    """A training from one step to its end: what it does next follows from config and progress.
+
+    Args:
+        folder: of the run.
+        model: what is scored and saved: `net`, or the average of its weights.
+        net: what learns.
+        step: updates `net`.
+        average: of the weights of `net`; None for none.
+        dataset: training samples.
+        data: that they are of, with what is scored.
+        state: of last.pt, to go on from; None for the beginning.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: SegmentationModel,
+        net: UNet,
+        step: TrainingStep,
+        average: WeightAverage | None,
+        dataset: SegmentationDataset,
+        data: CheckedData,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self.config, settings = model.config, model.config.train
+        self.folder, self.model, self.net, self.step = folder, model, net, step
+        self.average, self.dataset, self.data = average, dataset, data
+        self._stateful: dict[str, Any] = {"optimizer": step.optimizer, "scaler": step.scaler}
+        if average is not None:
+            self._stateful["raw_model"] = net
+        self.progress = Progress()
+        if state is not None:
+            for name, part in {"model": model.net, **self._stateful}.items():
+                part.load_state_dict(state[name])
+            self.progress = Progress(**state["progress"])
+        self._per_step = settings.batch_size * settings.accumulate
+        self.steps_per_epoch = settings.steps_per_epoch or math.ceil(len(dataset) / self._per_step)
+        self.num_steps = settings.epochs * self.steps_per_epoch
+        self._stream = BatchStream(
+            len(dataset),
+            settings.batch_size,
+            settings.seed,
+            self.progress.step * settings.accumulate,
+            self.num_steps * settings.accumulate,
+            (distributed.rank(), distributed.world_size()),
+        )
+        num_pairs, num_previews = len(data.val_pairs), min(settings.previews, len(data.val_pairs))
+        # Spread over all, and each time the same.
+        self._preview_places = [i * num_pairs // num_previews for i in range(num_previews)]
+        self._start = self._saved = time.monotonic()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done, or the score has not grown for `train.patience`."""
+        waited = validations_without_gain(self.progress.scores)
+        patience = self.config.train.patience or math.inf
+        return self.progress.validated == self.num_steps or waited >= patience
+
+    def run(self) -> None:
+        """Go on until it is finished.
+
+        Raises:
+            FloatingPointError: if the loss or a gradient is no longer a finite number.
+            MemoryError: with advice, if there is too little.
+            Stopped: after SIGINT or SIGTERM, once the step is done and saved.
+        """
+        settings, progress = self.config.train, self.progress
+        batches = iter(() if self.is_finished else self._loader())
+        tracker = None
+        if distributed.rank() == 0:
+            tracker = Tracker(self.folder, self.config, progress.step)
+        self._start, self._saved = time.monotonic() - progress.seconds, time.monotonic()
+        bar = tqdm(
+            total=self.num_steps * self._per_step,
+            initial=progress.step * self._per_step,
+            unit=" images",
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}, {rate_fmt}",
+            disable=distributed.hide_bar(),
+            dynamic_ncols=True,
+        )
+        with stop_request() as stop, bar:
+            try:
+                while not self.is_finished:
+                    if self._is_to_validate():
+                        bar.write(self._validate(tracker, stop))
+                        continue
+                    epoch = progress.step // self.steps_per_epoch + 1
+                    loss, lr, norm = self._update(batches)
+                    bar.set_description_str(f"epoch {epoch}/{settings.epochs}", refresh=False)
+                    bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", refresh=False)
+                    bar.update(self._per_step)
+                    if tracker is not None:
+                        tracker.step(progress.step, loss, lr, norm)
+                    stop.check()
+                    if progress.step % (settings.save_steps or math.inf) == 0 or (
+                        time.monotonic() - self._saved > settings.save_minutes * 60
+                    ):
+                        self._save()
+            except Stopped:
+                bar.close()
+                self._save()
+                print(
+                    f"\nstopped after step {progress.step} of {self.num_steps}, which is saved; "
+                    "the same command with --resume goes on from there"
+                )
+                raise
+            finally:
+                if tracker is not None:
+                    tracker.close()
+
+    def _loader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(
+            self.dataset,
+            batch_sampler=self._stream,
+            num_workers=self.config.train.num_workers,
+            worker_init_fn=leave_signals_to_parent,
+            pin_memory=self.model.device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+
+    def _rate_factor(self, step: int) -> float:
+        return learning_rate_factor(
+            self.config.schedule, step, self.num_steps, self.steps_per_epoch, self.progress.scores
+        )
+
+    def _is_to_validate(self) -> bool:
+        step, every = self.progress.step, self.config.train.validate_every * self.steps_per_epoch
+        return step > self.progress.validated and (step % every == 0 or step == self.num_steps)
+
+    def _update(self, batches: Iterator[Sequence[Tensor]]) -> tuple[float, float, float]:
+        """Make the next step; return its loss, learning rate and norm of the gradients."""
+        settings, progress, number = self.config.train, self.progress, self.progress.step
+        # What a network draws by lot is a function of the step.
+        seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, number, distributed.rank()])
+        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
+        factor = self._rate_factor(number)
+        lr = self.config.optimizer.lr * factor
+        self.net.encoder_frozen = number < settings.freeze_encoder_epochs * self.steps_per_epoch
+        with memory_advice(_memory_advice(self.config)):
+            loss, norm = self.step.gradients(islice(batches, settings.accumulate))
+            skips = not math.isfinite(norm) and self.step.may_skip
+            if not math.isfinite(loss) or (not math.isfinite(norm) and not skips):
+                stems = self._stems_of_step(number)
+                give_up(self.folder)
+                raise FloatingPointError(_not_finite(self.folder, number, lr, loss, norm, stems))
+            self.step.update(factor)
+        if self.average is not None:
+            self.average.update(self.net, number)
+        progress.step += 1
+        progress.loss_sum += loss
+        progress.skipped += skips
+        return loss, lr, norm
+
+    def _stems_of_step(self, step: int) -> list[str]:
+        """The samples of all processes in a step, each once."""
+        accumulate = self.config.train.accumulate
+        numbers = range(step * accumulate, (step + 1) * accumulate)
+        places = [place for number in numbers for place in self._stream.places(number)]
+        return list(dict.fromkeys(self.dataset.pair(place).stem for place in places))
+
+    def _validate(self, tracker: Tracker | None, stop: StopRequest) -> str:
+        """Score the model, save it, and say so in a line."""
+        progress = self.progress
+        previews: dict[int, Segmented] = {}
+        result = self._score(self.model, stop, self._preview_places, previews)
+        row = {
+            "epoch": math.ceil(progress.step / self.steps_per_epoch),
+            "step": progress.step,
+            "lr": self.config.optimizer.lr * self._rate_factor(progress.step - 1),
+            "train_loss": progress.loss_sum / (progress.step - progress.validated),
+            **_columns(result, self.model.classes),
+            "skipped_steps": progress.skipped,
+        }
+        if self.average is not None:
+            row["raw_mean_iou"] = self._score(replace(self.model, net=self.net), stop).mean_iou
+        row["seconds"] = round(time.monotonic() - self._start, 1)
+        is_best = result.mean_iou > max(progress.scores, default=-math.inf)
+        progress.history.append(row)
+        progress.loss_sum = 0.0
+        if tracker is not None:
+            if is_best:
+                states: dict[str, Any] = {"progress": asdict(progress)}
+                if self.average is not None:
+                    states["raw_model"] = self.net.state_dict()
+                save_checkpoint(self.folder / "best.pt", self.model, states)
+            tracker.validation(
+                progress.history, [previews[place] for place in self._preview_places]
+            )
+        self._save()  # last: with it, the validation is done
+        return _line(row, self.config.train.epochs, is_best)
+
+    def _score(
+        self,
+        model: SegmentationModel,
+        stop: StopRequest,
+        places: Sequence[int] = (),
+        seen: dict[int, Segmented] | None = None,
+    ) -> Scores:
+        distributed.copy_buffers(model.net)
+        pairs = self.data.val_pairs
+        return scores(confusion_of_pairs(model, pairs, "validate", stop, places, seen))
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if distributed.rank() == 0:
+            self.progress.seconds = round(self._saved - self._start, 1)
+            states = {name: part.state_dict() for name, part in self._stateful.items()}
+            states["progress"] = asdict(self.progress)
+            states["train_stems"] = [pair.stem for pair in self.data.train_pairs]
+            states["data"] = self.data.fingerprint
+            states["dtype"] = str(self.step.dtype)
+            states["world_size"] = distributed.world_size()
+            save_last(self.folder, self.model, states)
+
+
+def _columns(result: Scores, classes: ClassMap) -> dict[str, float]:
+    """The scores in a line of metrics.csv."""
+    return {
+        "mean_iou": result.mean_iou,
+        "mean_dice": result.mean_dice,
+        "pixel_accuracy": result.pixel_accuracy,
+        **{f"iou_{name}": iou for name, iou in zip(classes.names, result.iou, strict=True)},
+    }
+
+
+def _line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
+    """A validation in words."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  loss {row['train_loss']:.4f}  "
+        f"mean IoU {row['mean_iou']:.4f}  pixel accuracy {row['pixel_accuracy']:.4f}"
+        + (f"  raw mean IoU {row['raw_mean_iou']:.4f}" if "raw_mean_iou" in row else "")
+        + (f"  {row['skipped_steps']} steps skipped" if row["skipped_steps"] else "")
+        + ("  best" if is_best else "")
+    )
+
+
+def _not_finite(
+    run: Path, step: int, lr: float, loss: float, norm: float, samples: Sequence[str]
+) -> str:
+    """The end of a run whose numbers have left the range of its dtype."""
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"a gradient is {norm}"
+    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+    last = run / "last.pt"
+    return (
+        f"train: {what} in step {step + 1}, at a learning rate of {lr:.3g}, on the samples "
+        f"{', '.join(samples[:8])}{more}; the weights were not changed by it"
+        + (f", and {last} is whole" if last.exists() else "")
+        + ". Lower optimizer.lr, lengthen schedule.warmup_epochs or set train.clip_grad_norm=1, "
+        "and train anew with --overwrite; or look at these samples with 'unet check --pictures'"
+    )
+
+
+def _memory_advice(config: Config) -> str:
+    """What would make a step smaller, of what is not done yet."""
+    settings, crop = config.train, config.augment.crop
+    size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
+    advice = []
+    smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
+    if config.model.padding == "valid":  # half of what is learned from
+        levels = network_levels(config.model)
+        learned = [side - 2 * context(levels) for side in crop or (512, 512)]
+        smaller = [unpadded_side(levels, max(side // 2, 1)) for side in learned]
+    if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
+        advice.append(
+            f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
+            "samples in a step, half of the memory)"
+        )
+    if not settings.recompute and not settings.compile:
+        advice.append("train.recompute=true (slower)")
+    if crop is None or smaller != list(crop):
+        advice.append(f"augment.crop={smaller}".replace(" ", ""))
+    advice.append("smaller model.widths")
+    return f"a step has batches of {settings.batch_size} {size}: set {', or '.join(advice)}"
