@@ -53,6 +53,7 @@ NOTES = {
     "smp": "smp: segmentation_models_pytorch's Unet; its decoder has the same widths, its encoder "
     "is\n     another one, a resnet18, and all of another size",
 }
+QUICK = ("model.widths=[4,8,16]", "augment.crop=[64,64]", "train.batch_size=2")
 GOAL = 3  # percent over the bare step, at most
 
 
@@ -343,8 +344,7 @@ def main() -> int:
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        small = ("model.widths=[4,8,16]", "augment.crop=[64,64]", "train.batch_size=2")
-        arguments.settings = [*small, *arguments.settings]
+        arguments.settings = [*QUICK, *arguments.settings]
         arguments.rounds, arguments.steps = 2, 1
     config = load_config(ROOT / "configs" / "isbi2012.yaml", arguments.settings)
     if config.augment.crop is None:

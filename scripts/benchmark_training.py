@@ -23,7 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from benchmark_step import Times, bare_step, synchronize
+from benchmark_step import QUICK, Times, bare_step, synchronize
 from torch.utils.data import DataLoader
 
 from unet import loop, tracking, training
@@ -230,8 +230,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if arguments.quick:
-        small = ("model.widths=[4,8,16]", "augment.crop=[64,64]", "train.batch_size=2")
-        arguments.settings = [*small, *arguments.settings]
+        arguments.settings = [*QUICK, *arguments.settings]
         arguments.epochs, arguments.repeats = 1, 1
     data: Path | None = None if arguments.data is None else arguments.data.resolve()
     if data is not None and not data.is_dir():

@@ -76,6 +76,56 @@ def test_a_folder_for_each_image_or_patient_is_understood(
     assert len(pairing.files) == count
 
 
+def test_the_slices_of_several_patients_are_not_mixed(tmp_path: Path) -> None:
+    """Which of a patient's images and masks belong together, folders alone do not tell."""
+    for name in ("ann", "ben", "cid", "dan"):
+        for i in range(3):
+            write(tmp_path, f"{name}/scans/{i}.png", f"{name}/masks/{i}.png")
+    for pairing in find_pairings(tmp_path):
+        for image, mask in pairing.files.values():
+            assert Path(image).stem == Path(mask).stem
+
+
+def test_the_folders_of_cities_and_splits_are_understood(tmp_path: Path) -> None:
+    """As in Cityscapes."""
+    for split, cities in (("train", ("ulm", "jena", "bonn")), ("val", ("koeln", "aalen", "bern"))):
+        for city in cities:
+            for i in range(2):
+                name = f"{split}/{city}/{city}_00{i}_019"
+                write(tmp_path, f"left8bit/{name}_left8bit.png", f"fine/{name}_fine_labelIds.png")
+    found = {(one.images, one.masks): len(one.files) for one in find_pairings(tmp_path)}
+    assert found["left8bit/{stem}_left8bit", "fine/{stem}_fine_labelIds"] == 12
+    assert found["left8bit/train/*/{stem}_left8bit", "fine/train/*/{stem}_fine_labelIds"] == 6
+
+
+def test_files_beside_the_folders_do_not_matter(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        write(tmp_path, f"{name}/photo.png", f"{name}/label.png")
+    Image.new("L", (9, 9)).save(tmp_path / "overview.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("{stem}/photo", "{stem}/label")
+    assert len(pairing.files) == 8
+
+
+def test_of_very_many_folders_the_largest_are_looked_at(tmp_path: Path) -> None:
+    for i in range(30):
+        folder = tmp_path / f"{chr(ord('a') + i // 26)}{chr(ord('a') + i % 26)}"
+        folder.mkdir()
+        Image.new("L", (9, 9)).save(folder / f"result{i}.png")
+    for i in range(8):
+        write(tmp_path, f"scans/{i}.png", f"truth/{i}.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("scans", "truth")
+
+
+def test_a_longer_name_may_be_on_either_side(tmp_path: Path) -> None:
+    """As in nnU-Net: the image has its channel's number, the mask has none."""
+    for name in ("lung", "liver", "heart", "brain"):
+        write(tmp_path, f"imagesTr/{name}_0000.png", f"labelsTr/{name}.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("imagesTr/{stem}_0000", "labelsTr")
+
+
 def test_several_masks_of_an_image_are_all_found(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png")

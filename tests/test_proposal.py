@@ -28,6 +28,7 @@ def draw(values: list[int], size: tuple[int, int] = (70, 90)) -> tuple[np.ndarra
 
 
 def write(root: Path, image: str, mask: str, values: list[int]) -> None:
+    """An image and its mask, into folders that are made."""
     for name, pixels in zip((image, mask), draw(values), strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / name)
@@ -35,10 +36,14 @@ def write(root: Path, image: str, mask: str, values: list[int]) -> None:
 
 def proposed(root: Path) -> Config:
     """The config for a folder, with which nothing is wrong."""
-    Path("mine.yaml").write_text(propose(root, "mine"), encoding="utf-8")
-    config = load_config(Path("mine.yaml"))
+    config = load_config(write_config(root))
     assert check_data(config).faults == []
     return config
+
+
+def write_config(root: Path) -> Path:
+    Path("mine.yaml").write_text(propose(root, "mine"), encoding="utf-8")
+    return Path("mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -123,13 +128,53 @@ def test_groups_are_recognised(tmp_path: Path) -> None:
 
 def test_the_images_of_one_folder_stay_together(tmp_path: Path) -> None:
     for patient in ("ann", "ben", "cid", "dan"):
-        for i in range(3):
-            name = f"{patient}/scan{patient}{i}"
-            write(tmp_path, f"{name}.png", f"{name}_mask.png", [0, 255])
+        for i, side in enumerate(("left", "right", "top")):
+            name = f"{patient}/{side}/{chr(ord('a') + i)}{patient}"
+            write(tmp_path, f"images/{name}.png", f"masks/{name}.png", [0, 255])
     data = check_data(proposed(tmp_path))
     patients = [{pair.stem[:3] for pair in part} for part in (data.train_pairs, data.val_pairs)]
     assert all(patients)
     assert not patients[0] & patients[1]
+
+
+def test_masks_of_other_splits_are_never_those_of_training(tmp_path: Path) -> None:
+    """Though they have the same names, and more classes."""
+    number = 0
+    for split, values in (("train", [0, 1]), ("val", [0, 1, 2]), ("test", [0, 1, 2])):
+        for _ in range(10):
+            write(tmp_path, f"{split}/images/{number}.png", f"{split}/masks/{number}.png", values)
+            number += 1
+    data = proposed(tmp_path).data
+    assert (data.images, data.masks) == ("train/images", "train/masks")
+    assert (data.validation.images, data.validation.masks) == ("val/images", "val/masks")
+
+
+def test_a_field_of_view_is_no_mask_of_classes(tmp_path: Path) -> None:
+    """As in DRIVE: the same in all images."""
+    for i in range(21, 29):
+        write(tmp_path, f"images/{i}_training.png", f"1st_manual/{i}_manual1.png", [0, 255])
+        with Image.open(tmp_path / f"1st_manual/{i}_manual1.png") as mask:
+            vessels = np.roll(np.array(mask), 9 * i, axis=1)
+        Image.fromarray(vessels).save(tmp_path / f"1st_manual/{i}_manual1.png")
+        view = np.zeros((70, 90), np.uint8)
+        view[5 : 64 + i % 2, 5:85] = 255
+        (tmp_path / "mask").mkdir(exist_ok=True)
+        Image.fromarray(view).save(tmp_path / f"mask/{i}_training_mask.png")
+    data = proposed(tmp_path).data
+    assert data.masks == "1st_manual/{stem}_manual1"
+    assert "Other masks of the same images: mask/{stem}_training_mask\n" in Path(
+        "mine.yaml"
+    ).read_text(encoding="utf-8")
+
+
+def test_other_files_are_told(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"{'abcd'[i]}/image.png", f"{'abcd'[i]}/mask.png", [0, 255])
+    Image.new("L", (9, 9)).save(tmp_path / "overview.png")
+    data = proposed(tmp_path).data
+    assert (data.images, data.masks) == ("{stem}/image", "{stem}/mask")
+    said = f"# There are 1 other file(s) beside the images and masks, such as {tmp_path}/overview"
+    assert said in Path("mine.yaml").read_text(encoding="utf-8")
 
 
 def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
@@ -365,7 +410,9 @@ def test_label_images_must_be_there_for_all(tmp_path: Path) -> None:
 
 def test_what_has_no_masks_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "other/2.png", [0, 255])
-    with pytest.raises(ValueError, match="got no images with masks, expected files of the same"):
+    with pytest.raises(
+        ValueError, match="got no images with masks that their names tell, expected files"
+    ):
         propose(tmp_path, "mine")
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
         propose(tmp_path / "nowhere", "mine")
@@ -379,7 +426,7 @@ def test_the_command_writes_a_config_that_trains(
     assert main(["init", str(tmp_path), "-o", "configs/mine.yaml"]) == 0
     assert "unet train configs/mine.yaml" in capsys.readouterr().out
     assert main(["check", "configs/mine.yaml", "--pictures", "samples.txt"]) == 2
-    assert "samples.txt: expected a file that ends in .png" in capsys.readouterr().err
+    assert "samples.txt: expected a name that ends in .png" in capsys.readouterr().err
     assert main(["check", "configs/mine.yaml", "--pictures", "samples.png"]) == 0
     assert Path("samples.png").exists()
     small = ["model.widths=[4,8]", "train.epochs=2", "train.num_workers=0"]

@@ -420,6 +420,25 @@ def test_rasters_that_do_not_fit_are_named(
     assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
+def test_what_cannot_be_read_in_windows_is_named_and_the_rest_predicted(checkpoint: Path) -> None:
+    write_raster("a.tif", draw(40, 30), photometric="palette")
+    with rasterio.open("a.tif", "r+") as file:
+        file.write_colormap(1, {0: (1, 2, 3), 255: (4, 5, 6)})
+    page = Image.fromarray(draw(40, 30))
+    page.save("b.tif", tiffinfo={274: 6})
+    page.save("c.tif", save_all=True, append_images=[page])
+    page.save("d.tif")
+    with pytest.raises(UnpredictedError) as caught:
+        predict_files(
+            [checkpoint], [f"{n}.tif" for n in "abcd"], Path("out"), Options(windows=True)
+        )
+    palette, turned, stack, _ = str(caught.value).splitlines()
+    assert palette.startswith("a.tif: got a raster with a palette")
+    assert turned.startswith("b.tif: got a TIFF that its EXIF orientation turns")
+    assert stack.startswith("c.tif: got a raster of 2 pages, expected one")
+    assert [path.name for path in Path("out").iterdir()] == ["d.tif"]
+
+
 def test_a_damaged_raster_is_reported_and_loses_no_other(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

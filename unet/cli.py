@@ -167,10 +167,12 @@ def _init(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = load_config(arguments.config, overrides)
     picture: Path | None = arguments.pictures
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(
+            f"{picture}: expected a name that ends in .png; give --pictures such a one"
+        )
     if picture is not None and picture.exists() and not arguments.overwrite:
         raise FileExistsError(f"{picture}: exists; pass --overwrite to replace it")
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise ValueError(f"{picture}: expected a file that ends in .png")
     from unet.check import check_data, describe, draw_samples
 
     try:

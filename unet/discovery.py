@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,12 +13,17 @@ import numpy as np
 from unet.images import SUFFIXES, count_pages, read_pixels, skip_unreadable
 from unet.pairs import list_files, natural_key
 
-_FOLDERS = 20
-"""Folders of one kind that are looked at, each for itself; of more, none is."""
+_MAX_GROUPS = 12
+"""Groups of folders of each kind that are looked at, the largest."""
 
-# Before and after what image and mask have in common: img_7 and mask_7, 7_img and 7_mask,
-# train-volume and train-labels, 7/image and 7/mask.
-_PARTS = (r"(\D*)(\d.*)()", r"()(.*\d)(\D*)", r"()(.*?)([-_ ][^-_ ]*)", r"()([^/]+)(/.*)")
+# Before and after what image and mask have in common.
+_PARTS = (
+    r"(\D*)(\d.*)()",  # img_7 and mask_7
+    r"()(.*\d)(\D*)",  # 7_img and 7_mask
+    r"()(.*?)([-_ ][^-_ /]*)",  # train-volume and train-labels
+    r"()(.*?)([-_ ][^-_ /]*[-_ ][^-_ /]*)",  # town_8bit and town_fine_ids
+    r"()([^/]+)(/.*)",  # 7/image and 7/mask
+)
 
 # Prefix and suffix of the stems of one side, and of the other.
 Affixes = tuple[str, str, str, str]
@@ -34,26 +39,24 @@ class Pairing:
 
 
 def find_pairings(root: Path) -> list[Pairing]:
-    """Find folders whose files have names in common, the more alike first.
+    """Find images and masks that have names in common, the more alike first.
 
-    Folders that differ in numbers only are taken together, those whose paths differ in one folder,
-    and all that lies in one folder of `root`.
+    They may lie in two folders or in one, in one for each image, or in several whose paths differ
+    in numbers only or (three or more) in one part.
     """
     names = _image_names(root)
-    sides = _sides(root, names)
+    sides, whole = _sides(root, names), _by_stem(root, "", names)
+    every = {**sides, **whole}
+
+    def pairs_of(group: Iterable[str]) -> Iterator[tuple[str, str]]:
+        # Images first, of which there are no more than of masks.
+        return combinations(sorted(group, key=lambda side: len(every[side])), 2)
+
+    # Two places, one place, one for each image.
     found: dict[tuple[str, str], Pairing] = {}
-    # Images first, of which there are no more than of masks.
-    by_number = sorted(sides.items(), key=lambda side: len(side[1]))
-    for (one, ones), (other, others) in combinations(by_number, 2):
-        for affixes in _relations(ones, others):
-            _add_pairing(found, (one, ones), (other, others), affixes)
-    # Images and masks in one folder, or in one for each image; plain paths before stars.
-    within = {**_by_stem(root, "", names), **sides}
-    for one, ones in sorted(
-        within.items(), key=lambda side: ("*" in side[0], side[0] not in sides)
-    ):
-        for affixes in _relations(ones, ones):
-            _add_pairing(found, (one, ones), (one, ones), affixes)
+    for one, other in [*pairs_of(sides), *zip(every, every, strict=True), *pairs_of(whole)]:
+        for affixes in _relations(every[one], every[other]):
+            _add_pairing(found, (one, every[one]), (other, every[other]), affixes)
     # What is flat nearly everywhere is a mask; of two sides the flatter one is.
     result = []
     flatness: dict[str, float] = {}
@@ -73,13 +76,15 @@ def find_pairings(root: Path) -> list[Pairing]:
             )
         if max(image, mask) > 0.6 > min(image, mask):
             result.append(pairing)
-    return sorted(result, key=lambda one: -len(one.files))
+    # Of equals plain paths first: their stems tell folders apart.
+    return sorted(result, key=lambda one: (-len(one.files), "*" in one.images + one.masks))
 
 
 def _image_names(root: Path) -> list[str]:
     """The image files below a folder, relative to it."""
     prefix = _prefix(root)
-    names = (path.removeprefix(prefix) for path in list_files(root))
+    # In an order that does not depend on the disk.
+    names = sorted(path.removeprefix(prefix) for path in list_files(root))
     return [name for name in names if Path(name).suffix.lower() in SUFFIXES]
 
 
@@ -93,31 +98,31 @@ def _sides(root: Path, names: Sequence[str]) -> dict[str, dict[str, str]]:
     for name in names:
         by_folder[os.path.dirname(name)].append(name)  # noqa: PTH120 (of text)
     numbered = Counter(re.sub(r"\d+", "*", folder) for folder in by_folder)
-    alike = Counter(shape for folder in by_folder for shape in _without_one(folder))
-    kinds: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for folder, its in by_folder.items():
+    alike = Counter(shape for folder in by_folder for shape in _with_star(folder))
+    kinds: defaultdict[str | int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for folder, files in by_folder.items():
         shape = re.sub(r"\d+", "*", folder)
         if numbered[shape] > 1:
-            kinds["numbered"][shape] += its
+            kinds["numbered"][shape] += files
         else:
-            kinds["deep" if "/" in folder else "flat"][folder] += its
+            kinds["deep" if "/" in folder else "flat"][folder] += files
         if "/" in folder:
-            kinds["top"][folder.partition("/")[0]] += its
-        for i, other in enumerate(_without_one(folder)):
-            if alike[other] > 2:
-                kinds[f"differ in part {i}"][other] += its
+            kinds["top"][folder.partition("/")[0]] += files
+        for part, starred in enumerate(_with_star(folder)):
+            if alike[starred] > 2:  # two are rather train and val
+                kinds[part][starred] += files
     sides: dict[str, dict[str, str]] = {}
     seen: set[tuple[str, ...]] = set()
     for groups in kinds.values():
-        if len(groups) <= _FOLDERS:
-            for folder, its in groups.items():
-                if tuple(its) not in seen:
-                    seen.add(tuple(its))
-                    sides.update(_by_stem(root, folder, its))
+        largest = sorted(groups, key=lambda folder: -len(groups[folder]))[:_MAX_GROUPS]
+        for folder in largest:
+            if tuple(groups[folder]) not in seen:
+                seen.add(tuple(groups[folder]))
+                sides.update(_by_stem(root, folder, groups[folder]))
     return sides
 
 
-def _without_one(folder: str) -> list[str]:
+def _with_star(folder: str) -> list[str]:
     """The path of a folder with a star for one of its parts, for each of them."""
     parts = folder.split("/") if folder else []
     return ["/".join([*parts[:i], "*", *parts[i + 1 :]]) for i in range(len(parts))]
@@ -148,18 +153,40 @@ def _relations(ones: dict[str, str], others: dict[str, str]) -> Iterator[Affixes
     some = sorted(ones, key=natural_key)[:: max(1, len(ones) // 8)]
     for stem in some:
         for other in others:
-            if stem in other and stem != other:  # 7 and 7_mask
+            if stem == other:
+                continue
+            if stem in other:  # 7 and 7_mask
                 before, _, after = other.partition(stem)
                 candidates["", "", before, after] += 1
-    for part in _PARTS:
-        by_core: defaultdict[str, list[re.Match[str]]] = defaultdict(list)
-        for mine in filter(None, (re.fullmatch(part, stem) for stem in some)):
-            by_core[mine[2]].append(mine)
-        for theirs in filter(None, (re.fullmatch(part, other) for other in others)):
-            for mine in by_core.get(theirs[2], ()):
-                if mine[0] != theirs[0]:
-                    candidates[mine[1], mine[3], theirs[1], theirs[3]] += 1
+            elif other in stem:
+                before, _, after = stem.partition(other)
+                candidates[before, after, "", ""] += 1
+    slices = _slices(ones) | _slices(others)
+    by_core: defaultdict[str, list[re.Match[str]]] = defaultdict(list)
+    for mine in _split_up(some):
+        by_core[mine[2]].append(mine)
+    for theirs in _split_up(others):
+        for mine in by_core.get(theirs[2], ()):
+            # Of several slices in one folder, it does not tell which belong together.
+            unclear = mine[3].startswith("/") and mine[0] in slices and theirs[0] in slices
+            if mine[0] != theirs[0] and not unclear:
+                candidates[mine[1], mine[3], theirs[1], theirs[3]] += 1
     yield from (affixes for affixes, _ in candidates.most_common(16))
+
+
+def _split_up(stems: Iterable[str]) -> Iterator[re.Match[str]]:
+    """Every way to split stems into what may be in common and what is before and after."""
+    for part in _PARTS:
+        yield from filter(None, (re.fullmatch(part, stem) for stem in stems))
+
+
+def _slices(stems: Iterable[str]) -> set[str]:
+    """Those that differ from others below the same folder in numbers only."""
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for stem in stems:
+        folder, slash, rest = stem.partition("/")
+        alike[folder + slash + re.sub(r"\d+", "#", rest)].append(stem)
+    return {stem for group in alike.values() if len(group) > 1 for stem in group}
 
 
 def _add_pairing(
@@ -170,7 +197,7 @@ def _add_pairing(
 ) -> None:
     """Keep what pairs by these affixes, if nearly all of the smaller side does."""
     before, after, other_before, other_after = affixes
-    files = {}
+    files: dict[str, tuple[str, str]] = {}
     candidates = 0
     for stem, path in one[1].items():
         if not (stem.startswith(before) and stem.endswith(after)):
@@ -187,7 +214,8 @@ def _add_pairing(
         other[0].replace("{stem}", f"{other_before}{{stem}}{other_after}"),
     )
     plain = tuple(re.sub(r"(^|/)\{stem\}$", "", pattern) or "." for pattern in patterns)
-    if files and len(files) >= 0.9 * candidates and patterns[0] != patterns[1]:
+    enough = max(1 + after.startswith("/"), 0.9 * candidates)  # one file in one folder says nothing
+    if len(files) >= enough and patterns[0] != patterns[1]:
         known = found.get((plain[1], plain[0]))
         if known is None:
             found[plain[0], plain[1]] = Pairing(images=plain[0], masks=plain[1], files=files)

@@ -1,7 +1,7 @@
 """The values of masks that nobody has described -> the classes that they seem to mean."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations, product
 
@@ -24,6 +24,22 @@ class ValueCounts:
     together: set[frozenset[Value]]
     most: int
     """Values in one mask, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundClasses:
+    """What the values of masks seem to mean."""
+
+    values: dict[str, list[Value]]
+    """Of each class, by a name for it."""
+    shares: dict[str, float]
+    """Of the pixels."""
+    ignore: list[Value]
+    """What is no class: mostly 255, and values far from all classes."""
+    far: list[Value]
+    """Stray values that are far from all classes."""
+    near: dict[Value, int]
+    """Those that are near one, and how far from it."""
 
 
 def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
@@ -64,7 +80,7 @@ def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
     return ValueCounts(pixels=pixels, files=files, together=together, most=most)
 
 
-def numbers_objects(masks: Iterable[np.ndarray]) -> bool:
+def are_label_images(masks: Iterable[np.ndarray]) -> bool:
     """Whether masks number their objects: each number in one place, and many of them.
 
     In files of more than 8 bits few are enough, if they go from 1 on.
@@ -90,22 +106,14 @@ def numbers_objects(masks: Iterable[np.ndarray]) -> bool:
     return bool(in_place > 0.8 and enough > 0.1)
 
 
-def propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], list[str], list[str]]:
-    """Lines of classes, names of those that are rare, and lines of why.
+def find_classes(values: ValueCounts) -> FoundClasses:
+    """Tell the classes that masks seem to have; not for those that number objects.
 
-    Args:
-        values: of the masks.
-        numbered: whether they number objects.
+    Raises:
+        ValueError: if there are no two.
     """
     total = values.pixels.total()
     share = {value: count / total for value, count in values.pixels.items()}
-    if numbered:
-        highest = max(value for value in share if isinstance(value, int))
-        return (
-            ['  classes: {background: 0, object: "1-65535"}'],
-            [],
-            [f"  # Masks number their objects, up to {highest}: every number is foreground."],
-        )
     if values.most > 40:  # few values are meant: the others come of smoothing, or of JPEG
         groups, ignore = [[value] for value in _peaks(share)], list[Value]()
     else:
@@ -117,7 +125,7 @@ def propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], lis
         )
     if len(groups) < 2:
         raise ValueError(
-            f"masks: got the value {_value(groups[0])} nearly everywhere, expected several classes"
+            f"masks: got the value {groups[0][0]} nearly everywhere, expected several classes"
         )
     # What is 0 nearly everywhere is the background; other names nobody can know.
     parts = [sum(share[value] for value in group) for group in groups]
@@ -127,14 +135,6 @@ def propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], lis
     if groups[0] == [0] and parts[0] == max(parts):
         names[0] = "background"
         names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
-    shares = dict(zip(names, parts, strict=True))
-    shown = ", ".join(f"{name} {part:.1%}" for name, part in shares.items())
-    about = [
-        f"  # name: value in the masks. Shares of the pixels: {shown}.",
-        "  # Rename them; a value that is not to be learned belongs into ignore: [VALUE].",
-    ]
-    given = ", ".join(f"{name}: {_value(group)}" for name, group in zip(names, groups, strict=True))
-    lines = [f"  classes: {{{given}}}"]
     meant = [value for group in groups for value in group]
     stray = [value for value in share if value not in [*meant, *ignore]]
     # Nearness means something only where classes are further apart.
@@ -144,21 +144,14 @@ def propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], lis
         for one, other in product(group, others)
     )
     distances = {one: min(_distance(one, value) for value in meant) for one in stray}
-    near = [distance for one, distance in distances.items() if 2 * distance < gap]
     far = sorted(one for one, distance in distances.items() if 2 * distance >= gap)
-    ignore += far[:20]
-    if ignore:
-        lines.append(f"  ignore: [{', '.join(_value([value]) for value in ignore)}]")
-    if stray:
-        few = sum(values.pixels[one] for one in stray)
-        about.append(
-            f"  # {len(stray)} other value(s), in {few} of {total} pixels, are "
-            + " or ".join(["ignored"] * bool(far) + ["taken for the nearest class"] * bool(near))
-            + "."
-        )
-    if near:
-        lines.append(f"  tolerance: {max(near)}")
-    return lines, [name for name, part in shares.items() if part < 0.02][:20], about
+    return FoundClasses(
+        values=dict(zip(names, groups, strict=True)),
+        shares=dict(zip(names, parts, strict=True)),
+        ignore=[*ignore, *far[:20]],
+        far=far,
+        near={one: distance for one, distance in distances.items() if 2 * distance < gap},
+    )
 
 
 def _peaks(share: dict[Value, float]) -> list[Value]:
@@ -213,9 +206,3 @@ def _distance(one: Value, other: Value) -> int:
         assert isinstance(other, int)
         return abs(one - other)
     return max(abs(a - b) for a, b in zip(one, other, strict=True))
-
-
-def _value(group: Sequence[Value]) -> str:
-    if len(group) == 1:
-        return str(group[0]) if isinstance(group[0], int) else f"[{', '.join(map(str, group[0]))}]"
-    return f'"{", ".join(map(str, group))}"'

@@ -7,6 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
+from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from unet.images import (
     open_image,
     skip_unreadable,
 )
-from unet.mask_values import count_values, numbers_objects, propose_classes
+from unet.mask_values import Value, ValueCounts, are_label_images, count_values, find_classes
 from unet.pairs import Pair, find_pairs, read_table
 
 _SAMPLES = 1000
@@ -34,11 +36,13 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 
-# The folders that a stem holds.
-_FOLDER = "^.+(?=/)"
-
-# The beginning of a name that goes on, up to the first of these.
-_HEAD = "^[^_/.]+(?=[_/.])"
+# What images of one patient may have in common: the first folders of their stems, or the beginning
+# of a name that goes on.
+_GROUPS = (
+    ("^[^/]+(?=/)", "folders"),
+    ("^[^/]+/[^/]+(?=/)", "folders"),
+    ("^[^_/.]+(?=[_/.])", "the beginning of their names"),
+)
 
 
 def propose(folder: Path, name: str) -> str:
@@ -58,21 +62,20 @@ def propose(folder: Path, name: str) -> str:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
     root = folder
-    where, pairs, validation = _find(root)
+    where, pairs, validation, held_out = _find(root)
     if not pairs:
         raise ValueError(f"{folder}: got no image whose mask is there; {' '.join(where)}")
     some = _spread(pairs)
-    values = count_values(
-        (pair.masks[0], pair.page) for pair in tqdm(some, "look", leave=False, disable=None)
-    )
+    looked_at = tqdm([*some, *_spread(held_out)], "look", leave=False, disable=None)
+    values = count_values((pair.masks[0], pair.page) for pair in looked_at)
     sizes = np.array([*skip_unreadable(image_size, [pair.images[0] for pair in some])])
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
     few = some[:: max(1, len(some) // 30)]
-    numbered = numbers_objects(
+    numbered = are_label_images(
         skip_unreadable(_as_they_are, [(one.masks[0], one.page) for one in few])
     )
-    classes, rare, about_classes = propose_classes(values, numbered)
+    classes, rare = _classes(values, numbered)
     channels, normalization, about_images = _channels([pair.images[0] for pair in some])
     if validation is None:
         validation = _validation(pairs)
@@ -83,7 +86,6 @@ def propose(folder: Path, name: str) -> str:
             "data:",
             f"  root: {_quoted(folder.as_posix())}",
             *where,
-            *about_classes,
             *classes,
             *about_images,
             *normalization,
@@ -95,58 +97,68 @@ def propose(folder: Path, name: str) -> str:
     )
 
 
-def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
-    """The lines that say where the files are, the pairs, and the line of the split, if any."""
+# The lines that say where the files are, the pairs, the line of the split, if there is one, and the
+# pairs that it holds out.
+_Found = tuple[list[str], list[Pair], list[str] | None, list[Pair]]
+
+
+def _find(root: Path) -> _Found:
     for path in sorted(root.glob("*.csv")):
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             header = next(csv.reader(file), [])
         if {"image", "mask"} <= set(header):
-            pairs, faults = read_table(root, path.name)
-            splits = {pair.split for pair in pairs}
-            lines = [f"  # Not so: {fault}" for fault in faults[:5]]
-            lines.append(f"  csv: {_quoted(path.name)}")
-            for split in ("val", "test"):
-                held = sorted(name for name in splits if _split_of(name) == split)
-                if "train" in splits and held:
-                    pairs = [pair for pair in pairs if pair.split == "train"]
-                    if split == "test":
-                        lines.append(
-                            "  # No other split to score on: best.pt is chosen by its images."
-                        )
-                    return lines, pairs, [f"  validation: {{split: {_quoted(held[-1])}}}"]
-            return lines, pairs, None
-    pairings = find_pairings(root)
-    if not pairings:
-        raise ValueError(
-            f"{root}: got no images with masks, expected files of the same names in two folders, "
-            f"or names that differ by a suffix such as _mask ({', '.join(sorted(SUFFIXES))}); "
-            "rename them, or write a data.csv with the columns image and mask"
-        )
-    held_out, candidates = [], pairings
+            return _from_table(root, path.name)
+    if pairings := find_pairings(root):
+        return _from_folders(root, pairings)
+    raise ValueError(
+        f"{root}: got no images with masks that their names tell, expected files of the same names "
+        "in two folders, names that differ by a suffix such as _mask, or a folder for each image "
+        f"({', '.join(sorted(SUFFIXES))}); rename them, or write a data.csv with the columns image "
+        "and mask"
+    )
+
+
+def _from_table(root: Path, name: str) -> _Found:
+    pairs, faults = read_table(root, name)
+    splits = {pair.split for pair in pairs}
+    lines = [f"  # Not so: {fault}" for fault in faults[:5]]
+    lines.append(f"  csv: {_quoted(name)}")
+    for split in ("val", "test"):
+        held = sorted(name for name in splits if _split_of(name) == split)
+        if "train" in splits and held:
+            trained = [pair for pair in pairs if pair.split == "train"]
+            if split == "test":
+                lines.append("  # No other split to score on: best.pt is chosen by its images.")
+            scored = [pair for pair in pairs if pair.split == held[-1]]
+            return lines, trained, [f"  validation: {{split: {_quoted(held[-1])}}}"], scored
+    return lines, pairs, None, []
+
+
+def _from_folders(root: Path, pairings: Sequence[Pairing]) -> _Found:
+    held_out, candidates = list[Pairing](), pairings
     if any(_split_of(one.images) == "train" for one in pairings):
         # Images of one split and masks of another may have the same names.
-        sides = [{_split_of(one.images), _split_of(one.masks)} - {""} for one in pairings]
-        own = [one for one, names in zip(pairings, sides, strict=True) if len(names) < 2]
-        held_out = [one for one in own if _split_of(one.images) == "val"]
-        candidates = [one for one in own if _split_of(one.images) == "train"] or pairings
-    best = candidates[0]
+        splits = [(one, _splits_of(one, root)) for one in pairings]
+        held_out = [one for one, names in splits if names == {"val"}]
+        candidates = [one for one, names in splits if names == {"train"}] or pairings
+    alike = [one for one in candidates if len(one.files) == len(candidates[0].files)]
+    best = min(alike[:4], key=lambda one: len(find_pairs(root, [one.images], one.masks)[1]))
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     best = max(same, key=_promise)
     images = [image for image, _ in best.files.values()]
     stacks = any(pages > 1 for pages in skip_unreadable(count_pages, images[:9]))
     labels = _label_images(same, best)
-    pairs, faults = find_pairs(root, [best.images], best.masks, stacks, instances=labels)
+    notes: list[str] = []
+    pairs, faults = find_pairs(root, [best.images], best.masks, stacks, notes, labels)
     lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
     lines += [f"  # Not so: {fault}" for fault in faults]
-    drawn = dict(best.files.values())
-    others = [
-        one.masks
-        for one in same
-        if one.masks != labels and any(drawn.get(i, mask) != mask for i, mask in one.files.values())
-    ]
-    if others:
-        lines.append(f"  # Other masks of the same images: {', '.join(sorted(others))}")
+    lines += [f"  # There are {note}." for note in notes]
+    # One of the patterns that name the same files.
+    others = {frozenset(one.files.values()): one.masks for one in reversed(same)}
+    others.pop(frozenset(best.files.values()), None)
+    if besides := sorted(masks for masks in others.values() if masks != labels):
+        lines.append(f"  # Other masks of the same images: {', '.join(besides)}")
     lines += [f"  images: {_quoted(best.images)}", f"  masks: {_quoted(best.masks)}"]
     if labels:
         lines.append("  # Numbers of the objects, for evaluate --instances and loss.border.")
@@ -154,19 +166,27 @@ def _find(root: Path) -> tuple[list[str], list[Pair], list[str] | None]:
     if stacks:
         lines.append("  stacks: true")
     if not held_out:
-        return lines, pairs, None
+        return lines, pairs, None, []
     style = _SPLIT.sub("", best.masks)
     scored = max(held_out, key=lambda one: (_SPLIT.sub("", one.masks) == style, len(one.files)))
     places = f"images: {_quoted(scored.images)}, masks: {_quoted(scored.masks)}"
     if labels := _label_images(held_out, scored):
         places += f", instances: {_quoted(labels)}"
-    return lines, pairs, [f"  validation: {{{places}}}"]
+    scored_pairs, _ = find_pairs(root, [scored.images], scored.masks, stacks)
+    return lines, pairs, [f"  validation: {{{places}}}"], scored_pairs
 
 
 def _split_of(place: str) -> str:
     """train, val or test, by the name of a place; empty if it says nothing."""
     found = _SPLIT.search(place)
     return next(name for name, part in found.groupdict().items() if part) if found else ""
+
+
+def _splits_of(pairing: Pairing, root: Path) -> set[str]:
+    """The splits that folders and patterns name."""
+    folders = {Path(path).parent for both in pairing.files.values() for path in both}
+    places = [folder.relative_to(root).as_posix() for folder in folders]
+    return {_split_of(place) for place in [pairing.images, pairing.masks, *places]} - {""}
 
 
 def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
@@ -192,9 +212,9 @@ def _label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
             mask.shape == objects.shape and np.array_equal(mask > 0, objects > 0)
             for mask, objects in zip(drawn, numbers, strict=True)
         ]
-        if alike and np.mean(alike) > 0.8 and numbers_objects(numbers):
+        if alike and np.mean(alike) > 0.8 and are_label_images(numbers):
             return one.masks
-    return masks.masks if numbers_objects(drawn) else None
+    return masks.masks if are_label_images(drawn) else None
 
 
 def _as_they_are(mask: tuple[str, int | None]) -> np.ndarray:
@@ -202,18 +222,65 @@ def _as_they_are(mask: tuple[str, int | None]) -> np.ndarray:
     return np.asarray(open_image(*mask))
 
 
-def _promise(pairing: Pairing) -> tuple[bool, bool, int]:
-    """Of several masks of the same images: classes before instances, more classes before fewer."""
-    values = count_values((mask, page) for _, mask, page in _some_masks(pairing))
+def _promise(pairing: Pairing) -> tuple[bool, bool, bool, int, int]:
+    """Of several masks of the same images, what speaks for these, the most telling first.
+
+    They are not the same in all images, as a field of view is; they hold classes, not instances;
+    they are named so; they lie near the images; they hold many classes.
+    """
+    masks = [(mask, page) for _, mask, page in _some_masks(pairing)]
+    drawn = [*skip_unreadable(_as_they_are, masks)]
+    changes = [
+        one.shape != other.shape or np.sum(one != other) > 0.1 * np.sum((one > 0) | (other > 0))
+        for one, other in pairwise(drawn)
+    ]
+    values = count_values(masks)
     is_named = bool(re.search("mask|label|annot|seg", pairing.masks, re.IGNORECASE))
+    near = sum(map(eq, pairing.images.split("/"), pairing.masks.split("/")))
     enough = 0.002 * values.pixels.total()
     classes = sum(count >= enough for count in values.pixels.values())
-    return values.most <= 40, is_named, classes
+    return not changes or any(changes), values.most <= 40, is_named, near, classes
 
 
 def _spread(pairs: Sequence[Pair]) -> list[Pair]:
     count = min(len(pairs), _SAMPLES)
     return [pairs[i * len(pairs) // count] for i in range(count)]
+
+
+def _classes(values: ValueCounts, numbered: bool) -> tuple[list[str], list[str]]:
+    """The lines of the classes, and the names of those that are rare."""
+    if numbered:
+        highest = max(value for value in values.pixels if isinstance(value, int))
+        return [
+            f"  # Masks number their objects, up to {highest}: every number is foreground.",
+            '  classes: {background: 0, object: "1-65535"}',
+        ], []
+    found = find_classes(values)
+    shown = ", ".join(f"{name} {part:.1%}" for name, part in found.shares.items())
+    lines = [
+        f"  # name: value in the masks. Shares of the pixels: {shown}.",
+        "  # Rename them; a value that is not to be learned belongs into ignore: [VALUE].",
+    ]
+    if stray := [*found.far, *found.near]:
+        few = sum(values.pixels[one] for one in stray)
+        ends = ["ignored"] * bool(found.far) + ["taken for the nearest class"] * bool(found.near)
+        lines.append(
+            f"  # {len(stray)} other value(s), in {few} of {values.pixels.total()} pixels, are "
+            f"{' or '.join(ends)}."
+        )
+    given = ", ".join(f"{name}: {_value(group)}" for name, group in found.values.items())
+    lines.append(f"  classes: {{{given}}}")
+    if found.ignore:
+        lines.append(f"  ignore: [{', '.join(_value([value]) for value in found.ignore)}]")
+    if found.near:
+        lines.append(f"  tolerance: {max(found.near.values())}")
+    return lines, [name for name, part in found.shares.items() if part < 0.02][:20]
+
+
+def _value(group: Sequence[Value]) -> str:
+    if len(group) == 1:
+        return str(group[0]) if isinstance(group[0], int) else f"[{', '.join(map(str, group[0]))}]"
+    return f'"{", ".join(map(str, group))}"'
 
 
 def _channels(paths: Sequence[str]) -> tuple[int, list[str], list[str]]:
@@ -235,7 +302,7 @@ def _validation(pairs: Sequence[Pair]) -> list[str]:
         "  # By lot. Images of one patient, slide or film belong on one side, or the scores",
         "  # flatter: name what they share with group: REGULAR EXPRESSION, or give stems: [...].",
     ]
-    for pattern, what in ((_FOLDER, "folders"), (_HEAD, "the beginning of their names")):
+    for pattern, what in _GROUPS:
         heads = [re.match(pattern, pair.stem) for pair in pairs]
         groups = {head[0] for head in heads if head}
         if all(heads) and 3 <= len(groups) < len(pairs):
