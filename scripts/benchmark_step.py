@@ -30,6 +30,7 @@ from unet.checkpoint import build_net, memory_format
 from unet.config import Config
 from unet.config_file import load_config
 from unet.device import memory_advice
+from unet.loop import _STEP_STREAM
 from unet.losses import SegmentationLoss
 from unet.schedule import learning_rate_factor
 from unet.step import TrainingStep
@@ -151,8 +152,8 @@ def bare_step(
 
 
 def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tensor, Tensor]) -> None:
-    """Update the weights with all that the loop of `unet.training.train` does for it."""
-    seed = np.random.SeedSequence([4, config.train.seed, number, 0])
+    """Update the weights with all that `unet.loop.TrainingLoop` does for it."""
+    seed = np.random.SeedSequence([_STEP_STREAM, config.train.seed, number, 0])
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     factor = learning_rate_factor(config.schedule, number, 100_000, 1000, [])
     with memory_advice(""):

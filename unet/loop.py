@@ -36,65 +36,70 @@ _STEP_STREAM = 4
 
 
 class TrainingLoop:
-    """A training from one step to its end: what it does next follows from config and progress.
+    """The rest of a training, from its beginning or a checkpoint; its config is the model's.
+
+    What it does next follows from config and progress alone.
 
     Args:
-        folder: of the run.
+        run: the folder.
         model: what is scored and saved: `net`, or the average of its weights.
         net: what learns.
-        step: updates `net`.
+        training_step: updates `net`.
         average: of the weights of `net`; None for none.
         dataset: training samples.
-        data: that they are of, with what is scored.
-        state: of last.pt, to go on from; None for the beginning.
+        data: the checked data, whose validation pairs are scored.
+        state: of last.pt, to go on from: it is loaded into model, net and training_step. None for
+            the beginning.
     """
 
     def __init__(
         self,
-        folder: Path,
+        *,
+        run: Path,
         model: SegmentationModel,
         net: UNet,
-        step: TrainingStep,
+        training_step: TrainingStep,
         average: WeightAverage | None,
         dataset: SegmentationDataset,
         data: CheckedData,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.config, settings = model.config, model.config.train
-        self.folder, self.model, self.net, self.step = folder, model, net, step
-        self.average, self.dataset, self.data = average, dataset, data
-        self._stateful: dict[str, Any] = {"optimizer": step.optimizer, "scaler": step.scaler}
+        self.progress = Progress()
+        self._config = model.config
+        self._run = run
+        self._model = model
+        self._net = net
+        self._training_step = training_step
+        self._average = average
+        self._dataset = dataset
+        self._data = data
+        self._stateful: dict[str, Any] = {
+            "optimizer": training_step.optimizer,
+            "scaler": training_step.scaler,
+        }
         if average is not None:
             self._stateful["raw_model"] = net
-        self.progress = Progress()
         if state is not None:
             for name, part in {"model": model.net, **self._stateful}.items():
                 part.load_state_dict(state[name])
             self.progress = Progress(**state["progress"])
+        settings = model.config.train
         self._per_step = settings.batch_size * settings.accumulate
-        self.steps_per_epoch = settings.steps_per_epoch or math.ceil(len(dataset) / self._per_step)
-        self.num_steps = settings.epochs * self.steps_per_epoch
-        self._stream = BatchStream(
-            len(dataset),
-            settings.batch_size,
-            settings.seed,
-            self.progress.step * settings.accumulate,
-            self.num_steps * settings.accumulate,
-            (distributed.rank(), distributed.world_size()),
-        )
-        num_pairs, num_previews = len(data.val_pairs), min(settings.previews, len(data.val_pairs))
+        self._steps_per_epoch = settings.steps_per_epoch or math.ceil(len(dataset) / self._per_step)
+        self.num_steps = settings.epochs * self._steps_per_epoch
+        num_pairs = len(data.val_pairs)
+        num_previews = min(settings.previews, num_pairs)
         # Spread over all, and each time the same.
         self._preview_places = [i * num_pairs // num_previews for i in range(num_previews)]
-        self._start = self._saved = time.monotonic()
 
     @property
     def is_finished(self) -> bool:
         """Whether all epochs are done, or the score has not grown for `train.patience`."""
         waited = validations_without_gain(self.progress.scores)
-        patience = self.config.train.patience or math.inf
+        patience = self._config.train.patience or math.inf
         return self.progress.validated == self.num_steps or waited >= patience
 
-    def run(self) -> None:
+    def finish(self) -> None:
         """Go on until it is finished.
 
         Raises:
@@ -102,12 +107,12 @@ class TrainingLoop:
             MemoryError: with advice, if there is too little.
             Stopped: after SIGINT or SIGTERM, once the step is done and saved.
         """
-        settings, progress = self.config.train, self.progress
-        batches = iter(() if self.is_finished else self._loader())
+        settings, progress = self._config.train, self.progress
+        self._start, self._saved = time.monotonic() - progress.seconds, time.monotonic()
+        batches = iter(self._loader())  # before the tracker, whose thread no worker should inherit
         tracker = None
         if distributed.rank() == 0:
-            tracker = Tracker(self.folder, self.config, progress.step)
-        self._start, self._saved = time.monotonic() - progress.seconds, time.monotonic()
+            tracker = Tracker(self._run, self._config, progress.step)
         bar = tqdm(
             total=self.num_steps * self._per_step,
             initial=progress.step * self._per_step,
@@ -119,10 +124,10 @@ class TrainingLoop:
         with stop_request() as stop, bar:
             try:
                 while not self.is_finished:
-                    if self._is_to_validate():
+                    if self._validation_is_due:
                         bar.write(self._validate(tracker, stop))
                         continue
-                    epoch = progress.step // self.steps_per_epoch + 1
+                    epoch = progress.step // self._steps_per_epoch + 1
                     loss, lr, norm = self._update(batches)
                     bar.set_description_str(f"epoch {epoch}/{settings.epochs}", refresh=False)
                     bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", refresh=False)
@@ -146,44 +151,56 @@ class TrainingLoop:
                 if tracker is not None:
                     tracker.close()
 
+    def _stream(self) -> BatchStream:
+        settings = self._config.train
+        return BatchStream(
+            len(self._dataset),
+            settings.batch_size,
+            settings.seed,
+            self.progress.step * settings.accumulate,
+            self.num_steps * settings.accumulate,
+            (distributed.rank(), distributed.world_size()),
+        )
+
     def _loader(self) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(
-            self.dataset,
-            batch_sampler=self._stream,
-            num_workers=self.config.train.num_workers,
+            self._dataset,
+            batch_sampler=self._stream(),
+            num_workers=self._config.train.num_workers,
             worker_init_fn=leave_signals_to_parent,
-            pin_memory=self.model.device.type == "cuda",
+            pin_memory=self._model.device.type == "cuda",
             generator=torch.Generator(),  # or it would draw from the global one
         )
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(
-            self.config.schedule, step, self.num_steps, self.steps_per_epoch, self.progress.scores
+            self._config.schedule, step, self.num_steps, self._steps_per_epoch, self.progress.scores
         )
 
-    def _is_to_validate(self) -> bool:
-        step, every = self.progress.step, self.config.train.validate_every * self.steps_per_epoch
+    @property
+    def _validation_is_due(self) -> bool:
+        step, every = self.progress.step, self._config.train.validate_every * self._steps_per_epoch
         return step > self.progress.validated and (step % every == 0 or step == self.num_steps)
 
     def _update(self, batches: Iterator[Sequence[Tensor]]) -> tuple[float, float, float]:
         """Make the next step; return its loss, learning rate and norm of the gradients."""
-        settings, progress, number = self.config.train, self.progress, self.progress.step
+        settings, progress, number = self._config.train, self.progress, self.progress.step
         # What a network draws by lot is a function of the step.
         seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, number, distributed.rank()])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         factor = self._rate_factor(number)
-        lr = self.config.optimizer.lr * factor
-        self.net.encoder_frozen = number < settings.freeze_encoder_epochs * self.steps_per_epoch
-        with memory_advice(_memory_advice(self.config)):
-            loss, norm = self.step.gradients(islice(batches, settings.accumulate))
-            skips = not math.isfinite(norm) and self.step.may_skip
+        lr = self._config.optimizer.lr * factor
+        self._net.encoder_frozen = number < settings.freeze_encoder_epochs * self._steps_per_epoch
+        with memory_advice(_memory_advice(self._config)):
+            loss, norm = self._training_step.gradients(islice(batches, settings.accumulate))
+            skips = not math.isfinite(norm) and self._training_step.may_skip
             if not math.isfinite(loss) or (not math.isfinite(norm) and not skips):
                 stems = self._stems_of_step(number)
-                give_up(self.folder)
-                raise FloatingPointError(_not_finite(self.folder, number, lr, loss, norm, stems))
-            self.step.update(factor)
-        if self.average is not None:
-            self.average.update(self.net, number)
+                give_up(self._run)
+                raise FloatingPointError(_not_finite(self._run, number, lr, loss, norm, stems))
+            self._training_step.update(factor)
+        if self._average is not None:
+            self._average.update(self._net, number)
         progress.step += 1
         progress.loss_sum += loss
         progress.skipped += skips
@@ -191,26 +208,26 @@ class TrainingLoop:
 
     def _stems_of_step(self, step: int) -> list[str]:
         """The samples of all processes in a step, each once."""
-        accumulate = self.config.train.accumulate
-        numbers = range(step * accumulate, (step + 1) * accumulate)
-        places = [place for number in numbers for place in self._stream.places(number)]
-        return list(dict.fromkeys(self.dataset.pair(place).stem for place in places))
+        accumulate, stream = self._config.train.accumulate, self._stream()
+        batches = range(step * accumulate, (step + 1) * accumulate)
+        places = [place for number in batches for place in stream.places(number)]
+        return list(dict.fromkeys(self._dataset.pair(place).stem for place in places))
 
     def _validate(self, tracker: Tracker | None, stop: StopRequest) -> str:
-        """Score the model, save it, and say so in a line."""
+        """Score the model, note that and save it; return the line that says so."""
         progress = self.progress
         previews: dict[int, Segmented] = {}
-        result = self._score(self.model, stop, self._preview_places, previews)
+        result = self._score(self._model, stop, self._preview_places, previews)
         row = {
-            "epoch": math.ceil(progress.step / self.steps_per_epoch),
+            "epoch": math.ceil(progress.step / self._steps_per_epoch),
             "step": progress.step,
-            "lr": self.config.optimizer.lr * self._rate_factor(progress.step - 1),
+            "lr": self._config.optimizer.lr * self._rate_factor(progress.step - 1),
             "train_loss": progress.loss_sum / (progress.step - progress.validated),
-            **_columns(result, self.model.classes),
+            **_columns(result, self._model.classes),
             "skipped_steps": progress.skipped,
         }
-        if self.average is not None:
-            row["raw_mean_iou"] = self._score(replace(self.model, net=self.net), stop).mean_iou
+        if self._average is not None:
+            row["raw_mean_iou"] = self._score(replace(self._model, net=self._net), stop).mean_iou
         row["seconds"] = round(time.monotonic() - self._start, 1)
         is_best = result.mean_iou > max(progress.scores, default=-math.inf)
         progress.history.append(row)
@@ -218,14 +235,14 @@ class TrainingLoop:
         if tracker is not None:
             if is_best:
                 states: dict[str, Any] = {"progress": asdict(progress)}
-                if self.average is not None:
-                    states["raw_model"] = self.net.state_dict()
-                save_checkpoint(self.folder / "best.pt", self.model, states)
+                if self._average is not None:
+                    states["raw_model"] = self._net.state_dict()
+                save_checkpoint(self._run / "best.pt", self._model, states)
             tracker.validation(
                 progress.history, [previews[place] for place in self._preview_places]
             )
         self._save()  # last: with it, the validation is done
-        return _line(row, self.config.train.epochs, is_best)
+        return _line(row, self._config.train.epochs, is_best)
 
     def _score(
         self,
@@ -235,7 +252,7 @@ class TrainingLoop:
         seen: dict[int, Segmented] | None = None,
     ) -> Scores:
         distributed.copy_buffers(model.net)
-        pairs = self.data.val_pairs
+        pairs = self._data.val_pairs
         return scores(confusion_of_pairs(model, pairs, "validate", stop, places, seen))
 
     def _save(self) -> None:
@@ -244,11 +261,11 @@ class TrainingLoop:
             self.progress.seconds = round(self._saved - self._start, 1)
             states = {name: part.state_dict() for name, part in self._stateful.items()}
             states["progress"] = asdict(self.progress)
-            states["train_stems"] = [pair.stem for pair in self.data.train_pairs]
-            states["data"] = self.data.fingerprint
-            states["dtype"] = str(self.step.dtype)
+            states["train_stems"] = [pair.stem for pair in self._data.train_pairs]
+            states["data"] = self._data.fingerprint
+            states["dtype"] = str(self._training_step.dtype)
             states["world_size"] = distributed.world_size()
-            save_last(self.folder, self.model, states)
+            save_last(self._run, self._model, states)
 
 
 def _columns(result: Scores, classes: ClassMap) -> dict[str, float]:

@@ -68,11 +68,9 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     if dtype == torch.float16 and device.type == "cpu":
         print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
     reader = training_reader(config)
-    classes = reader.classes
 
     # The data, read once in full: what is wrong with it is said now.
     data = distributed.from_first(lambda: _checked_data(config))
-    train_pairs, val_pairs = data.train_pairs, data.val_pairs
     normalization = data.normalization(config)
     if config.data.normalization == "auto" and begin is not None:
         normalization = Normalization(**begin["normalization"])
@@ -84,14 +82,14 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         distributed.from_first(lambda: check_same(state, run, dtype, data))
         # The very numbers: another version of NumPy may differ in the last digit.
         normalization = Normalization(**state["normalization"])
-    print(describe(data, classes.names))
+    print(describe(data, reader.classes.names))
     for note in data.notes:
         print(f"note: {note}")
     dataset = _training_set(config, data, reader, normalization)
 
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)
-    net, first = build_net(config, device), train_pairs[0]
+    net = build_net(config, device)
     if begin is not None:
         said = begin_with(net, begin, str(settings.init_from), config)
         print(f"train.init_from: {said}")
@@ -101,11 +99,12 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         # It replaces the norms inside and returns the same network.
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     average = WeightAverage(net, settings.average) if settings.average is not None else None
+    first = data.train_pairs[0]
     model = SegmentationModel(
         net=average.net if average else net,
         config=config,
         normalization=normalization,
-        val_stems=tuple(pair.stem for pair in val_pairs),
+        val_stems=tuple(pair.stem for pair in data.val_pairs),
         palette=None if reader.in_parts else palette_of(first.masks[0], first.page),
         device=device,
     )
@@ -120,7 +119,16 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         memory_format(config),
         settings.freeze_encoder_epochs > 0,
     )
-    loop = TrainingLoop(run, model, net, training_step, average, dataset, data, state)
+    loop = TrainingLoop(
+        run=run,
+        model=model,
+        net=net,
+        training_step=training_step,
+        average=average,
+        dataset=dataset,
+        data=data,
+        state=state,
+    )
     if state is not None and state["world_size"] != world_size:
         print(
             f"note: the run had {state['world_size']} process(es) and now has {world_size}: "
@@ -135,11 +143,12 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     )
     if loop.progress.step:
         print(f"going on after step {loop.progress.step} of {loop.num_steps}")
-    if settings.compile:
-        print("the first step compiles the network, which may take minutes")
     if loop.is_finished:
         print("the run is complete: there is nothing left to train")
-    loop.run()
+    else:
+        if settings.compile:
+            print("the first step compiles the network, which may take minutes")
+        loop.finish()
     _say_goodbye(run, loop.progress, settings.epochs, data.skipped)
     return run
 
