@@ -153,7 +153,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> _Found:
     pairs, faults = find_pairs(root, [best.images], best.masks, stacks, notes, labels)
     lines = [f"  # {len(pairs)} image(s) have a mask of the same stem."]
     lines += [f"  # Not so: {fault}" for fault in faults]
-    lines += [f"  # There are {note}." for note in notes]
+    lines += [f"  # Note: {note}" for note in notes]
     # One of the patterns that name the same files.
     others = {frozenset(one.files.values()): one.masks for one in reversed(same)}
     others.pop(frozenset(best.files.values()), None)
