@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from operator import eq
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -97,9 +98,14 @@ def propose(folder: Path, name: str) -> str:
     )
 
 
-# The lines that say where the files are, the pairs, the line of the split, if there is one, and the
-# pairs that it holds out.
-_Found = tuple[list[str], list[Pair], list[str] | None, list[Pair]]
+class _Found(NamedTuple):
+    """Where the files are."""
+
+    lines: list[str]
+    pairs: list[Pair]
+    validation: list[str] | None = None
+    """The line of the split, if there is one."""
+    held_out: Sequence[Pair] = ()
 
 
 def _find(root: Path) -> _Found:
@@ -130,8 +136,9 @@ def _from_table(root: Path, name: str) -> _Found:
             if split == "test":
                 lines.append("  # No other split to score on: best.pt is chosen by its images.")
             scored = [pair for pair in pairs if pair.split == held[-1]]
-            return lines, trained, [f"  validation: {{split: {_quoted(held[-1])}}}"], scored
-    return lines, pairs, None, []
+            line = f"  validation: {{split: {_quoted(held[-1])}}}"
+            return _Found(lines, trained, [line], scored)
+    return _Found(lines, pairs)
 
 
 def _from_folders(root: Path, pairings: Sequence[Pairing]) -> _Found:
@@ -141,6 +148,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> _Found:
         splits = [(one, _splits_of(one, root)) for one in pairings]
         held_out = [one for one, names in splits if names == {"val"}]
         candidates = [one for one, names in splits if names == {"train"}] or pairings
+    # Of those with as many files, one whose patterns leave nothing over.
     alike = [one for one in candidates if len(one.files) == len(candidates[0].files)]
     best = min(alike[:4], key=lambda one: len(find_pairs(root, [one.images], one.masks)[1]))
     enough = 0.9 * len(best.files)
@@ -166,14 +174,14 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> _Found:
     if stacks:
         lines.append("  stacks: true")
     if not held_out:
-        return lines, pairs, None, []
+        return _Found(lines, pairs)
     style = _SPLIT.sub("", best.masks)
     scored = max(held_out, key=lambda one: (_SPLIT.sub("", one.masks) == style, len(one.files)))
     places = f"images: {_quoted(scored.images)}, masks: {_quoted(scored.masks)}"
     if labels := _label_images(held_out, scored):
         places += f", instances: {_quoted(labels)}"
     scored_pairs, _ = find_pairs(root, [scored.images], scored.masks, stacks)
-    return lines, pairs, [f"  validation: {{{places}}}"], scored_pairs
+    return _Found(lines, pairs, [f"  validation: {{{places}}}"], scored_pairs)
 
 
 def _split_of(place: str) -> str:
