@@ -315,10 +315,10 @@ def compare_steps(
     print("\n".join([*sentences, *(NOTES[name] for name in names if name in NOTES)]))
 
 
-def main() -> int:
-    """Print a table for each device."""
+def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser of what the benchmarks of training have in common."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     parser.add_argument(
@@ -328,6 +328,15 @@ def main() -> int:
         help="changes to the config, such as 'model.widths=[16,32,64]'",
     )
     parser.add_argument("--devices", nargs="+", choices=devices, default=devices)
+    parser.add_argument(
+        "--quick", action="store_true", help="see that all runs, with numbers that mean nothing"
+    )
+    return parser
+
+
+def main() -> int:
+    """Print a table for each device."""
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="(default: 20)")
     parser.add_argument(
         "--steps",
@@ -338,9 +347,6 @@ def main() -> int:
         "--compile",
         action=argparse.BooleanOptionalAction,
         help="time compiled steps too (default: yes, but not with --quick)",
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="see that all runs, with numbers that mean nothing"
     )
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

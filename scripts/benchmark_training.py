@@ -3,10 +3,10 @@
 `unet.training.train` beside a plain loop over the very same samples, with the seconds that it
 spends on validation, logging, previews and saving taken apart. Both are run in turn in one process,
 so that a noisy machine slows them alike, and ratios are those within a round; compare the rows of
-one run, not rows of two runs. `benchmark_step.py` times single steps.
+one run, not rows of two runs. train.compile=true compiles both. `benchmark_step.py` times single
+steps.
 """
 
-import argparse
 import functools
 import io
 import math
@@ -23,7 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from benchmark_step import QUICK, Times, bare_step, synchronize
+from benchmark_step import QUICK, Times, bare_step, benchmark_parser, synchronize
 from torch.utils.data import DataLoader
 
 from unet import loop, tracking, training
@@ -201,16 +201,7 @@ def compare_loops(
 
 def main() -> int:
     """Print a table for each device."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    parser.add_argument(
-        "settings",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="changes to the config, such as 'model.widths=[16,32,64]' or train.compile=true",
-    )
+    parser = benchmark_parser(__doc__)
     parser.add_argument(
         "--data",
         type=Path,
@@ -218,7 +209,6 @@ def main() -> int:
         help="to train on with configs/isbi2012.yaml; without it, that of configs/quickstart.yaml "
         "is drawn",
     )
-    parser.add_argument("--devices", nargs="+", choices=devices, default=devices)
     parser.add_argument(
         "--epochs",
         type=int,
@@ -226,9 +216,6 @@ def main() -> int:
         help="timed in a run, if need be more for a whole number of validations (default: 3)",
     )
     parser.add_argument("--repeats", type=int, default=5, help="runs of each loop (default: 5)")
-    parser.add_argument(
-        "--quick", action="store_true", help="see that all runs, with numbers that mean nothing"
-    )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.settings = [*QUICK, *arguments.settings]

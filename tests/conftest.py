@@ -86,6 +86,16 @@ def write_raster(path: str, pixels: np.ndarray, **profile: Any) -> Path:
     return Path(path)
 
 
+def write_tiffs_that_windows_cannot_read() -> None:
+    """a.tif with a palette, b.tif turned by its EXIF orientation, c.tif of two pages."""
+    write_raster("a.tif", draw(40, 30), photometric="palette")
+    with rasterio.open("a.tif", "r+") as file:
+        file.write_colormap(1, {0: (1, 2, 3), 255: (4, 5, 6)})
+    page = Image.fromarray(draw(40, 30))
+    page.save("b.tif", tiffinfo={274: 6})
+    page.save("c.tif", save_all=True, append_images=[page])
+
+
 def write_width_as_text(path: Path) -> None:
     """Damage a TIFF of Pillow's: the tag 256 of type LONG (4) becomes one of type ASCII (2)."""
     path.write_bytes(path.read_bytes().replace(b"\0\1\4\0", b"\0\1\2\0", 1))

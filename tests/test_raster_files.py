@@ -3,7 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
-from conftest import PLACE, draw, write_raster, write_width_as_text
+from conftest import (
+    PLACE,
+    draw,
+    write_raster,
+    write_tiffs_that_windows_cannot_read,
+    write_width_as_text,
+)
 from PIL import Image
 
 from unet.raster_files import Block, Raster, Span, create_raster, file_tile, is_raster, open_raster
@@ -61,12 +67,7 @@ def test_nodata_has_the_means_of_the_channels() -> None:
 
 
 def test_palettes_turned_tiffs_and_stacks_are_refused() -> None:
-    write_raster("a.tif", draw(40, 30), photometric="palette")
-    with rasterio.open("a.tif", "r+") as file:
-        file.write_colormap(1, {0: (1, 2, 3), 255: (4, 5, 6)})
-    page = Image.fromarray(draw(40, 30))
-    page.save("b.tif", tiffinfo={274: 6})
-    page.save("c.tif", save_all=True, append_images=[page])
+    write_tiffs_that_windows_cannot_read()
     for name, message in (
         ("a", r"^a\.tif: got a raster with a palette"),
         ("b", r"^b\.tif: got a TIFF that its EXIF orientation turns"),

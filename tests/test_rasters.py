@@ -15,6 +15,7 @@ from conftest import (
     make_config,
     make_model,
     write_raster,
+    write_tiffs_that_windows_cannot_read,
     write_width_as_text,
 )
 from PIL import Image
@@ -421,13 +422,8 @@ def test_rasters_that_do_not_fit_are_named(
 
 
 def test_what_cannot_be_read_in_windows_is_named_and_the_rest_predicted(checkpoint: Path) -> None:
-    write_raster("a.tif", draw(40, 30), photometric="palette")
-    with rasterio.open("a.tif", "r+") as file:
-        file.write_colormap(1, {0: (1, 2, 3), 255: (4, 5, 6)})
-    page = Image.fromarray(draw(40, 30))
-    page.save("b.tif", tiffinfo={274: 6})
-    page.save("c.tif", save_all=True, append_images=[page])
-    page.save("d.tif")
+    write_tiffs_that_windows_cannot_read()
+    Image.fromarray(draw(40, 30)).save("d.tif")
     with pytest.raises(UnpredictedError) as caught:
         predict_files(
             [checkpoint], [f"{n}.tif" for n in "abcd"], Path("out"), Options(windows=True)
