@@ -128,15 +128,13 @@ def find_pairs(
         )
     # In the order of the first side; what others have besides comes after.
     stems = dict.fromkeys(stem for _, files in sides for stem in files)
-    num_sides = len(images) + len(mask_patterns)
-    # A file is named by its mask, else its image, else its label image.
-    have = {
-        s: file for _, files in sides[num_sides:] + sides[:num_sides] for s, file in files.items()
-    }
     incomplete: set[str] = set()
     for pattern, files in sides:
         if lacking := sorted((one for one in stems if one not in files), key=natural_key):
             incomplete.update(lacking)
+            # Named by the mask, else the image, else the label image.
+            ordered = sides if instances is None else [sides[-1], *sides[:-1]]
+            have = {s: file for _, other in ordered for s, file in other.items()}
             faults.append(
                 f"{root / pattern}: got nothing for {_some(have[stem] for stem in lacking)}, "
                 "expected a file of the same stem: add or move the files, or correct the pattern"
