@@ -24,19 +24,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from unet.augment import Augment
-from unet.check import list_pairs, pair_reader
-from unet.config import AugmentConfig, Config
-from unet.config_file import load_config
-from unet.data import (
-    BatchStream,
-    DecodedImages,
-    Normalization,
-    SegmentationDataset,
-    normalization_of,
-)
-from unet.pairs import Pair
-from unet.survey import read_pairs
+from unet.build import list_pairs, pair_reader
+from unet.config.loader import load_config
+from unet.config.schema import AugmentConfig, Config
+from unet.data.cache import DecodedImages
+from unet.data.dataset import SegmentationDataset
+from unet.data.normalization import Normalization, normalization_of
+from unet.data.pairing import Pair
+from unet.data.sampler import BatchStream
+from unet.data.transforms import Augment
+from unet.inspection.statistics import read_pairs
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("isbi2012", "camvid")

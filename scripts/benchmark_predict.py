@@ -1,7 +1,7 @@
 """Time our prediction in tiles beside MONAI's, and beside the network alone, which bounds both.
 
-One untrained network, with its batch norm folded as `unet.checkpoint.load_model` does it, runs over
-one synthetic image of one channel in tiles: in `unet.tiling.sliding_window`, in MONAI's
+One untrained network, with its batch norm folded as `unet.inference.predictor.load_model` does it, runs over
+one synthetic image of one channel in tiles: in `unet.inference.sliding_window.sliding_window`, in MONAI's
 `sliding_window_inference` where it is installed, and bare, over one and the same tile as many times
 as ours has tiles, its results thrown away. All are run in turn in one process, so that a noisy
 machine slows them alike, and ratios are those within a round; compare the rows of one run, not
@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unet.folding import fold_batch_norm
-from unet.model import UNet, most_probable
-from unet.tiling import place_tiles, sliding_window
+from unet.inference.sliding_window import place_tiles, sliding_window
+from unet.models.fuse import fold_batch_norm
+from unet.models.unet import UNet, most_probable
 
 QUICK_SIZE, QUICK_TILES, QUICK_WIDTHS, QUICK_ROUNDS = 256, [64, 128], [4, 8], 2
 # Of speeds at least, of memory at most.

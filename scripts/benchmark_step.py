@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet import training
-from unet.checkpoint import build_net, memory_format
-from unet.config import Config
-from unet.config_file import load_config
-from unet.device import memory_advice
-from unet.loop import _STEP_STREAM
-from unet.losses import SegmentationLoss
-from unet.schedule import learning_rate_factor
-from unet.step import TrainingStep
+from unet.build import build_net, memory_format
+from unet.config.loader import load_config
+from unet.config.schema import Config
+from unet.models.losses import SegmentationLoss
+from unet.runtime.device import memory_advice
+from unet.training import train as training
+from unet.training.schedule import learning_rate_factor
+from unet.training.step import TrainingStep
+from unet.training.trainer import _STEP_STREAM
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {
@@ -152,7 +152,7 @@ def bare_step(
 
 
 def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tensor, Tensor]) -> None:
-    """Update the weights with all that `unet.loop.TrainingLoop` does for it."""
+    """Update the weights with all that `unet.training.trainer.TrainingLoop` does for it."""
     seed = np.random.SeedSequence([_STEP_STREAM, config.train.seed, number, 0])
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     factor = learning_rate_factor(config.schedule, number, 100_000, 1000, [])

@@ -1,6 +1,6 @@
 """Time whole epochs of our training beside a plain loop over the same network and samples.
 
-`unet.training.train` beside a plain loop over the very same samples, with the seconds that it
+`unet.training.train.train` beside a plain loop over the very same samples, with the seconds that it
 spends on validation, logging, previews and saving taken apart. Both are run in turn in one process,
 so that a noisy machine slows them alike, and ratios are those within a round; compare the rows of
 one run, not rows of two runs. train.compile=true compiles both. `benchmark_step.py` times single
@@ -26,16 +26,18 @@ import torch
 from benchmark_step import QUICK, Times, bare_step, benchmark_parser, synchronize
 from torch.utils.data import DataLoader
 
-from unet import loop, tracking, training
-from unet.check import check_data, training_reader
-from unet.checkpoint import build_net, memory_format
-from unet.config import Config
-from unet.config_file import load_config
-from unet.data import BatchStream
-from unet.device import pick_dtype
-from unet.quickstart import draw_quickstart
-from unet.stopping import leave_signals_to_parent
-from unet.tracking import Tracker
+from unet.build import build_net, memory_format, training_reader
+from unet.config.loader import load_config
+from unet.config.schema import Config
+from unet.data.sampler import BatchStream
+from unet.data.synthetic import draw_quickstart
+from unet.inspection.check import check_data
+from unet.runtime.device import pick_dtype
+from unet.runtime.signals import leave_signals_to_parent
+from unet.training import logger as tracking
+from unet.training import train as training
+from unet.training import trainer as loop
+from unet.training.logger import Tracker
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, GOAL_WITH_ALL = 3, 6  # percent over the plain loop, at most

@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unet.atomic import atomic_path
-from unet.conv_transpose import kernel_times_pixel, lay_blocks
+from unet.models.conv_transpose import kernel_times_pixel, lay_blocks
+from unet.runtime.files import atomic_path
 
 SCALE = 2  # drawn larger, so that it is sharp on a dense screen
 CELL, GAP, MARGIN = 40 * SCALE, 28 * SCALE, 24 * SCALE

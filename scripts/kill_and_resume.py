@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unet.quickstart import draw_quickstart
+from unet.data.synthetic import draw_quickstart
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = (

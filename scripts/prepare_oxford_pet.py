@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torchvision.datasets import OxfordIIITPet
 
-from unet.preparation import Archive, folder_parser, prepare
+from unet.inference.preparation import Archive, folder_parser, prepare
 
 
 def draw_validation(stems: Sequence[str]) -> set[str]:

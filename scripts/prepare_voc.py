@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from torchvision.datasets import VOCSegmentation
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from unet.preparation import Archive, folder_parser, prepare
+from unet.inference.preparation import Archive, folder_parser, prepare
 
 
 def main(argv: Sequence[str] | None = None) -> int:

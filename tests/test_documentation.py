@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import make_config
+from helpers import make_config
 
 import unet
-from unet.cli import _SETTING, parser
-from unet.config_file import config_from_dict
-from unet.training import train
+from unet.cli.arguments import parser
+from unet.cli.main import _SETTING
+from unet.config.loader import config_from_dict
+from unet.training.train import train
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

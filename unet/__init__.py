@@ -8,10 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unet.checkpoint import SegmentationModel, load_model
-    from unet.conv_transpose import ConvTranspose2d, conv_transpose2d
-    from unet.model import UNet
-    from unet.prediction import predict
+    from unet.inference.predict import predict
+    from unet.inference.predictor import SegmentationModel, load_model
+    from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
+    from unet.models.unet import UNet
 
 __all__ = [
     "ConvTranspose2d",
@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ConvTranspose2d": "conv_transpose",
-    "SegmentationModel": "checkpoint",
-    "UNet": "model",
-    "conv_transpose2d": "conv_transpose",
-    "load_model": "checkpoint",
-    "predict": "prediction",
+    "ConvTranspose2d": "models.conv_transpose",
+    "SegmentationModel": "inference.predictor",
+    "UNet": "models.unet",
+    "conv_transpose2d": "models.conv_transpose",
+    "load_model": "inference.predictor",
+    "predict": "inference.predict",
 }
 
 

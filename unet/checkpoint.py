@@ -1,199 +1,25 @@
-"""Checkpoints: one file that is all a model needs, to be used or trained on."""
+"""The checkpoint file: its format, written and read."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from unet.atomic import atomic_path
-from unet.check import class_map, given_normalization
-from unet.config import Config, config_to_dict, differences, tile_overlap, tiles_blend
-from unet.config_file import config_from_dict
-from unet.data import Normalization
-from unet.device import memory_advice, pick_device, pick_dtype
-from unet.folding import fold_batch_norm
-from unet.masks import ClassMap, Colour
-from unet.model import UNet, most_probable
-from unet.pytorch_unet import FORMAT as PYTORCH_UNET
-from unet.pytorch_unet import is_pytorch_unet, to_checkpoint
-from unet.safe_load import DamagedError, safe_load
-from unet.tiling import sliding_window
+from unet.inference.pytorch_unet import is_pytorch_unet, to_checkpoint
+from unet.runtime.files import DamagedError, atomic_path, safe_load
 
 _FORMAT, _VERSION = "unet checkpoint", 4
 
-WHERE_DATA_LIES = (
-    "data.root",
-    "data.images",
-    "data.channels",
-    "data.csv",
-    "data.masks",
-    "data.instances",
-    "data.cache",
-    "data.validation.images",
-    "data.validation.masks",
-    "data.validation.instances",
-)
 
-# Where files lie and how a model is run may change after training; what it has learned may not.
-_FREE_TO_CHANGE = (
-    *WHERE_DATA_LIES,
-    "data.tolerance",
-    "train.device",
-    "train.precision",
-    "train.num_workers",
-    "tiling.",
-)
-
-# What weights of Pytorch-UNet do not know may be said of them.
-_UNKNOWN_TO_OTHERS = ("data.classes", "data.ignore", "data.normalization")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentationModel:
-    """A U-Net together with what its images and masks need.
-
-    Args:
-        net: the network, on `device`.
-        config: of the run that trained it.
-        normalization: of the training images.
-        val_stems: the images that were kept from training.
-        palette: of the training masks, if they have one.
-        device: where it runs.
-        others: models of the same classes, whose probabilities are averaged with its own.
-    """
-
-    net: UNet
-    config: Config
-    normalization: Normalization
-    val_stems: tuple[str, ...]
-    palette: tuple[Colour, ...] | None
-    device: torch.device
-    others: tuple["SegmentationModel", ...] = ()
-
-    @property
-    def classes(self) -> ClassMap:
-        """The classes and their mask values."""
-        return class_map(self.config)
-
-    @property
-    def members(self) -> tuple["SegmentationModel", ...]:
-        """This model without others, and these."""
-        return (replace(self, others=()), *self.others)
-
-    @torch.inference_mode()
-    def logits(
-        self,
-        image: Tensor,
-        device: torch.device | None = None,
-        bar: str | None = None,
-        surrounded: bool = False,
-    ) -> Tensor:
-        """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
-
-        Images larger than the config's `tiling.size` go through in tiles. With others, the logits
-        are the logarithms of the mean probabilities.
-
-        Args:
-            image: of any size.
-            device: where image and logits lie while tiles go through the network on its own
-                device, such as the CPU for an image too large for a GPU; None for the network's.
-            bar: title of a progress bar, if there are several tiles; None for none.
-            surrounded: whether the image is as `UNet.surround` gives it, with the network's context
-                around what logits are asked for; not with others, which need another one.
-        """
-        if self.others:
-            assert not surrounded
-            scores = [model.logits(image, device, bar).softmax(0) for model in self.members]
-            return torch.stack(scores).mean(0).log()
-        return self._in_tiles(image, device, bar, surrounded)
-
-    @torch.inference_mode()
-    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
-        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
-
-        `bar` as in `logits`.
-        """
-        if self.others:
-            return most_probable(self.logits(image, bar=bar)).cpu()
-        # Without the logits of the whole image, which take four bytes for each class.
-        return self._in_tiles(image, bar=bar, finish=most_probable).cpu()
-
-    def _in_tiles(
-        self,
-        image: Tensor,
-        device: torch.device | None = None,
-        bar: str | None = None,
-        surrounded: bool = False,
-        finish: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        self.net.eval()
-        dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
-
-        def score(tiles: Tensor) -> Tensor:
-            layout = memory_format(self.config)
-            out: Tensor = self.net(tiles.to(self.device, memory_format=layout))
-            return out
-
-        with (
-            torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
-            memory_advice(
-                f"an image of {image.shape[1]} x {image.shape[2]} pixels goes through in tiles of "
-                f"at most {tiling.size[0]} x {tiling.size[1]}, {tiling.batch_size} together: lower "
-                "tiling.size or tiling.batch_size"
-            ),
-        ):
-            normalised = self.normalization(image).to(device or self.device)
-            result = sliding_window(
-                score,
-                normalised if surrounded else self.net.surround(normalised),
-                size=tiling.size,
-                overlap=tile_overlap(self.config),
-                align=self.net.factor,
-                blend=tiles_blend(self.config),
-                context=self.net.context,
-                batch_size=tiling.batch_size,
-                bar=bar,
-                finish=finish,
-            )
-        return result if surrounded else result[..., : image.shape[1], : image.shape[2]]
-
-
-def build_net(config: Config, device: torch.device) -> UNet:
-    """Make the config's network with fresh weights on the device."""
-    net = UNet(
-        **vars(config.model),
-        num_classes=len(config.data.classes),
-        recompute=config.train.recompute,
-    )
-    return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload,no-any-return]
-
-
-def memory_format(config: Config) -> torch.memory_format:
-    """Return how a config lays out images and weights in memory."""
-    return torch.channels_last if config.train.channels_last else torch.contiguous_format
-
-
-def save_checkpoint(path: Path, model: SegmentationModel, states: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
     """Write a checkpoint, whole or not at all.
 
     Args:
         path: the file.
-        model: to predict with.
-        states: what else there is, by name: all that training needs to resume.
+        contents: config, normalization, val_stems, palette, model, and for training also optimizer,
+            scaler, progress ...
     """
-    contents = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "config": config_to_dict(model.config),
-        "normalization": asdict(model.normalization),
-        "val_stems": list(model.val_stems),
-        "palette": model.palette,
-        "model": model.net.state_dict(),
-        **states,
-    }
+    contents = {"format": _FORMAT, "version": _VERSION, **contents}
     # Through a file of Python's own, whose errors say what the disk said.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
@@ -238,88 +64,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{_VERSION}; use the version of unet that wrote it"
         )
     return contents
-
-
-def load_model(
-    path: str | Path | Sequence[str | Path],
-    device: str | None = None,
-    overrides: Sequence[str] = (),
-) -> SegmentationModel:
-    """Load a trained model from its checkpoint alone, to predict with.
-
-    Batch norm is folded into the convolutions, which is 1.17 times as fast (two CPU cores, a tile
-    of 496 x 496, widths 32 to 256). To train on, set `train.init_from` instead.
-
-    Args:
-        path: a best.pt or last.pt, or a state dict of Pytorch-UNet; several for a model that
-            averages their probabilities.
-        device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
-        overrides: changes to the config, such as `tiling.overlap=64`, of where files lie and how
-            the model is run; for Pytorch-UNet also of data.classes, data.ignore and
-            data.normalization.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, an override does not fit it, or several do not have the
-            same classes, mask values and channels.
-    """
-    if not isinstance(path, str | Path):
-        first, *others = (load_model(one, device, overrides) for one in path)
-        for one, other in zip(path[1:], others, strict=True):
-            ours, theirs = map(_agreed_on, (first, other))
-            if ours != theirs:
-                raise ValueError(
-                    f"{one}: got {theirs}, expected those of {path[0]}, {ours}; only models that "
-                    "agree are averaged"
-                )
-        return replace(first, others=tuple(others))
-    contents = load_checkpoint(Path(path))
-    config = _config_of(contents, overrides, str(path))
-    chosen = pick_device(device or config.train.device)
-    net = build_net(config, chosen)
-    try:
-        net.load_state_dict(contents["model"])
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path}: the weights do not fit the model of the file's own config; it was changed "
-            "after training, or is of another network"
-        ) from error
-    return SegmentationModel(
-        net=fold_batch_norm(net),
-        config=config,
-        normalization=given_normalization(config) or Normalization(**contents["normalization"]),
-        val_stems=tuple(contents["val_stems"]),
-        palette=contents["palette"],
-        device=chosen,
-    )
-
-
-def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -> Config:
-    """The config of a checkpoint with what may be changed of it, changed."""
-    are_others = contents["format"] == PYTORCH_UNET
-    said = [one for one in overrides if are_others and one.startswith(_UNKNOWN_TO_OTHERS)]
-    trained = config_from_dict(contents["config"], said, where)
-    config = config_from_dict(contents["config"], overrides, where)
-    if changes := differences(trained, config, _FREE_TO_CHANGE):
-        raise ValueError(
-            f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
-        )
-    names, count = list(config.data.classes), len(contents["config"]["data"]["classes"])
-    if len(names) != count:
-        raise ValueError(
-            f"{where}: data.classes: got {', '.join(names)}, expected {count} classes, as the "
-            "network has outputs (a single one is of two)"
-        )
-    if are_others and config.data.normalization == "dataset":
-        raise ValueError(
-            f"{where}: data.normalization: got dataset, expected image, percentiles or numbers: "
-            "these weights come without a data set"
-        )
-    return config
-
-
-def _agreed_on(model: SegmentationModel) -> str:
-    """What models have in common that are averaged: the values, too, as masks have only one."""
-    both = zip(model.classes.names, model.classes.values, strict=True)
-    classes = ", ".join(f"{name}: {value}" for name, value in both)
-    return f"the classes {classes} and {model.net.in_channels} channels"

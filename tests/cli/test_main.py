@@ -1,0 +1,409 @@
+import contextlib
+import fcntl
+import os
+import pickle
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import make_config
+
+from unet.cli.arguments import parser
+from unet.cli.main import main
+from unet.config.schema import config_to_dict
+
+pytestmark = pytest.mark.usefixtures("workdir")
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def config(data_root: Path) -> Path:
+    path = data_root.parent / "tiny.yaml"
+    settings = config_to_dict(make_config(data_root, "train.epochs=2", "train.previews=1"))
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_train_evaluate_and_predict(config: Path, data_root: Path) -> None:
+    assert main(["train", str(config), "model.widths=[4, 4]"]) == 0
+    assert main(["evaluate", "runs/tiny/best.pt", "train.device=cpu"]) == 0
+    arguments = ["tiling.size=[32,32]", "--overlay", "tiling.overlap=8", "train.device=cpu"]
+    images = str(data_root / "images")
+    assert main(["predict", "runs/tiny/best.pt", images, "-o", "masks", *arguments]) == 0
+    assert len(list(Path("masks").iterdir())) == 12
+    assert main(["train", str(config), "--resume", "model.widths=[4, 4]"]) == 0
+
+
+def test_a_typo_in_a_setting_is_helped_with(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "modle.widths=[4]", str(config)]) == 2
+    assert "modle: unknown key; did you mean model?" in capsys.readouterr().err
+
+
+def test_resume_and_overwrite_exclude_each_other(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "--resume", "--overwrite"]) == 2
+    assert "got --resume and --overwrite, expected one of them" in capsys.readouterr().err
+
+
+def test_a_bad_mask_is_named_by_evaluate_whatever_loads_it(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=1", "data.validation={stems: ['3']}"]) == 0
+    (data_root / "masks" / "3.png").write_bytes(b"damaged")
+    capsys.readouterr()
+    assert main(["evaluate", "runs/tiny/best.pt", "train.num_workers=2"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {data_root / 'masks' / '3.png'}: cannot be read")
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_leaves_is_no_error(config: Path) -> None:
+    assert main(["train", str(config)]) == 0
+    command = f"{sys.executable} -m unet evaluate runs/tiny/best.pt"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | true"], capture_output=True, text=True, timeout=120
+    )
+    assert result.stderr == ""
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
+
+
+def test_the_module_and_the_scripts_are_the_command() -> None:
+    assert "COMMAND" in run("-m", "unet", "--help").stdout
+    for script in ("train", "evaluate", "predict"):
+        assert f"usage: unet {script}" in run(str(SCRIPTS / f"{script}.py"), "--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "missing.yaml"]])
+def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys, unet.cli\n"
+        "try: unet.cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    result = run("-c", code, *arguments)
+    assert result.returncode == 0, result.stderr
+
+
+def test_nothing_waits_for_torchvision_that_does_not_need_it() -> None:
+    # It takes about as long to import as torch.
+    code = (
+        "import sys, unet.training, unet.evaluation, unet.inference.predict, unet.inference.export, unet.inference.info\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    assert run("-c", code).returncode == 0
+
+
+def test_wrong_input_gives_a_message_and_code_2(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=none"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {config}: train.epochs: got the text 'none', expected")
+    assert "Traceback" not in error
+    assert main(["train", str(config), "train.epochs=none", "--traceback"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "missing.yaml"],
+        ["evaluate", "missing.pt"],
+        ["predict", "missing.pt", ".", "-o", "masks"],
+        ["predict", "missing.pt", "missing.png", "-o", "masks"],
+        ["export", "missing.pt", "-o", "model.pt2"],
+        ["info", "missing.pt"],
+    ],
+)
+def test_every_command_answers_for_a_missing_file(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert not list(Path.cwd().iterdir())
+
+
+def test_images_may_stand_behind_options(config: Path, data_root: Path) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    first, second = (str(data_root / "images" / f"{i}.png") for i in (0, 1))
+    command = ["predict", "runs/tiny/best.pt", first, "--tta", "flips,turns", second]
+    assert main([*command, "-o", "masks", "train.device=cpu"]) == 0
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("tta", [["--tta", "flips,turns"], ["--tta", "flips", "--tta", "turns"]])
+def test_augmentations_are_given_together_or_one_by_one(tta: list[str]) -> None:
+    for command in (["evaluate", "best.pt"], ["predict", "best.pt", "a.png", "-o", "masks"]):
+        assert parser().parse_args([*command, *tta]).tta == ["flips", "turns"]
+        assert parser().parse_args(command).tta == []  # what one call extends is its own
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_an_unknown_augmentation_is_refused(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([command, "best.pt", "image.png", "--tta", "flips,blurs"])
+    assert "--tta: got flips,blurs, expected one or more of flips, turns, scales, such as" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_interrupt_is_no_traceback(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unet.training.train.check_data", interrupt)
+    assert main(["train", str(config)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not Path("runs/tiny").exists()
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_ends_with_its_code(
+    config: Path,
+    signum: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "unet.training.logger.Tracker.step", lambda *_: signal.raise_signal(signum)
+    )
+    assert main(["train", str(config)]) == code
+    shown = capsys.readouterr()
+    assert shown.err == f"stopped by {signum.name}\n"
+    assert "stopped after step 1 of 4, which is saved; the same command with --resume" in shown.out
+    monkeypatch.undo()
+    monkeypatch.chdir(config.parent)
+    assert main(["train", str(config), "--resume"]) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_setting_without_equals_is_helped_with(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", str(config), "train.epochs:3"])
+    assert "settings are written KEY=VALUE" in capsys.readouterr().err
+
+
+def test_folders_in_place_of_files_are_told_apart(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config.parent)]) == 2
+    assert "is a folder; give a config file in it" in capsys.readouterr().err
+    assert main(["evaluate", str(config.parent)]) == 2
+    assert "is a folder; give a checkpoint, such as" in capsys.readouterr().err
+
+
+def test_out_of_memory_says_what_to_lower(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(config), "augment.crop=[9000000,9000000]"]) == 2
+    error = capsys.readouterr().err
+    assert "error: out of memory (" in error
+    assert (
+        "a step has batches of 2 crops of 9000000 x 9000000: set train.batch_size=1 with" in error
+    )
+    assert "Traceback" not in error
+
+
+def test_a_model_that_is_trained_is_not_to_be_made_smaller(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unet.evaluation.evaluate.evaluate", lambda *_, **__: torch.empty(2**55))
+    assert main(["evaluate", "best.pt"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("; take smaller images, or a lower tiling.size\n")
+    assert error.startswith("error: ")
+
+
+def test_a_file_that_looks_like_a_setting_is_a_file(config: Path, data_root: Path) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    (data_root / "images" / "0.png").rename("img=1.png")
+    assert main(["predict", "runs/tiny/best.pt", "img=1.png", "-o", "masks"]) == 0
+    assert Path("masks/img=1.png").exists()
+
+
+def test_a_fault_in_a_worker_is_shown_without_its_way(
+    config: Path,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def remove(*_: object) -> None:
+        for image in (data_root / "images").iterdir():
+            image.unlink()
+
+    monkeypatch.setattr("unet.training.train.make_folder", remove)
+    assert main(["train", str(config), "train.num_workers=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {data_root / 'images'}")
+    assert "there is no such file; check the path" in error
+    assert "Traceback" not in error
+
+
+def test_what_the_system_refuses_names_the_path(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config)]) == 0
+    Path("file").touch()
+    images = str(data_root / "images")
+    assert main(["predict", "runs/tiny/best.pt", images, "-o", "file/masks"]) == 2
+    assert "error: file: is a file; give another place with -o" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [100, 45])
+def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, columns: int) -> None:
+    terminal, inside = pty.openpty()
+    fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", "train", str(config), "train.epochs=20"], stderr=inside
+    )
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal ends
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert process.wait(60) == 0
+    lines = re.split(r"[\r\n]+", shown.decode())
+    steps = [line for line in lines if "loss" in line]
+    assert len(steps) > 3
+    assert max(map(len, steps)) < columns
+    pattern = r"epoch \d+/20 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
+    assert all(re.match(pattern, line) for line in steps), steps
+    if columns == 100:
+        assert all(re.search(r", lr \d\.\de-\d\d, +[\d.]+ images/s$", line) for line in steps), (
+            steps
+        )
+
+
+def test_every_fold_is_trained_and_their_models_are_averaged(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "--folds", "all"]) == 2
+    assert "--folds: expected data.validation.folds, the number of parts" in capsys.readouterr().err
+    folds = "data.validation={folds: 2}"
+    assert main(["train", str(config), folds]) == 2
+    assert "data.validation.fold: got none of 0 to 1; set one, or" in capsys.readouterr().err
+    assert main(["train", str(config), folds, "train.epochs=1", "--folds", "all"]) == 0
+    assert "wrote runs/tiny_folds.csv" in capsys.readouterr().out
+
+    both = ["runs/tiny_fold0/best.pt", "runs/tiny_fold1/best.pt"]
+    images = ["--images", str(data_root / "images"), "--masks", str(data_root / "masks")]
+    assert main(["predict", *both, str(data_root / "images"), "-o", "masks"]) == 0
+    assert len(list(Path("masks").iterdir())) == 6
+    assert main(["evaluate", *both, *images, "-o", "scores"]) == 0
+    assert "the mean of 2 checkpoints on 6 images" in capsys.readouterr().out
+    assert main(["evaluate", *both, *images]) == 2
+    assert "several checkpoints, expected a folder for their scores: -o" in capsys.readouterr().err
+    assert main(["evaluate", *both, "-o", "scores2"]) == 2
+    assert "got checkpoints with other validation images (1 of 2)" in capsys.readouterr().err
+    for arguments in (both[:1], [str(data_root / "images")]):
+        assert main(["predict", *arguments, "-o", "masks2"]) == 2
+        assert "expected a checkpoint (or several), which ends in .pt" in capsys.readouterr().err
+
+
+def test_evaluate_measures_what_it_is_asked_for(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    evaluate = ["evaluate", "runs/tiny/best.pt"]
+    assert main([*evaluate, "--boundary", "3.5", "--threshold", "--instances", "box"]) == 0
+    out = capsys.readouterr().out
+    assert "boundary F1 within 3.5 pixels" in out
+    assert "thresholds of ground" in out  # the second: this file has its keys in order
+    assert "Parts of the class box as objects" in out
+    folder = Path("runs/tiny/evaluation_best")
+    assert "objects at the best threshold of ground" in out
+    beside = "metrics.json, per_image.csv, confusion.png, thresholds.csv, object_thresholds.csv"
+    assert f"wrote {folder / 'report.html'}, and beside it {beside}\n" in out
+    assert main([*evaluate, "--instances", "cat"]) == 2  # said before what is there is
+    assert "error: evaluate: got --instances cat, expected one of the" in capsys.readouterr().err
+    assert main([*evaluate, "--overwrite", "--boundary", "-2"]) == 2
+    assert "got --boundary -2, expected pixels from 0 up" in capsys.readouterr().err
+
+
+def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise IndexError("too far")
+
+    monkeypatch.setattr("unet.data.transforms.Augment.__call__", fail)
+    assert main(["train", str(config), "train.num_workers=1"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*\.png: no sample could .* \(IndexError: too far\)\n", error), (
+        error
+    )
+
+
+def test_a_model_is_exported_and_described(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config)]) == 0
+    best = "runs/tiny/best.pt"
+    capsys.readouterr()
+    assert main(["export", best, "-o", "out/model.pt2"]) == 0
+    assert re.fullmatch(
+        r"wrote out/model\.pt2; at three sizes its probabilities differ from the model's by at "
+        r"most \d\.\de[-+]\d\d \(allowed: 1e-04\)\n",
+        capsys.readouterr().out,
+    )
+    assert main(["info", "runs/tiny/last.pt", "--size", "40", "50", "tiling.batch_size=3"]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  batch_size: 3\n" in shown
+    assert "best: epoch " in shown
+    assert " at 40 x 50 pixels\n" in shown
+
+    for arguments, message in (
+        (["export", best, "-o", "out/model.pt2"], "out/model.pt2: exists; pass --overwrite to"),
+        (["export", best, best, "-o", "two.pt2"], "export: got 2 checkpoints, expected one"),
+        (["export", best, "-o", "model.pt"], "model.pt: expected a file that ends in .onnx or .pt"),
+        (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
+        (["export", best, "-o", "a.pt2", "data.classes.c=9"], "keeps its settings, but data.cl"),
+        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; give another"),
+        (["info", best, "--size", "0", "5"], "info: got a size of 0 x 5, expected at least 1 x 1"),
+        (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err, arguments
+    assert [path.name for path in Path("out").iterdir()] == ["model.pt2"]
+
+
+@pytest.mark.parametrize("command", [["export", "-o", "model.pt2"], ["info"]])
+def test_a_checkpoint_that_cannot_be_read_is_one_message(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for contents, message in (
+        (b"", "cannot be loaded safely"),
+        (pickle.dumps(print), "cannot be loaded safely"),
+        ({"format": "unet checkpoint", "version": 99}, "got a checkpoint of format version 99"),
+    ):
+        path = Path("damaged.pt")
+        if isinstance(contents, dict):
+            torch.save(contents, path)
+        else:
+            path.write_bytes(contents)
+        assert main([command[0], str(path), *command[1:]]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: damaged.pt: {message}")
+        assert error.count("\n") == 1
+        assert [path.name for path in Path.cwd().iterdir()] == ["damaged.pt"]

@@ -1,0 +1,142 @@
+import pytest
+from helpers import small_config
+
+from unet.config.schema import BorderConfig, tile_overlap
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.widths=[]", "model.widths: got an empty list"),
+        ("augment.scale=[2, 1]", "augment.scale: got [2.0, 1.0], expected the smaller"),
+        ("data.validation.stems=['7']", "expected one of fraction, stems, split"),
+        ("data.validation={}", "expected one of fraction, stems, split"),
+        ("data.validation={images: x}", "expected one of fraction, stems, split"),
+        ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
+        ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
+        ("loss.border={}", "loss.border: got no cells, expected data.instances, label images"),
+        ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
+        ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
+        ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
+        ("data.instances=a.png", "data: got 'a.png', expected a folder or {stem} in it"),
+        (
+            "data.validation.instances=cells",
+            "data.validation.instances: expected data.validation",
+        ),
+        ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
+        ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
+        ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
+        ("schedule.factor=0.5", "schedule.factor: expected a number (such as 0.5) with"),
+        ("schedule={name: one_cycle, warmup_epochs: 1}", "warmup_epochs: got 1, expected 0 with"),
+        ("train={epochs: 9, recompute: true, compile: true}", "train: got recompute and compile"),
+        ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
+        ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
+        (
+            "tiling.size=[1024, 207]",
+            "got [1024, 207], expected at least 208 x 208 for an overlap of",
+        ),
+        ("data.classes={a: 0, b: 0}", "data.classes: got the value 0 twice"),
+        ("data.classes={a: 0}", "data.classes: got 1 class(es), expected 2 to 253"),
+        (
+            "data.classes={a: 0, b: [1, 2, 3]}",
+            "got both 0 and [1, 2, 3], expected grey values",
+        ),
+        ("data.classes={a: 0, b: x}", "data.classes: got 'x', expected values such as '127, 128'"),
+        ("data.images='{stm}.png'", "data: got {stm} in '{stm}.png', expected {stem} only"),
+        (
+            "data={root: x, csv: a, images: b, classes: {a: 0, b: 1}, validation: {fraction: 0.5}}",
+            "data.csv: got images or masks besides, expected the table's alone",
+        ),
+        ("data.masks={dog: dogs}", "data.masks: got dog, expected a pattern for each of data.cla"),
+        ("data.channels=[a]", "data.channels: got 1 patterns, expected model.in_channels, 3"),
+        ("data.normalization={mean: [1], std: [1]}", "normalization.mean: got 1 numbers, expected"),
+        ("data.validation={folds: 3, fold: 3}", "data.validation.fold: got 3, expected 0 to 2"),
+        ("data.validation={split: val}", "data.validation.split: expected data.csv"),
+        ("data.validation={fraction: 0.1, group: '('}", "expected a regular expression"),
+        ("data.validation={stems: ['7'], group: a}", "group: expected fraction or folds"),
+        ("data.validation={images: a, masks: {cell: b}}", "masks: expected one place, or one for"),
+        ("sampling={rare: [dog], rare_share: 0.5}", "sampling.rare: got dog, expected names of"),
+        ("sampling={rare: [cell]}", "sampling: expected both rare and a rare_share above 0"),
+        ("optimizer.encoder_lr=1e-4", "optimizer.encoder_lr: got 0.0001, expected a network of t"),
+        ("train.encoder_weights=DEFAULT", "train.encoder_weights: got DEFAULT, expected a network"),
+        ("train.freeze_encoder_epochs=2", "train.freeze_encoder_epochs: got 2, expected a network"),
+        (
+            "model={encoder: convnext_tiny}",
+            "model.widths: got [64, 128, 256, 512, 1024], expected 4 numbers, as many levels as "
+            "the decoder has with model.encoder convnext_tiny, such as [32, 64, 128, 256]",
+        ),
+        (
+            "model={encoder: resnet34, downsampling: conv}",
+            "model.downsampling: got conv, expected it left out: model.encoder resnet34 has its",
+        ),
+        (
+            "model={upsampling: bilinear, padding: valid}",
+            "model.upsampling: got bilinear, expected conv_transpose with model.padding valid",
+        ),
+        (
+            "model={encoder: resnet34, padding: valid}",
+            "model.padding: got valid, expected it left out: model.encoder resnet34 is padded",
+        ),
+        (
+            "model={encoder: resnet34, dropout: 0.5}",
+            "model.dropout: got 0.5, expected it left out: model.encoder resnet34 takes none",
+        ),
+        ("sampling={crops_per_image: 2}", "sampling: expected an augment.crop"),
+        ("data.ignore=[255]", "data.classes: got the value 255 twice"),
+        ("data.validation={stems: []}", "data.validation.stems: got an empty list"),
+        ("name=a/b", "name: got 'a/b', expected letters"),
+        ("name=..", "name: got '..', expected letters"),
+    ],
+)
+def test_a_contradiction_is_named_with_its_path(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match="mine") as caught:
+        small_config(override)
+    assert str(caught.value).startswith("mine.yaml: ")
+    assert message in str(caught.value)
+
+
+def test_a_crop_that_an_unpadded_network_cannot_halve_is_refused() -> None:
+    with pytest.raises(ValueError, match="mine") as caught:
+        small_config("model.padding=valid", "augment.crop=[512, 572]")
+    assert (
+        "augment.crop: got [512, 572], expected what 5 levels of model.widths can halve with model"
+        in str(caught.value)
+    )
+    assert str(caught.value).endswith("such as [508, 572] or [524, 572]")
+    with pytest.raises(ValueError, match=r"such as \[188, 556\] or \[188, 572\]"):
+        small_config("model.padding=valid", "augment.crop=[100, 560]")
+    for crop in ("[572, 572]", "[188, 204]", "null"):
+        small_config("model.padding=valid", f"augment.crop={crop}")
+
+
+def test_tiles_of_an_unpadded_network_have_room_for_its_context() -> None:
+    valid = "model.padding=valid"
+    assert tile_overlap(small_config(valid)) == 4
+    assert tile_overlap(small_config(valid, "model.norm=group")) == 192
+    for overlap, smallest in (("null", 204), ("0", 204), ("20", 220)):
+        tiling = f"tiling={{size: [{smallest}, {smallest}], overlap: {overlap}}}"
+        small_config(valid, tiling)
+        with pytest.raises(ValueError, match=f"expected at least {smallest} x {smallest} for an"):
+            small_config(valid, tiling.replace(f" [{smallest}", f" [{smallest - 1}"))
+
+
+def test_an_encoder_has_weights_from_one_place() -> None:
+    both = ["model.encoder=resnet34", "train.encoder_weights=DEFAULT", "train.init_from=a.pt"]
+    with pytest.raises(ValueError, match="train: got encoder_weights and init_from, expected one"):
+        small_config(*both)
+    freeze = "train.freeze_encoder_epochs=1"
+    small_config(*both[:2], freeze)
+    small_config(both[0], both[2], freeze)
+    with pytest.raises(ValueError, match=r"got 1, expected 0 without train\.encoder_weights or"):
+        small_config(both[0], freeze)
+
+
+def test_cells_come_from_one_place() -> None:
+    classes = small_config("loss.border={classes: [cell]}").loss.border
+    assert classes == BorderConfig(weight=10, sigma=5, classes=("cell",))
+    assert small_config("data.instances=cells", "loss.border={}").loss.border is not None
+    assert small_config("data.instances=cells").loss.border is None  # they score objects, too
+    both = small_config("data.instances=cells", "loss.border={classes: [cell]}")  # which are scored
+    assert both.loss.border == classes
+    with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):
+        small_config("data.instances=cells", "loss.border={}", "data.csv=pairs.csv")

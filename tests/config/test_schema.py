@@ -1,0 +1,91 @@
+import dataclasses
+import inspect
+import subprocess
+import sys
+
+import pytest
+from helpers import small_config
+
+from unet.config.schema import (
+    AugmentConfig,
+    BorderConfig,
+    LossConfig,
+    ModelConfig,
+    differences,
+    dotted,
+    tile_overlap,
+    tiles_blend,
+)
+from unet.data.border_weights import Border
+from unet.data.transforms import Augment
+from unet.models.losses import SegmentationLoss
+from unet.models.unet import UNet
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = "import sys, unet.config.loader; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tiles_share_as_much_as_the_network_sees_unless_told() -> None:
+    assert tile_overlap(small_config()) == 192
+    assert tile_overlap(small_config("model.widths=[8, 16, 32, 64]")) == 96
+    assert tile_overlap(small_config("tiling.overlap=10")) == 10
+    assert small_config("tiling.size=[208, 300]").tiling.size == (208, 300)
+
+
+def test_every_setting_has_its_dotted_path() -> None:
+    flat = dotted(small_config())
+    assert flat["train.epochs"] == 5
+    assert flat["data.classes.cell"] == 255
+    assert flat["model.widths"] == [64, 128, 256, 512, 1024]
+
+
+@pytest.mark.parametrize(
+    ("section", "part", "besides"),
+    [
+        (AugmentConfig, Augment, {"unpadded_levels"}),
+        (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
+        # One is of the project, not of a run; the other is computed with the data.
+        (LossConfig, SegmentationLoss, {"ignore_index", "border"}),
+        (BorderConfig, Border, set()),
+    ],
+)
+def test_settings_are_the_arguments_of_what_they_feed(
+    section: type, part: type, besides: set[str]
+) -> None:
+    parameters = inspect.signature(part).parameters
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    assert fields.keys() ^ parameters.keys() == besides
+    for name in fields.keys() - besides:
+        assert fields[name].default == parameters[name].default
+
+
+def test_differences_name_the_setting_and_see_the_order_of_the_classes() -> None:
+    config = small_config()
+    other = small_config("optimizer.lr=0.5", "train.num_workers=7")
+    assert differences(config, other, ("train.num_workers",)) == [
+        "optimizer.lr was 0.001 and is now 0.5"
+    ]
+    turned = small_config("data.classes={cell: 255, ground: 0}")
+    assert differences(config, turned, ()) == [
+        "the order of data.classes was ground, cell and is now cell, ground"
+    ]
+    assert differences(config, config, ()) == []
+
+
+def test_tiles_of_an_encoder_blend_unless_they_overlap_enough() -> None:
+    def tiles(encoder: str, *overrides: str) -> tuple[int, bool]:
+        config = small_config(f"model.encoder={encoder}", *overrides)
+        return tile_overlap(config), tiles_blend(config)
+
+    assert tiles("none") == (192, False)
+    assert tiles("resnet50") == (256, True)
+    assert tiles("resnet50", "tiling.overlap=576") == (576, False)
+    assert tiles("resnet50", "tiling.overlap=575") == (575, True)
+    assert tiles("efficientnet_b0", "tiling.overlap=576") == (576, True)
+    assert tiles("none", "tiling.overlap=9") == (9, False)
+    assert tiles("none", "model.norm=group") == (192, True)
+    assert tiles("resnet50", "model.norm=group", "tiling.overlap=576") == (576, True)
+    assert tiles("none", "model.padding=valid") == (4, False)
+    assert tiles("none", "model.padding=valid", "model.norm=group") == (192, True)

@@ -1,0 +1,379 @@
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import write_png16
+from PIL import Image
+
+from unet.data.image_io import (
+    UnreadableError,
+    count_pages,
+    image_mode,
+    read_image,
+    stack_writer,
+    to_channels,
+    to_float,
+)
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (9, 13, 3), dtype=np.uint8)
+GREY16 = RNG.integers(0, 65536, (9, 13), dtype=np.uint16)
+COLOUR16 = RNG.integers(0, 65536, (9, 13, 3), dtype=np.uint16)
+
+
+def write_tiff16(path: Path, pixels: np.ndarray, order: str, planes: bool = False) -> None:
+    """Write 16-bit RGB, which Pillow cannot, interleaved or as three planes."""
+    height, width = pixels.shape[:2]
+    data = (pixels.transpose(2, 0, 1) if planes else pixels).astype(f"{order}u2").tobytes()
+    lists_at = 8 + 2 + 9 * 12 + 4
+    data_at = lists_at + 6 + 24
+    if planes:
+        strips = [data_at + i * len(data) // 3 for i in range(3)]
+        strip_tags = [(273, 4, 3, lists_at + 6), (279, 4, 3, lists_at + 18)]
+    else:
+        strips = [data_at] * 3
+        strip_tags = [(273, 4, 1, data_at), (279, 4, 1, len(data))]
+    tags = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, lists_at), (259, 4, 1, 1),
+        (262, 4, 1, 2), strip_tags[0], (277, 4, 1, 3), strip_tags[1],
+        (284, 4, 1, 2 if planes else 1),
+    ]  # fmt: skip
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    fields = b"".join(struct.pack(f"{order}HHII", *tag) for tag in tags)
+    lists = struct.pack(f"{order}I3H6I", 0, 16, 16, 16, *strips, *[len(data) // 3] * 3)
+    path.write_bytes(header + fields + lists + data)
+
+
+def read_scaled(path: Path, in_channels: int) -> np.ndarray:
+    return to_float(read_image(path, in_channels))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
+def test_grey_and_colour_are_read_exactly(tmp_path: Path, ending: str) -> None:
+    for pixels, channels in ((GREY, 1), (COLOUR, 3)):
+        path = tmp_path / f"{channels}.{ending}"
+        Image.fromarray(pixels).save(path)
+        image = read_scaled(path, channels)
+        assert image.dtype == np.float32
+        expected = pixels.reshape(9, 13, -1).transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(image, expected, rtol=1e-6)
+
+
+def test_jpeg_is_read(tmp_path: Path) -> None:
+    smooth = np.tile(np.arange(16, dtype=np.uint8) * 8, (16, 1))
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    image = read_scaled(tmp_path / "a.jpg", 1)
+    np.testing.assert_allclose(image[0], smooth / 255, atol=0.02)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bits_are_kept(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(GREY16).save(path)
+    np.testing.assert_allclose(read_scaled(path, 1)[0], GREY16 / 65535, rtol=1e-6)
+
+
+def test_16_bit_colour_png_is_kept_although_pillow_would_cut_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png16(path, COLOUR16)
+    expected = COLOUR16.transpose(2, 0, 1) / 65535
+    np.testing.assert_allclose(read_scaled(path, 3), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_16_bit_colour_tiff_is_kept(tmp_path: Path, order: str) -> None:
+    write_tiff16(tmp_path / "a.tif", COLOUR16, order)
+    expected = COLOUR16.transpose(2, 0, 1) / 65535
+    np.testing.assert_allclose(read_scaled(tmp_path / "a.tif", 3), expected, rtol=1e-6)
+
+
+def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
+    alpha = np.full((9, 13, 1), 200, np.uint8)
+    Image.fromarray(np.concatenate([COLOUR, alpha], 2)).save(tmp_path / "a.png")
+    Image.fromarray(np.concatenate([GREY[..., None], alpha], 2)).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "a.png", 3).shape == (3, 9, 13)
+    assert read_image(tmp_path / "b.png", 1).shape == (1, 9, 13)
+
+
+def test_four_channels_can_be_asked_for(tmp_path: Path) -> None:
+    Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
+    np.testing.assert_allclose(read_scaled(tmp_path / "a.png", 4)[3], GREY / 255, rtol=1e-6)
+
+
+def test_grey_with_alpha_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", COLOUR16[:, :, :2])
+    with pytest.raises(ValueError, match="grey with alpha of 16 bits; save it without the alpha"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write_tiff16(path, COLOUR16, "<", planes=True)
+    with pytest.raises(ValueError, match=r"a\.tif: .*planes of 16 bits; interleave the colours"):
+        read_image(path, 3)
+
+
+def test_the_real_format_must_be_one_of_ours(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.ppm")
+    (tmp_path / "a.ppm").rename(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: got an alpha channel with values from"):
+        read_image(tmp_path / "a.png", 3)
+
+
+def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
+    three = read_image(tmp_path / "grey.png", 3)
+    assert np.array_equal(three[0], three[2])
+    Image.fromarray(GREY).convert("RGB").save(tmp_path / "rgb.png")
+    assert np.array_equal(read_image(tmp_path / "rgb.png", 1)[0], three[0])
+    palette = Image.fromarray(COLOUR).quantize(16)
+    palette.save(tmp_path / "palette.png")
+    expected = np.asarray(palette.convert("RGB")).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(read_scaled(tmp_path / "palette.png", 3), expected, rtol=1e-6)
+
+
+def test_colours_are_not_made_grey(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: got an image of 3 channel\(s\), expected"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    assert read_image(tmp_path / "a.png", 1).shape == (1, 13, 9)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"a\.png: there is no such file"):
+        read_image(tmp_path / "a.png", 1)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_damaged_files_are_named(tmp_path: Path, ending: str, share: float) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match=rf"a\.{ending}: cannot be read as an image \(.+\)"):
+        read_image(path, 1)
+
+
+def test_a_damaged_16_bit_colour_png_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png16(path, COLOUR16)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        read_image(path, 3)
+
+
+def test_a_text_file_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_pages_are_not_dropped(tmp_path: Path) -> None:
+    page = Image.fromarray(GREY)
+    page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
+    with pytest.raises(ValueError, match=r"a\.tif: got a file of 3 pages, expected one image"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+def test_floats_are_kept_as_they_are(tmp_path: Path) -> None:
+    numbers = GREY.astype(np.float32) * 1000 - 7
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    assert np.array_equal(read_scaled(tmp_path / "a.tif", 1)[0], numbers)
+    numbers[2, 3:5] = np.nan
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"a\.tif: got 2 pixel\(s\) of NaN, infinity or beyond"):
+        read_image(tmp_path / "a.tif", 1)
+    with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype float64"):
+        to_channels(np.zeros((4, 4)), 1, "image")
+
+
+def test_a_mark_of_missing_data_is_no_brightness(tmp_path: Path) -> None:
+    numbers = GREY.astype(np.float32)
+    numbers[0, 0] = -3.4028235e38
+    Image.fromarray(numbers).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=r"got 1 pixel\(s\) of NaN, infinity or beyond 1e\+09"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_as_its_exif_says(
+    tmp_path: Path, compression: str | None, orientation: int
+) -> None:
+    image = Image.fromarray(GREY)
+    image.save(tmp_path / "a.tif", tiffinfo={274: orientation}, compression=compression)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 1), read_image(tmp_path / "a.png", 1))
+    assert ("turned by EXIF" in image_mode(tmp_path / "a.tif")) == (orientation > 1)
+
+
+def test_a_page_of_a_stack_is_read(tmp_path: Path) -> None:
+    pages = [Image.fromarray(GREY // (i + 1)) for i in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert count_pages(tmp_path / "a.tif") == 3
+    for i in range(3):
+        assert np.array_equal(read_image(tmp_path / "a.tif", 1, page=i)[0], GREY // (i + 1))
+    Image.fromarray(GREY).save(tmp_path / "b.png")
+    assert count_pages(tmp_path / "b.png") == 1
+
+
+def test_several_files_are_channels(tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        Image.fromarray(GREY16 // (i + 1)).save(tmp_path / f"{name}.tif")
+    paths = [str(tmp_path / f"{name}.tif") for name in "abc"]
+    image = read_image(paths, 3)
+    assert image.dtype == np.uint16
+    assert np.array_equal(image, np.stack([GREY16, GREY16 // 2, GREY16 // 3]))
+    with pytest.raises(ValueError, match=r"got 3 files as channels, expected .*in_channels, 2"):
+        read_image(paths, 2)
+    Image.fromarray(GREY).save(paths[1])
+    with pytest.raises(ValueError, match=r"b\.tif: got .* pixels of uint8, expected those of"):
+        read_image(paths, 3)
+
+
+def test_a_gif_is_read_by_its_palettes_colours(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.gif")
+    assert np.array_equal(read_image(tmp_path / "a.gif", 1)[0], GREY)
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png", 1)[0], GREY)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "jpg", "bmp", "gif"])
+def test_what_is_cut_off_anywhere_is_unreadable(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for tenth in range(10):
+        path.write_bytes(whole[: len(whole) * tenth // 10])
+        with pytest.raises(
+            UnreadableError, match=rf"a\.{ending}: cannot be read as an image \(.+\)"
+        ):
+            read_image(path, 1)
+
+
+def test_a_small_file_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + chunk
+        + struct.pack(">I", zlib.crc32(chunk))
+        + b"\x00\x00\x00\x00IDAT"
+        + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
+    with pytest.raises(UnreadableError, match=r"exceeds limit .* decompression"):
+        read_image(tmp_path / "a.png", 1)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is a folder, expected an image"):
+        read_image(tmp_path, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_stack_is_written_page_by_page(tmp_path: Path, dtype: type) -> None:
+    pages = [np.full((4, 5 + i), i, dtype) for i in range(3)]
+    path = tmp_path / "a.tif"
+    with stack_writer(path, 1000) as add:
+        for page in pages:
+            add(Image.fromarray(page))
+            assert not path.exists()
+    with Image.open(path) as file:
+        assert file.n_frames == 3
+        for i, page in enumerate(pages):
+            file.seek(i)
+            assert np.array_equal(np.asarray(file), page)
+
+
+def test_a_stack_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
+    def stop_after_a_page() -> None:
+        with stack_writer(tmp_path / "a.tif", 1000) as add:
+            add(Image.new("L", (4, 5)))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_after_a_page()
+    assert not list(tmp_path.iterdir())
+
+
+def write_beyond_4_gib(path: Path, pages: list[np.ndarray], num_bytes: int) -> None:
+    """Write a stack with a hole after its first two pages, which takes no room on the disk."""
+    with stack_writer(path, num_bytes) as add:
+        for i, page in enumerate(pages):
+            add(Image.fromarray(page))
+            if i == 1:
+                os.truncate(next(path.parent.glob(".*.tmp")), 5 * 2**30)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
+def test_a_stack_may_be_larger_than_4_gib(tmp_path: Path, dtype: type) -> None:
+    pages = [np.full((4, 5 + i), i, dtype) for i in range(5)]
+    write_beyond_4_gib(tmp_path / "a.tif", pages, num_bytes=5 * 2**30)
+    assert (tmp_path / "a.tif").stat().st_size > 5 * 2**30
+    with Image.open(tmp_path / "a.tif") as file:
+        assert file.n_frames == 5
+        for i, page in enumerate(pages):
+            file.seek(i)
+            assert np.array_equal(np.asarray(file), page)
+
+
+def test_a_stack_that_becomes_larger_than_was_said_is_not_there(tmp_path: Path) -> None:
+    pages = [np.zeros((4, 5), np.uint8)] * 5
+    with pytest.raises(
+        ValueError, match=r"a\.tif: got more than 4 GiB, expected pages of the size"
+    ):
+        write_beyond_4_gib(tmp_path / "a.tif", pages, num_bytes=1000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_a_channel_that_pillow_would_drop_is_no_silent_loss(tmp_path: Path, bands: int) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    path = tmp_path / "stains.tif"
+    settings = {"photometric": "RGB"} if bands == 4 else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(
+            path, "w", driver="GTiff", count=bands, height=5, width=4, dtype="uint8",
+            interleave="pixel", **settings,
+        ) as file:  # fmt: skip
+            file.write(np.arange(20 * bands, dtype=np.uint8).reshape(bands, 5, 4))
+    for in_channels in (1, 3, 4):
+        with pytest.raises(UnreadableError, match=f"{bands} channels, of which it does not say"):
+            read_image(path, in_channels)
+
+
+def test_a_png_whose_pixels_have_changed_on_the_disk_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "1.png"
+    pixels = np.arange(64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(pixels).save(path, compress_level=0)  # where zlib notices nothing
+    contents = bytearray(path.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(UnreadableError, match=r"1\.png: cannot be read as an image .*IDAT"):
+        read_image(path, 1)

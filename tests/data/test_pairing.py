@@ -1,0 +1,280 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet.data.pairing import PackedPairs, find_pairs, list_images, read_table
+
+BOX = np.zeros((4, 5), np.uint8)
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(BOX).save(root / name)
+
+
+def found(root: Path, images: str | list[str], masks: str | dict[str, str]) -> list[tuple]:
+    """(stem, image files, mask files) of what pairs without fault."""
+    pairs, faults = find_pairs(root, [images] if isinstance(images, str) else images, masks)
+    assert not faults
+    return [
+        (pair.stem, *(Path(path).relative_to(root).as_posix() for path in pair.files))
+        for pair in pairs
+    ]
+
+
+def test_files_come_in_natural_order(tmp_path: Path) -> None:
+    for name in ("10.tif", "2.TIF", "1.png", "a10b2.png", "a9b10.png", "a9b9.png", "01.png"):
+        (tmp_path / name).touch()
+    for name in (".hidden.png", "notes.txt"):
+        (tmp_path / name).touch()
+    names = [path.name for path in list_images(tmp_path)]
+    assert names == ["01.png", "1.png", "2.TIF", "10.tif", "a9b9.png", "a9b10.png", "a10b2.png"]
+
+
+def test_the_order_of_pairs_does_not_depend_on_how_the_system_lists_them(tmp_path: Path) -> None:
+    stems = ["0001", "001", "01", "1", "02", "2", "10"]
+    write(tmp_path, *(f"{folder}/{stem}.png" for stem in stems for folder in ("images", "masks")))
+    assert [stem for stem, *_ in found(tmp_path, "images", "masks")] == stems
+
+
+def test_folders_pair_by_stem_whatever_the_endings(tmp_path: Path) -> None:
+    write(tmp_path, "images/2.png", "images/10.jpg", "masks/2.TIF", "masks/10.png")
+    assert found(tmp_path, "images", "masks") == [
+        ("2", "images/2.png", "masks/2.TIF"),
+        ("10", "images/10.jpg", "masks/10.png"),
+    ]
+
+
+def test_equal_names_in_different_folders_are_kept_apart(tmp_path: Path) -> None:
+    write(tmp_path, "images/a/1.png", "images/b/1.png", "masks/a/1.png", "masks/b/1.png")
+    assert [pair[0] for pair in found(tmp_path, "images", "masks/")] == ["a/1", "b/1"]
+
+
+def test_a_suffix_tells_masks_from_images_in_one_folder(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "1_mask.png", "2.png", "2_mask.png")
+    expected = [("1", "1.png", "1_mask.png"), ("2", "2.png", "2_mask.png")]
+    assert found(tmp_path, "{stem}.png", "{stem}_mask.png") == expected
+    assert found(tmp_path, ".", "{stem}_mask") == expected
+
+
+def test_an_ending_tells_masks_from_images_in_one_folder(tmp_path: Path) -> None:
+    write(tmp_path, "all/1.jpg", "all/1.png")
+    assert found(tmp_path, "all/{stem}.jpg", "all/{stem}.png") == [("1", "all/1.jpg", "all/1.png")]
+
+
+def test_patterns_reach_into_nested_folders(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "sub-1/micr/sub-1_SEM.png",
+        "sub-2/micr/sub-2_SEM.png",
+        "labels/sub-1/micr/sub-1_SEM_seg.png",
+        "labels/sub-2/micr/sub-2_SEM_seg.png",
+    )
+    pairs = found(tmp_path, "sub-*/micr/{stem}_SEM.png", "labels/sub-*/micr/{stem}_SEM_seg.png")
+    assert [pair[0] for pair in pairs] == ["sub-1", "sub-2"]
+    write(tmp_path, "deep/7/images/7.png", "deep/7/masks/7.png")
+    assert found(tmp_path, "deep/{stem}/images/{stem}.png", "deep/{stem}/masks/{stem}.png") == [
+        ("7", "deep/7/images/7.png", "deep/7/masks/7.png")
+    ]
+
+
+def test_several_files_are_the_channels_of_an_image(tmp_path: Path) -> None:
+    write(tmp_path, "dapi/1.tif", "gfp/1.tif", "masks/1.png")
+    assert found(tmp_path, ["dapi/{stem}.tif", "gfp"], "masks") == [
+        ("1", "dapi/1.tif", "gfp/1.tif", "masks/1.png")
+    ]
+
+
+def test_a_mask_may_lie_in_a_file_for_each_class(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "axon/1.png", "myelin/1.png")
+    assert found(tmp_path, "images", {"axon": "axon", "myelin": "myelin"}) == [
+        ("1", "images/1.png", "axon/1.png", "myelin/1.png")
+    ]
+
+
+def test_a_missing_half_is_named_on_both_sides(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "images/3.png", "masks/1.png", "masks/5.png")
+    pairs, faults = find_pairs(tmp_path, ["images"], "masks")
+    assert [pair.stem for pair in pairs] == ["1"]
+    assert len(faults) == 2
+    assert f"{tmp_path}/images: got nothing for {tmp_path}/masks/5.png, expected" in faults[0]
+    assert f"{tmp_path}/masks: got nothing for {tmp_path}/images/3.png, expected" in faults[1]
+
+
+def test_a_stem_twice_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "images/3.png", "masks/3.png")
+    shutil.copy(tmp_path / "images/3.png", tmp_path / "images/3.bmp")
+    _, faults = find_pairs(tmp_path, ["images"], "masks")
+    assert len(faults) == 1
+    assert "has the stem '3' of" in faults[0]
+
+
+def test_missing_folders_and_patterns_that_match_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
+        find_pairs(tmp_path, ["nowhere"], "masks")
+    write(tmp_path, "images/1.png")
+    with pytest.raises(ValueError, match=r"\{stem\}\.tif: matches no file in .*images \(1 \.png\)"):
+        find_pairs(tmp_path, ["images/{stem}.tif"], "images")
+    with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
+        list_images(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="got no image, expected files ending in"):
+        list_images(tmp_path / "empty")
+
+
+def test_a_character_that_means_something_to_expressions_is_itself(tmp_path: Path) -> None:
+    write(tmp_path, "a+b (1)/x.png", "masks/x.png")
+    assert found(tmp_path, "a+b (1)", "masks") == [("x", "a+b (1)/x.png", "masks/x.png")]
+
+
+def test_one_place_for_images_and_masks_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "all/1.png")
+    for masks in ("all", "all/", "all/{stem}"):
+        with pytest.raises(ValueError, match="got the same place for images and masks"):
+            find_pairs(tmp_path, ["all"], masks)
+
+
+def test_endings_are_the_same_in_capitals(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.tif", "images/2.TIF", "masks/1.Tif", "masks/2.tif")
+    assert len(found(tmp_path, "images/{stem}.tif", "masks/{stem}.TIF")) == 2
+
+
+def test_patterns_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "img_1.png", "msk_1.png", "a/img_2.png", "a/msk_2.png")
+    monkeypatch.chdir(tmp_path)
+    pairs, faults = find_pairs(Path(), ["img_{stem}.png"], "msk_{stem}.png")
+    assert [pair.stem for pair in pairs] == ["1"]
+    assert not faults
+    assert len(find_pairs(Path(), ["a/img_{stem}"], "a/msk_{stem}")[0]) == 1
+
+
+def test_files_that_nothing_names_are_noted(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "masks/1.png", "masks/1_old.bmp")
+    (tmp_path / "images" / "1.npy").touch()
+    notes: list[str] = []
+    find_pairs(tmp_path, ["images"], "masks/{stem}.png", notes=notes)
+    path = f"{tmp_path}/images/1.npy"
+    assert notes == [f"2 other file(s) beside the images and masks, such as {path}"]
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/1.png", "masks/a/1.png", "images/2.png", "masks/2.png")
+    (tmp_path / "images" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+    assert [pair[0] for pair in found(tmp_path, "images", "masks")] == ["2", "a/1"]
+
+
+def test_a_name_may_hold_anything(tmp_path: Path) -> None:
+    names = ["a b", "ä", "new\nline", "[1]", "50%", "x'y"]
+    write(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))
+    assert {pair[0] for pair in found(tmp_path, "images", "masks")} == set(names)
+
+
+def write_stack(path: Path, pages: int) -> None:
+    page = Image.fromarray(BOX)
+    page.save(path, save_all=True, append_images=[page] * (pages - 1))
+
+
+def test_page_i_of_a_stack_belongs_to_page_i_of_its_mask(tmp_path: Path) -> None:
+    for name in ("volume", "labels"):
+        write_stack(tmp_path / f"train-{name}.tif", 3)
+    pairs, faults = find_pairs(tmp_path, ["{stem}-volume.tif"], "{stem}-labels.tif", stacks=True)
+    assert not faults
+    assert [(pair.stem, pair.page) for pair in pairs] == [
+        ("train#0", 0),
+        ("train#1", 1),
+        ("train#2", 2),
+    ]
+    write_stack(tmp_path / "train-labels.tif", 2)
+    pairs, faults = find_pairs(tmp_path, ["{stem}-volume.tif"], "{stem}-labels.tif", stacks=True)
+    assert not pairs
+    assert "train-labels.tif: got 2 pages, expected 3 as in" in faults[0]
+
+
+def test_a_table_names_the_pairs(tmp_path: Path) -> None:
+    write(tmp_path, "x/1.png", "y/a.png", "x/2.png", "y/b.png")
+    (tmp_path / "pairs.csv").write_text(
+        "split,image,mask,note\nval,x/1.png,y/a.png,good\ntrain,x/2.png,y/b.png,\n"
+    )
+    pairs, faults = read_table(tmp_path, "pairs.csv")
+    assert not faults
+    assert [(pair.stem, pair.split) for pair in pairs] == [("x/1", "val"), ("x/2", "train")]
+    assert pairs[0].masks == (str(tmp_path / "y/a.png"),)
+
+
+def test_a_file_stands_in_a_table_once(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "2.png", "a.png")
+    (tmp_path / "pairs.csv").write_text("image,mask\n1.png,a.png\n2.png,a.png\n")
+    _, faults = read_table(tmp_path, "pairs.csv")
+    assert "line 3: a.png is there twice, expected a file of its own" in faults[0]
+    (tmp_path / "pairs.csv").write_text("image,mask\n1.png,1.png\n")
+    assert "line 2: 1.png is there twice" in read_table(tmp_path, "pairs.csv")[1][0]
+    (tmp_path / "pairs.csv").write_text("image,mask,mask\n1.png,a.png,b.png\n")
+    with pytest.raises(ValueError, match="got a column twice in image, mask, mask"):
+        read_table(tmp_path, "pairs.csv")
+    (tmp_path / "pairs.csv").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"got the columns \(none\)"):
+        read_table(tmp_path, "pairs.csv")
+
+
+def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "a.png")
+    table = tmp_path / "pairs.csv"
+    table.write_text("image,mask\n1.png,a.png\n2.png,a.png\n1.png,\n1.png,a.png\n")
+    _, faults = read_table(tmp_path, "pairs.csv")
+    assert [fault.removeprefix(f"{table}: line ") for fault in faults] == [
+        f"3: there is no file {tmp_path}/2.png; correct the path",
+        "4 lacks an image or a mask; complete it",
+        f"5: 1.png has the stem of {tmp_path}/1.png, expected each once; remove or rename one",
+    ]
+    table.write_text("image;mask\n1.png;a.png\n")
+    with pytest.raises(ValueError, match="got the columns image;mask, expected image and mask too"):
+        read_table(tmp_path, "pairs.csv")
+    table.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="cannot be read as CSV"):
+        read_table(tmp_path, "pairs.csv")
+    table.write_text("image,mask\n")
+    with pytest.raises(ValueError, match="got no rows"):
+        read_table(tmp_path, "pairs.csv")
+    with pytest.raises(FileNotFoundError, match="there is no such table"):
+        read_table(tmp_path, "other.csv")
+
+
+def test_a_label_image_belongs_to_each_pair_where_asked_for(tmp_path: Path) -> None:
+    write(tmp_path, "1.png", "1_mask.png", "1_cells.png", "2.png", "2_mask.png")
+    patterns = ["{stem}.png"], "{stem}_mask.png"
+    pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
+    assert [(pair.masks, pair.instances) for pair in pairs] == [
+        ((f"{tmp_path}/1_mask.png",), f"{tmp_path}/1_cells.png")
+    ]
+    assert pairs[0].files[2] == f"{tmp_path}/1_cells.png"
+    assert list(PackedPairs(pairs)) == pairs
+    assert len(faults) == 1
+    assert f"{tmp_path}/{{stem}}_cells.png: got nothing for {tmp_path}/2_mask.png, " in faults[0]
+    # A missing mask is named by its image.
+    (tmp_path / "1_mask.png").unlink()
+    _, faults = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
+    assert f"{tmp_path}/{{stem}}_mask.png: got nothing for {tmp_path}/1.png, " in faults[0]
+    write(tmp_path, "1_mask.png")
+    # Masks may themselves be label images.
+    pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_mask.png")
+    assert len(pairs) == 2
+    assert all(pair.masks == (pair.instances,) for pair in pairs)
+
+
+def test_label_images_may_be_stacks(tmp_path: Path) -> None:
+    for name in ("images", "masks", "cells"):
+        (tmp_path / name).mkdir()
+        write_stack(tmp_path / name / "a.tif", 3)
+    pairs, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
+    assert not faults
+    assert [(pair.page, pair.instances) for pair in pairs] == [
+        (page, f"{tmp_path}/cells/a.tif") for page in range(3)
+    ]
+    write_stack(tmp_path / "cells" / "a.tif", 2)
+    _, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
+    assert "cells/a.tif: got 2 pages, expected 3 as in" in faults[0]

@@ -1,0 +1,235 @@
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unet.data.classes import ClassMap
+from unet.evaluation.measurements import Measures, Summary, measure, summarize
+from unet.evaluation.report import Example, choose_examples, example_pictures, html_report
+from unet.metrics.precision_recall import NUM_BINS, Curve, precision_recall, probability_counts
+from unet.visualize import DIFFERENCE
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Fails on tags that do not nest; keeps tags, and the text of each."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make_summary(names: tuple[str, ...], count: int = 13, curve: Curve | None = None) -> Summary:
+    """Of images that are predicted the worse the later they come."""
+    rng = np.random.default_rng(0)
+    images = []
+    for i in range(count):
+        target = rng.integers(0, len(names), (12, 18))
+        wrong = rng.random((12, 18)) < 0.05 * i
+        prediction = np.where(wrong, (target + 1) % len(names), target)
+        images.append(
+            measure(
+                torch.from_numpy(prediction),
+                torch.from_numpy(target),
+                len(names),
+                Measures(boundary_distance=2),
+            )
+        )
+    return summarize(images, names, Measures(boundary_distance=2), curve)
+
+
+def make_report(names: tuple[str, ...], count: int = 13, curve: Curve | None = None) -> str:
+    colours = ClassMap({name: i for i, name in enumerate(names)}).colours
+    ids = np.arange(12 * 18).reshape(12, 18) % len(names)
+    pictures = example_pictures(np.zeros((12, 18, 3), np.uint8), ids, ids, colours)
+    return html_report(
+        make_summary(names, count, curve),
+        title=f"best.pt of {names[1]}",
+        facts={"classes": ", ".join(names)},
+        settings={"data.root": "a & b", "data.classes": str(names)},
+        colours=colours,
+        examples=[Example(group="worst", stem=names[1], score=0.5, pictures=pictures)],
+    )
+
+
+def make_curve() -> Curve:
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, (40, 40))
+    probability = (rng.random((40, 40)) + target) / 2
+    return precision_recall(probability_counts(probability, target))
+
+
+def decoded(address: str) -> np.ndarray:
+    kind, _, text = address.partition(";base64,")
+    assert kind in {"data:image/png", "data:image/jpeg"}
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_the_file_is_whole_and_needs_nothing_else(count: int) -> None:
+    names = tuple(f"class {i}" for i in range(count))
+    html = make_report(names, curve=make_curve())
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert {attributes["src"].partition(",")[0] for attributes in page.all("img")} <= {
+        "data:image/png;base64",
+        "data:image/jpeg;base64",
+    }
+    assert not re.search(r"https?:|url\(|@import|<script|<link|javascript:|\bon\w+=", html)
+    assert all("href" not in attributes for _, attributes in page.tags)
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all(
+        "meta"
+    )
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    for name in names:
+        assert name in page.text
+    for heading in ("Scores", "How each is averaged", "Confusion matrix", "Thresholds", "Settings"):
+        assert heading in page.text
+
+
+def test_names_are_text_whatever_they_hold() -> None:
+    names = ("ground", '<script>alert("&")</script>\'')
+    html = make_report(names, curve=make_curve())
+    assert "<script" not in html
+    page = Page(html)
+    assert names[1] in page.text
+    assert any(names[1] in (attributes.get("alt") or "") for attributes in page.all("img"))
+    assert "a & b" in page.text
+
+
+def test_the_confusion_matrix_is_in_percent_of_each_target() -> None:
+    names = ("ground", "cell", "never")
+    ids = torch.tensor([[0, 0, 0, 1]])
+    summary = summarize(
+        [measure(torch.tensor([[0, 0, 1, 1]]), ids, 3, Measures())], names, Measures()
+    )
+    html = html_report(summary, title="", facts={}, settings={}, colours=[], examples=[])
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.partition('class="matrix"')[2])[:12]
+    assert cells == ["66.7", "33.3", "0.0", "3", "0.0", "100.0", "0.0", "1", "-", "-", "-", "0"]
+    assert "1 of 3 classes in neither target nor prediction, without a score: never." in html
+    assert "needs unet[scipy]" in html
+
+
+def test_the_bars_hold_every_image_that_has_a_score() -> None:
+    summary = make_summary(("ground", "cell"))
+    bars = re.findall(r"<title>([\d.]+) to ([\d.]+): (\d+) image", make_report(summary.names))
+    assert sum(int(count) for *_, count in bars) == 13
+    scores = summary.columns["mean_iou"].numpy()
+    for low, high, count in bars:
+        inside = (scores >= float(low)) & ((scores < float(high)) | (float(high) == scores.max()))
+        assert inside.sum() == int(count)
+
+
+def test_the_best_threshold_is_named() -> None:
+    curve = make_curve()
+    text = Page(make_report(("ground", "cell"), curve=curve)).text
+    assert curve.best is not None
+    assert f"average precision {curve.average_precision:.4f}" in text
+    assert f"is at the threshold {curve.thresholds[curve.best]:.3f}" in text
+    none = precision_recall(np.zeros((2, NUM_BINS), np.int64))
+    text = Page(make_report(("ground", "cell"), curve=none)).text
+    assert "No pixel of cell is in the targets" in text
+
+
+def test_nothing_scored_is_said() -> None:
+    ignored = torch.full((3, 4), 255)
+    measures = Measures(boundary_distance=2, objects=1)
+    summary = summarize([measure(ignored * 0, ignored, 2, measures)], ("a", "b"), measures)
+    html = html_report(summary, title="", facts={}, settings={}, colours=[], examples=[])
+    assert "No image has a score. 1 image(s) have none" in Page(html).text
+    assert "nan" not in Page(html).text
+
+
+def test_worst_median_and_best_are_chosen_without_any_twice() -> None:
+    assert choose_examples(range(100)) == {
+        "worst": [0, 1, 2, 3],
+        "median": [48, 49, 50, 51],
+        "best": [99, 98, 97, 96],
+    }
+    assert choose_examples([7, 5, 6]) == {"worst": [7], "median": [5], "best": [6]}
+    assert choose_examples([7, 5]) == {"worst": [7], "best": [5]}
+    assert choose_examples([7]) == {"worst": [7]}
+    assert choose_examples([]) == {}
+    for count in range(1, 30):
+        chosen = [i for members in choose_examples(range(count)).values() for i in members]
+        assert len(chosen) == len(set(chosen))
+
+
+def test_pictures_show_image_target_prediction_and_difference() -> None:
+    colours = [(90, 90, 90), (230, 159, 0)]
+    image = np.full((40, 60, 3), 100, np.uint8)
+    target, prediction = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
+    prediction[:20, :30] = 1
+    target[20:, 30:] = 255
+    shown = [decoded(one) for one in example_pictures(image, target, prediction, colours)]
+    assert {one.shape for one in shown} == {(40, 60, 3)}
+    assert (shown[0] == 100).all()
+    assert tuple(shown[1][30, 40]) == (255, 255, 255)
+    assert tuple(shown[2][5, 5]) == colours[1]
+    difference = shown[3].astype(int)
+    assert abs(difference[5, 5] - DIFFERENCE).max() < 12  # JPEG
+    assert abs(difference[30, 40] - 255).max() < 12
+    assert np.ptp(difference[5, 50]) < 12
+
+
+@pytest.mark.parametrize("size", [(4096, 4096), (1500, 700), (30000, 40), (515, 512)])
+def test_a_single_pixel_that_differs_is_seen_in_a_large_image(size: tuple[int, int]) -> None:
+    height, width = size
+    image, target = np.full((*size, 3), 100, np.uint8), np.zeros(size, np.uint8)
+    for y, x in ((0, 0), (height - 1, width - 1), (height // 3, width // 2)):
+        prediction = target.copy()
+        prediction[y, x] = 1
+        *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
+        shown = decoded(difference).astype(int)
+        v, u = y * shown.shape[0] // height, x * shown.shape[1] // width
+        assert abs(shown[v, u] - DIFFERENCE).max() < 60  # JPEG
+        reddish = shown[..., 0] - shown[..., 1] > 60
+        assert reddish[max(0, v - 2) : v + 3, max(0, u - 2) : u + 3].sum() == reddish.sum() <= 16
+
+
+def test_where_much_differs_a_large_image_shows_how_much() -> None:
+    image, target = np.zeros((1024, 1024, 3), np.uint8), np.zeros((1024, 1024), np.uint8)
+    prediction = target.copy()
+    prediction[:512, ::2] = 1  # half of the upper half's pixels
+    prediction[:256, 512:] = 1  # all of a corner's
+    *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
+    shown = decoded(difference).astype(int)
+    assert abs(shown[64, 384] - DIFFERENCE).max() < 12  # JPEG
+    assert abs(shown[192, 128] - (40 + np.array(DIFFERENCE)) / 2).max() < 12
+    assert abs(shown[400, 128] - 40).max() < 12
+
+
+def test_large_images_are_shown_smaller() -> None:
+    ids = np.zeros((1500, 300), np.uint8)
+    pictures = example_pictures(np.zeros((1500, 300, 3), np.uint8), ids, ids, [(1, 2, 3)])
+    assert [decoded(one).shape for one in pictures] == [(512, 102, 3)] * 4

@@ -1,0 +1,274 @@
+import json
+import zipfile
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+import unet.inference.export as module
+from helpers import make_config, make_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.passes import move_to_device_pass
+
+from unet.build import build_net
+from unet.checkpoint import save_checkpoint
+from unet.config.loader import config_from_dict
+from unet.data.normalization import Normalization
+from unet.inference.export import TOLERANCE, ExportedModel, export, largest_difference
+from unet.inference.predictor import SegmentationModel, load_model
+
+SIZES = [(1, 1, 1), (1, 1, 9), (2, 5, 1), (1, 36, 52), (4, 17, 31), (5, 64, 8)]
+
+
+def used_model(root: Path, *overrides: str, levels: int = 3) -> SegmentationModel:
+    """A model whose batch norms have seen something."""
+    torch.manual_seed(0)
+    config = make_config(root, f"model.widths={[4, 6, 8, 8, 8][:levels]}", *overrides)
+    net = build_net(config, torch.device("cpu"))
+    for _ in range(3):
+        net(net.surround(torch.randn(2, net.in_channels, 32, 32)))
+    return replace(make_model(root), net=net, config=config)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, used_model(tmp_path).contents())
+    return path
+
+
+def run_onnx(path: Path, images: torch.Tensor) -> torch.Tensor:
+    import onnxruntime
+
+    (result,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+    return torch.from_numpy(result)
+
+
+def run_pt2(path: Path, images: torch.Tensor) -> torch.Tensor:
+    return torch.export.load(path).module()(images)
+
+
+RUN = {".onnx": run_onnx, ".pt2": run_pt2}
+
+needs_onnx = pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))), reason="needs unet[onnx]"
+)
+both = pytest.mark.parametrize("suffix", [pytest.param(".onnx", marks=needs_onnx), ".pt2"])
+
+
+def metadata(path: Path) -> dict[str, str]:
+    if path.suffix == ".onnx":
+        import onnx
+
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    files = {"unet.json": ""}
+    torch.export.load(path, extra_files=files)
+    return json.loads(files["unet.json"])
+
+
+@both
+def test_a_file_gives_the_models_probabilities_at_any_size(
+    checkpoint: Path, tmp_path: Path, suffix: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "exported" / f"model{suffix}"
+    difference = export([checkpoint], out)
+    assert difference <= TOLERANCE
+    assert capfd.readouterr() == ("", "")  # nothing of torch's
+    assert list(out.parent.iterdir()) == [out]  # one file
+    model = load_model(checkpoint)
+    for batch, height, width in SIZES:
+        images = torch.rand(batch, 1, height, width)
+        expected = torch.stack([model.logits(image).softmax(0) for image in images])
+        torch.testing.assert_close(RUN[suffix](out, images), expected, rtol=0, atol=1e-5)
+    # And it says what it is.
+    said = metadata(out)
+    assert json.loads(said["classes"]) == {"ground": 0, "box": 200}
+    assert config_from_dict(json.loads(said["config"])) == model.config
+    assert "from 0 to 1: integers divided by the largest of their type" in said["input"]
+    assert said["output"] == "probabilities (N, 2, H, W) float32"
+    assert said["largest_difference"] == f"{difference:.1e}"
+    assert said["unet_version"]
+
+
+@both
+def test_a_file_gives_the_models_classes(checkpoint: Path, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"model{suffix}"
+    assert export([checkpoint], out, "classes") <= TOLERANCE
+    model, images = load_model(checkpoint), torch.rand(3, 1, 21, 34)
+    classes = RUN[suffix](out, images)
+    assert classes.dtype == torch.int64
+    expected = torch.stack([model.predict(image) for image in images])
+    assert (classes != expected).float().mean() < 0.002
+
+
+@both
+@pytest.mark.parametrize("encoder", ["resnet18", "convnext_tiny", "mobilenet_v3_large"])
+def test_an_encoder_of_torchvision_is_exported(tmp_path: Path, suffix: str, encoder: str) -> None:
+    widths = [4] * (4 if encoder == "convnext_tiny" else 5)
+    settings = [f"model={{encoder: {encoder}, widths: {widths}, in_channels: 1}}"]
+    save_checkpoint(tmp_path / "best.pt", used_model(tmp_path, *settings).contents())
+    assert export([tmp_path / "best.pt"], tmp_path / f"model{suffix}") <= TOLERANCE
+
+
+@both
+@pytest.mark.parametrize(
+    ("levels", "norm", "setting"),
+    [
+        (1, "batch", "downsampling=max_pool"),
+        (5, "none", "downsampling=conv"),
+        (3, "group", "downsampling=conv"),
+        (2, "instance", "downsampling=conv"),
+        (3, "batch", "upsampling=bilinear"),
+    ],
+)
+def test_every_network_is_exported(
+    tmp_path: Path, suffix: str, levels: int, norm: str, setting: str
+) -> None:
+    settings = [f"model.norm={norm}", f"model.{setting}"]
+    save_checkpoint(tmp_path / "best.pt", used_model(tmp_path, *settings, levels=levels).contents())
+    assert export([tmp_path / "best.pt"], tmp_path / f"model{suffix}") <= TOLERANCE
+
+
+@both
+@pytest.mark.parametrize(("levels", "norm"), [(1, "none"), (2, "group"), (3, "batch"), (5, "none")])
+def test_an_unpadded_network_mirrors_the_image_inside(
+    tmp_path: Path, suffix: str, levels: int, norm: str
+) -> None:
+    settings = ["model.padding=valid", "augment.crop=null", "model.dropout=0.5"]
+    model = used_model(tmp_path, *settings, f"model.norm={norm}", levels=levels)
+    save_checkpoint(tmp_path / "best.pt", model.contents())
+    out = tmp_path / f"model{suffix}"
+    assert export([tmp_path / "best.pt"], out) <= TOLERANCE
+    loaded = load_model(tmp_path / "best.pt")
+    for batch, height, width in SIZES[1:]:
+        images = torch.rand(batch, 1, height, width)
+        expected = torch.stack([loaded.logits(image).softmax(0) for image in images])
+        torch.testing.assert_close(RUN[suffix](out, images), expected, rtol=0, atol=1e-5)
+
+
+@both
+def test_images_are_normalised_by_their_own_numbers_inside(tmp_path: Path, suffix: str) -> None:
+    model = replace(used_model(tmp_path), normalization=Normalization(method="image"))
+    save_checkpoint(tmp_path / "best.pt", model.contents())
+    out = tmp_path / f"model{suffix}"
+    assert export([tmp_path / "best.pt"], out) <= TOLERANCE
+    flat = torch.full((1, 1, 20, 20), 0.7)  # no contrast to divide by
+    expected = load_model(tmp_path / "best.pt").logits(flat[0]).softmax(0)
+    torch.testing.assert_close(RUN[suffix](out, flat)[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["given", "image"])
+@pytest.mark.parametrize("output", ["probabilities", "classes"])
+def test_nothing_stays_on_the_cpu_when_the_model_is_moved(
+    tmp_path: Path, method: str, output: str
+) -> None:
+    model = used_model(tmp_path)
+    if method != "given":
+        model = replace(model, normalization=Normalization(method=method))
+    exported = ExportedModel(model, output).eval()
+    state = exported.state_dict()
+    with FakeTensorMode() as mode:  # tensors without numbers, on devices that need not be there
+        state = {name: mode.from_tensor(tensor).to("cuda") for name, tensor in state.items()}
+        images = torch.empty(2, 1, 17, 31, device="cuda")
+        result = torch.func.functional_call(exported, state, images)
+    assert result.device.type == "cuda"
+    assert result.shape == ((2, 2, 17, 31) if output == "probabilities" else (2, 17, 31))
+
+
+def test_an_exported_model_is_where_its_network_is(tmp_path: Path) -> None:
+    model = used_model(tmp_path)
+    exported = ExportedModel(replace(model, net=model.net.to("meta"), device=torch.device("meta")))
+    devices = {tensor.device.type for tensor in (*exported.parameters(), *exported.buffers())}
+    assert devices == {"meta"}
+
+
+def test_a_pt2_file_is_moved_to_another_device_by_torchs_pass(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    export([checkpoint], tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2")
+    moved = move_to_device_pass(program, "meta")
+    assert moved.module()(torch.empty(3, 1, 21, 34, device="meta")).device.type == "meta"
+
+
+@needs_onnx
+def test_the_sizes_that_may_change_have_names(checkpoint: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    export([checkpoint], tmp_path / "model.onnx", "classes")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 1, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", "height", "width"]
+
+
+def test_the_parts_that_differ_are_found(tmp_path: Path) -> None:
+    model = used_model(tmp_path)
+    exported = ExportedModel(model).eval()
+    assert largest_difference(model, exported, "probabilities") < 1e-6
+
+    def brighter(images: torch.Tensor) -> torch.Tensor:
+        return exported(images + 0.1)
+
+    assert largest_difference(model, brighter, "probabilities") > 1e-3
+    assert largest_difference(model, lambda images: brighter(images).argmax(1), "classes") > 0
+    assert largest_difference(model, lambda images: exported(images)[..., 1:], "probabilities") == (
+        float("inf")
+    )
+
+
+@both
+def test_a_file_that_differs_is_not_written(
+    checkpoint: Path, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wrong in (0.3, float("nan")):
+        monkeypatch.setattr(module, "largest_difference", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(ValueError, match=r"model\.\w+: got probabilities that differ .* by"):
+            export([checkpoint], tmp_path / f"model{suffix}")
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_what_cannot_be_exported_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="export: got 2 checkpoints, expected one; export each"):
+        export([checkpoint, checkpoint], tmp_path / "model.pt2")
+    with pytest.raises(ValueError, match=r"model\.pb: expected a file that ends in .onnx or .pt2"):
+        export([checkpoint], tmp_path / "model.pb")
+    model = replace(make_model(tmp_path), normalization=Normalization(method="percentiles"))
+    save_checkpoint(tmp_path / "other.pt", model.contents())
+    with pytest.raises(ValueError, match=r"got a model with data\.normalization percentiles, wh"):
+        export([tmp_path / "other.pt"], tmp_path / "model.pt2")
+    assert not list(tmp_path.glob("*model*"))
+
+
+@needs_onnx
+def test_weights_too_large_for_one_onnx_file_are_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ONNX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"GiB of weights, expected at most .* write a \.pt2"):
+        export([checkpoint], tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == [checkpoint]
+
+
+def test_a_file_that_exists_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model.pt2"
+    out.write_text("precious")
+    with pytest.raises(FileExistsError, match=r"model\.pt2: exists; pass --overwrite to replace"):
+        export([checkpoint], out)
+    assert out.read_text() == "precious"
+    export([checkpoint], out, overwrite=True)
+    assert zipfile.is_zipfile(out)
+    with pytest.raises(FileExistsError, match=r"model\.pt2: is a file; give another place"):
+        export([checkpoint], out / "inside.pt2")
+    (tmp_path / "folder.pt2").mkdir()
+    with pytest.raises(ValueError, match=r"folder\.pt2: is a folder, expected a file to write"):
+        export([checkpoint], tmp_path / "folder.pt2", overwrite=True)
+
+
+def test_missing_packages_are_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"model\.onnx: needs onnx; .* pip install 'unet\[onnx\]'"):
+        export([checkpoint], tmp_path / "model.onnx")
+    export([checkpoint], tmp_path / "model.pt2")  # needs none

@@ -1,0 +1,479 @@
+import errno
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import HEIGHT, WIDTH, make_model, write_png16
+from PIL import Image, ImageSequence
+
+from unet import load_model, predict
+from unet.checkpoint import save_checkpoint
+from unet.data.image_io import read_image, read_pixels, to_float
+from unet.data.label_images import clean, number_objects
+from unet.inference import predict as prediction
+from unet.inference.predict import Options, UnpredictedError, predict_files
+from unet.inference.sliding_window import sliding_window
+from unet.inference.tta import View, probabilities
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """An untrained network that draws both classes."""
+    torch.manual_seed(3)
+    model = make_model(tmp_path)
+    torch.nn.init.normal_(model.net.head.weight)
+    path = tmp_path / "best.pt"
+    save_checkpoint(path, model.contents())
+    return path
+
+
+def values_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_masks_have_the_images_size_and_the_training_masks_values(
+    checkpoint: Path, data_root: Path
+) -> None:
+    masks = predict_files([checkpoint], [str(data_root / "images")], Path("out"))
+    assert [path.name for path in masks] == [f"{i}.png" for i in range(6)]
+    ids = predict(load_model(checkpoint), data_root / "images" / "0.png")
+    assert set(np.unique(ids)) == {0, 1}
+    assert values_of(masks[0]).shape == (HEIGHT, WIDTH)
+    assert np.array_equal(values_of(masks[0]), ids * 200)
+
+
+def test_files_folders_and_patterns_are_each_taken_once(checkpoint: Path, data_root: Path) -> None:
+    images = data_root / "images"
+    inputs = [str(images / "[0-2].png"), str(images / "1.png"), str(images / "5.png")]
+    masks = predict_files([checkpoint], inputs, Path("out"))
+    assert [path.name for path in masks] == ["0.png", "1.png", "2.png", "5.png"]
+    assert sorted(Path("out").iterdir()) == masks
+
+
+def test_files_pillow_images_and_arrays_give_the_same(checkpoint: Path, data_root: Path) -> None:
+    model, path = load_model(checkpoint), data_root / "images" / "0.png"
+    ids = predict(model, str(path))
+    assert ids.dtype == np.uint8
+    assert np.array_equal(predict(model, values_of(path)), ids)
+    with Image.open(path) as image:
+        assert np.array_equal(predict(model, image), ids)
+    logits = model.logits(torch.from_numpy(to_float(read_image(path, 1))))
+    assert np.array_equal(logits.argmax(0).numpy(), ids)
+
+
+def test_a_pillow_image_is_turned_as_its_file_is(checkpoint: Path, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.effect_noise((40, 20), 50).save(tmp_path / "a.png", exif=exif)
+    model = load_model(checkpoint)
+    ids = predict(model, tmp_path / "a.png")
+    assert ids.shape == (40, 20)
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(predict(model, image), ids)
+
+
+def test_open_images_that_are_cut_or_damaged_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    model, path = load_model(checkpoint), tmp_path / "a.png"
+    write_png16(path, np.full((20, 20, 3), 9000, np.uint16))
+    with Image.open(path) as image, pytest.raises(ValueError, match="give its path instead"):
+        predict(model, image)
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with Image.open(path) as image, pytest.raises(ValueError, match="image: cannot be decoded"):
+        predict(model, image)
+
+
+def test_tiles_can_be_asked_for(checkpoint: Path, data_root: Path) -> None:
+    image = str(data_root / "images" / "0.png")
+    overrides = ["tiling={size: [16, 16], overlap: 8}"]
+    masks = predict_files([checkpoint], [image], Path("out"), overrides=overrides)
+    assert values_of(masks[0]).shape == (HEIGHT, WIDTH)
+
+
+def test_overlays_lie_beside_the_masks(checkpoint: Path, data_root: Path) -> None:
+    image = data_root / "images" / "0.png"
+    predict_files([checkpoint], [str(image)], Path("out"), Options(overlay=True))
+    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "0_overlay.png"]
+    overlay, mask = values_of(Path("out/0_overlay.png")), values_of(Path("out/0.png"))
+    image_part, legend = overlay[:HEIGHT, :WIDTH], overlay[HEIGHT:]
+    orange = image_part[mask == 200].astype(int)  # the second class's colour
+    assert (orange[:, 0] > orange[:, 2]).all()
+    shown = {tuple(colour) for colour in legend.reshape(-1, 3).tolist()}
+    assert shown >= set(load_model(checkpoint).classes.colours)
+
+
+def test_masks_that_exist_are_kept_unless_asked(
+    checkpoint: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").mkdir()
+    Path("out/3.png").write_text("mine")
+    images = [str(data_root / "images")]
+    assert len(predict_files([checkpoint], images, Path("out"))) == 6
+    printed = capsys.readouterr().out
+    assert "kept 1 mask(s) that exist in out; --overwrite predicts them anew" in printed
+    assert "predicted 5 of 5 images into out" in printed
+    assert len(list(Path("out").iterdir())) == 6
+    assert Path("out/3.png").read_text() == "mine"
+    predict_files([checkpoint], images, Path("out"), overwrite=True)
+    assert values_of(Path("out/3.png")).shape == (HEIGHT, WIDTH)
+    times = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    predict_files([checkpoint], images, Path("out"))
+    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == times
+
+
+def test_what_goes_with_a_mask_is_not_added_to_one_that_exists(
+    checkpoint: Path, data_root: Path
+) -> None:
+    images = [str(data_root / "images")]
+    predict_files([checkpoint], images, Path("out"))
+    message = r"out/0\.png: exists, but 0_overlay\.png beside it does not; pass --overwrite"
+    with pytest.raises(FileExistsError, match=message):
+        predict_files([checkpoint], images, Path("out"), Options(overlay=True))
+    assert len(list(Path("out").iterdir())) == 6
+    predict_files([checkpoint], images, Path("out"), Options(overlay=True), overwrite=True)
+    assert len(list(Path("out").iterdir())) == 12
+
+
+def test_a_name_of_an_image_is_no_folder(checkpoint: Path, data_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"out\.png: got the name of an image, expected a folder"):
+        predict_files([checkpoint], [str(data_root / "images")], Path("out.png"))
+    assert not Path("out.png").exists()
+
+
+def test_what_an_interrupted_call_has_not_written_is_written_by_the_same(
+    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, options = [str(data_root / "images")], Options(overlay=True, probabilities=True)
+    predict_files([checkpoint], images, Path("whole"), options)
+    drawn = []
+
+    def stop(*arguments: object) -> list[Image.Image]:
+        drawn.append(arguments)
+        if len(drawn) == 8:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    draw = prediction._draw
+    with monkeypatch.context() as patch:
+        patch.setattr("unet.inference.predict._draw", stop)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            predict_files([checkpoint], images, Path("out"), options)
+    assert str(stopped.value) == (
+        "interrupted; 3 of 6 images have their masks, and the same command goes on"
+    )
+    written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert sorted(name for name in written if len(name) == 5) == ["0.png", "1.png", "2.png"]
+    whole = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
+    assert 0 < len(written) < len(whole) == 18
+    assert written.items() <= whole.items()
+    predict_files([checkpoint], images, Path("out"), options)
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == whole
+
+
+def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None:
+    images = data_root / "images"
+    (images / "a" / "b").mkdir(parents=True)
+    (images / "0.png").rename(images / "a" / "b" / "0.png")
+    (images / "1.png").rename(images / "a" / "v1.2.png")
+    (images / "a" / ".hidden.png").write_bytes(b"")
+    (images / "notes.txt").touch()
+    expected = ["2.png", "3.png", "4.png", "5.png", "a/b/0.png", "a/v1.2.png"]
+    for i, entry in enumerate((str(images), f"{images}/**/*.png")):
+        masks = predict_files([checkpoint], [entry], Path(f"out{i}"))
+        assert [path.relative_to(f"out{i}").as_posix() for path in masks] == expected
+        assert all(path.is_file() for path in masks)
+
+
+def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: Path) -> None:
+    images = data_root / "images"
+    (data_root / "link").symlink_to(images)
+    for entry in (images, images / "**" / "*.png", data_root / "link"):
+        for _ in range(2):
+            assert len(predict_files([checkpoint], [str(entry)], images / "out")) == 6
+    with pytest.raises(FileNotFoundError, match=r"o\*/\*\.png: matches no file to predict"):
+        predict_files([checkpoint], [str(images / "o*" / "*.png")], images / "out")
+    # Whoever asks for them by their folder, means them.
+    again = predict_files([checkpoint], [str(images / "out" / "*.png")], images / "out" / "two")
+    assert len(again) == 6
+
+
+def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: Path) -> None:
+    images = data_root / "images"
+    before = values_of(images / "0.png")
+    with pytest.raises(ValueError, match=r"0\.png: is an image to predict; give another folder"):
+        predict_files([checkpoint], [str(images)], images, overwrite=True)
+    assert np.array_equal(values_of(images / "0.png"), before)
+
+
+def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_root: Path) -> None:
+    (data_root / "images" / "2.png").write_bytes(b"no image")
+    expected = r"2\.png: cannot be read.*\n1 of 6 images were not"
+    with pytest.raises(UnpredictedError, match=expected):
+        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
+    assert len(list(Path("out").iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    "place", ["unet.inference.tta.View.back", "unet.inference.predictor.sliding_window"]
+)
+def test_an_image_too_large_for_the_memory_loses_no_other(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for i in range(3):
+        Image.effect_noise((30, 20 + (i == 1)), 50).save(f"{i}.png")
+
+    def fill(*arguments: Any, **settings: Any) -> torch.Tensor:
+        if any(torch.is_tensor(one) and 21 in one.shape for one in arguments):
+            torch.empty(2**55)
+        return original(*arguments, **settings)
+
+    original = View.back if "tta" in place else sliding_window
+    monkeypatch.setattr(place, fill)
+    images, out = ["0.png", "1.png", "2.png"], Path("out")
+    advice = "TIFFs can be predicted in windows" if "tta" in place else "an image of 21 x 30 pixels"
+    expected = rf"^1\.png: out of memory \(.*\); {advice}.*\n1 of 3 images were not"
+    with pytest.raises(UnpredictedError, match=expected):
+        predict_files([checkpoint], images, out, Options(probabilities=True))
+    names = ["0.png", "0_probabilities.tif", "2.png", "2_probabilities.tif"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_what_cannot_be_written_ends_the_run(
+    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr("unet.inference.predict.save_picture", refuse)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'out/0\.png'"):
+        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
+
+
+def test_where_nothing_can_be_read_no_folder_is_made(checkpoint: Path) -> None:
+    Path("broken.png").write_bytes(b"no image")
+    with pytest.raises(UnpredictedError, match=r"broken\.png: cannot be read"):
+        predict_files([checkpoint], ["broken.png"], Path("new/masks"), Options(overlay=True))
+    assert not Path("new").exists()
+
+
+def test_colour_images_are_refused_by_a_grey_model(checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), (255, 0, 0)).save(tmp_path / "red.png")
+    with pytest.raises(ValueError, match=r"red\.png: got an image of 3 channel"):
+        predict_files([checkpoint], [str(tmp_path / "red.png")], Path("out"))
+
+
+def test_two_images_of_one_stem_are_refused(checkpoint: Path, data_root: Path) -> None:
+    folders = [str(data_root / "images"), str(data_root / "masks")]
+    with pytest.raises(ValueError, match=r"0\.png and .*0\.png: got two images that would both"):
+        predict_files([checkpoint], folders, Path("out"))
+
+
+def test_an_overlay_name_that_is_a_mask_name_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "a_overlay.png"):
+        Image.new("L", (20, 20)).save(tmp_path / "in" / name)
+    with pytest.raises(ValueError, match=r"would both write out/a_overlay\.png"):
+        predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), Options(overlay=True))
+
+
+def test_names_that_are_too_long_for_what_is_written_are_told_before_work(checkpoint: Path) -> None:
+    Path("in").mkdir()
+    for name in ("0", "細" * 82):  # 246 bytes, and four of the ending
+        Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
+    with pytest.raises(ValueError, match=r"細_overlay\.png 258 bytes long, expected at most 255;"):
+        predict_files([checkpoint], ["in"], Path("out"), Options(overlay=True))
+    assert not Path("out").exists()
+    assert all(path.is_file() for path in predict_files([checkpoint], ["in"], Path("out")))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("nowhere.png", r"nowhere\.png: there is no such file or folder"),
+        ("nowhere/*.png", r"nowhere/\*\.png: matches no file"),
+    ],
+)
+def test_inputs_that_are_not_there_are_named(checkpoint: Path, entry: str, message: str) -> None:
+    with pytest.raises(FileNotFoundError, match=message):
+        predict_files([checkpoint], [entry], Path("out"))
+    assert not Path("out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_before_work(
+    checkpoint: Path, data_root: Path
+) -> None:
+    Path("file").touch()
+    for out in (Path("file"), Path("file/masks")):
+        with pytest.raises(FileExistsError, match="is a file"):
+            predict_files([checkpoint], [str(data_root / "images")], out)
+
+
+def test_a_folder_without_images_is_named(checkpoint: Path) -> None:
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match="empty: got no image, expected files ending in"):
+        predict_files([checkpoint], ["empty"], Path("out"))
+    assert not Path("out").exists()
+
+
+def test_missing_data_in_a_float_image_is_refused(checkpoint: Path) -> None:
+    pixels = np.full((20, 30), 0.5, np.float32)
+    pixels[3, 4] = np.nan
+    Image.fromarray(pixels).save("a.tif")
+    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 pixel\(s\) of NaN"):
+        predict_files([checkpoint], ["a.tif"], Path("out"))
+    assert not Path("out").exists()
+    model = load_model(checkpoint)
+    for array in (pixels, np.nan_to_num(pixels, nan=-3.4e38), Image.fromarray(pixels)):
+        with pytest.raises(ValueError, match=r"image: got 1 pixel\(s\) of NaN, infinity or beyond"):
+            predict(model, array)
+
+
+def pages_of(path: Path) -> list[np.ndarray]:
+    with Image.open(path) as file:
+        return [np.asarray(page) for page in ImageSequence.Iterator(file)]
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif"])
+def test_stacks_are_predicted_page_by_page(checkpoint: Path, data_root: Path, ending: str) -> None:
+    pages = [Image.open(path) for path in sorted((data_root / "images").iterdir())]
+    pages[0].save(f"stack.{ending}", save_all=True, append_images=pages[1:])
+    options = Options(overlay=True, probabilities=True, instances=True)
+    predict_files([checkpoint], [f"stack.{ending}"], Path("out"), options)
+    masks = pages_of(Path("out/stack.tif"))
+    model = load_model(checkpoint)
+    assert len(masks) == 6
+    for i, mask in enumerate(masks):
+        ids = predict(model, read_pixels(f"stack.{ending}", i))
+        assert np.array_equal(mask, ids * 200)
+    assert len(pages_of(Path("out/stack_overlay.tif"))) == 6
+    assert len(pages_of(Path("out/stack_probabilities.tif"))) == 12
+    numbers = pages_of(Path("out/stack_instances.tif"))
+    assert [page.dtype for page in numbers] == [np.dtype("int32")] * 6
+
+
+def test_a_damaged_page_leaves_no_mask_of_its_stack(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [Image.effect_noise((30, 20), 50) for _ in range(3)]
+    pages[0].save("stack.tif", save_all=True, append_images=pages[1:])
+
+    def read(files: tuple[str, ...], in_channels: int, page: int) -> np.ndarray:
+        if page == 2:
+            raise ValueError("damaged")
+        return read_image(files, in_channels, page)
+
+    monkeypatch.setattr("unet.inference.predict.read_image", read)
+    with pytest.raises(UnpredictedError, match="damaged\n1 of 1 images"):
+        predict_files([checkpoint], ["stack.tif"], Path("out"))
+    assert not list(Path("out").iterdir())
+
+
+def test_what_would_fill_a_tiff_is_written_as_a_bigtiff(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Image.effect_noise((30, 20), 50)
+    page.save("stack.tif", save_all=True, append_images=[page, page])
+    options = Options(probabilities=True)
+    predict_files([checkpoint], ["stack.tif"], Path("small"), options)
+    monkeypatch.setattr("unet.data.image_io._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
+    predict_files([checkpoint], ["stack.tif"], Path("large"), options)
+    for name, kinds in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
+        small, large = Path(f"small/{name}.tif"), Path(f"large/{name}.tif")
+        assert (small.read_bytes()[2:4], large.read_bytes()[2:4]) == kinds
+        for one, other in zip(pages_of(small), pages_of(large), strict=True):
+            assert np.array_equal(one, other)
+
+
+def test_probabilities_are_a_page_for_each_class(checkpoint: Path, data_root: Path) -> None:
+    image = data_root / "images" / "0.png"
+    predict_files([checkpoint], [str(image)], Path("out"), Options(probabilities=True))
+    pages = pages_of(Path("out/0_probabilities.tif"))
+    assert [page.dtype for page in pages] == [np.dtype("float32")] * 2
+    np.testing.assert_allclose(pages[0] + pages[1], 1, atol=1e-6)
+    assert np.array_equal(values_of(Path("out/0.png")) == 200, pages[1] > pages[0])
+
+
+def test_a_threshold_moves_the_border(checkpoint: Path, data_root: Path) -> None:
+    image, model = data_root / "images" / "0.png", load_model(checkpoint)
+    pixels = torch.from_numpy(to_float(read_image(image, 1)))
+    foreground = model.logits(pixels).softmax(0)[1].numpy()
+    for threshold in (0.0, 0.3, 0.9):
+        ids = predict(model, image, Options(threshold=threshold))
+        assert np.array_equal(ids, foreground >= threshold)
+    with pytest.raises(ValueError, match=r"--threshold: got 1\.5, expected 0 to 1"):
+        Options(threshold=1.5)
+    with pytest.raises(ValueError, match="--min-size: got -1, expected 0 pixels or more"):
+        Options(min_size=-1)
+
+
+def test_a_threshold_is_of_two_classes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make_model(tmp_path)
+    data = replace(model.config.data, classes={"a": 0, "b": 1, "c": 2})
+    model = replace(model, config=replace(model.config, data=data))
+    with pytest.raises(ValueError, match="--threshold: got a model of 3 classes, expected one of"):
+        predict(model, np.zeros((20, 20), np.uint8), Options(threshold=0.5))
+
+
+def test_masks_are_cleaned_and_their_objects_numbered(checkpoint: Path, data_root: Path) -> None:
+    image, model = data_root / "images" / "0.png", load_model(checkpoint)
+    raw = predict(model, image)
+    for settings in ({"min_size": 3}, {"keep_largest": True}):
+        options = Options(instances=True, **settings)
+        ids = predict(model, image, options)
+        assert np.array_equal(ids, clean(raw, **settings))
+        assert not np.array_equal(ids, raw)
+        predict_files([checkpoint], [str(image)], Path("out"), options, overwrite=True)
+        assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
+        numbers = values_of(Path("out/0_instances.tif"))
+        assert numbers.dtype == np.int32
+        assert np.array_equal(numbers, number_objects(ids))
+
+
+def test_objects_are_written_to_one_place_however_many_they_are(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (512, 320)).save("a.png")
+    ids = np.zeros((320, 512), np.uint8)
+    monkeypatch.setattr(
+        "unet.inference.predictor.SegmentationModel.predict", lambda *_: torch.tensor(ids)
+    )
+    for count in (0, 320 * 512 // 2):  # more than 16 bits have
+        if count:
+            ids[::2, ::2] = 1
+            ids[1::2, 1::2] = 1
+        predict_files([checkpoint], ["a.png"], Path("out"), Options(instances=True), overwrite=True)
+        assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_instances.tif"]
+        assert values_of(Path("out/a_instances.tif")).max() == count
+
+
+def test_views_are_averaged_for_files_too(checkpoint: Path, data_root: Path) -> None:
+    image, model = data_root / "images" / "0.png", load_model(checkpoint)
+    options = Options(tta=("flips", "scales"))
+    predict_files([checkpoint], [str(image)], Path("out"), options)
+    pixels = torch.from_numpy(to_float(read_image(image, 1)))
+    ids = probabilities(model, pixels, options.tta).argmax(0).numpy()
+    assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
+    assert not np.array_equal(ids, predict(model, image))
+
+
+def test_a_bar_shows_images_and_pages_and_tiles(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Image.effect_noise((52, 36), 50)
+    page.save("stack.tif", save_all=True, append_images=[page])
+    monkeypatch.setattr("unet.runtime.distributed.hide_bar", lambda: False)  # as on a terminal
+    overrides = ["tiling={size: [16, 16], overlap: 8}"]
+    predict_files([checkpoint], ["stack.tif"], Path("out"), overrides=overrides)
+    shown = capsys.readouterr().err
+    assert re.search(r"predict: .* 1/1 .*image", shown)
+    assert re.search(r"stack\.tif: .*/2 .*page", shown)
+    assert re.search(r"stack\.tif: .*/24 .*tile", shown)

@@ -1,0 +1,256 @@
+import dataclasses
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_config, make_model
+from torch import nn
+
+from unet import load_model
+from unet.build import build_net
+from unet.checkpoint import load_checkpoint, save_checkpoint
+from unet.data.normalization import Normalization
+from unet.inference.predictor import SegmentationModel
+from unet.models.receptive_field import own_levels, unpadded_side
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "best.pt"
+    torch.manual_seed(0)
+    save_checkpoint(path, make_model(tmp_path).contents() | {"history": []})
+    return path
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    torch.save({**load_checkpoint(path), **changes}, path)
+
+
+def test_a_model_is_loaded_from_its_checkpoint_alone(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    assert model.classes.names == ("ground", "box")
+    assert model.normalization == Normalization(mean=(0.4,), std=(0.2,))
+    assert not model.net.training
+    logits = model.logits(torch.randn(1, 21, 33))
+    assert logits.shape == (2, 21, 33)
+    assert torch.equal(load_model(checkpoint).logits(torch.zeros(1, 9, 9)), model.logits(
+        torch.zeros(1, 9, 9)
+    ))  # fmt: skip
+
+
+def test_a_loaded_model_is_what_was_saved_with_its_batch_norm_folded(tmp_path: Path) -> None:
+    model, image = make_model(tmp_path), torch.rand(1, 21, 33)
+    for _ in range(5):  # so that there is something to fold
+        model.net(1 + torch.randn(2, 1, 16, 16))
+    save_checkpoint(tmp_path / "best.pt", model.contents())
+    loaded = load_model(tmp_path / "best.pt")
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in loaded.net.modules())
+    torch.testing.assert_close(loaded.logits(image), model.logits(image), rtol=1e-5, atol=1e-5)
+
+
+def test_large_images_in_tiles_are_what_they_are_whole(checkpoint: Path) -> None:
+    image = 0.4 + 0.2 * torch.randn(1, 151, 119)
+    whole = load_model(checkpoint).logits(image)
+    for overrides in (["tiling.size=[64, 40]"], ["tiling={size: [64, 40], batch_size: 3}"]):
+        tiled = load_model(checkpoint, overrides=overrides).logits(image)
+        torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(tiled, whole)  # they were tiles
+    assert torch.equal(load_model(checkpoint).logits(image, torch.device("cpu")), whole)
+    # With less overlap than the network sees, it does not see all.
+    less = load_model(checkpoint, overrides=["tiling={size: [64, 40], overlap: 4}"]).logits(image)
+    assert float((less - whole).abs().max()) > 1e-3
+    assert ((less - whole).abs() < 0.05).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("size", [(151, 119), (40, 200), (3, 5), (1, 1)])
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
+    tmp_path: Path, norm: str, size: tuple[int, int]
+) -> None:
+    def model_with(*overrides: str) -> SegmentationModel:
+        torch.manual_seed(0)
+        settings = "{in_channels: 1, widths: [4, 6, 8], padding: valid, norm: " + norm + "}"
+        config = make_config(tmp_path, f"model={settings}", "augment.crop=null", *overrides)
+        net = build_net(config, torch.device("cpu"))
+        return replace(make_model(tmp_path), net=net, config=config)
+
+    image = 0.4 + 0.2 * torch.randn(1, *size)
+    model = model_with()
+    whole = model.logits(image)
+    assert whole.shape == (2, *size)
+    # Beyond its borders it sees the image mirrored.
+    wider = np.pad(model.normalization(image).numpy(), ((0, 0), (20, 99), (20, 99)), "symmetric")
+    with torch.inference_mode():
+        sides = [unpadded_side(own_levels(3), side) for side in size]
+        by_hand = model.net(torch.from_numpy(wider[None, :, : sides[0], : sides[1]]))[0]
+    torch.testing.assert_close(whole, by_hand[:, : size[0], : size[1]], rtol=1e-5, atol=1e-5)
+    for tiling in ("{size: [116, 96]}", "{size: [116, 88], overlap: 9, batch_size: 3}"):
+        tiled = model_with(f"tiling={tiling}").logits(image)
+        if norm == "group":
+            assert float((tiled - whole).abs().mean()) < 0.2 * float(whole.std()) + 1e-5
+        else:
+            torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_tiles_are_computed_in_the_precision_asked_for(checkpoint: Path) -> None:
+    image = 0.4 + 0.2 * torch.randn(1, 151, 119)
+    overrides = ["train.precision=bfloat16", "tiling={size: [64, 40], batch_size: 2}"]
+    whole, short = (
+        load_model(checkpoint, overrides=these).logits(image) for these in ([], overrides)
+    )
+    assert short.dtype == torch.float32
+    assert not torch.equal(short, whole)
+    assert float((short - whole).abs().mean()) < 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_tiles_on_cuda_are_what_the_whole_image_is_on_the_cpu(checkpoint: Path) -> None:
+    image = 0.4 + 0.2 * torch.randn(1, 151, 119)
+    overrides = ["train.precision=float32", "tiling={size: [64, 40], batch_size: 3}"]
+    whole = load_model(checkpoint, "cpu").logits(image)
+    model = load_model(checkpoint, "cuda", overrides)
+    for device in (None, torch.device("cpu")):
+        tiled = model.logits(image, device)
+        assert tiled.device.type == ("cuda" if device is None else "cpu")
+        torch.testing.assert_close(tiled.cpu(), whole, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("norm", "blends"), [("batch", False), ("none", False), ("group", True)])
+def test_only_norms_with_statistics_of_the_image_blend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, blends: bool
+) -> None:
+    config = make_config(tmp_path, f"model.norm={norm}")
+    model = replace(make_model(tmp_path), net=build_net(config, torch.device("cpu")), config=config)
+    seen: dict[str, Any] = {}
+
+    def record(_: Any, image: torch.Tensor, **settings: Any) -> torch.Tensor:
+        seen.update(settings)
+        return image
+
+    monkeypatch.setattr("unet.inference.predictor.sliding_window", record)
+    model.logits(torch.zeros(1, 9, 9))
+    assert seen == {
+        "size": (1024, 1024),
+        "overlap": 16,
+        "align": 2,
+        "blend": blends,
+        "context": 0,
+        "batch_size": 1,
+        "bar": None,
+        "finish": None,
+    }
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
+        load_model(tmp_path / "no.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_refused(checkpoint: Path, share: float) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[: int(share * checkpoint.stat().st_size)])
+    with pytest.raises(ValueError, match=r"best\.pt: cannot be loaded safely"):
+        load_model(checkpoint)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_pickle_that_would_run_code_does_not(tmp_path: Path, plain: bool) -> None:
+    path, sign = tmp_path / "best.pt", tmp_path / "it ran"
+    if plain:
+        path.write_bytes(pickle.dumps(Bomb(sign)))
+    else:
+        torch.save({"format": Bomb(sign)}, path)
+    with pytest.raises(ValueError, match=r"best\.pt: cannot .* code to run: take a best"):
+        load_model(path)
+    assert not sign.exists()
+
+
+def test_other_files_are_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: is not a checkpoint of unet"):
+        load_model(tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text\.pt: cannot be loaded safely"):
+        load_model(tmp_path / "text.pt")
+
+
+def test_another_format_version_is_refused(checkpoint: Path) -> None:
+    rewrite(checkpoint, version=99)
+    with pytest.raises(ValueError, match="got a checkpoint of format version 99, expected 4"):
+        load_model(checkpoint)
+
+
+def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
+    rewrite(checkpoint, model={})
+    with pytest.raises(ValueError, match=r"best\.pt: the weights do not fit the model"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.classes.third=3", "data.classes.third was not there and is now 3"),
+        ("model.widths=[4, 16]", r"model.widths was \[4, 8\] and is now \[4, 16\]"),
+        ("train.seed=3", "train.seed was 0 and is now 3"),
+        ("data.validation={fraction: 0.5}", "data.validation.fraction was 0.34 and is now 0.5"),
+    ],
+)
+def test_what_was_learned_cannot_be_changed(checkpoint: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"best\.pt: a trained model keeps .*{message}"):
+        load_model(checkpoint, overrides=[override])
+
+
+def test_where_and_how_it_runs_can(checkpoint: Path) -> None:
+    overrides = ["data.root=elsewhere", "tiling.overlap=64", "train.precision=bfloat16"]
+    assert load_model(checkpoint, overrides=overrides).config.tiling.overlap == 64
+
+
+def test_several_models_average_their_probabilities(tmp_path: Path) -> None:
+    paths = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        paths.append(tmp_path / f"{seed}.pt")
+        model = make_model(tmp_path)
+        other = Normalization(mean=(0.1 * seed,), std=(0.2,))
+        save_checkpoint(paths[-1], dataclasses.replace(model, normalization=other).contents())
+    image = torch.rand(1, 20, 30)
+    together = load_model(paths)
+    alone = [load_model(path).logits(image).softmax(0) for path in paths]
+    torch.testing.assert_close(together.logits(image).exp(), torch.stack(alone).mean(0))
+    assert torch.equal(together.predict(image), sum(alone).argmax(0).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [
+        ({"ground": 0, "sphere": 200}, "ground: 0, sphere: 200"),
+        ({"ground": 5, "box": 9}, "ground: 5, box: 9"),
+        ({"box": 200, "ground": 0}, "box: 200, ground: 0"),
+        ({"ground": [0, 0, 0], "box": [0, 0, 200]}, r"ground: \(0, 0, 0\), box: \(0, 0, 200\)"),
+    ],
+)
+def test_models_of_other_classes_are_not_averaged(
+    checkpoint: Path, tmp_path: Path, classes: dict[str, Any], shown: str
+) -> None:
+    other = tmp_path / "other.pt"
+    contents = load_checkpoint(checkpoint)
+    contents["config"]["data"]["classes"] = classes
+    torch.save(contents, other)
+    message = (
+        rf"other\.pt: got the classes {shown} and 1 channels, expected .* ground: 0, box: 200 "
+    )
+    with pytest.raises(ValueError, match=message):
+        load_model([checkpoint, other])

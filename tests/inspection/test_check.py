@@ -1,0 +1,380 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import HEIGHT, WIDTH, make_config, write_instances, write_pairs
+from PIL import Image
+
+from unet.build import pair_reader
+from unet.inspection.check import check_data, describe
+from unet.inspection.samples import draw_samples
+from unet.inspection.statistics import read_pairs
+from unet.runtime.text import listed
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(workdir: Path) -> None:
+    """What is remembered goes to runs/ of a folder of the test's own."""
+
+
+def test_what_is_found_is_what_is_there(data_root: Path) -> None:
+    config = make_config(data_root)
+    data = check_data(config)
+    assert not data.faults
+    assert len(data.train_pairs) == 4
+    assert len(data.val_pairs) == 2
+    images = np.stack([np.asarray(Image.open(pair.images[0])) for pair in data.train_pairs]) / 255
+    masks = np.stack([np.asarray(Image.open(pair.masks[0])) for pair in data.train_pairs])
+    assert data.train.class_pixels.sum(0).tolist() == [(masks == 0).sum(), (masks == 200).sum()]
+    assert (data.train.sizes == (HEIGHT, WIDTH)).all()
+    normalization = data.normalization(config)
+    assert normalization.mean == pytest.approx([images.mean()])
+    assert normalization.std == pytest.approx([images.std()])
+    assert data.normalization(make_config(data_root, "data.normalization=image")).method == "image"
+    given = make_config(data_root, "data.normalization={mean: [0.5], std: [0.25]}")
+    assert data.normalization(given).mean == (0.5,)
+
+
+def test_every_fault_is_reported_at_once(data_root: Path) -> None:
+    images, masks = data_root / "images", data_root / "masks"
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(masks / "1.png")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 5, np.uint8)).save(masks / "2.png")
+    Image.fromarray(np.full((HEIGHT, WIDTH), 6, np.uint8)).save(masks / "3.png")
+    (images / "4.png").write_bytes(b"")
+    shutil.copy(images / "0.png", images / "lonely.png")
+    faults = check_data(make_config(data_root)).faults
+    expected = [
+        "got nothing for",
+        "4.png: cannot be read as an image (0 bytes); replace or remove the file",
+        f"1.png: got a mask of 8 x 9 pixels (height x width), expected {HEIGHT} x {WIDTH} as its",
+        "2.png: got the mask value 5 (1872 pixels), expected {ground: 0, box: 200}",
+        "3.png: got the mask value 6",
+        "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
+    ]
+    assert len(faults) == len(expected)
+    for fault, text in zip(faults, expected, strict=True):
+        assert text in fault
+
+
+def test_the_same_image_on_both_sides_is_a_fault(data_root: Path) -> None:
+    write_pairs(data_root / "held_out", 2, seed=9)
+    shutil.copy(data_root / "images" / "3.png", data_root / "held_out" / "images" / "1.png")
+    config = make_config(
+        data_root, "data.validation={images: held_out/images, masks: held_out/masks}"
+    )
+    faults = check_data(config).faults
+    assert len(faults) == 1
+    assert "images/3.png: is trained on, and" in faults[0]
+    assert "held_out/images/1.png, the same image pixel by pixel, is scored" in faults[0]
+
+
+def test_files_that_cannot_be_read_are_left_out_only_if_asked_for(data_root: Path) -> None:
+    (data_root / "images" / "4.png").write_text("no image")
+    assert len(check_data(make_config(data_root)).faults) == 1
+    data = check_data(make_config(data_root, "data.skip_unreadable=true"))
+    assert not data.faults
+    assert data.skipped == 1
+    assert len(data.train_pairs) + len(data.val_pairs) == 5
+    assert "4.png: cannot be read as an image" in data.notes[0]
+    assert data.notes[1] == "left out 1 pair(s) that cannot be read"
+
+
+def test_frames_without_contrast_may_be_on_both_sides(data_root: Path) -> None:
+    for i in (0, 1, 2, 3, 4):
+        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "images" / f"{i}.png")
+    assert not check_data(make_config(data_root)).faults
+
+
+def test_folders_that_do_not_pair_are_a_fault(data_root: Path) -> None:
+    (data_root / "val").mkdir()
+    (data_root / "valm").mkdir()
+    shutil.copy(data_root / "images" / "1.png", data_root / "val" / "8.png")
+    shutil.copy(data_root / "masks" / "1.png", data_root / "valm" / "9.png")
+    faults = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).faults
+    assert len(faults) == 2
+    assert all("got nothing for" in fault for fault in faults)
+
+
+def test_what_is_odd_is_noted(data_root: Path) -> None:
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "masks" / "2.png")
+    data = check_data(make_config(data_root, "data.classes={ground: 0, box: 200, ring: 7}"))
+    assert not data.faults
+    assert any("1 of 6 masks hold one class only, such as" in note for note in data.notes)
+    assert "data.classes.ring: no training mask has a pixel of it" in data.notes
+    assert "data.classes.ring: no validation mask has a pixel of it: no score" in data.notes
+
+
+def test_masks_that_are_ignored_throughout_are_a_fault(data_root: Path) -> None:
+    data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
+    assert "got training masks in which every pixel is ignored" in data.faults[0]
+
+
+def test_a_link_to_nothing_is_one_fault_among_others(data_root: Path) -> None:
+    (data_root / "images" / "3.png").unlink()
+    (data_root / "images" / "3.png").symlink_to("nowhere.png")
+    (data_root / "masks" / "4.png").write_text("no image")
+    faults = check_data(make_config(data_root)).faults
+    assert len(faults) == 2
+    assert "4.png: cannot be read" in faults[0]
+    assert "3.png: there is no such file" in faults[1]
+
+
+def test_an_empty_side_is_named(data_root: Path) -> None:
+    (data_root / "images" / "4.png").write_text("no image")
+    config = make_config(data_root, "data.skip_unreadable=true", "data.validation={stems: ['4']}")
+    faults = check_data(config).faults
+    assert faults == [
+        "data.validation: leaves no validation image, expected some on both sides; correct it, or "
+        "add images"
+    ]
+
+
+def test_pages_of_one_stack_on_both_sides_are_noted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            pages = [
+                Image.fromarray(rng.choice([0, 200], (9, 9)).astype(np.uint8)) for _ in range(4)
+            ]
+            path = tmp_path / name / f"{i}.tif"
+            pages[0].save(path, save_all=True, append_images=pages[1:])
+    data = check_data(make_config(tmp_path, "data.stacks=true"))
+    assert not data.faults
+    assert any("pages of one stack are on both sides" in note for note in data.notes)
+    group = "data.validation={fraction: 0.34, group: '^[^#]+'}"
+    data = check_data(make_config(tmp_path, "data.stacks=true", group))
+    assert not any("both sides" in note for note in data.notes)
+    assert len(data.val_pairs) == 4
+    (tmp_path / "images" / "1.tif").write_text("no image")
+    skip = "data.skip_unreadable=true"
+    assert check_data(make_config(tmp_path, "data.stacks=true", skip)).skipped == 1
+
+
+def test_faults_are_found_again(data_root: Path) -> None:
+    (data_root / "images" / "4.png").write_text("no image")
+    config = make_config(data_root)
+    assert check_data(config).faults == check_data(config).faults != []
+
+
+def test_the_table_says_sizes_kinds_and_shares(data_root: Path) -> None:
+    text = describe(check_data(make_config(data_root)), ["ground", "box"])
+    assert "4 training and 2 validation images" in text
+    assert f"{HEIGHT} x {WIDTH} (6)" in text
+    assert "L, uint8 (6)" in text
+    assert "box              17.09%       4             17.09%       2" in text
+
+
+def test_samples_are_drawn(data_root: Path, tmp_path: Path) -> None:
+    config = make_config(data_root)
+    draw_samples(config, check_data(config), tmp_path / "samples.png", count=3)
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.height > 3 * 256
+        assert picture.width > 4 * 256
+        pixels = np.asarray(picture).astype(int)
+    # In every panel with a mask, what is bright in the image has the colour of the class.
+    box = np.array([230, 159, 0])
+    coloured = np.abs(pixels[60:, 400:] - (box + 255) // 2).sum(2) < 120
+    assert coloured.mean() > 0.05
+
+
+def test_folds_and_tables_split(data_root: Path) -> None:
+    folds = [
+        check_data(make_config(data_root, f"data.validation={{folds: 3, fold: {fold}}}")).val_pairs
+        for fold in range(3)
+    ]
+    assert sorted(pair.stem for fold in folds for pair in fold) == list("012345")
+    rows = [
+        f"images/{i}.png,masks/{i}.png,{split}"
+        for i, split in enumerate(["train", "val", "test", "train", "val", "train"])
+    ]
+    (data_root / "pairs.csv").write_text("\n".join(["image,mask,split", *rows]))
+    data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: val}"))
+    assert [pair.stem for pair in data.val_pairs] == ["images/1", "images/4"]
+    assert [pair.stem for pair in data.train_pairs] == ["images/0", "images/3", "images/5"]
+    assert data.notes == ["1 row(s) of pairs.csv are in no part"]
+    (data_root / "val.txt").write_text("2\n3\n")
+    data = check_data(make_config(data_root, "data.validation={stems: val.txt}"))
+    assert [pair.stem for pair in data.val_pairs] == ["2", "3"]
+    data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: dev}"))
+    assert (
+        "got no row whose column split is 'dev', expected some (test, train, val)" in data.faults[0]
+    )
+
+
+def test_masks_in_parts_are_read(data_root: Path) -> None:
+    (data_root / "masks").rename(data_root / "box")
+    for path in (data_root / "box").iterdir():
+        with Image.open(path) as mask:
+            pixels = np.array(mask)
+        Image.fromarray(np.where(pixels > 0, 255, 0).astype(np.uint8)).save(path)
+    config = make_config(data_root, "data.masks={box: box}")
+    data = check_data(config)
+    assert not data.faults
+    assert (data.train.class_pixels[:, 1] == 320).all()
+    _, found, _, _ = read_pairs(data.val_pairs, pair_reader(config))
+    assert (found.class_pixels[:, 1] == 320).all()
+
+
+def test_long_lists_of_faults_are_cut() -> None:
+    assert listed([str(i) for i in range(12)]).splitlines()[-2:] == ["9", "... and 2 more"]
+    assert listed(["a", "b"]) == "a\nb"
+
+
+BORDER = ("data.instances=instances", "loss.border={sigma: 3}")
+
+
+def test_label_images_may_lie_in_the_folder_of_the_images(data_root: Path) -> None:
+    write_instances(data_root)
+    for folder, suffix in (("images", ""), ("masks", "_mask"), ("instances", "_cells")):
+        for path in (data_root / folder).iterdir():
+            place = data_root / ("val" if path.stem == "5" else "all")
+            place.mkdir(exist_ok=True)
+            path.rename(place / f"{path.stem}{suffix}.png")
+    patterns = "images: all, masks: 'all/{stem}_mask', instances: 'all/{stem}_cells'"
+    val = patterns.replace("all", "val")
+    config = make_config(data_root, f"data={{root: {data_root}, {patterns}, classes: "
+                         f"{{ground: 0, box: 200}}, validation: {{{val}}}}}")  # fmt: skip
+    data = check_data(config)
+    assert not data.faults
+    assert (len(data.train_pairs), len(data.val_pairs)) == (5, 1)
+    assert data.train_pairs[0].instances == f"{data_root}/all/0_cells.png"
+    assert data.val_pairs[0].instances == f"{data_root}/val/5_cells.png"
+
+
+def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_root: Path) -> None:
+    write_instances(data_root)
+    data = check_data(make_config(data_root, *BORDER))
+    assert not data.faults
+    assert data.train.num_cells.tolist() == [2] * 4
+    assert check_data(make_config(data_root)).train.num_cells.tolist() == [0] * 4
+    assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
+    assert check_data(make_config(data_root, BORDER[0])).train.num_cells.tolist() == [0] * 4
+    classes = make_config(data_root, BORDER[0], "loss.border={classes: [box], sigma: 3}")
+    assert check_data(classes).faults[0].startswith("loss.border: got no training image with two")
+    cells = data_root / "instances"
+    (cells / "1.png").unlink()
+    (cells / "2.png").write_text("no image")
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(cells / "3.png")
+    faults = check_data(make_config(data_root, *BORDER)).faults
+    assert faults == check_data(make_config(data_root, BORDER[0])).faults  # only to be scored
+    assert faults == check_data(classes).faults
+    assert len(faults) == 3
+    assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in faults[0]
+    assert f"{cells}/2.png: cannot be read as an image" in faults[1]
+    assert f"{cells}/3.png: got a label image of 8 x 9 pixels (height x width)" in faults[2]
+
+
+def test_a_label_image_that_cannot_be_read_is_left_out_only_if_asked_for(data_root: Path) -> None:
+    write_instances(data_root)
+    (data_root / "instances" / "2.png").write_text("no image")
+    data = check_data(make_config(data_root, *BORDER, "data.skip_unreadable=true"))
+    assert not data.faults
+    assert data.skipped == 1
+
+
+def test_validation_folders_of_their_own_need_no_label_images(data_root: Path) -> None:
+    write_pairs(data_root / "held_out", 2, seed=9)
+    write_instances(data_root)
+    own = "data.validation={images: held_out/images, masks: held_out/masks}"
+    data = check_data(make_config(data_root, *BORDER, own))
+    assert not data.faults
+    assert len(data.val_pairs) == 2
+
+
+def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
+    for path in (data_root / "masks").iterdir():
+        with Image.open(path) as file:
+            mask = np.array(file)
+        mask[:, round(np.flatnonzero(mask.any(0)).mean())] = 0
+        Image.fromarray(mask).save(path)
+    assert check_data(make_config(data_root)).train.num_cells.max() == 0
+    data = check_data(make_config(data_root, "loss.border={classes: [box]}"))
+    assert not data.faults
+    assert data.train.num_cells.min() == 2
+
+
+def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> None:
+    faults = check_data(make_config(data_root, "loss.border={classes: [box]}")).faults
+    assert len(faults) == 1
+    assert faults[0].startswith("loss.border: got no training image with two cells, expected some")
+    assert faults[0].endswith("correct loss.border.classes")
+
+
+def test_cells_that_have_changed_are_other_data(data_root: Path) -> None:
+    write_instances(data_root)
+    configs = make_config(data_root), make_config(data_root, *BORDER)
+    without, before = [check_data(config).fingerprint for config in configs]
+    shift(data_root / "instances" / "2.png")
+    assert check_data(configs[0]).fingerprint == without
+    assert check_data(configs[1]).fingerprint != before
+
+
+def test_cells_are_the_same_data_in_another_type_of_number_and_where_nobody_learns_them(
+    data_root: Path,
+) -> None:
+    write_instances(data_root)
+    config = make_config(data_root, *BORDER, "data.validation={stems: ['5']}")
+    before = check_data(config).fingerprint
+    for path in (data_root / "instances").iterdir():
+        with Image.open(path) as file:
+            numbers = np.array(file)
+        path.unlink()
+        Image.fromarray(numbers.astype(np.int32)).save(path.with_suffix(".tif"))
+    assert check_data(config).fingerprint == before
+    shift(data_root / "instances" / "5.tif")
+    assert check_data(config).fingerprint == before
+    shift(data_root / "instances" / "2.tif")
+    assert check_data(config).fingerprint != before
+
+
+def test_a_mask_that_has_changed_is_other_data(data_root: Path) -> None:
+    before = check_data(make_config(data_root)).fingerprint
+    shift(data_root / "masks" / "2.png")
+    assert check_data(make_config(data_root)).fingerprint != before
+
+
+def shift(path: Path) -> None:
+    """Move what there is in a file by a pixel, so that there is as much of it as before."""
+    with Image.open(path) as file:
+        shifted = np.roll(np.asarray(file), 1, axis=1)
+    Image.fromarray(shifted).save(path)
+
+
+def test_border_weights_without_scipy_say_how_to_get_it(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"loss\.border: needs scipy; install it with pip install"):
+        check_data(make_config(data_root, *BORDER))
+
+
+def test_border_weights_are_drawn_where_there_are_such(data_root: Path, tmp_path: Path) -> None:
+    write_instances(data_root)
+    widths = []
+    for overrides in ((), BORDER):
+        config = make_config(data_root, *overrides)
+        draw_samples(config, check_data(config), tmp_path / "samples.png", count=2)
+        with Image.open(tmp_path / "samples.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] - widths[0] == 8 + round(256 * WIDTH / HEIGHT)
+
+
+def test_all_damaged_files_of_a_pair_are_named(data_root: Path) -> None:
+    write_instances(data_root)
+    folders = ("images", "masks", "instances")
+    for folder in folders:
+        (data_root / folder / "3.png").write_bytes(b"")
+    faults = check_data(make_config(data_root, *BORDER)).faults
+    assert [fault.partition(":")[0] for fault in faults] == [
+        f"{data_root}/{folder}/3.png" for folder in folders
+    ]
+
+
+def test_a_label_image_without_the_objects_of_the_mask_is_a_fault(data_root: Path) -> None:
+    write_instances(data_root)
+    path = data_root / "instances" / "3.png"
+    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(path)
+    (fault,) = check_data(make_config(data_root, *BORDER)).faults
+    assert f"{path}: numbers 0% of the pixels of box in {data_root}/masks/3.png" in fault

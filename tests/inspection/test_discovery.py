@@ -1,0 +1,145 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet.inspection.discovery import find_pairings
+
+RNG = np.random.default_rng(0)
+
+
+def write(root: Path, image: str, mask: str) -> None:
+    """A noisy image, and a mask with a rectangle."""
+    pixels = np.zeros((70, 90), np.uint8)
+    pixels[5:60, 4:18] = 255
+    noisy = (pixels * 0.4 + RNG.normal(60, 9, pixels.shape)).clip(0, 255).astype(np.uint8)
+    for name, array in ((image, noisy), (mask, pixels)):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(root / name)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "images", "masks"),
+    [
+        ("images/{}.png", "masks/{}.png", "images", "masks"),
+        ("a/{}.jpg", "b/{}.png", "a", "b"),
+        ("all/{}.png", "all/{}_mask.png", "all", "all/{stem}_mask"),
+        ("all/{}.jpg", "all/{}.png", "all/{stem}.jpg", "all/{stem}.png"),
+        ("x/img_{}.png", "y/lab_{}.png", "x/img_{stem}", "y/lab_{stem}"),
+        ("x/{}_img.png", "x/{}_seg.png", "x/{stem}_img", "x/{stem}_seg"),
+        ("day{}/raw/a{}.png", "gt/day{}/a{}.png", "day*/raw", "gt/day*"),
+        ("images/p/{}.png", "masks/p/{}.png", "images/p", "masks/p"),
+        ("{}/image.png", "{}/mask.png", "{stem}/image", "{stem}/mask"),
+        ("{}/images/a.png", "{}/masks/a.png", "{stem}/images/a", "{stem}/masks/a"),
+    ],
+)
+def test_files_are_paired_however_they_are_named(
+    tmp_path: Path, image: str, mask: str, images: str, masks: str
+) -> None:
+    root = tmp_path / "data"
+    for i in range(8):
+        write(root, image.format(i, i), mask.format(i, i))
+    pairing = find_pairings(root)[0]
+    assert (pairing.images, pairing.masks) == (images, masks)
+    assert len(pairing.files) == 8
+
+
+def test_equal_names_in_several_folders_are_paired(tmp_path: Path) -> None:
+    for folder in ("ann", "ben"):
+        for i in range(4):
+            write(tmp_path, f"images/{folder}/{i}.png", f"masks/{folder}/{i}.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("images", "masks")
+    assert sorted(pairing.files) == [f"{name}/{i}" for name in ("ann", "ben") for i in range(4)]
+
+
+@pytest.mark.parametrize("count", [4, 30])
+@pytest.mark.parametrize(
+    ("image", "mask", "images", "masks"),
+    [
+        ("{}/photo.jpg", "{}/label.png", "{stem}/photo", "{stem}/label"),
+        ("train/{}/photo.png", "train/{}/label.png", "train/{stem}/photo", "train/{stem}/label"),
+        ("{}/images/{}.png", "{}/masks/{}.png", "*/images", "*/masks"),
+        ("{}/{}_img.png", "{}/{}_mask.png", "{stem}_img", "{stem}_mask"),
+        ("{}/a{}.png", "{}/a{}_mask.png", ".", "{stem}_mask"),
+    ],
+)
+def test_a_folder_for_each_image_or_patient_is_understood(
+    tmp_path: Path, image: str, mask: str, images: str, masks: str, count: int
+) -> None:
+    for i in range(count):
+        name = "ab"[i // 26] + chr(ord("a") + i % 26)  # no number
+        write(tmp_path, image.format(name, name), mask.format(name, name))
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == (images, masks)
+    assert len(pairing.files) == count
+
+
+def test_the_slices_of_several_patients_are_not_mixed(tmp_path: Path) -> None:
+    """Which of a patient's images and masks belong together, folders alone do not tell."""
+    for name in ("ann", "ben", "cid", "dan"):
+        for i in range(3):
+            write(tmp_path, f"{name}/scans/{i}.png", f"{name}/masks/{i}.png")
+    for pairing in find_pairings(tmp_path):
+        for image, mask in pairing.files.values():
+            assert Path(image).stem == Path(mask).stem
+
+
+def test_the_folders_of_cities_and_splits_are_understood(tmp_path: Path) -> None:
+    """As in Cityscapes."""
+    for split, cities in (("train", ("ulm", "jena", "bonn")), ("val", ("koeln", "aalen", "bern"))):
+        for city in cities:
+            for i in range(2):
+                name = f"{split}/{city}/{city}_00{i}_019"
+                write(tmp_path, f"left8bit/{name}_left8bit.png", f"fine/{name}_fine_labelIds.png")
+    found = {(one.images, one.masks): len(one.files) for one in find_pairings(tmp_path)}
+    assert found["left8bit/{stem}_left8bit", "fine/{stem}_fine_labelIds"] == 12
+    assert found["left8bit/train/*/{stem}_left8bit", "fine/train/*/{stem}_fine_labelIds"] == 6
+
+
+def test_files_beside_the_folders_do_not_matter(tmp_path: Path) -> None:
+    for name in "abcdefgh":
+        write(tmp_path, f"{name}/photo.png", f"{name}/label.png")
+    Image.new("L", (9, 9)).save(tmp_path / "overview.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("{stem}/photo", "{stem}/label")
+    assert len(pairing.files) == 8
+
+
+def test_of_very_many_folders_the_largest_are_looked_at(tmp_path: Path) -> None:
+    for i in range(30):
+        folder = tmp_path / f"{chr(ord('a') + i // 26)}{chr(ord('a') + i % 26)}"
+        folder.mkdir()
+        Image.new("L", (9, 9)).save(folder / f"result{i}.png")
+    for i in range(8):
+        write(tmp_path, f"scans/{i}.png", f"truth/{i}.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("scans", "truth")
+
+
+def test_a_longer_name_may_be_on_either_side(tmp_path: Path) -> None:
+    """As in nnU-Net: the image has its channel's number, the mask has none."""
+    for name in ("lung", "liver", "heart", "brain"):
+        write(tmp_path, f"imagesTr/{name}_0000.png", f"labelsTr/{name}.png")
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == ("imagesTr/{stem}_0000", "labelsTr")
+
+
+def test_several_masks_of_an_image_are_all_found(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png")
+        write(tmp_path, f"images/{i}.png", f"instances/{i}.png")
+    assert {(one.images, one.masks) for one in find_pairings(tmp_path)} == {
+        ("images", "masks"),
+        ("images", "instances"),
+    }
+
+
+def test_images_of_images_are_no_pairs(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"raw/{i}.png", f"x/{i}_mask.png")
+        Image.fromarray(RNG.integers(0, 256, (70, 90), np.uint8)).save(tmp_path / f"x/{i}.png")
+    pairings = {(one.images, one.masks) for one in find_pairings(tmp_path)}
+    assert ("raw", "x/{stem}_mask") in pairings
+    assert not any(masks in {"raw", "x"} for _, masks in pairings)

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet.inspection.mask_values import are_label_images, count_values, find_classes
+
+
+def save(path: Path, mask: Image.Image | np.ndarray) -> tuple[str, None]:
+    image = mask if isinstance(mask, Image.Image) else Image.fromarray(mask)
+    image.save(path)
+    return str(path), None
+
+
+def test_pixels_and_files_of_each_value_are_counted(tmp_path: Path) -> None:
+    grey = np.array([[0, 0, 7], [7, 7, 9]], np.uint8)
+    palette = Image.fromarray(grey % 3, mode="P")  # 0 0 1 / 1 1 0
+    red = np.zeros((2, 3, 3), np.uint8)
+    red[0, 0] = 255, 0, 0
+    palette.putpalette([5, 5, 5, 80, 90, 100])
+    masks = [
+        save(tmp_path / "grey.png", grey),
+        save(tmp_path / "alpha.png", np.stack([grey, grey * 0 + 200], axis=2)),
+        save(tmp_path / "as_colours.png", np.stack([grey] * 3, axis=2)),
+        save(tmp_path / "bits.png", Image.fromarray(grey > 0)),
+        save(tmp_path / "palette.png", palette),
+    ]
+    counts = count_values(masks)
+    assert counts.pixels == {0: 2 * 4 + 3, 7: 3 * 3, 9: 3, 255: 4, 1: 3}
+    assert counts.files == {0: 5, 7: 3, 9: 3, 255: 1, 1: 1}
+    assert counts.most == 3
+    assert frozenset((7, 9)) in counts.together
+    assert frozenset((7, 255)) not in counts.together
+    # Of colours, too.
+    assert count_values([masks[3], save(tmp_path / "red.png", red)]).together == {
+        frozenset(((0, 0, 0), (255, 255, 255))),
+        frozenset(((0, 0, 0), (255, 0, 0))),
+    }
+
+
+def test_greys_among_colours_are_colours(tmp_path: Path) -> None:
+    red = np.zeros((2, 3, 3), np.uint8)
+    red[0, 0] = 255, 0, 0
+    black = save(tmp_path / "black.png", np.zeros((2, 3), np.uint8))
+    counts = count_values([save(tmp_path / "red.png", red), black])
+    assert counts.pixels == {(0, 0, 0): 5 + 6, (255, 0, 0): 1}
+    assert counts.files == {(0, 0, 0): 2, (255, 0, 0): 1}
+
+
+def test_what_cannot_be_read_is_passed_over_and_fractions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    good = save(tmp_path / "good.png", np.zeros((2, 2), np.uint8))
+    assert count_values([(str(tmp_path / "bad.png"), None), good]).pixels == {0: 4}
+    whole = save(tmp_path / "whole.tif", np.full((2, 2), 3, np.float32))
+    assert count_values([whole]).pixels == {3: 4}
+    with pytest.raises(ValueError, match="masks: got fractions or NaN, expected whole numbers"):
+        count_values([save(tmp_path / "half.tif", np.full((2, 2), 0.5, np.float32))])
+
+
+def test_neighbouring_numbers_are_one_class_if_no_mask_has_both(tmp_path: Path) -> None:
+    halves = [np.repeat(np.array([[0, value]], np.uint8), 8, axis=1) for value in (127, 128)]
+    apart = [save(tmp_path / f"{i}.png", half) for i, half in enumerate(halves)]
+    assert find_classes(count_values(apart)).values == {
+        "background": [0],
+        "foreground": [127, 128],
+    }
+    both = save(tmp_path / "both.png", np.concatenate(halves))
+    assert find_classes(count_values([both])).values == {
+        "background": [0],
+        "class_127": [127],
+        "class_128": [128],
+    }
+
+
+def test_the_shares_of_classes_are_told(tmp_path: Path) -> None:
+    mask = np.zeros((10, 100), np.uint8)
+    mask[:, 60:] = 1
+    mask[:, 99:] = 2
+    found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
+    assert found.values == {"background": [0], "class_1": [1], "class_2": [2]}
+    assert found.shares == pytest.approx({"background": 0.6, "class_1": 0.39, "class_2": 0.01})
+
+
+def test_stray_values_are_near_a_class_or_far_from_all(tmp_path: Path) -> None:
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, 60:] = 200
+    mask[0, :2] = 9, 110
+    found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
+    assert found.values == {"background": [0], "foreground": [200]}
+    assert found.near == {9: 9, 110: 90}
+    assert found.far == found.ignore == []
+    mask[mask == 200] = 1
+    found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
+    assert found.near == {}
+    assert found.far == found.ignore == [9, 110]
+
+
+def test_the_highest_value_above_a_row_of_numbers_is_ignored(tmp_path: Path) -> None:
+    mask = np.repeat(np.array([[0, 1, 2, 255]], np.uint8), 9, axis=0)
+    found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
+    assert [*found.values.values()] == [[0], [1], [2]]
+    assert (found.ignore, found.far) == ([255], [])
+
+
+def test_objects_are_numbered_where_each_number_lies_in_one_place() -> None:
+    squares = np.kron(np.arange(30, dtype=np.uint8).reshape(5, 6), np.ones((8, 8), np.uint8))
+    assert are_label_images([squares])
+    assert not are_label_images([np.tile(squares, (1, 2))])  # each in two places
+    assert not are_label_images([np.minimum(squares, 3)])  # three classes in 8 bits
+    assert are_label_images([np.where(squares < 4, squares, 0).astype(np.uint16)])  # from 1 on
+    assert not are_label_images([np.where(squares < 4, 9 * squares, 0).astype(np.uint16)])
+    assert not are_label_images([np.stack([squares] * 3, axis=2)])
+    assert not are_label_images([squares.astype(np.float32)])
+    assert not are_label_images([squares * 0])
+    assert not are_label_images([])

@@ -1,0 +1,44 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from unet.runtime.device import memory_advice, pick_device, pick_dtype
+
+needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+
+
+@needs_no_cuda
+def test_auto_takes_the_cpu_and_float32_where_there_is_no_cuda() -> None:
+    assert pick_device("auto") == torch.device("cpu")
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+@needs_no_cuda
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="got 'cuda', but torch sees 0 CUDA device"):
+        pick_device("cuda")
+
+
+def test_what_is_no_device_is_refused() -> None:
+    for name in ("gpu", "meta"):
+        with pytest.raises(ValueError, match=f"got '{name}', expected auto, cpu, cuda or cuda:N"):
+            pick_device(name)
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_where_memory_ends_the_nearest_advice_is_given(allocate: Callable[[int], object]) -> None:
+    expected = r"^out of memory \(.*allocate.*\); take less$"
+    with (
+        pytest.raises(MemoryError, match=expected),
+        memory_advice("wait"),
+        memory_advice("take less"),
+    ):
+        allocate(2**55)
+    with pytest.raises(RuntimeError, match="other"), memory_advice("take less"):
+        raise RuntimeError("other")
+
+
+def test_a_precision_that_is_asked_for_is_taken() -> None:
+    assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16

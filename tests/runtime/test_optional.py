@@ -1,0 +1,22 @@
+import math
+
+import pytest
+
+from unet.runtime import optional as extras
+from unet.runtime.optional import extra, is_installed
+
+
+def test_a_module_of_an_extra_is_imported() -> None:
+    assert extra("math", "a sum") is math
+    assert is_installed("math")
+
+
+def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    with pytest.raises(
+        ValueError, match=r"^boundary F1: needs scipy; install it with pip install 'unet\[scipy\]'$"
+    ):
+        extra("scipy.ndimage", "boundary F1")
+    assert not is_installed("scipy")
+    with pytest.raises(ValueError, match=r"needs onnxruntime; install it .* 'unet\[onnx\]'$"):
+        extra("onnxruntime", "model.onnx", "onnx")

@@ -1,0 +1,70 @@
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from unet.runtime.signals import Stopped, leave_signals_to_parent, stop_request
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_until_one_looks(signum: signal.Signals) -> None:
+    before = signal.getsignal(signum)
+    with stop_request() as stop:
+        stop.check()
+        signal.raise_signal(signum)
+        with pytest.raises(Stopped, match=f"stopped by {signum.name}") as caught:
+            stop.check()
+    assert caught.value.signum == signum
+    assert signal.getsignal(signum) is before
+
+
+@pytest.mark.parametrize(
+    ("torchrun", "seconds", "code"),
+    [(True, 0.7, 0), (False, 0.0, 0), (False, 0.7, -signal.SIGTERM)],
+)
+def test_a_second_signal_ends_the_process_at_once(
+    torchrun: bool, seconds: float, code: int
+) -> None:
+    # One that timeout(1) sends twice, or torchrun passes on, is no second one.
+    script = (
+        "import signal, time\n"
+        "from unet.runtime.signals import stop_request\n"
+        "with stop_request():\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        f"    time.sleep({seconds})\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+    )
+    environment = {**os.environ, **({"TORCHELASTIC_RUN_ID": "a"} if torchrun else {})}
+    process = subprocess.run([sys.executable, "-c", script], timeout=60, env=environment)
+    assert process.returncode == code
+
+
+def _work(ready: multiprocessing.synchronize.Event) -> None:
+    leave_signals_to_parent(0)
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent")
+def test_a_loading_process_ends_by_its_parent_only() -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_work, args=(ready,))
+    process.start()
+    assert ready.wait(20)
+    assert process.pid is not None
+    for name in ("INT", "TERM"):  # from a process that is not its parent
+        subprocess.run(["bash", "-c", f"kill -{name} {process.pid}"], check=True)
+    time.sleep(0.3)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert process.is_alive()
+    process.terminate()
+    process.join(20)
+    assert process.exitcode == 0

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_config
+from PIL import Image
+
+from unet.training.logger import Tracker, draw_curves
+from unet.training.train import train
+
+ROWS = [
+    {"epoch": i, "step": 2 * i, "lr": 0.1 / i, "train_loss": 1 / i, "mean_iou": 0.1 * i,
+     "iou_ground": 0.1, "iou_box": float("nan"), "seconds": 1.0}
+    for i in (1, 2, 3)
+]  # fmt: skip
+
+
+def test_curves_are_drawn_of_one_row_and_of_scores_that_are_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for count in (1, 3):
+        draw_curves(tmp_path / "curves.png", ROWS[:count])
+        with Image.open(tmp_path / "curves.png") as picture:
+            assert picture.size == (800, 900)
+            assert len(picture.convert("RGB").getcolors(10**6)) > 10
+
+
+def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "previews").mkdir()
+    tracker = Tracker(tmp_path, make_config(data_root), step=0)
+    ids = np.zeros((36, 52), np.uint8)
+    tracker.validation(ROWS[:1], [(torch.zeros(1, 36, 52), ids, ids)])
+    tracker.validation(ROWS[:2], [(torch.zeros(1, 36, 52), ids, ids)])
+    tracker.close()
+    pictures = [(tmp_path / f"previews/epoch_000{i}.png").read_bytes() for i in (1, 2)]
+    assert pictures[0] == pictures[1]
+
+
+def test_tensorboard_holds_scalars_pictures_and_the_config(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    run = train(make_config(data_root, "train.epochs=2"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert {
+        "train/loss",
+        "train/learning_rate",
+        "validation/mean_iou",
+        "validation/iou_box",
+    } <= set(tags["scalars"])
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("validation/mean_iou")] == [2, 4]
+    assert [event.step for event in events.Images("previews")] == [2, 4]
+    (config,) = events.Tensors("config/text_summary")
+    assert b"widths" in config.tensor_proto.string_val[0]
+
+
+def test_without_the_extras_a_run_is_the_same(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("unet.training.logger.find_spec", lambda _: None)
+    run = train(make_config(data_root, "train.epochs=1"))
+    names = sorted(path.name for path in run.iterdir())
+    assert names == ["best.pt", "config.yaml", "last.pt", "metrics.csv", "previews"]

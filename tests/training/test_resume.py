@@ -1,0 +1,242 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import ENCODER, PAPER, assert_same_run, make_config, write_instances
+
+from unet.checkpoint import load_checkpoint
+from unet.config.schema import Config, config_to_dict
+from unet.inference.predictor import SegmentationModel
+from unet.runtime.signals import Stopped
+from unet.training.logger import Tracker
+from unet.training.train import train
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Send SIGTERM in each of these steps (counted from 1), once."""
+    left, note = set(steps), Tracker.step
+
+    def step(tracker: Tracker, number: int, *numbers: float) -> None:
+        note(tracker, number, *numbers)
+        if number in left:
+            left.remove(number)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Tracker, "step", step)
+
+
+def train_in_parts(config: Config) -> Path:
+    """Train, and resume as often as a signal comes."""
+    resume = False
+    while True:
+        try:
+            return train(config, resume=resume)
+        except Stopped:
+            resume = True
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.num_workers=2"],
+        pytest.param(["train.device=cuda", "train.deterministic=true"], marks=needs_cuda),
+        pytest.param(
+            ["train.device=cuda", "train.deterministic=true", "train.precision=bfloat16"],
+            marks=needs_cuda,
+        ),
+        pytest.param(
+            ["train.device=cuda", "train.deterministic=true", "train.precision=float16"],
+            marks=needs_cuda,
+        ),
+        ["train.precision=bfloat16", "train.num_workers=1"],
+        ["train.precision=float16", "optimizer.name=sgd"],
+        ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
+        ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
+        ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
+        [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
+        [*PAPER, "train.recompute=true", "augment.crop=null"],
+        [*PAPER, "data.instances=instances", "loss.border={sigma: 3}"],
+        ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
+    ],
+    ids=[
+        "plain",
+        "workers",
+        "cuda",
+        "cuda bfloat16",
+        "cuda float16",
+        "bfloat16",
+        "float16",
+        "average",
+        "recompute",
+        "plateau",
+        "paper",
+        "paper without a crop",
+        "paper with border weights",
+        "border",
+    ],
+)
+def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    write_instances(data_root)
+    config = ["train.epochs=4", "schedule.warmup_epochs=1", *overrides]
+    whole = train(make_config(data_root, "name=whole", *config))
+    stop_at(monkeypatch, 1, 2, 3)
+    parts = train_in_parts(make_config(data_root, "name=parts", *config))
+    assert_same_run(whole, parts)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_signal_during_validation_ends_it(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    whole = train(make_config(data_root, "name=whole", "train.average=0.9"))
+    count, logits = 0, SegmentationModel.logits
+
+    def stopping(model: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        if count == times:
+            signal.raise_signal(signal.SIGINT)
+        return logits(model, image)
+
+    monkeypatch.setattr(SegmentationModel, "logits", stopping)
+    config = make_config(data_root, "name=parts", "train.average=0.9")
+    with pytest.raises(Stopped):
+        train(config)
+    state = load_checkpoint(Path("runs/parts/last.pt"))["progress"]
+    assert (state["step"], state["history"]) == (2, [])
+    assert_same_run(whole, train(config, resume=True))
+
+
+def kill_while_saving(config: Path, number: int) -> None:
+    """Train by the command, and kill it as it writes its checkpoint of this number."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "unet", "train", str(config), "name=parts", "--resume"],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    seen, is_saving = 0, False
+    while seen < number:
+        assert process.poll() is None
+        was_saving, is_saving = is_saving, any(Path("runs/parts").glob(".next.pt.*.tmp"))
+        seen += is_saving and not was_saving
+    process.kill()
+    process.wait()
+
+
+def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path) -> None:
+    overrides = ["train.epochs=200", "train.save_steps=1", "train.num_workers=1",
+                 "train.validate_every=20"]  # fmt: skip
+    settings = config_to_dict(make_config(data_root, *overrides))
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    for number in (1, 25, 60):
+        kill_while_saving(Path("tiny.yaml"), number)
+    step = load_checkpoint(Path("runs/parts/last.pt"))["progress"]["step"]
+    assert 60 <= step < 400
+    parts = train(make_config(data_root, "name=parts", *overrides), resume=True)
+    assert_same_run(train(make_config(data_root, "name=whole", *overrides)), parts)
+    assert not list(parts.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path, share: float) -> None:
+    config = make_config(data_root, "train.save_steps=1", "train.average=0.9")
+    size = (train(make_config(data_root, "name=other")) / "last.pt").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(_: Tracker, step: int, *__: float) -> None:
+        if step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "step", fill_the_disk)
+        try:
+            with pytest.raises(OSError, match=r"File too large: 'runs/tiny/next\.pt'"):
+                train(config)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"] == 2
+    assert not list(Path("runs/tiny").rglob(".*.tmp"))
+    run = train(config, resume=True)
+    whole = train(make_config(data_root, "name=whole", "train.save_steps=1", "train.average=0.9"))
+    assert_same_run(whole, run)
+
+
+def test_resuming_keeps_the_normalization_to_the_last_digit(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data_root, "train.epochs=2")
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        train(config)
+    last = Path("runs/tiny/last.pt")
+    state = load_checkpoint(last)
+    changed = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
+    state["normalization"]["mean"] = changed
+    torch.save(state, last)
+    train(config, resume=True)
+    assert load_checkpoint(last)["progress"]["step"] == 4
+    assert load_checkpoint(last)["normalization"]["mean"] == changed
+
+
+def test_a_checkpoint_is_written_by_time_too(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def look(_: Tracker, step: int, *__: float) -> None:
+        if step > 1:
+            steps.append(load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"])
+
+    monkeypatch.setattr(Tracker, "step", look)
+    overrides = ["train.epochs=1", "train.steps_per_epoch=4"]
+    train(make_config(data_root, "train.save_minutes=0", *overrides))
+    assert steps == [1, 2, 3]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_run_with_a_frozen_encoder_resumes_exactly(
+    data_root: Path, encoder_weights: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    write_instances(data_root)
+    overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=3",
+                 "train.freeze_encoder_epochs=1", f"optimizer.name={optimizer}",
+                 "optimizer.encoder_lr=0.001", "train.average=0.9", "train.recompute=true",
+                 "data.instances=instances", "loss.border={}"]  # fmt: skip
+    whole = train(make_config(data_root, *overrides, "name=whole"))
+    stop_at(monkeypatch, 1, 2, 3, 4)
+    encoder_weights.rename("moved.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"train\.encoder_weights: there is no file weights"
+    ):
+        train(make_config(data_root, *overrides, "name=parts"))
+    assert not Path("runs/parts").exists()
+    Path("moved.pth").rename(encoder_weights)
+    with pytest.raises(Stopped):
+        train(make_config(data_root, *overrides, "name=parts"))
+    encoder_weights.unlink()  # resuming does not need it
+    resumed = False
+    while not resumed:
+        try:
+            train(make_config(data_root, *overrides, "name=parts"), resume=True)
+            resumed = True
+        except Stopped:
+            pass
+    assert_same_run(whole, Path("runs/parts"))
+    rates = [
+        group["lr"] for group in load_checkpoint(whole / "last.pt")["optimizer"]["param_groups"]
+    ]
+    assert rates[1] == pytest.approx(rates[0] / 10)

@@ -1,0 +1,138 @@
+"""Docstring to be written."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from unet.config.schema import Config, FixedNormalizationConfig, network_levels
+from unet.data.border_weights import Border
+from unet.data.classes import ClassMap
+from unet.data.normalization import Normalization
+from unet.data.pairing import Pair, find_pairs, read_table
+from unet.data.reader import PairReader
+from unet.data.transforms import Augment
+from unet.models.unet import UNet
+from unet.models.weights import encoder_numbers
+from unet.runtime.optional import extra
+
+
+def build_net(config: Config, device: torch.device) -> UNet:
+    """Make the config's network with fresh weights on the device."""
+    net = UNet(
+        **vars(config.model),
+        num_classes=len(config.data.classes),
+        recompute=config.train.recompute,
+    )
+    return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload,no-any-return]
+
+
+def memory_format(config: Config) -> torch.memory_format:
+    """Return how a config lays out images and weights in memory."""
+    return torch.channels_last if config.train.channels_last else torch.contiguous_format
+
+
+def given_normalization(config: Config) -> Normalization | None:
+    """Return the normalization that a config alone tells; None if it asks for other numbers."""
+    match config.data.normalization:
+        case FixedNormalizationConfig(mean=mean, std=std):
+            return Normalization(mean=mean, std=std)
+        case "image" | "percentiles" as method:
+            return Normalization(method=method)
+        case _:
+            return None
+
+
+def numbers_of_weights(config: Config) -> Normalization | None:
+    """Return the normalization that an encoder's first weights bring along, if it is to be."""
+    model, data = config.model, config.data
+    if data.normalization != "auto" or config.train.encoder_weights is None:
+        return None
+    numbers = encoder_numbers(model.encoder, model.in_channels)
+    return None if numbers is None else Normalization(mean=numbers[0], std=numbers[1])
+
+
+def pair_reader(config: Config) -> PairReader:
+    """Return what reads the pairs of a config."""
+    return PairReader(
+        classes=class_map(config),
+        in_channels=config.model.in_channels,
+        in_parts=isinstance(config.data.masks, dict),
+    )
+
+
+def training_reader(config: Config) -> PairReader:
+    """Return what reads the pairs of a config to be learned: with border weights, if it has them.
+
+    Raises:
+        ValueError: if these need scipy, and it is not installed.
+    """
+    reader, border = pair_reader(config), config.loss.border
+    if border is None:
+        return reader
+    extra("scipy.ndimage", "loss.border")
+    classes = tuple(reader.classes.names.index(name) for name in border.classes)
+    return replace(reader, border=Border(**{**vars(border), "classes": classes}))
+
+
+def class_map(config: Config) -> ClassMap:
+    """Return the classes of a config."""
+    return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
+
+
+def augmentation(config: Config) -> Augment:
+    """Return what draws the training samples of a config."""
+    unpadded = config.model.padding == "valid"
+    return Augment(
+        **vars(config.augment), unpadded_levels=network_levels(config.model) if unpadded else ()
+    )
+
+
+def find_root(root: str) -> Path:
+    """Return `data.root` as a path.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+    """
+    if not Path(root).is_dir():
+        raise FileNotFoundError(
+            f"data.root: there is no folder {root}; set data.root=FOLDER to where the data is"
+        )
+    return Path(root)
+
+
+def list_pairs(
+    config: Config, notes: list[str] | None = None, instances: bool = False
+) -> tuple[list[Pair], list[str]]:
+    """Find the files of `data.images` and `data.masks`, or of the table.
+
+    Args:
+        config: of the data.
+        notes: to be told of files that lie there, but that it does not name.
+        instances: whether the pairs need their label images, if it names such.
+
+    Returns:
+        The pairs, and what is wrong.
+
+    Raises:
+        FileNotFoundError: if a folder or table is missing.
+        ValueError: if a pattern matches nothing.
+    """
+    data, root = config.data, find_root(config.data.root)
+    if data.csv is not None:
+        return read_table(root, data.csv, data.stacks)
+    labels = data.instances if instances else None
+    images = data.channels or [data.images]
+    return find_pairs(root, images, data.masks, data.stacks, notes, labels)
+
+
+def list_own_validation_pairs(
+    config: Config, notes: list[str] | None = None, instances: bool = False
+) -> tuple[list[Pair], list[str]]:
+    """Find the files of `data.validation.images` and `masks`, as `list_pairs`; [] without such."""
+    validation, root = config.data.validation, find_root(config.data.root)
+    if validation.images is None or validation.masks is None:
+        return [], []
+    labels = validation.instances if instances else None
+    stacks = config.data.stacks
+    return find_pairs(root, [validation.images], validation.masks, stacks, notes, labels)

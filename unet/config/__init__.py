@@ -1,0 +1,1 @@
+"""The settings: their types, how they are read, and which go together. Imports no torch."""

@@ -1,0 +1,1 @@
+"""`unet evaluate`: a model and labelled images -> scores and a report."""

@@ -1,0 +1,1 @@
+"""Checkpoint -> predictions: tiles, test-time augmentation, masks, GeoTIFFs, exported files."""

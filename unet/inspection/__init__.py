@@ -1,0 +1,1 @@
+"""`unet check` and `unet init`: what a data set holds."""

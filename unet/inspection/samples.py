@@ -1,0 +1,48 @@
+"""Docstring to be written."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unet.build import (
+    augmentation,
+    training_reader,
+)
+from unet.config.schema import Config
+from unet.data.image_io import to_float
+from unet.inspection.check import CheckedData
+from unet.visualize import sample_sheet, save_picture
+
+
+def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) -> None:
+    """Draw training images, spread over all, with their masks over them, then augmented thrice.
+
+    With border weights, they come between.
+    """
+    reader, normalization = training_reader(config), data.normalization(config)
+    augment = augmentation(config)
+    pairs = data.train_pairs
+    count = min(count, len(pairs))
+    rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []
+    extra_weights: list[np.ndarray] = []
+    for pair in (pairs[i * len(pairs) // count] for i in range(count)):
+        pixels, ids, *weights = reader(pair)
+        image = torch.from_numpy(to_float(pixels))
+        normalised = normalization(image)
+        # Back to the image's own colours.
+        (mean, std), (now_mean, now_std) = (
+            (one.mean((1, 2), keepdim=True), one.std((1, 2), keepdim=True) + 1e-12)
+            for one in (image, normalised)
+        )
+        contrast = std / now_std
+        brightness = mean - now_mean * contrast
+        row = [(image, ids)]
+        for epoch in range(3):
+            rng = np.random.default_rng([epoch, len(rows)])
+            changed, target = augment(normalised, torch.from_numpy(ids), rng)
+            row.append((changed * contrast + brightness, target.numpy()))
+        rows.append(row)
+        extra_weights += weights
+    names, colours = reader.classes.names, reader.classes.colours
+    save_picture(path, sample_sheet(rows, names, colours, extra_weights))

@@ -1,0 +1,80 @@
+"""Precision and recall at every threshold of a probability, from integer histograms."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unet.data.classes import IGNORE_INDEX
+
+NUM_BINS = 256
+"""Of equal width, from 0 to 1; the last holds 1, too. Thresholds are where bins begin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What a pixel classifier with a threshold amounts to, each array (NUM_BINS,) by threshold.
+
+    A pixel is predicted as foreground if its probability is at least the threshold. NaN where
+    there is no score: no precision where nothing is predicted, no recall without foreground.
+    """
+
+    thresholds: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+    false_negatives: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    average_precision: float
+    """The area under the steps: sum of precision times what the threshold adds to recall."""
+    best: int | None
+    """The place of the highest F1, of equal ones that nearest to 0.5; None without foreground."""
+
+
+def probability_counts(
+    probability: np.ndarray, target: np.ndarray, ignore_index: int = IGNORE_INDEX
+) -> np.ndarray:
+    """Count pixels by their probability of being foreground.
+
+    Args:
+        probability: (H, W), from 0 to 1.
+        target: (H, W), 0 background, 1 foreground.
+        ignore_index: the class id of the target whose pixels do not count.
+
+    Returns:
+        (2, NUM_BINS) int64, pixels of the background and of the foreground. Counts of images add
+        up to those of a set.
+    """
+    counted = target != ignore_index
+    bins = (probability[counted] * NUM_BINS).astype(np.int64).clip(0, NUM_BINS - 1)
+    places = target[counted].astype(np.int64) * NUM_BINS + bins
+    return np.bincount(places, minlength=2 * NUM_BINS).reshape(2, NUM_BINS)
+
+
+def precision_recall(counts: np.ndarray) -> Curve:
+    """Compute the curve of `probability_counts` (2, NUM_BINS)."""
+    # At a threshold everything in its bin and above is predicted.
+    false_positives, true_positives = counts[:, ::-1].cumsum(1)[:, ::-1]
+    false_negatives = counts[1].sum() - true_positives
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no score
+        precision = true_positives / (true_positives + false_positives)
+        recall = true_positives / (true_positives + false_negatives)
+        f1 = 2 * true_positives / (2 * true_positives + false_positives + false_negatives)
+    thresholds = np.arange(NUM_BINS) / NUM_BINS
+    gains = -np.diff(recall, append=0.0)
+    best = max(range(NUM_BINS), key=lambda i: (f1[i], -abs(thresholds[i] - 0.5)))
+    has_foreground = bool(counts[1].any())
+    return Curve(
+        thresholds=thresholds,
+        true_positives=true_positives,
+        false_positives=false_positives,
+        false_negatives=false_negatives,
+        precision=precision,
+        recall=recall,
+        f1=f1,
+        # Where nothing is predicted, nothing is gained either.
+        average_precision=float((gains * np.nan_to_num(precision)).sum())
+        if has_foreground
+        else float("nan"),
+        best=best if has_foreground else None,
+    )

@@ -1,0 +1,1 @@
+"""Networks, layers and losses: ordinary PyTorch, nothing of files or config."""

@@ -1,0 +1,1 @@
+"""`unet train`: the loop and everything that a run writes."""

@@ -1,0 +1,264 @@
+"""The composition root of training: a config -> a trained model in runs/<name>/."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unet.build import augmentation, build_net, memory_format, training_reader
+from unet.checkpoint import load_checkpoint
+from unet.config.schema import Config, LossConfig, OptimizerConfig, TrainConfig
+from unet.data.cache import DecodedImages
+from unet.data.dataset import SegmentationDataset
+from unet.data.masks import palette_of
+from unet.data.normalization import Normalization
+from unet.data.reader import PairReader
+from unet.inference.predictor import SegmentationModel
+from unet.inspection.check import CheckedData, check_data, describe
+from unet.models.losses import SegmentationLoss
+from unet.models.unet import UNet
+from unet.models.weights import encoder_weights
+from unet.runtime import distributed
+from unet.runtime.device import deterministic, pick_device, pick_dtype
+from unet.runtime.text import listed
+from unet.training.initial_weights import begin_with
+from unet.training.run_folder import Progress, check_same, find_run, hold, make_folder
+from unet.training.step import TrainingStep, WeightAverage
+from unet.training.trainer import TrainingLoop
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train a model as the config says; under torchrun, in all processes together.
+
+    Args:
+        config: of the run; its `train.seeds` is not looked at.
+        resume: whether to continue the run from its last.pt, if there is one.
+        overwrite: whether to delete a run of the same name first.
+
+    Returns:
+        The run's folder, with config.yaml, metrics.csv, best.pt, last.pt and the previous.pt before
+        it, previews/, and where their extras are installed curves.png and tensorboard/.
+
+    Raises:
+        FileExistsError: if the run exists and is neither resumed nor overwritten, or if another
+            process is training it.
+        FileNotFoundError: if a folder is missing.
+        FloatingPointError: if the loss or a gradient is no longer a finite number.
+        MemoryError: with advice, if there is too little.
+        Stopped: after SIGINT or SIGTERM, once the step is done and saved.
+        ValueError: if the data is not as the config says, or the run to resume had another config.
+    """
+    distributed.join()
+    run = Path("runs") / config.name
+    with deterministic(config.train.deterministic), ExitStack() as until:
+        distributed.from_first(lambda: hold(run, until))
+        return _train(run, config, resume, overwrite)
+
+
+def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
+    settings = config.train
+    world_size = distributed.world_size()
+    device = pick_device(settings.device)
+    distributed.from_first(lambda: _refuse_for_processes(settings, device))
+    state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
+    begin = None
+    if settings.init_from is not None and state is None:
+        begin = load_checkpoint(Path(settings.init_from))
+    pretrained = None
+    if settings.encoder_weights is not None and state is None:
+        pretrained = distributed.from_first(lambda: _encoder_weights(config))
+    dtype = pick_dtype(settings.precision, device)
+    if dtype == torch.float16 and device.type == "cpu":
+        print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
+    reader = training_reader(config)
+
+    # The data, read once in full: what is wrong with it is said now.
+    data = distributed.from_first(lambda: _checked_data(config))
+    normalization = data.normalization(config)
+    if config.data.normalization == "auto" and begin is not None:
+        normalization = Normalization(**begin["normalization"])
+        print(
+            f"note: data.normalization: {normalization}, as these weights know images; set it to "
+            "dataset for the numbers of the training images"
+        )
+    if state is not None:
+        distributed.from_first(lambda: check_same(state, run, dtype, data))
+        # The very numbers: another version of NumPy may differ in the last digit.
+        normalization = Normalization(**state["normalization"])
+    print(describe(data, reader.classes.names))
+    for note in data.notes:
+        print(f"note: {note}")
+    dataset = _training_set(config, data, reader, normalization)
+
+    # The model, and all that learns with it.
+    torch.manual_seed(settings.seed)
+    net = build_net(config, device)
+    if begin is not None:
+        said = begin_with(net, begin, str(settings.init_from), config)
+        print(f"train.init_from: {said}")
+    if pretrained is not None:
+        net.encoder.load_state_dict(pretrained)
+    if settings.sync_batch_norm:
+        # It replaces the norms inside and returns the same network.
+        nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
+    average = WeightAverage(net, settings.average) if settings.average is not None else None
+    first = data.train_pairs[0]
+    model = SegmentationModel(
+        net=average.net if average else net,
+        config=config,
+        normalization=normalization,
+        val_stems=tuple(pair.stem for pair in data.val_pairs),
+        palette=None if reader.in_parts else palette_of(first.masks[0], first.page),
+        device=device,
+    )
+    training_step = TrainingStep(
+        net,
+        _loss(config.loss, data.train.class_pixels.sum(0)).to(device),
+        _optimizer(config.optimizer, net),
+        dtype,
+        settings.accumulate,
+        settings.clip_grad_norm,
+        settings.compile,
+        memory_format(config),
+        settings.freeze_encoder_epochs > 0,
+    )
+    loop = TrainingLoop(
+        run=run,
+        model=model,
+        net=net,
+        training_step=training_step,
+        average=average,
+        dataset=dataset,
+        data=data,
+        state=state,
+    )
+    if state is not None and state["world_size"] != world_size:
+        print(
+            f"note: the run had {state['world_size']} process(es) and now has {world_size}: "
+            "what it computes stays the same but for rounding, batch norm and dropout"
+        )
+    distributed.from_first(lambda: make_folder(run, config, state is not None))
+    print(
+        f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million parameters, {device}, "
+        f"{str(dtype).removeprefix('torch.')}"
+        + (f", {world_size} processes" if world_size > 1 else "")
+        + f"; results go to {run}"
+    )
+    if loop.progress.step:
+        print(f"going on after step {loop.progress.step} of {loop.num_steps}")
+    if loop.is_finished:
+        print("the run is complete: there is nothing left to train")
+    else:
+        if settings.compile:
+            print("the first step compiles the network, which may take minutes")
+        loop.finish()
+    _say_goodbye(run, loop.progress, settings.epochs, data.skipped)
+    return run
+
+
+def _refuse_for_processes(settings: TrainConfig, device: torch.device) -> None:
+    if settings.batch_size % distributed.world_size():
+        raise ValueError(
+            f"train.batch_size: got {settings.batch_size}, expected a multiple of the "
+            f"{distributed.world_size()} processes, each of which takes its part"
+        )
+    if settings.sync_batch_norm and device.type != "cuda":
+        raise ValueError(
+            f"train.sync_batch_norm: torch has it for CUDA only, and this is {device}; leave it "
+            "out, or take model.norm=group, which needs none"
+        )
+
+
+def _encoder_weights(config: Config) -> dict[str, torch.Tensor]:
+    """Read what the encoder begins with, and say so."""
+    encoder, channels = config.model.encoder, config.model.in_channels
+    wanted = str(config.train.encoder_weights)
+    weights = encoder_weights(encoder, wanted, channels)
+    fitted = ""
+    if channels != 3:
+        how = "summed for grey images" if channels == 1 else "repeated and scaled"
+        fitted = f"; those of the first convolution are {how}, for {channels} channel(s)"
+    print(f"note: {encoder} begins with the weights {wanted}{fitted}")
+    return weights
+
+
+def _checked_data(config: Config) -> CheckedData:
+    data = check_data(config)
+    if data.faults:
+        raise ValueError(listed(data.faults))
+    return data
+
+
+def _training_set(
+    config: Config, data: CheckedData, reader: PairReader, normalization: Normalization
+) -> SegmentationDataset:
+    sampling, names = config.sampling, reader.classes.names
+    # Every process of this machine keeps its own.
+    limit = config.data.cache * 2**30 / distributed.local_world_size()
+    return SegmentationDataset(
+        data.train_pairs,
+        reader,
+        normalization,
+        augmentation(config),
+        config.train.seed,
+        sampling.crops_per_image,
+        [names.index(name) for name in sampling.rare],
+        sampling.rare_share,
+        DecodedImages(data.train_pairs, reader, data.train.num_bytes, limit),
+    )
+
+
+def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
+    weights = config.class_weights
+    if weights == "balanced":  # a class of the mean number of pixels weighs 1, one without none 0
+        shares = class_pixels / class_pixels.mean()
+        weights = tuple(1 / share if share else 0.0 for share in shares.tolist())
+    return SegmentationLoss(config.cross_entropy, config.dice, weights)
+
+
+def _optimizer(config: OptimizerConfig, net: UNet) -> torch.optim.Optimizer:
+    groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
+    if config.encoder_lr is not None:
+        parts = [net.stem, net.decoder, net.head]
+        rest = [parameter for part in parts for parameter in part.parameters()]
+        encoder = list(net.encoder.parameters())
+        groups = [{"params": rest}, {"params": encoder, "lr": config.encoder_lr}]
+    match config.name:
+        case "adamw":
+            return torch.optim.AdamW(
+                groups,
+                lr=config.lr,
+                betas=(config.momentum, 0.999),
+                weight_decay=config.weight_decay,
+            )
+        case "sgd":
+            return torch.optim.SGD(
+                groups,
+                lr=config.lr,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                nesterov=True,
+            )
+
+
+def _say_goodbye(run: Path, progress: Progress, epochs: int, left_out: int) -> None:
+    """The result, and what to do with it."""
+    best = max(progress.history, key=lambda row: float(row["mean_iou"]))
+    last, seconds = progress.history[-1], progress.history[-1]["seconds"]
+    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    print()
+    if left_out:
+        print(f"left out {left_out} pair(s) of files that cannot be read, as listed above")
+    if last["epoch"] < epochs:
+        print(f"ended early, after epoch {last['epoch']}, as train.patience asks")
+    if progress.skipped:
+        print(f"float16 skipped {progress.skipped} of {progress.step} steps")
+    print(
+        f"best mean IoU {best['mean_iou']:.4f} in epoch {best['epoch']}; {duration} in all\n"
+        f"pictures: {run / 'previews'}\n"
+        f"next:     unet evaluate {run / 'best.pt'}\n"
+        f"          unet predict {run / 'best.pt'} IMAGES -o masks"
+    )
