@@ -24,16 +24,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from unet.build import list_pairs, pair_reader
+from unet.build import build_reader, list_pairs
 from unet.config.loader import load_config
 from unet.config.schema import AugmentConfig, Config
-from unet.data.cache import DecodedImages
+from unet.data.cache import DecodedCache
 from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization, normalization_of
 from unet.data.pairing import Pair
-from unet.data.sampler import BatchStream
+from unet.data.sampler import SeededBatchSampler
 from unet.data.transforms import Augment
-from unet.inspection.statistics import read_pairs
+from unet.inspection.statistics import collect_statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("isbi2012", "camvid")
@@ -135,14 +135,14 @@ def candidates(config: Config) -> dict[str, Candidate]:
     pairs, faults = list_pairs(config)
     assert not faults, faults
     pairs = pairs[:: max(1, len(pairs) // IMAGES)][:IMAGES]
-    reader = pair_reader(config)
-    _, found, *faults = read_pairs(pairs, reader)
+    reader = build_reader(config)
+    _, found, *faults = collect_statistics(pairs, reader)
     assert not any(faults), faults
     norm = normalization_of(found.pixels, found.sums.sum(0), found.squares.sum(0))
     augment = replace(config.augment, elastic_std=ELASTIC_STD)
 
     def ours(limit: float, num_workers: int = 0) -> Candidate:
-        decoded = DecodedImages(pairs, reader, found.num_bytes, limit)
+        decoded = DecodedCache(pairs, reader, found.num_bytes, limit)
         dataset = SegmentationDataset(
             pairs,
             reader,
@@ -154,7 +154,7 @@ def candidates(config: Config) -> dict[str, Candidate]:
         return Candidate(
             DataLoader(
                 dataset,
-                batch_sampler=BatchStream(
+                batch_sampler=SeededBatchSampler(
                     len(dataset),
                     config.train.batch_size,
                     seed=0,

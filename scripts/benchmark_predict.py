@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from unet.inference.sliding_window import place_tiles, sliding_window
-from unet.models.fuse import fold_batch_norm
-from unet.models.unet import UNet, most_probable
+from unet.models.fuse import fuse_batch_norm
+from unet.models.unet import UNet, argmax_classes
 
 QUICK_SIZE, QUICK_TILES, QUICK_WIDTHS, QUICK_ROUNDS = 256, [64, 128], [4, 8], 2
 # Of speeds at least, of memory at most.
@@ -40,7 +40,7 @@ class Network:
 
     def __init__(self, widths: list[int], classes: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        net = fold_batch_norm(UNet(1, classes, widths))
+        net = fuse_batch_norm(UNet(1, classes, widths))
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.pixels = 0
 
@@ -82,7 +82,7 @@ def make_bare(network: Network, tile: int, overlap: int) -> Candidate:
     """As many tiles as ours takes, and of the same size, but one and the same, and no result."""
 
     def run(image: Tensor) -> None:
-        side, starts = place_tiles(image.shape[1], tile, overlap, network.net.factor)
+        side, starts = place_tiles(image.shape[1], tile, overlap, network.net.output_stride)
         one = image[None, :, :side, :side].contiguous(memory_format=torch.channels_last)
         for _ in range(len(starts) ** 2):
             network(one)
@@ -91,15 +91,15 @@ def make_bare(network: Network, tile: int, overlap: int) -> Candidate:
 
 
 def make_ours(network: Network, tile: int, overlap: int) -> Candidate:
-    """Call `sliding_window` as `SegmentationModel.predict` does."""
+    """Call `sliding_window` as `Predictor.predict` does."""
     return lambda image: sliding_window(
         network,
         image,
         (tile, tile),
         overlap,
-        align=network.net.factor,
+        align=network.net.output_stride,
         blend=False,
-        finish=most_probable,
+        finish=argmax_classes,
     )
 
 
@@ -115,7 +115,7 @@ def make_monai(network: Network, tile: int, overlap: int, mode: str) -> Candidat
             image[None], (tile, tile), 1, network, overlap=fraction, mode=mode
         )
         assert isinstance(logits, Tensor)
-        return most_probable(logits[0])
+        return argmax_classes(logits[0])
 
     return run
 
@@ -216,7 +216,7 @@ def measure(
     for run in candidates.values():
         run(image[:, :tile, :tile])
     for _, overlap in candidates:
-        side, _ = place_tiles(image.shape[1], tile, overlap, network.net.factor)
+        side, _ = place_tiles(image.shape[1], tile, overlap, network.net.output_stride)
         network(image[None, :, :side, :side])
     for _ in range(rounds):
         # In random order: what ran before leaves its mark on cache and heap.
@@ -336,12 +336,12 @@ def main() -> int:
     network = Network(arguments.widths, arguments.classes, device)
     net = network.net
     overlap = 2 * net.margin if arguments.overlap is None else arguments.overlap
-    if overlap < 0 or overlap % net.factor:
-        parser.error(f"--overlap: got {overlap}, expected a multiple of {net.factor}")
+    if overlap < 0 or overlap % net.output_stride:
+        parser.error(f"--overlap: got {overlap}, expected a multiple of {net.output_stride}")
     for tile in arguments.tile:
-        if tile % net.factor or not overlap < tile <= arguments.size:
+        if tile % net.output_stride or not overlap < tile <= arguments.size:
             parser.error(
-                f"--tile: got {tile}, expected a multiple of {net.factor}, more than the overlap "
+                f"--tile: got {tile}, expected a multiple of {net.output_stride}, more than the overlap "
                 f"of {overlap} and at most the image's {arguments.size}"
             )
     print(

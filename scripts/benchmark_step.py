@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet.build import build_net, memory_format
+from unet.build import build_network, memory_format
 from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.models.losses import SegmentationLoss
@@ -152,7 +152,7 @@ def bare_step(
 
 
 def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tensor, Tensor]) -> None:
-    """Update the weights with all that `unet.training.trainer.TrainingLoop` does for it."""
+    """Update the weights with all that `unet.training.trainer.Trainer` does for it."""
     seed = np.random.SeedSequence([_STEP_STREAM, config.train.seed, number, 0])
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     factor = learning_rate_factor(config.schedule, number, 100_000, 1000, [])
@@ -178,7 +178,7 @@ def make_step(
         batch = (images.pin_memory(), targets.pin_memory())
     layout = memory_format(config)
     if CANDIDATES[name] == "unet":
-        net: nn.Module = build_net(config, device)
+        net: nn.Module = build_network(config, device)
     else:
         net = {"monai": monai_net, "smp": smp_net}[name](config)
         net = net.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -26,18 +26,18 @@ import torch
 from benchmark_step import QUICK, Times, bare_step, benchmark_parser, synchronize
 from torch.utils.data import DataLoader
 
-from unet.build import build_net, memory_format, training_reader
+from unet.build import build_network, build_training_reader, memory_format
 from unet.config.loader import load_config
 from unet.config.schema import Config
-from unet.data.sampler import BatchStream
+from unet.data.sampler import SeededBatchSampler
 from unet.data.synthetic import draw_quickstart
 from unet.inspection.check import check_data
 from unet.runtime.device import pick_dtype
-from unet.runtime.signals import leave_signals_to_parent
+from unet.runtime.signals import ignore_signals_in_worker
 from unet.training import logger as tracking
 from unet.training import train as training
 from unet.training import trainer as loop
-from unet.training.logger import Tracker
+from unet.training.logger import RunLogger
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, GOAL_WITH_ALL = 3, 6  # percent over the plain loop, at most
@@ -77,11 +77,11 @@ def taken_apart(device: torch.device) -> Iterator[list[tuple[float, dict[str, fl
 
     with ExitStack() as stack:
         for owner, attribute, what in (
-            (loop.TrainingLoop, "_score", "validation"),
+            (loop.Trainer, "_score", "validation"),
             (loop, "save_checkpoint", "saving"),  # best.pt
             (loop, "save_last", "saving"),
-            (Tracker, "step", "logging steps"),
-            (Tracker, "validation", "logging validations"),
+            (RunLogger, "step", "logging steps"),
+            (RunLogger, "validation", "logging validations"),
             (tracking, "preview_sheet", "previews"),  # parts of the one above
             (tracking, "save_picture", "previews"),
         ):
@@ -117,10 +117,10 @@ def plain_epochs(config: Config, device: torch.device, warm_up: int) -> tuple[fl
         data = check_data(config)
     if data.faults:
         raise ValueError("\n".join(data.faults))
-    reader = training_reader(config)
+    reader = build_training_reader(config)
     dataset = training._training_set(config, data, reader, data.normalization(config))
     torch.manual_seed(settings.seed)
-    net = build_net(config, device).train()
+    net = build_network(config, device).train()
     optimizer = training._optimizer(config.optimizer, net)
     loss = training._loss(config.loss, data.train.class_pixels.sum(0)).to(device)
     forward = torch.compile(net) if settings.compile else net
@@ -128,11 +128,11 @@ def plain_epochs(config: Config, device: torch.device, warm_up: int) -> tuple[fl
     steps = settings.steps_per_epoch or math.ceil(len(dataset) / settings.batch_size)
     loader = DataLoader(
         dataset,
-        batch_sampler=BatchStream(
+        batch_sampler=SeededBatchSampler(
             len(dataset), settings.batch_size, settings.seed, 0, settings.epochs * steps
         ),
         num_workers=settings.num_workers,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=ignore_signals_in_worker,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
     )

@@ -33,8 +33,8 @@ SETTINGS = (
     "model.widths=[8,16]",
     "augment.crop=[64,64]",
     "train.epochs=3",
-    "train.average=0.9",
-    "train.save_steps=1",
+    "train.ema_decay=0.9",
+    "train.save_every_steps=1",
     "train.previews=1",
     "train.device=cpu",
 )

@@ -16,12 +16,12 @@ from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict
 from unet.config.schema import Config
 from unet.data.normalization import Normalization
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.models.encoders import Encoder
 from unet.models.unet import UNet
 
@@ -142,11 +142,11 @@ def small_config(*overrides: str) -> Config:
     )
 
 
-def make_model(root: Path) -> SegmentationModel:
+def make_model(root: Path) -> Predictor:
     """An untrained model of the tiny data."""
     config = make_config(root)
-    return SegmentationModel(
-        net=build_net(config, torch.device("cpu")),
+    return Predictor(
+        net=build_network(config, torch.device("cpu")),
         config=config,
         normalization=Normalization(mean=(0.4,), std=(0.2,)),
         val_stems=("0", "4"),

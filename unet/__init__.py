@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unet.inference.predict import predict
-    from unet.inference.predictor import SegmentationModel, load_model
+    from unet.inference.predictor import Predictor, load_model
     from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
     from unet.models.unet import UNet
 
 __all__ = [
     "ConvTranspose2d",
-    "SegmentationModel",
+    "Predictor",
     "UNet",
     "conv_transpose2d",
     "load_model",
@@ -24,7 +24,7 @@ __all__ = [
 
 _MODULES = {
     "ConvTranspose2d": "models.conv_transpose",
-    "SegmentationModel": "inference.predictor",
+    "Predictor": "inference.predictor",
     "UNet": "models.unet",
     "conv_transpose2d": "models.conv_transpose",
     "load_model": "inference.predictor",

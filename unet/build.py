@@ -14,15 +14,15 @@ from unet.data.reader import PairReader
 from unet.data.transforms import Augment
 from unet.models.unet import UNet
 from unet.models.weights import encoder_numbers
-from unet.runtime.optional import extra
+from unet.runtime.optional import import_extra
 
 
-def build_net(config: Config, device: torch.device) -> UNet:
+def build_network(config: Config, device: torch.device) -> UNet:
     """Make the config's network with fresh weights on the device."""
     net = UNet(
         **vars(config.model),
         num_classes=len(config.data.classes),
-        recompute=config.train.recompute,
+        activation_checkpointing=config.train.activation_checkpointing,
     )
     return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload,no-any-return]
 
@@ -52,35 +52,35 @@ def numbers_of_weights(config: Config) -> Normalization | None:
     return None if numbers is None else Normalization(mean=numbers[0], std=numbers[1])
 
 
-def pair_reader(config: Config) -> PairReader:
+def build_reader(config: Config) -> PairReader:
     """Return what reads the pairs of a config."""
     return PairReader(
-        classes=class_map(config),
+        classes=build_classes(config),
         in_channels=config.model.in_channels,
-        in_parts=isinstance(config.data.masks, dict),
+        mask_per_class=isinstance(config.data.masks, dict),
     )
 
 
-def training_reader(config: Config) -> PairReader:
+def build_training_reader(config: Config) -> PairReader:
     """Return what reads the pairs of a config to be learned: with border weights, if it has them.
 
     Raises:
         ValueError: if these need scipy, and it is not installed.
     """
-    reader, border = pair_reader(config), config.loss.border
+    reader, border = build_reader(config), config.loss.border
     if border is None:
         return reader
-    extra("scipy.ndimage", "loss.border")
+    import_extra("scipy.ndimage", "loss.border")
     classes = tuple(reader.classes.names.index(name) for name in border.classes)
     return replace(reader, border=Border(**{**vars(border), "classes": classes}))
 
 
-def class_map(config: Config) -> ClassMap:
+def build_classes(config: Config) -> ClassMap:
     """Return the classes of a config."""
     return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
 
 
-def augmentation(config: Config) -> Augment:
+def build_transforms(config: Config) -> Augment:
     """Return what draws the training samples of a config."""
     unpadded = config.model.padding == "valid"
     return Augment(
@@ -126,7 +126,7 @@ def list_pairs(
     return find_pairs(root, images, data.masks, data.stacks, notes, labels)
 
 
-def list_own_validation_pairs(
+def list_validation_pairs(
     config: Config, notes: list[str] | None = None, instances: bool = False
 ) -> tuple[list[Pair], list[str]]:
     """Find the files of `data.validation.images` and `masks`, as `list_pairs`; [] without such."""

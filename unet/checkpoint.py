@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from unet.inference.pytorch_unet import is_pytorch_unet, to_checkpoint
-from unet.runtime.files import DamagedError, atomic_path, safe_load
+from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file
 
 _FORMAT, _VERSION = "unet checkpoint", 4
 
@@ -36,7 +36,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     No code is run that it may hold.
 
     Raises:
-        DamagedError: if it is damaged, unsafe, or another kind of file.
+        DamagedFileError: if it is damaged, unsafe, or another kind of file.
         FileNotFoundError: if there is no such file.
         ValueError: if it is neither, or of another version of this project.
     """
@@ -45,9 +45,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
     try:
-        contents = safe_load(path)
-    except DamagedError as error:
-        raise DamagedError(f"{error}: take a best.pt or last.pt that 'unet train' wrote") from error
+        contents = load_torch_file(path)
+    except DamagedFileError as error:
+        raise DamagedFileError(
+            f"{error}: take a best.pt or last.pt that 'unet train' wrote"
+        ) from error
     if is_pytorch_unet(contents):
         try:
             return to_checkpoint(contents)

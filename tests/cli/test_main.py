@@ -185,7 +185,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        "unet.training.logger.Tracker.step", lambda *_: signal.raise_signal(signum)
+        "unet.training.logger.RunLogger.step", lambda *_: signal.raise_signal(signum)
     )
     assert main(["train", str(config)]) == code
     shown = capsys.readouterr()

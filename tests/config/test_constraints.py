@@ -28,7 +28,10 @@ from unet.config.schema import BorderConfig, tile_overlap
         ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
         ("schedule.factor=0.5", "schedule.factor: expected a number (such as 0.5) with"),
         ("schedule={name: one_cycle, warmup_epochs: 1}", "warmup_epochs: got 1, expected 0 with"),
-        ("train={epochs: 9, recompute: true, compile: true}", "train: got recompute and compile"),
+        (
+            "train={epochs: 9, activation_checkpointing: true, compile: true}",
+            "train: got recompute and compile",
+        ),
         ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
         ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
         (
@@ -55,8 +58,14 @@ from unet.config.schema import BorderConfig, tile_overlap
         ("data.validation={fraction: 0.1, group: '('}", "expected a regular expression"),
         ("data.validation={stems: ['7'], group: a}", "group: expected fraction or folds"),
         ("data.validation={images: a, masks: {cell: b}}", "masks: expected one place, or one for"),
-        ("sampling={rare: [dog], rare_share: 0.5}", "sampling.rare: got dog, expected names of"),
-        ("sampling={rare: [cell]}", "sampling: expected both rare and a rare_share above 0"),
+        (
+            "sampling={rare_classes: [dog], rare_fraction: 0.5}",
+            "sampling.rare_classes: got dog, expected names of",
+        ),
+        (
+            "sampling={rare_classes: [cell]}",
+            "sampling: expected both rare_classes and a rare_fraction above 0",
+        ),
         ("optimizer.encoder_lr=1e-4", "optimizer.encoder_lr: got 0.0001, expected a network of t"),
         ("train.encoder_weights=DEFAULT", "train.encoder_weights: got DEFAULT, expected a network"),
         ("train.freeze_encoder_epochs=2", "train.freeze_encoder_epochs: got 2, expected a network"),

@@ -10,13 +10,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet.data.border_weights import Border, border_weights, part_cells
-from unet.data.cache import DecodedImages
+from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization, normalization_of
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
-from unet.data.sampler import BatchStream
+from unet.data.sampler import SeededBatchSampler
 from unet.data.transforms import Augment
 
 READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)
@@ -84,7 +84,7 @@ def test_percentiles_cut_off_what_is_far_out() -> None:
 def test_what_is_kept_in_memory_changes_no_sample(data_root: Path, limit: float) -> None:
     pairs = pairs_of(data_root)
     num_bytes = np.full(6, 2 * HEIGHT * WIDTH)
-    decoded = DecodedImages(pairs, READER, num_bytes, limit)
+    decoded = DecodedCache(pairs, READER, num_bytes, limit)
     assert decoded.count == {0: 0, 1e9: 6}.get(limit, 2)
     anew, kept = dataset(data_root), dataset(data_root, decoded=decoded)
     for place in ((0, 0), (1, 1), (5, 5)):
@@ -106,7 +106,7 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
             Pair(stem=str(i), images=(f"{tmp_path}/{i}.tif",), masks=(f"{tmp_path}/{i}.png",))
         )
     num_bytes = np.array([array.nbytes + array.size for array in arrays])
-    decoded = DecodedImages(pairs, READER, num_bytes, 1e6)
+    decoded = DecodedCache(pairs, READER, num_bytes, 1e6)
     for i, array in [*enumerate(arrays)] * 2:  # read from the file, then from memory
         image, ids = decoded[i]
         assert image.dtype == array.dtype
@@ -117,12 +117,12 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> None:
-    decoded = DecodedImages(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    decoded = DecodedCache(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
     samples = dataset(data_root, decoded=decoded)
     before = [dataset(data_root)[(0, i)] for i in range(6)]
     loader = DataLoader(
         samples,
-        batch_sampler=BatchStream(6, 1, 0, 0, 6),
+        batch_sampler=SeededBatchSampler(6, 1, 0, 0, 6),
         num_workers=1,
         multiprocessing_context=start,
     )
@@ -133,7 +133,7 @@ def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> No
 
 
 def test_a_pair_that_no_longer_fits_is_read_anew(data_root: Path) -> None:
-    decoded = DecodedImages(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    decoded = DecodedCache(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
     _, neighbour = decoded[3]
     for folder in ("images", "masks"):
         Image.fromarray(np.full((99, 99), 200, np.uint8)).save(data_root / folder / "2.png")
@@ -152,7 +152,7 @@ def test_crops_are_drawn_around_rare_classes(tmp_path: Path) -> None:
     for folder in ("images", "masks"):
         Image.fromarray(mask).save(tmp_path / folder / "0.png")
 
-    def share(rare_share: float) -> float:
+    def fraction_around_rare(rare_fraction: float) -> float:
         samples = SegmentationDataset(
             pairs_of(tmp_path),
             READER,
@@ -160,14 +160,14 @@ def test_crops_are_drawn_around_rare_classes(tmp_path: Path) -> None:
             Augment(crop=(40, 40), rotate=20, quarter_turns=True, scale=(0.8, 1.2)),
             crops_per_image=200,
             rare=[1],
-            rare_share=rare_share,
+            rare_fraction=rare_fraction,
         )
         assert len(samples) == 200
         return float(np.mean([bool((samples[(0, i)][1] == 1).any()) for i in range(200)]))
 
-    assert share(0.0) < 0.1
-    assert 0.4 < share(0.5) < 0.65
-    assert share(1.0) == 1.0
+    assert fraction_around_rare(0.0) < 0.1
+    assert 0.4 < fraction_around_rare(0.5) < 0.65
+    assert fraction_around_rare(1.0) == 1.0
 
 
 def test_several_crops_of_an_image_differ(data_root: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_workers_memory_does_not_grow_with_the_pairs_it_has_seen(data_root: Pa
     assert not any(isinstance(part, list) for part in vars(pairs).values())
 
 
-def dataset(root: Path, seed: int = 0, decoded: DecodedImages | None = None) -> SegmentationDataset:
+def dataset(root: Path, seed: int = 0, decoded: DecodedCache | None = None) -> SegmentationDataset:
     return SegmentationDataset(
         pairs_of(root),
         READER,
@@ -206,7 +206,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_index(data_root: Path) -> None
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_change_no_sample_and_no_order(data_root: Path, num_workers: int) -> None:
     def batches(workers: int) -> list[torch.Tensor]:
-        stream = BatchStream(6, batch_size=4, seed=5, start=3, stop=6)
+        stream = SeededBatchSampler(6, batch_size=4, seed=5, start=3, stop=6)
         loader = DataLoader(dataset(data_root), batch_sampler=stream, num_workers=workers)
         return [image for image, _ in loader]
 
@@ -217,7 +217,7 @@ def test_workers_change_no_sample_and_no_order(data_root: Path, num_workers: int
 
 
 def test_one_pass_follows_the_other_in_full_batches() -> None:
-    places = [place for batch in BatchStream(6, 4, 5, start=0, stop=6) for place in batch]
+    places = [place for batch in SeededBatchSampler(6, 4, 5, start=0, stop=6) for place in batch]
     assert len(places) == 24
     orders = [[index for number, index in places if number == which] for which in range(4)]
     assert all(sorted(order) == list(range(6)) for order in orders)
@@ -226,21 +226,21 @@ def test_one_pass_follows_the_other_in_full_batches() -> None:
 
 
 def test_a_batch_is_a_function_of_seed_and_number() -> None:
-    whole = list(BatchStream(50, 8, 5, start=0, stop=20))
-    assert list(BatchStream(50, 8, 5, start=13, stop=20)) == whole[13:]
-    stream = BatchStream(50, 8, 5, start=0, stop=20)
+    whole = list(SeededBatchSampler(50, 8, 5, start=0, stop=20))
+    assert list(SeededBatchSampler(50, 8, 5, start=13, stop=20)) == whole[13:]
+    stream = SeededBatchSampler(50, 8, 5, start=0, stop=20)
     assert [stream.places(i) for i in (17, 3, 9)] == [whole[i] for i in (17, 3, 9)]
-    assert list(BatchStream(50, 8, 6, start=0, stop=20)) != whole
+    assert list(SeededBatchSampler(50, 8, 6, start=0, stop=20)) != whole
 
 
 def test_processes_share_every_batch() -> None:
-    whole = list(BatchStream(50, 6, 5, start=2, stop=9))
-    parts = [list(BatchStream(50, 6, 5, 2, 9, share=(rank, 3))) for rank in range(3)]
+    whole = list(SeededBatchSampler(50, 6, 5, start=2, stop=9))
+    parts = [list(SeededBatchSampler(50, 6, 5, 2, 9, share=(rank, 3))) for rank in range(3)]
     assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
 
 
 def test_batches_may_be_larger_than_the_data() -> None:
-    (batch,) = BatchStream(3, 8, 0, start=1, stop=2)
+    (batch,) = SeededBatchSampler(3, 8, 0, start=1, stop=2)
     assert [number for number, _ in batch] == [2, 3, 3, 3, 4, 4, 4, 5]
 
 
@@ -304,7 +304,7 @@ def test_weights_are_computed_once_and_change_no_sample(
         computed.append(sigma)
         return border_weights(cells, weight, sigma)
 
-    def samples(decoded: DecodedImages | None) -> list[list[torch.Tensor]]:
+    def samples(decoded: DecodedCache | None) -> list[list[torch.Tensor]]:
         data = SegmentationDataset(
             pairs,
             BORDER_READER,
@@ -312,12 +312,12 @@ def test_weights_are_computed_once_and_change_no_sample(
             Augment(crop=(20, 24), rotate=20),
             decoded=decoded,
         )
-        stream = BatchStream(6, 3, 0, 0, 6)
+        stream = SeededBatchSampler(6, 3, 0, 0, 6)
         return list(DataLoader(data, batch_sampler=stream, num_workers=num_workers))
 
     expected = samples(None)
     monkeypatch.setattr("unet.data.reader.border_weights", spy)
-    decoded = DecodedImages(pairs, BORDER_READER, np.full(6, 4 * HEIGHT * WIDTH), limit)
+    decoded = DecodedCache(pairs, BORDER_READER, np.full(6, 4 * HEIGHT * WIDTH), limit)
     for ours, theirs in zip(samples(decoded), expected, strict=True):
         assert all(map(torch.equal, ours, theirs))
     assert [one.dtype for one in expected[0]] == [torch.float32, torch.int64, torch.float32]

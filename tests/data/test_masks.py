@@ -6,7 +6,7 @@ from helpers import write_png16
 from PIL import Image
 
 from unet.data.classes import IGNORE_INDEX, ClassMap, StrayValueError
-from unet.data.masks import palette_of, read_instances, read_mask, read_parts, write_mask
+from unet.data.masks import palette_of, read_class_masks, read_label_image, read_mask, write_mask
 
 IDS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -230,14 +230,17 @@ def test_a_palette_is_written_again(tmp_path: Path) -> None:
 def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:
     axon = save(tmp_path / "axon.png", np.array([[0, 255, 0], [0, 255, 0]], np.uint8))
     myelin = save(tmp_path / "myelin.png", np.array([[1, 0, 0], [1, 0, 0]], np.uint8))
-    assert read_parts([axon, myelin], ["axon", "myelin"]).tolist() == [[2, 1, 0], [2, 1, 0]]
+    assert read_class_masks([axon, myelin], ["axon", "myelin"]).tolist() == [[2, 1, 0], [2, 1, 0]]
     save(myelin, np.array([[1, 1, 0], [1, 0, 0]], np.uint8))
     with pytest.raises(ValueError, match=r"myelin\.png: got 1 pixel\(s\) that axon claims too"):
-        read_parts([axon, myelin], ["axon", "myelin"])
+        read_class_masks([axon, myelin], ["axon", "myelin"])
     save(myelin, np.array([[9, 0, 0], [254, 0, 0]], np.uint8))
     with pytest.raises(ValueError, match=r"value 9 \(1 pixel\), 254 \(1 pixel\), expected \{not"):
-        read_parts([axon, myelin], ["axon", "myelin"])
-    assert read_parts([axon, myelin], ["axon", "myelin"], tolerance=9)[:, 0].tolist() == [0, 2]
+        read_class_masks([axon, myelin], ["axon", "myelin"])
+    assert read_class_masks([axon, myelin], ["axon", "myelin"], tolerance=9)[:, 0].tolist() == [
+        0,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("values", ["", "1-", "3-1", "a", "-1", "1;2"])
@@ -262,16 +265,16 @@ def test_every_class_has_a_colour_of_its_own() -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
 def test_label_images_of_any_whole_numbers_are_read(tmp_path: Path, dtype: type) -> None:
     numbers = np.array([[0, 1, 1], [7, 0, 200]], dtype)
-    assert np.array_equal(read_instances(save(tmp_path / "a.tif", numbers), (2, 3)), numbers)
+    assert np.array_equal(read_label_image(save(tmp_path / "a.tif", numbers), (2, 3)), numbers)
 
 
 def test_what_is_no_label_image_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", np.array([[0, -1]], np.int32))
     with pytest.raises(ValueError, match=r"a\.tif: got the number -1 for an object, expected num"):
-        read_instances(path)
+        read_label_image(path)
     with pytest.raises(ValueError, match=r"a\.tif: got a label image of 1 x 2 pixels .* 3 x 4 as"):
-        read_instances(save(path, np.array([[0, 1]], np.uint8)), (3, 4))
+        read_label_image(save(path, np.array([[0, 1]], np.uint8)), (3, 4))
     with pytest.raises(ValueError, match=r"a\.tif: got a label image of Pillow's mode RGB, expec"):
-        read_instances(save(path, np.zeros((3, 4, 3), np.uint8)))
+        read_label_image(save(path, np.zeros((3, 4, 3), np.uint8)))
     with pytest.raises(ValueError, match=r"a\.tif: got 1 pixel\(s\) such as 0.5, expected whole"):
-        read_instances(save(path, np.array([[0, 0.5]], np.float32)))
+        read_label_image(save(path, np.array([[0, 0.5]], np.float32)))

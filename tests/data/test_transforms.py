@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unet.data.transforms import Augment
-from unet.models.receptive_field import context, own_levels, unpadded_side
+from unet.models.receptive_field import context, own_levels, valid_input_side
 
 EVERYTHING = {
     "scale": (0.6, 1.6),
@@ -183,7 +183,9 @@ def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] 
         image, out = augment(target[None].float(), target, np.random.default_rng(seed))
         torch.testing.assert_close(image[0], out.float(), atol=1e-2, rtol=0)
         sides = out.shape
-        assert sides == (crop or tuple(unpadded_side(own_levels(2), side) for side in target.shape))
+        assert sides == (
+            crop or tuple(valid_input_side(own_levels(2), side) for side in target.shape)
+        )
         places = [
             (top, left)
             for one in (out, out.flip(1))

@@ -23,7 +23,7 @@ from unet.inference.tta import choose
 from unet.metrics.boundary import boundary_f1, boundary_measures
 from unet.metrics.instances import average_precision
 from unet.metrics.isbi2012 import membrane_scores
-from unet.models.unet import most_probable
+from unet.models.unet import argmax_classes
 
 NAMES = ("ground", "cell", "wall", "never")
 
@@ -216,7 +216,7 @@ def walls(wall: float, cell: float = 0.9, objects: int = 1) -> ImageMeasurements
     target[:, 4] = 0
     scores = torch.stack((1 - probability, probability))
     return measure(
-        most_probable(scores), target, 2, Measures(objects=objects), partial(choose, scores)
+        argmax_classes(scores), target, 2, Measures(objects=objects), partial(choose, scores)
     )
 
 

@@ -101,7 +101,9 @@ def test_what_a_decoder_is_done_with_is_gone() -> None:
 def test_recomputing_takes_less() -> None:
     loss, shape = SegmentationLoss(), (2, 64, 64)
     plain, saving = (
-        step_memory(UNet(1, 2, (8, 16, 32), recompute=recompute), loss, shape, torch.float32)
+        step_memory(
+            UNet(1, 2, (8, 16, 32), activation_checkpointing=recompute), loss, shape, torch.float32
+        )
         for recompute in (False, True)
     )
     assert saving < 0.8 * plain

@@ -6,28 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
-import unet.inference.export as module
 from helpers import make_config, make_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export.passes import move_to_device_pass
 
-from unet.build import build_net
+import unet.inference.export as module
+from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.data.normalization import Normalization
 from unet.inference.export import TOLERANCE, ExportedModel, export, largest_difference
-from unet.inference.predictor import SegmentationModel, load_model
+from unet.inference.predictor import Predictor, load_model
 
 SIZES = [(1, 1, 1), (1, 1, 9), (2, 5, 1), (1, 36, 52), (4, 17, 31), (5, 64, 8)]
 
 
-def used_model(root: Path, *overrides: str, levels: int = 3) -> SegmentationModel:
+def used_model(root: Path, *overrides: str, levels: int = 3) -> Predictor:
     """A model whose batch norms have seen something."""
     torch.manual_seed(0)
     config = make_config(root, f"model.widths={[4, 6, 8, 8, 8][:levels]}", *overrides)
-    net = build_net(config, torch.device("cpu"))
+    net = build_network(config, torch.device("cpu"))
     for _ in range(3):
-        net(net.surround(torch.randn(2, net.in_channels, 32, 32)))
+        net(net.mirror_context(torch.randn(2, net.in_channels, 32, 32)))
     return replace(make_model(root), net=net, config=config)
 
 

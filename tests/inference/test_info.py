@@ -6,11 +6,11 @@ import torch
 import yaml
 from helpers import make_config, make_model
 
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.inference.info import describe_checkpoint
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 def saved(root: Path, *overrides: str) -> Path:
     config = make_config(root, *overrides)
-    model: SegmentationModel = replace(
-        make_model(root), config=config, net=build_net(config, torch.device("cpu"))
+    model: Predictor = replace(
+        make_model(root), config=config, net=build_network(config, torch.device("cpu"))
     )
     save_checkpoint(root / "best.pt", model.contents())
     return root / "best.pt"
@@ -42,7 +42,7 @@ def test_a_checkpoint_is_described_within_80_columns(tmp_path: Path) -> None:
     assert row(text, "classes") == "0  ground: mask value 0 1  box: mask value 200"
     assert row(text, "scores") == "none: the file was written before a validation"
     weights = sum(
-        p.numel() for p in build_net(make_config(tmp_path), torch.device("cpu")).parameters()
+        p.numel() for p in build_network(make_config(tmp_path), torch.device("cpu")).parameters()
     )
     assert row(text, "parameters") == f"{weights:,}"
     assert row(text, "multiply-adds").startswith("666.6 thousand at 24 x 32")
@@ -129,7 +129,7 @@ def test_what_the_optimizer_and_the_average_keep_counts(tmp_path: Path) -> None:
     size = float(weights.removesuffix(" MiB"))
     assert size > 10
     assert optimizer == f"adamw {2 * size:.0f} MiB" or abs(_mib(optimizer) - 2 * size) <= 1
-    _, optimizer = kept(wide, "optimizer.name=sgd", "train.average=0.99")
+    _, optimizer = kept(wide, "optimizer.name=sgd", "train.ema_decay=0.99")
     assert optimizer.startswith("sgd and average ")
     assert abs(_mib(optimizer) - 2 * size) <= 1
 

@@ -443,9 +443,7 @@ def test_objects_are_written_to_one_place_however_many_they_are(
 ) -> None:
     Image.new("L", (512, 320)).save("a.png")
     ids = np.zeros((320, 512), np.uint8)
-    monkeypatch.setattr(
-        "unet.inference.predictor.SegmentationModel.predict", lambda *_: torch.tensor(ids)
-    )
+    monkeypatch.setattr("unet.inference.predictor.Predictor.predict", lambda *_: torch.tensor(ids))
     for count in (0, 320 * 512 // 2):  # more than 16 bits have
         if count:
             ids[::2, ::2] = 1
@@ -470,7 +468,9 @@ def test_a_bar_shows_images_and_pages_and_tiles(
 ) -> None:
     page = Image.effect_noise((52, 36), 50)
     page.save("stack.tif", save_all=True, append_images=[page])
-    monkeypatch.setattr("unet.runtime.distributed.hide_bar", lambda: False)  # as on a terminal
+    monkeypatch.setattr(
+        "unet.runtime.distributed.disable_progress", lambda: False
+    )  # as on a terminal
     overrides = ["tiling={size: [16, 16], overlap: 8}"]
     predict_files([checkpoint], ["stack.tif"], Path("out"), overrides=overrides)
     shown = capsys.readouterr().err

@@ -22,7 +22,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from unet import load_model, predict
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.cli.main import main
 from unet.data.image_io import read_image, to_float
@@ -30,7 +30,7 @@ from unet.data.normalization import Normalization
 from unet.inference.geotiff import file_tile
 from unet.inference.predict import Options, UnpredictedError, predict_files
 from unet.inference.predict_geotiff import _block_side, check_rasters, predict_raster
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.inference.tta import Kind, probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -38,17 +38,17 @@ pytestmark = pytest.mark.usefixtures("workdir")
 SIZE = (300, 217)
 
 
-def model_of(root: Path, *overrides: str) -> SegmentationModel:
+def model_of(root: Path, *overrides: str) -> Predictor:
     """An untrained model that draws both classes, in tiles of 64 pixels."""
     torch.manual_seed(3)
     config = make_config(root, "model.widths=[4,6,8]", "tiling.size=[64,64]", *overrides)
-    net = build_net(config, torch.device("cpu")).eval()
+    net = build_network(config, torch.device("cpu")).eval()
     torch.nn.init.normal_(net.head.weight)
     channels = config.model.in_channels
     normalization = Normalization(mean=(0.4,) * channels, std=(0.2,) * channels)
     with torch.no_grad():
         image = normalization(torch.from_numpy(to_float(draw(channels, 64, 64))))
-        scores = net(net.surround(image)[None])[0]
+        scores = net(net.mirror_context(image)[None])[0]
         net.head.bias[0] += (scores[1] - scores[0]).median()
     return replace(make_model(root), net=net, config=config, normalization=normalization)
 
@@ -60,7 +60,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def whole(model: SegmentationModel, path: Path, kinds: tuple[Kind, ...] = ()) -> torch.Tensor:
+def whole(model: Predictor, path: Path, kinds: tuple[Kind, ...] = ()) -> torch.Tensor:
     """Probabilities of the whole image at once."""
     channels = model.config.model.in_channels
     image = torch.from_numpy(to_float(read_image(path, channels)))
@@ -311,14 +311,14 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
     write_raster("a.tif", draw(*SIZE))
     seen = []
 
-    def stop(_: SegmentationModel, image: torch.Tensor, **_kwargs: bool) -> torch.Tensor:
+    def stop(_: Predictor, image: torch.Tensor, **_kwargs: bool) -> torch.Tensor:
         seen.append(image)
         if len(seen) == 9:
             raise KeyboardInterrupt
         return torch.zeros(2, *image.shape[1:])
 
     with monkeypatch.context() as patch:
-        patch.setattr(SegmentationModel, "logits", stop)
+        patch.setattr(Predictor, "logits", stop)
         with pytest.raises(KeyboardInterrupt):
             predict_files([checkpoint], ["a.tif"], Path("out"), Options(probabilities=True))
     assert not list(Path("out").iterdir())
@@ -480,7 +480,9 @@ def test_blocks_are_whole_tiles_of_the_file(pixels: int) -> None:
 def test_a_bar_shows_tiles(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("unet.runtime.distributed.hide_bar", lambda: False)  # as on a terminal
+    monkeypatch.setattr(
+        "unet.runtime.distributed.disable_progress", lambda: False
+    )  # as on a terminal
     write_raster("a.tif", draw(*SIZE))
     predict_files([checkpoint], ["a.tif"], Path("out"))
     shown = capsys.readouterr().err

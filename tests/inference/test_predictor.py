@@ -12,11 +12,11 @@ from helpers import make_config, make_model
 from torch import nn
 
 from unet import load_model
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.data.normalization import Normalization
-from unet.inference.predictor import SegmentationModel
-from unet.models.receptive_field import own_levels, unpadded_side
+from unet.inference.predictor import Predictor
+from unet.models.receptive_field import own_levels, valid_input_side
 
 
 @pytest.fixture
@@ -72,11 +72,11 @@ def test_large_images_in_tiles_are_what_they_are_whole(checkpoint: Path) -> None
 def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
     tmp_path: Path, norm: str, size: tuple[int, int]
 ) -> None:
-    def model_with(*overrides: str) -> SegmentationModel:
+    def model_with(*overrides: str) -> Predictor:
         torch.manual_seed(0)
         settings = "{in_channels: 1, widths: [4, 6, 8], padding: valid, norm: " + norm + "}"
         config = make_config(tmp_path, f"model={settings}", "augment.crop=null", *overrides)
-        net = build_net(config, torch.device("cpu"))
+        net = build_network(config, torch.device("cpu"))
         return replace(make_model(tmp_path), net=net, config=config)
 
     image = 0.4 + 0.2 * torch.randn(1, *size)
@@ -86,7 +86,7 @@ def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
     # Beyond its borders it sees the image mirrored.
     wider = np.pad(model.normalization(image).numpy(), ((0, 0), (20, 99), (20, 99)), "symmetric")
     with torch.inference_mode():
-        sides = [unpadded_side(own_levels(3), side) for side in size]
+        sides = [valid_input_side(own_levels(3), side) for side in size]
         by_hand = model.net(torch.from_numpy(wider[None, :, : sides[0], : sides[1]]))[0]
     torch.testing.assert_close(whole, by_hand[:, : size[0], : size[1]], rtol=1e-5, atol=1e-5)
     for tiling in ("{size: [116, 96]}", "{size: [116, 88], overlap: 9, batch_size: 3}"):
@@ -125,7 +125,9 @@ def test_only_norms_with_statistics_of_the_image_blend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, blends: bool
 ) -> None:
     config = make_config(tmp_path, f"model.norm={norm}")
-    model = replace(make_model(tmp_path), net=build_net(config, torch.device("cpu")), config=config)
+    model = replace(
+        make_model(tmp_path), net=build_network(config, torch.device("cpu")), config=config
+    )
     seen: dict[str, Any] = {}
 
     def record(_: Any, image: torch.Tensor, **settings: Any) -> torch.Tensor:

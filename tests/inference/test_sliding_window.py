@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from unet import UNet
 from unet.inference.sliding_window import blend_weights, cut_weights, place_tiles, sliding_window
-from unet.models.receptive_field import unpadded_side
+from unet.models.receptive_field import valid_input_side
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 60, 100, 257])
@@ -100,7 +100,7 @@ def test_tiles_give_what_the_whole_image_gives(
     levels: int, norm: str, resizing: dict[str, str], batch_size: int
 ) -> None:
     net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, **resizing)
-    overlap, cell = 2 * net.margin, net.factor
+    overlap, cell = 2 * net.margin, net.output_stride
     tile = (overlap + 2 * cell, overlap + 5 * cell)  # not square
     for size in (
         (tile[0] + 37, 2 * tile[1] + 11),  # odd, and a few tiles each way
@@ -141,11 +141,11 @@ def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
     levels: int, norm: str, batch_size: int
 ) -> None:
     net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, padding="valid")
-    cell = net.factor
-    shown = unpadded_side(net.levels, 3 * cell + 4)
+    cell = net.output_stride
+    shown = valid_input_side(net.levels, 3 * cell + 4)
     tile = (shown, shown + cell)  # not square
     for size in ((61, 75), (8 * cell, 3), (1, 1), (2 * cell, 3 * cell + 4)):
-        image = net.surround(torch.randn(2, *size))
+        image = net.mirror_context(torch.randn(2, *size))
         calls = []
 
         def model(
@@ -176,7 +176,7 @@ def test_a_cell_less_of_overlap_or_off_the_grid_is_not_the_same(
     levels: int, downsampling: str
 ) -> None:
     net = make_net(widths=(4, 6, 8)[:levels], norm="none", downsampling=downsampling)
-    image, cell, overlap = torch.randn(2, 131, 150), net.factor, 2 * net.margin
+    image, cell, overlap = torch.randn(2, 131, 150), net.output_stride, 2 * net.margin
     whole, tile = net(image[None])[0], (overlap + 3 * cell, overlap + 3 * cell)
 
     def difference(overlap: int, align: int, blend: bool = False) -> float:
@@ -195,7 +195,7 @@ def test_norms_with_statistics_of_the_tile_come_close(norm: str) -> None:
     net = make_net(widths=(8, 12, 16), norm=norm)
     image = torch.randn(2, 151, 163)
     whole = net(image[None])[0]
-    tiled = sliding_window(net, image, (80, 84), 2 * net.margin, align=net.factor)
+    tiled = sliding_window(net, image, (80, 84), 2 * net.margin, align=net.output_stride)
     assert not torch.allclose(tiled, whole, atol=1e-3)
     assert float((tiled - whole).abs().mean()) < 0.1 * float(whole.std())
 

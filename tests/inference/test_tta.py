@@ -7,13 +7,13 @@ import torch
 from helpers import make_config, make_model
 from torch import Tensor
 
-from unet.build import build_net
-from unet.inference.predictor import SegmentationModel
+from unet.build import build_network
+from unet.inference.predictor import Predictor
 from unet.inference.tta import Kind, View, probabilities, views
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> SegmentationModel:
+def model(tmp_path: Path) -> Predictor:
     torch.manual_seed(3)
     model = make_model(tmp_path)
     torch.nn.init.normal_(model.net.head.weight)
@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> SegmentationModel:
      (("turns", "flips", "scales"), 24)],
 )  # fmt: skip
 def test_every_view_is_another_and_their_number_is_told(
-    kinds: Sequence[Kind], count: int, model: SegmentationModel
+    kinds: Sequence[Kind], count: int, model: Predictor
 ) -> None:
     image = torch.rand(1, 12, 9)
     seen = [view.show(image) for view in views(kinds)]
@@ -67,7 +67,7 @@ CHANGES: tuple[tuple[Kind, Callable[[Tensor], Tensor]], ...] = (
 @pytest.mark.parametrize("size", [(36, 52), (33, 17)])
 @pytest.mark.parametrize(("kind", "change"), CHANGES)
 def test_what_changes_the_image_changes_the_prediction_alike(
-    kind: Kind, change: Callable[[Tensor], Tensor], size: tuple[int, int], model: SegmentationModel
+    kind: Kind, change: Callable[[Tensor], Tensor], size: tuple[int, int], model: Predictor
 ) -> None:
     image = torch.rand(1, *size)
     straight, augmented = (
@@ -78,7 +78,7 @@ def test_what_changes_the_image_changes_the_prediction_alike(
     assert not torch.allclose(*straight, atol=1e-3)  # without, it does not hold
 
 
-def test_views_go_through_in_tiles(model: SegmentationModel, tmp_path: Path) -> None:
+def test_views_go_through_in_tiles(model: Predictor, tmp_path: Path) -> None:
     image = torch.rand(1, 101, 83)
     tiled = replace(model, config=make_config(tmp_path, "tiling.size=[64,48]"))
     kinds: tuple[Kind, ...] = ("flips", "turns", "scales")
@@ -90,7 +90,7 @@ def test_views_go_through_in_tiles(model: SegmentationModel, tmp_path: Path) -> 
 def test_views_go_through_an_unpadded_network_in_tiles(tmp_path: Path) -> None:
     settings = "model={in_channels: 1, widths: [4, 6, 8], padding: valid}"
     config = make_config(tmp_path, settings, "augment.crop=null")
-    net = build_net(config, torch.device("cpu"))
+    net = build_network(config, torch.device("cpu"))
     torch.nn.init.normal_(net.head.weight)
     whole = replace(make_model(tmp_path), config=config, net=net)
     tiling = replace(config.tiling, size=(92, 96))
@@ -104,9 +104,7 @@ def test_views_go_through_an_unpadded_network_in_tiles(tmp_path: Path) -> None:
     torch.testing.assert_close(mirrored, probabilities(whole, image, ("flips",)))
 
 
-def test_an_ensembles_views_are_the_mean_of_its_models(
-    model: SegmentationModel, tmp_path: Path
-) -> None:
+def test_an_ensembles_views_are_the_mean_of_its_models(model: Predictor, tmp_path: Path) -> None:
     image = torch.rand(1, 20, 30)
     other = make_model(tmp_path)
     together = probabilities(replace(model, others=(other,)), image, ("turns",))

@@ -6,10 +6,10 @@ import pytest
 from helpers import HEIGHT, WIDTH, make_config, write_instances, write_pairs
 from PIL import Image
 
-from unet.build import pair_reader
+from unet.build import build_reader
 from unet.inspection.check import check_data, describe
 from unet.inspection.samples import draw_samples
-from unet.inspection.statistics import read_pairs
+from unet.inspection.statistics import collect_statistics
 from unet.runtime.text import listed
 
 
@@ -213,7 +213,7 @@ def test_masks_in_parts_are_read(data_root: Path) -> None:
     data = check_data(config)
     assert not data.faults
     assert (data.train.class_pixels[:, 1] == 320).all()
-    _, found, _, _ = read_pairs(data.val_pairs, pair_reader(config))
+    _, found, _, _ = collect_statistics(data.val_pairs, build_reader(config))
     assert (found.class_pixels[:, 1] == 320).all()
 
 

@@ -305,7 +305,7 @@ def test_rare_classes_and_large_images_draw_more_crops(tmp_path: Path) -> None:
             (tmp_path / folder).mkdir(exist_ok=True)
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
     config = proposed(tmp_path)
-    assert config.sampling.rare == ("class_1",)
+    assert config.sampling.rare_classes == ("class_1",)
     assert config.sampling.crops_per_image == 5
     assert config.model.in_channels == 3
     assert config.augment.crop == (256, 256)

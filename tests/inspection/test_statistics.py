@@ -3,14 +3,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import unet.inspection.statistics
 from helpers import HEIGHT, WIDTH, make_config
 from PIL import Image
 
-from unet.build import pair_reader
+import unet.inspection.statistics
+from unet.build import build_reader
 from unet.data.pairing import Pair, find_pairs
 from unet.inspection.check import check_data
-from unet.inspection.statistics import read_pairs
+from unet.inspection.statistics import collect_statistics
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -19,7 +19,9 @@ def test_what_is_kept_is_what_is_in_the_files(data_root: Path) -> None:
     pairs, _ = find_pairs(data_root, ["images"], "masks")
     (data_root / "images" / "2.png").write_text("no image")
     Image.fromarray(np.full((HEIGHT, WIDTH), 5, np.uint8)).save(data_root / "masks" / "4.png")
-    kept, found, unreadable, faults = read_pairs(pairs, pair_reader(make_config(data_root)))
+    kept, found, unreadable, faults = collect_statistics(
+        pairs, build_reader(make_config(data_root))
+    )
     assert kept.tolist() == [0, 1, 3, 5]
     assert len(found) == 4
     assert "2.png: cannot be read" in unreadable[0]

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import unet.models.conv_transpose
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import unet.models.conv_transpose
 from unet import ConvTranspose2d, conv_transpose2d
 from unet.models.conv_transpose import kernel_times_pixel, lay_blocks
 

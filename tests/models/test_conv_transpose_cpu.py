@@ -10,7 +10,7 @@ from unet.models.conv_transpose_cpu import (
     _lay_few_pixels,
     _lay_products,
     _lay_rows_in_place,
-    lay_side_by_side,
+    non_overlapping_conv_transpose2d,
 )
 
 WAYS = [_lay_products, _lay_rows_in_place, _lay_few_pixels]
@@ -107,5 +107,5 @@ def test_the_way_is_chosen_by_pixels_and_channels(
     for name in ("_lay_few_pixels", "_lay_products", "_lay_rows_in_place"):
         monkeypatch.setattr(side_by_side, name, spy(name))
     x, weight, bias = draw(*size, kernel=(2, 2))
-    lay_side_by_side(x, weight, bias)
+    non_overlapping_conv_transpose2d(x, weight, bias)
     assert taken == [way]

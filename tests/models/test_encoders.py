@@ -5,7 +5,7 @@ import torch
 from torchvision.models import get_model_weights
 
 from unet.models.encoders import BACKBONES, Encoder, levels_of, sees_all
-from unet.models.receptive_field import factor, strides
+from unet.models.receptive_field import output_stride, strides
 from unet.models.unet import backbone
 
 
@@ -25,7 +25,7 @@ def test_the_table_is_what_torchvision_makes(name: str) -> None:
         (1, channels, side, side * 3 // 2)
         for channels, side in zip(BACKBONES[name].channels, sides[1:], strict=True)
     ]
-    assert factor(levels) == 32
+    assert output_stride(levels) == 32
     assert get_model_weights(name).DEFAULT.url.startswith("https://")
 
 

@@ -6,11 +6,11 @@ from unet.models.encoders import levels_of
 from unet.models.receptive_field import (
     BEYOND_CELLS,
     context,
-    factor,
     margin,
+    output_stride,
     own_levels,
     reach,
-    unpadded_side,
+    valid_input_side,
 )
 
 
@@ -35,8 +35,8 @@ def test_the_formula_is_what_a_network_sees(
 ) -> None:
     net = UNet(1, 1, (1,) * levels, "none", downsampling, upsampling)
     own, bilinear = own_levels(levels), upsampling == "bilinear"
-    cell, edge = factor(own), margin(own, bilinear)
-    assert (net.factor, net.margin) == (cell, edge)
+    cell, edge = output_stride(own), margin(own, bilinear)
+    assert (net.output_stride, net.margin) == (cell, edge)
     middle = 8 * cell
     seen = seen_by(net, 17 * cell)
     for position in range(cell):
@@ -53,11 +53,11 @@ def test_the_formula_is_what_a_network_sees(
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_an_unpadded_network_takes_its_context_and_sees_it(count: int) -> None:
     net, levels = UNet(1, 1, (1,) * count, norm="none", padding="valid"), own_levels(count)
-    side = unpadded_side(levels, 3 * factor(levels))
+    side = valid_input_side(levels, 3 * output_stride(levels))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.fill_(0 if name.endswith("bias") else 0.5)
-        height = unpadded_side(levels, 1)
+        height = valid_input_side(levels, 1)
         impulses = torch.eye(side, dtype=torch.float64)[:, None, None].expand(-1, 1, height, -1)
         seen = net.double()(impulses)[:, 0, 0] > 0
     assert net.context == context(levels)
@@ -65,30 +65,30 @@ def test_an_unpadded_network_takes_its_context_and_sees_it(count: int) -> None:
     # The first logit sees as far as the first column, to the left; the last as far as the last.
     assert seen[0, 0]
     assert seen[-1, -1]
-    assert reach(levels, max(factor(levels) - 2, 0))[0] == net.context
+    assert reach(levels, max(output_stride(levels) - 2, 0))[0] == net.context
 
 
 def test_the_sides_that_an_unpadded_network_takes_are_all_of_them() -> None:
     for count in (1, 2, 3, 4):
         levels, taken = own_levels(count), []
         net = UNet(1, 1, widths=(1,) * count, norm="none", padding="valid").eval()
-        smallest = unpadded_side(levels, 1)
-        for side in range(smallest, smallest + 3 * factor(levels)):
+        smallest = valid_input_side(levels, 1)
+        for side in range(smallest, smallest + 3 * output_stride(levels)):
             logits = side - 2 * context(levels)
-            if side == unpadded_side(levels, logits):
+            if side == valid_input_side(levels, logits):
                 taken.append(side)
                 assert net(torch.zeros(1, 1, side, side)).shape[2:] == (logits, logits)
-                assert (logits - BEYOND_CELLS) % factor(levels) == 0
-                assert unpadded_side(levels, logits + 1) == side + factor(levels)
+                assert (logits - BEYOND_CELLS) % output_stride(levels) == 0
+                assert valid_input_side(levels, logits + 1) == side + output_stride(levels)
         assert len(taken) == 3
-    sides = [unpadded_side(own_levels(5), pixels) for pixels in (1, 4, 5, 388)]
+    sides = [valid_input_side(own_levels(5), pixels) for pixels in (1, 4, 5, 388)]
     assert sides == [188, 188, 204, 572]
 
 
 def test_the_numbers_that_the_documents_name() -> None:
     assert [margin(own_levels(count)) for count in (1, 2, 3, 4, 5)] == [2, 8, 24, 48, 96]
     for count in (3, 4, 5, 6):
-        cell = factor(own_levels(count))
+        cell = output_stride(own_levels(count))
         assert margin(own_levels(count)) == 6 * cell
         assert margin(own_levels(count), bilinear=True) == 7 * cell
         assert max(max(reach(own_levels(count), i)) for i in range(cell)) == 7 * cell - 5
@@ -105,8 +105,8 @@ def test_the_formula_is_what_a_network_of_torchvision_sees(encoder: str) -> None
         parameter.data.fill_(1 / parameter[0].numel() if parameter.ndim == 4 else 1)
     if encoder.startswith("convnext"):  # where layer norms would else take all away
         net.encoder.apply(lambda part: getattr(part, "reset_parameters", lambda: None)())
-    cell, edge = factor(levels), margin(levels)
-    assert (net.factor, net.margin) == (cell, edge)
+    cell, edge = output_stride(levels), margin(levels)
+    assert (net.output_stride, net.margin) == (cell, edge)
     middle = edge + 2 * cell
     # Brighter from the middle outwards, so that max pooling takes what lies furthest.
     away = (torch.arange(2 * middle, dtype=torch.double) - middle).abs()

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unet import ConvTranspose2d, UNet
 from unet.models.blocks import Up, centre_crop
-from unet.models.unet import most_probable
+from unet.models.unet import argmax_classes
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (16, 16), (17, 31), (40, 23)])
@@ -186,7 +186,7 @@ def test_an_image_of_any_size_is_mirrored_to_what_an_unpadded_net_takes(
 ) -> None:
     net = UNet(1, 2, widths=(2, 2, 2), padding="valid")
     image = torch.rand(1, 1, *size)
-    surrounded = net.surround(image)
+    surrounded = net.mirror_context(image)
     logits = net(surrounded)
     assert all(0 <= got - side < 4 for got, side in zip(logits.shape[2:], size, strict=True))
     # As numpy mirrors it.
@@ -196,7 +196,7 @@ def test_an_image_of_any_size_is_mirrored_to_what_an_unpadded_net_takes(
     ]
     expected = np.pad(image[0, 0].numpy(), around, mode="symmetric")
     assert np.array_equal(surrounded[0, 0].numpy(), expected)
-    assert UNet(1, 2, widths=(2, 2)).surround(image) is image
+    assert UNet(1, 2, widths=(2, 2)).mirror_context(image) is image
 
 
 def test_dropout_is_after_the_two_deepest_levels_and_in_training_only() -> None:
@@ -282,7 +282,7 @@ def test_recomputing_changes_no_number(norm: str, padding: str) -> None:
     torch.manual_seed(0)
     settings = {"widths": [4, 8, 16], "norm": norm, "padding": padding, "dropout": 0.3}
     plain = UNet(in_channels=2, **settings)
-    saving = UNet(in_channels=2, **settings, recompute=True)
+    saving = UNet(in_channels=2, **settings, activation_checkpointing=True)
     saving.load_state_dict(plain.state_dict())
     image = torch.randn(2, 2, 52, 60)
     for net in (plain, saving):
@@ -323,7 +323,7 @@ def test_an_encoder_of_torchvision_takes_any_image_and_learns(encoder: str) -> N
 def test_recomputing_an_encoder_changes_no_number(encoder: str) -> None:
     image, states = torch.randn(2, 3, 64, 64), []
     for recompute in (False, True):
-        net = with_encoder(encoder, recompute=recompute)
+        net = with_encoder(encoder, activation_checkpointing=recompute)
         torch.manual_seed(1)  # stochastic depth
         net(image).square().sum().backward()
         gradients = {f"{name} gradient": p.grad for name, p in net.named_parameters()}
@@ -366,4 +366,4 @@ def test_the_most_probable_class_is_the_first_of_those_that_are_even(num_classes
     scores = torch.randint(3, (num_classes, 31, 45), dtype=torch.float32)
     expected = torch.from_numpy(scores.numpy().argmax(0)).to(torch.uint8)
     for layout in (scores, scores.movedim(0, -1).contiguous().movedim(-1, 0), scores.bfloat16()):
-        assert torch.equal(most_probable(layout), expected)
+        assert torch.equal(argmax_classes(layout), expected)

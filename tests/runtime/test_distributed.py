@@ -52,13 +52,17 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_alone_nothing_is_waited_for() -> None:
     numbers = torch.tensor([1.0, 2.0], requires_grad=True)
-    assert distributed.total_with_gradient(numbers) is numbers
-    assert distributed.is_any(True)
-    assert not distributed.is_any(False)
-    assert distributed.gather("a") == ["a"]
-    assert distributed.from_first(lambda: 7) == 7
-    assert distributed.share("abc") == "abc"
-    assert (distributed.rank(), distributed.world_size(), distributed.hide_bar()) == (0, 1, None)
+    assert distributed.all_reduce_sum_with_gradient(numbers) is numbers
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
+    assert distributed.all_gather("a") == ["a"]
+    assert distributed.run_on_first_rank(lambda: 7) == 7
+    assert distributed.shard("abc") == "abc"
+    assert (distributed.rank(), distributed.world_size(), distributed.disable_progress()) == (
+        0,
+        1,
+        None,
+    )
 
 
 def test_the_parts_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +70,7 @@ def test_the_parts_make_up_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
-        parts += distributed.share(range(10))
+        parts += distributed.shard(range(10))
     assert sorted(parts) == list(range(10))
 
 
@@ -78,7 +82,7 @@ def test_two_processes_end_in_the_weights_of_one(config: Path, data_root: Path) 
     Image.fromarray(ids).save(data_root / "masks" / "2.png")
     assert main(["train", str(config), "name=start", "train.epochs=1", "optimizer.lr=1e-9"]) == 0
     start = load_checkpoint(Path("runs/start/last.pt"))
-    settings = "train.average=0.9", "data.instances=instances", "loss.border={sigma: 3}"
+    settings = "train.ema_decay=0.9", "data.instances=instances", "loss.border={sigma: 3}"
     two = torchrun("train", str(config), "name=two", *settings)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("best mean IoU") == 1  # the first speaks for both
@@ -148,7 +152,7 @@ def train() -> None:
     net = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(3, 1))
     net(torch.ones(2, 3)).sum().backward()
 
-distributed.join()
+distributed.initialize()
 train()
 """
 
@@ -175,7 +179,7 @@ def test_wrong_data_is_told_once(config: Path, data_root: Path) -> None:
     assert result.stderr.count("train.epochs: got the text 'many'") == 1
 
 
-LONG = ("train.epochs=100", "train.save_steps=1", "train.validate_every=100")  # 400 steps
+LONG = ("train.epochs=100", "train.save_every_steps=1", "train.validate_every=100")  # 400 steps
 
 
 def children(pid: int) -> list[int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unet.runtime.files import atomic_path, check_folder
+from unet.runtime.files import atomic_path, check_writable
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_what_the_system_refuses_names_the_file_and_not_the_one_beside_it(tmp_pa
 
 
 def test_a_place_that_files_can_be_written_to_stays_as_it_is(tmp_path: Path) -> None:
-    check_folder(tmp_path)
-    check_folder(tmp_path / "a/b")
+    check_writable(tmp_path)
+    check_writable(tmp_path / "a/b")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_a_place_that_is_a_file_or_lies_in_one_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     for folder in (tmp_path / "taken", tmp_path / "taken/a/b"):
         with pytest.raises(FileExistsError, match=r"taken: is a file; give another place with -o"):
-            check_folder(folder)
+            check_writable(folder)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
@@ -82,4 +82,4 @@ def test_a_place_that_is_a_file_or_lies_in_one_is_named(tmp_path: Path) -> None:
 def test_a_place_where_the_system_lets_nothing_be_written_is_named() -> None:
     message = r"^/proc: cannot be written to \(.+\); give another place with -o"
     with pytest.raises(PermissionError, match=message):
-        check_folder(Path("/proc/new/masks"))
+        check_writable(Path("/proc/new/masks"))

@@ -3,11 +3,11 @@ import math
 import pytest
 
 from unet.runtime import optional as extras
-from unet.runtime.optional import extra, is_installed
+from unet.runtime.optional import import_extra, is_installed
 
 
 def test_a_module_of_an_extra_is_imported() -> None:
-    assert extra("math", "a sum") is math
+    assert import_extra("math", "a sum") is math
     assert is_installed("math")
 
 
@@ -16,7 +16,7 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         ValueError, match=r"^boundary F1: needs scipy; install it with pip install 'unet\[scipy\]'$"
     ):
-        extra("scipy.ndimage", "boundary F1")
+        import_extra("scipy.ndimage", "boundary F1")
     assert not is_installed("scipy")
     with pytest.raises(ValueError, match=r"needs onnxruntime; install it .* 'unet\[onnx\]'$"):
-        extra("onnxruntime", "model.onnx", "onnx")
+        import_extra("onnxruntime", "model.onnx", "onnx")

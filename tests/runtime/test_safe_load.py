@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from unet.runtime.files import DamagedError, safe_load
+from unet.runtime.files import DamagedFileError, load_torch_file
 
 STATE = {"weight": torch.arange(1000.0), "names": ["a", "b"]}
 
@@ -17,7 +17,7 @@ def test_what_torch_saved_is_read_also_as_it_was_before_torch_1_6(
     path = tmp_path / "weights.pth"
     torch.save(STATE, path, _use_new_zipfile_serialization=as_zip)
     assert zipfile.is_zipfile(path) == as_zip
-    found = safe_load(path)
+    found = load_torch_file(path)
     assert torch.equal(found["weight"], STATE["weight"])
     assert found["names"] == STATE["names"]
 
@@ -30,8 +30,10 @@ def test_a_tensor_that_has_changed_on_the_disk_is_noticed(tmp_path: Path) -> Non
     assert contents.count(number) == 1
     path.write_bytes(contents.replace(number, torch.tensor(501.0).numpy().tobytes()))
     assert torch.load(path)["weight"][500] == 501  # torch does not notice
-    with pytest.raises(DamagedError, match=r"weights\.pth: cannot be loaded safely; .* is damaged"):
-        safe_load(path)
+    with pytest.raises(
+        DamagedFileError, match=r"weights\.pth: cannot be loaded safely; .* is damaged"
+    ):
+        load_torch_file(path)
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
@@ -40,8 +42,8 @@ def test_half_a_file_is_damaged(tmp_path: Path, as_zip: bool, share: float) -> N
     path = tmp_path / "weights.pth"
     torch.save(STATE, path, _use_new_zipfile_serialization=as_zip)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(DamagedError):
-        safe_load(path)
+    with pytest.raises(DamagedFileError):
+        load_torch_file(path)
 
 
 class Bomb:
@@ -55,11 +57,11 @@ class Bomb:
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_code_in_a_file_is_not_run(tmp_path: Path, as_zip: bool) -> None:
     torch.save(Bomb(tmp_path / "ran"), tmp_path / "a", _use_new_zipfile_serialization=as_zip)
-    with pytest.raises(DamagedError, match="holds code to run"):
-        safe_load(tmp_path / "a")
+    with pytest.raises(DamagedFileError, match="holds code to run"):
+        load_torch_file(tmp_path / "a")
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_that_is_not_there_is_not_damaged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        safe_load(tmp_path / "no.pth")
+        load_torch_file(tmp_path / "no.pth")

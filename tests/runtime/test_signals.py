@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from unet.runtime.signals import Stopped, leave_signals_to_parent, stop_request
+from unet.runtime.signals import Stopped, ignore_signals_in_worker, stop_request
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -45,7 +45,7 @@ def test_a_second_signal_ends_the_process_at_once(
 
 
 def _work(ready: multiprocessing.synchronize.Event) -> None:
-    leave_signals_to_parent(0)
+    ignore_signals_in_worker(0)
     ready.set()
     time.sleep(60)
 

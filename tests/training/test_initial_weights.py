@@ -6,7 +6,7 @@ import yaml
 from helpers import ENCODER, make_config, their_net
 
 from unet import load_model
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
 from unet.config.schema import config_to_dict
@@ -93,7 +93,7 @@ def test_a_run_begins_with_other_weights(
     slow = "optimizer={name: sgd, lr: 1e-12, weight_decay: 0}"
     run = train(make_config(data_root, "name=same", "train.epochs=1", init, slow))
     weights, now = (load_checkpoint(path)["model"] for path in (before, run / "last.pt"))
-    net = build_net(make_config(data_root), torch.device("cpu"))
+    net = build_network(make_config(data_root), torch.device("cpu"))
     parameters = [key for key, _ in net.named_parameters()]
     for key in parameters:
         torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)

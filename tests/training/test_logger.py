@@ -6,7 +6,7 @@ import torch
 from helpers import make_config
 from PIL import Image
 
-from unet.training.logger import Tracker, draw_curves
+from unet.training.logger import RunLogger, draw_curves
 from unet.training.train import train
 
 ROWS = [
@@ -27,7 +27,7 @@ def test_curves_are_drawn_of_one_row_and_of_scores_that_are_not_there(tmp_path: 
 
 def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "previews").mkdir()
-    tracker = Tracker(tmp_path, make_config(data_root), step=0)
+    tracker = RunLogger(tmp_path, make_config(data_root), step=0)
     ids = np.zeros((36, 52), np.uint8)
     tracker.validation(ROWS[:1], [(torch.zeros(1, 36, 52), ids, ids)])
     tracker.validation(ROWS[:2], [(torch.zeros(1, 36, 52), ids, ids)])

@@ -12,9 +12,9 @@ from helpers import ENCODER, PAPER, assert_same_run, make_config, write_instance
 
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config, config_to_dict
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.runtime.signals import Stopped
-from unet.training.logger import Tracker
+from unet.training.logger import RunLogger
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -24,15 +24,15 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """Send SIGTERM in each of these steps (counted from 1), once."""
-    left, note = set(steps), Tracker.step
+    left, note = set(steps), RunLogger.step
 
-    def step(tracker: Tracker, number: int, *numbers: float) -> None:
+    def step(tracker: RunLogger, number: int, *numbers: float) -> None:
         note(tracker, number, *numbers)
         if number in left:
             left.remove(number)
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Tracker, "step", step)
+    monkeypatch.setattr(RunLogger, "step", step)
 
 
 def train_in_parts(config: Config) -> Path:
@@ -61,11 +61,15 @@ def train_in_parts(config: Config) -> Path:
         ),
         ["train.precision=bfloat16", "train.num_workers=1"],
         ["train.precision=float16", "optimizer.name=sgd"],
-        ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.average=0.9"],
-        ["train.recompute=true", "train.channels_last=false", "train.deterministic=true"],
+        ["train.accumulate=2", "train.clip_grad_norm=0.5", "train.ema_decay=0.9"],
+        [
+            "train.activation_checkpointing=true",
+            "train.channels_last=false",
+            "train.deterministic=true",
+        ],
         ["train.steps_per_epoch=3", "schedule={name: plateau, patience: 0, factor: 0.5}"],
         [*PAPER, "optimizer={name: sgd, lr: 1e-3, momentum: 0.99}", "train.batch_size=1"],
-        [*PAPER, "train.recompute=true", "augment.crop=null"],
+        [*PAPER, "train.activation_checkpointing=true", "augment.crop=null"],
         [*PAPER, "data.instances=instances", "loss.border={sigma: 3}"],
         ["data.instances=instances", "loss={class_weights: balanced, border: {sigma: 3}}"],
     ],
@@ -101,18 +105,18 @@ def test_a_run_stopped_in_the_middle_of_epochs_ends_as_if_it_had_not_been(
 def test_a_signal_during_validation_ends_it(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
-    whole = train(make_config(data_root, "name=whole", "train.average=0.9"))
-    count, logits = 0, SegmentationModel.logits
+    whole = train(make_config(data_root, "name=whole", "train.ema_decay=0.9"))
+    count, logits = 0, Predictor.logits
 
-    def stopping(model: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
+    def stopping(model: Predictor, image: torch.Tensor) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == times:
             signal.raise_signal(signal.SIGINT)
         return logits(model, image)
 
-    monkeypatch.setattr(SegmentationModel, "logits", stopping)
-    config = make_config(data_root, "name=parts", "train.average=0.9")
+    monkeypatch.setattr(Predictor, "logits", stopping)
+    config = make_config(data_root, "name=parts", "train.ema_decay=0.9")
     with pytest.raises(Stopped):
         train(config)
     state = load_checkpoint(Path("runs/parts/last.pt"))["progress"]
@@ -137,7 +141,7 @@ def kill_while_saving(config: Path, number: int) -> None:
 
 
 def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path) -> None:
-    overrides = ["train.epochs=200", "train.save_steps=1", "train.num_workers=1",
+    overrides = ["train.epochs=200", "train.save_every_steps=1", "train.num_workers=1",
                  "train.validate_every=20"]  # fmt: skip
     settings = config_to_dict(make_config(data_root, *overrides))
     Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -152,16 +156,16 @@ def test_a_run_that_is_killed_ends_as_if_it_had_not_been(data_root: Path) -> Non
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path, share: float) -> None:
-    config = make_config(data_root, "train.save_steps=1", "train.average=0.9")
+    config = make_config(data_root, "train.save_every_steps=1", "train.ema_decay=0.9")
     size = (train(make_config(data_root, "name=other")) / "last.pt").stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def fill_the_disk(_: Tracker, step: int, *__: float) -> None:
+    def fill_the_disk(_: RunLogger, step: int, *__: float) -> None:
         if step == 3:
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Tracker, "step", fill_the_disk)
+        patch.setattr(RunLogger, "step", fill_the_disk)
         try:
             with pytest.raises(OSError, match=r"File too large: 'runs/tiny/next\.pt'"):
                 train(config)
@@ -170,7 +174,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(data_root: Path, share: flo
     assert load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"] == 2
     assert not list(Path("runs/tiny").rglob(".*.tmp"))
     run = train(config, resume=True)
-    whole = train(make_config(data_root, "name=whole", "train.save_steps=1", "train.average=0.9"))
+    whole = train(
+        make_config(data_root, "name=whole", "train.save_every_steps=1", "train.ema_decay=0.9")
+    )
     assert_same_run(whole, run)
 
 
@@ -196,13 +202,13 @@ def test_a_checkpoint_is_written_by_time_too(
 ) -> None:
     steps = []
 
-    def look(_: Tracker, step: int, *__: float) -> None:
+    def look(_: RunLogger, step: int, *__: float) -> None:
         if step > 1:
             steps.append(load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["step"])
 
-    monkeypatch.setattr(Tracker, "step", look)
+    monkeypatch.setattr(RunLogger, "step", look)
     overrides = ["train.epochs=1", "train.steps_per_epoch=4"]
-    train(make_config(data_root, "train.save_minutes=0", *overrides))
+    train(make_config(data_root, "train.save_every_minutes=0", *overrides))
     assert steps == [1, 2, 3]
     monkeypatch.undo()
 
@@ -214,7 +220,7 @@ def test_a_run_with_a_frozen_encoder_resumes_exactly(
     write_instances(data_root)
     overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=3",
                  "train.freeze_encoder_epochs=1", f"optimizer.name={optimizer}",
-                 "optimizer.encoder_lr=0.001", "train.average=0.9", "train.recompute=true",
+                 "optimizer.encoder_lr=0.001", "train.ema_decay=0.9", "train.activation_checkpointing=true",
                  "data.instances=instances", "loss.border={}"]  # fmt: skip
     whole = train(make_config(data_root, *overrides, "name=whole"))
     stop_at(monkeypatch, 1, 2, 3, 4)

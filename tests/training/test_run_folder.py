@@ -78,8 +78,8 @@ def test_without_a_whole_checkpoint_a_run_is_not_resumed(data_root: Path) -> Non
 def test_a_kill_between_the_new_checkpoint_and_its_name_loses_nothing(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(make_config(data_root, "name=whole", "train.save_steps=1"))
-    config = make_config(data_root, "train.save_steps=1")
+    whole = train(make_config(data_root, "name=whole", "train.save_every_steps=1"))
+    config = make_config(data_root, "train.save_every_steps=1")
     rename = Path.replace
     for step in (1, 3):  # of which the first has no checkpoint before
 

@@ -108,7 +108,7 @@ def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.Mo
     class Watched(unet.training.train.TrainingStep):
         def gradients(self, batches: Iterable) -> tuple[float, float]:
             seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
-            seen["recompute"] = self._net.recompute
+            seen["recompute"] = self._net.activation_checkpointing
             seen["clip"] = self.clip_grad_norm
             weight = self._net.stem[3].weight
             seen["channels_last"] = weight.is_contiguous(memory_format=torch.channels_last)
@@ -117,7 +117,7 @@ def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("unet.training.train.TrainingStep", Watched)
     train(make_config(data_root, "train.epochs=1"))
     assert seen == {"deterministic": False, "recompute": False, "clip": None, "channels_last": True}
-    train(make_config(data_root, "name=b", "train={epochs: 1, num_workers: 0, recompute: true, "
+    train(make_config(data_root, "name=b", "train={epochs: 1, num_workers: 0, activation_checkpointing: true, "
                       "deterministic: true, clip_grad_norm: 2, channels_last: false}"))  # fmt: skip
     assert seen == {"deterministic": True, "recompute": True, "clip": 2.0, "channels_last": False}
     assert not torch.are_deterministic_algorithms_enabled()
@@ -165,7 +165,9 @@ def test_validating_on_the_training_images_is_refused(data_root: Path) -> None:
 
 def test_the_optimizer_has_the_settings_of_the_config() -> None:
     net = UNet(1, widths=(4,))
-    adamw = unet.training.train._optimizer(OptimizerConfig(lr=0.3, weight_decay=0.2, momentum=0.8), net)
+    adamw = unet.training.train._optimizer(
+        OptimizerConfig(lr=0.3, weight_decay=0.2, momentum=0.8), net
+    )
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["lr"] == 0.3
     assert adamw.defaults["weight_decay"] == 0.2
@@ -218,7 +220,7 @@ def test_a_loader_that_is_killed_is_told(
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr("unet.data.cache.DecodedImages.__getitem__", die)
+    monkeypatch.setattr("unet.data.cache.DecodedCache.__getitem__", die)
     settings = config_to_dict(make_config(data_root, "train.num_workers=1"))
     Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     assert main(["train", "tiny.yaml"]) == 2

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import unet.training.trainer
 from helpers import make_config, states_equal
 
+import unet.training.trainer
 from unet import load_model
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config
-from unet.data.sampler import BatchStream
+from unet.data.sampler import SeededBatchSampler
 from unet.models.unet import UNet
 from unet.training.train import train
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 
 def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: Path) -> None:
-    overrides = ["optimizer={name: sgd, lr: 1e+30}", "model.norm=none", "train.save_steps=1"]
+    overrides = ["optimizer={name: sgd, lr: 1e+30}", "model.norm=none", "train.save_every_steps=1"]
     with pytest.raises(FloatingPointError) as caught:
         train(make_config(data_root, *overrides))
     found = re.fullmatch(
@@ -37,7 +37,7 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: P
     assert all(weights.isfinite().all() for weights in state["model"].values())
     # The samples are those of the step.
     stems = state["train_stems"]
-    places = BatchStream(len(stems), 2, 0, 0, 9).places(step - 1)
+    places = SeededBatchSampler(len(stems), 2, 0, 0, 9).places(step - 1)
     assert found[4] == ", ".join(dict.fromkeys(stems[index] for _, index in places))
 
 
@@ -59,11 +59,11 @@ def test_steps_that_float16_skips_are_counted(
 
 def test_float16_does_not_skip_for_ever(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(config: Config, device: torch.device) -> UNet:
-        net = build_net(config, device)
+        net = build_network(config, device)
         net.head.weight.register_hook(lambda gradient: gradient * math.inf)
         return net
 
-    monkeypatch.setattr("unet.training.train.build_net", broken)
+    monkeypatch.setattr("unet.training.train.build_network", broken)
     monkeypatch.setattr("unet.training.step._SMALLEST_SCALE", 2.0**10)
     with pytest.raises(FloatingPointError, match=r"a gradient is (nan|inf) in step 8"):
         train(make_config(data_root, "train.precision=float16", "train.epochs=20"))
@@ -81,11 +81,15 @@ def test_too_little_memory_comes_with_advice(
     assert str(caught.value) == (
         "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); a step has batches of 4 "
         "crops of 512 x 384: set train.batch_size=2 with train.accumulate=2 (the same samples in a "
-        "step, half of the memory), or train.recompute=true (slower), or augment.crop=[256,192], "
+        "step, half of the memory), or train.activation_checkpointing=true (slower), or augment.crop=[256,192], "
         "or smaller model.widths"
     )
     with pytest.raises(MemoryError, match=r"1 crops of 24 x 32: set augment.crop=\[16,16\], or sm"):
-        train(make_config(data_root, "train.batch_size=1", "train.recompute=true", "name=b"))
+        train(
+            make_config(
+                data_root, "train.batch_size=1", "train.activation_checkpointing=true", "name=b"
+            )
+        )
 
 
 def test_a_run_ends_early_when_the_score_no_longer_grows(
@@ -121,7 +125,7 @@ def test_gradients_of_several_batches_are_those_of_one(data_root: Path) -> None:
 
 
 def test_averaged_weights_are_scored_and_saved_beside_the_raw_ones(data_root: Path) -> None:
-    run = train(make_config(data_root, "train.average=0.6"))
+    run = train(make_config(data_root, "train.ema_decay=0.6"))
     raw = train(make_config(data_root, "name=raw"))
     state, other = (load_checkpoint(one / "last.pt") for one in (run, raw))
     assert states_equal(state["raw_model"], other["model"])
@@ -138,13 +142,17 @@ def test_averaged_weights_are_scored_and_saved_beside_the_raw_ones(data_root: Pa
 def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
     config = make_config(Path(), "augment.crop=[16, 16]", "train.batch_size=1")
     assert unet.training.trainer._memory_advice(config).endswith(
-        "1 crops of 16 x 16: set train.recompute=true (slower), or smaller model.widths"
+        "1 crops of 16 x 16: set train.activation_checkpointing=true (slower), or smaller model.widths"
     )
 
 
 def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
     deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
-    advice = unet.training.trainer._memory_advice(make_config(Path(), *deep, "augment.crop=[572, 204]"))
+    advice = unet.training.trainer._memory_advice(
+        make_config(Path(), *deep, "augment.crop=[572, 204]")
+    )
     assert "augment.crop=[380,204]" in advice
-    advice = unet.training.trainer._memory_advice(make_config(Path(), *deep, "augment.crop=[188, 204]"))
+    advice = unet.training.trainer._memory_advice(
+        make_config(Path(), *deep, "augment.crop=[188, 204]")
+    )
     assert "augment.crop" not in advice

@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if who and _LOST_PROCESS.search(str(error)):
             text = "another process is gone, and with it this one; see what it said"
         elif killed := re.search(r"DataLoader worker \(pid.*", str(error)):
-            text = f"{killed.group()}; lower train.num_workers or data.cache if memory ran out"
+            text = f"{killed.group()}; lower train.num_workers or data.cache_gib if memory ran out"
         elif "DataLoader worker process" in str(error):
             text = _last_line(error)
         else:

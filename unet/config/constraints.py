@@ -13,22 +13,30 @@ from unet.config.schema import (
 )
 from unet.data.classes import ClassMap
 from unet.data.image_io import SUFFIXES
-from unet.models.receptive_field import BEYOND_CELLS, Level, context, factor, unpadded_side
+from unet.models.receptive_field import (
+    BEYOND_CELLS,
+    Level,
+    context,
+    output_stride,
+    valid_input_side,
+)
 
 
-def contradictions(config: Config) -> list[str]:
+def find_conflicts(config: Config) -> list[str]:
     """Say what is wrong, a line for each: settings that are possible, but not together."""
     faults = _contradictions_of_data(config) + _contradictions_of_validation(config.data)
     classes, sampling = config.data.classes, config.sampling
     train, schedule = config.train, config.schedule
-    if unknown := [name for name in sampling.rare if name not in classes]:
+    if unknown := [name for name in sampling.rare_classes if name not in classes]:
         faults.append(
-            f"sampling.rare: got {', '.join(unknown)}, expected names of data.classes: "
+            f"sampling.rare_classes: got {', '.join(unknown)}, expected names of data.classes: "
             f"{', '.join(classes)}"
         )
-    if bool(sampling.rare) != (sampling.rare_share > 0):
-        faults.append("sampling: expected both rare and a rare_share above 0, or neither")
-    if config.augment.crop is None and (sampling.rare or sampling.crops_per_image > 1):
+    if bool(sampling.rare_classes) != (sampling.rare_fraction > 0):
+        faults.append(
+            "sampling: expected both rare_classes and a rare_fraction above 0, or neither"
+        )
+    if config.augment.crop is None and (sampling.rare_classes or sampling.crops_per_image > 1):
         faults.append("sampling: expected an augment.crop, which is what it draws")
     if not re.fullmatch(r"[\w.+-]+", config.name) or set(config.name) == {"."}:
         faults.append(
@@ -69,16 +77,16 @@ def contradictions(config: Config) -> list[str]:
             f"schedule.warmup_epochs: got {schedule.warmup_epochs:g}, expected 0 with one_cycle, "
             "which has a warm-up of its own"
         )
-    if train.recompute and train.compile:
+    if train.activation_checkpointing and train.compile:
         faults.append("train: got recompute and compile, expected one of them")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     if config.model.widths:
         # Tiles lie at multiples of the network's factor.
         levels, overlap = network_levels(config.model), tile_overlap(config)
-        smallest = overlap + factor(levels)
+        smallest = overlap + output_stride(levels)
         if config.model.padding == "valid":
-            smallest = max(overlap, BEYOND_CELLS) + factor(levels) + 2 * context(levels)
+            smallest = max(overlap, BEYOND_CELLS) + output_stride(levels) + 2 * context(levels)
         if min(config.tiling.size) < smallest:
             faults.append(
                 f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
@@ -150,8 +158,8 @@ def _contradictions_of_encoder(config: Config) -> list[str]:
 def _contradictions_of_crop(crop: Size | None, levels: tuple[Level, ...]) -> list[str]:
     """What an unpadded network cannot halve."""
     smaller, larger = (
-        [unpadded_side(levels, max(side - 2 * context(levels) + more, 1)) for side in crop or ()]
-        for more in (1 - factor(levels), 0)
+        [valid_input_side(levels, max(side - 2 * context(levels) + more, 1)) for side in crop or ()]
+        for more in (1 - output_stride(levels), 0)
     )
     if list(crop or ()) == larger:
         return []

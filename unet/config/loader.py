@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unet.config.constraints import contradictions
+from unet.config.constraints import find_conflicts
 from unet.config.parsing import describe_value, load_yaml, override, read_section
 from unet.config.schema import Config
 
@@ -41,7 +41,7 @@ def config_from_dict(
     merged = override(raw, overrides, faults)
     config = read_section(Config, merged, "", faults)
     if not faults:
-        faults = contradictions(config)
+        faults = find_conflicts(config)
     if faults:
         raise ValueError("\n".join(f"{where}: {fault}" for fault in faults))
     assert isinstance(config, Config)

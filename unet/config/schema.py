@@ -95,7 +95,7 @@ class DataConfig:
     # Leave out files that cannot be read, and say how many.
     skip_unreadable: bool = False
     # GiB of decoded images that are kept in memory, shared by all workers.
-    cache: NotNegative = 2.0
+    cache_gib: NotNegative = 2.0
     validation: ValidationConfig
     # Draw the quickstart data into root if root is not there.
     draw_quickstart: bool = False
@@ -108,9 +108,9 @@ class SamplingConfig:
     # Crops of each image in an epoch.
     crops_per_image: Positive = 1
     # Share of the crops that are drawn around a pixel of a class in rare, where the image has one.
-    rare_share: Share = 0.0
+    rare_fraction: Share = 0.0
     # Names of classes.
-    rare: tuple[str, ...] = ()
+    rare_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class TrainConfig:
     # Decay of an exponential moving average of the weights, mostly 0.99 to 0.9999: each step takes
     # so much of the average before (less in the first steps). The averaged weights are what is
     # scored, saved and predicted with, the raw ones stand beside them. null for none.
-    average: Annotated[float, Range(above=0, maximum=0.99999)] | None = None
+    ema_decay: Annotated[float, Range(above=0, maximum=0.99999)] | None = None
     # Epochs between two validations; the last epoch is always validated.
     validate_every: Positive = 1
     # Validations in a row without a better score that end the run; null for never.
@@ -256,9 +256,9 @@ class TrainConfig:
     # Validation images drawn into previews/ at each validation.
     previews: Annotated[int, Range(minimum=0)] = 4
     # last.pt is written at each validation, and when it is this old, in minutes,
-    save_minutes: NotNegative = 10.0
+    save_every_minutes: NotNegative = 10.0
     # and every so many steps; null for not.
-    save_steps: Positive | None = None
+    save_every_steps: Positive | None = None
     # Of the first weights, the order of samples and the augmentation.
     seed: Seed = 0
     # So many runs, with seed, seed + 1, ...
@@ -280,7 +280,7 @@ class TrainConfig:
     # Let torch.compile make one program of the network: slower to start, then mostly faster.
     compile: bool = False
     # Keep what enters each level and compute the rest again in the backward pass: less memory.
-    recompute: bool = False
+    activation_checkpointing: bool = False
     # Let CUDA use nothing whose result changes from run to run; the CPU never does.
     deterministic: bool = False
     # Let batch norm see the batches of all processes as one. For several GPUs.
@@ -405,7 +405,7 @@ WHERE_DATA_LIES = (
     "data.csv",
     "data.masks",
     "data.instances",
-    "data.cache",
+    "data.cache_gib",
     "data.validation.images",
     "data.validation.masks",
     "data.validation.instances",

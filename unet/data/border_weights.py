@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unet.runtime.optional import extra
+from unet.runtime.optional import import_extra
 
 _REACH = 5
 """In sigmas: beyond, less than 4e-6 of the weight is left, which is taken for 0."""
@@ -76,7 +76,7 @@ def border_weights(cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0) 
     Raises:
         ValueError: if scipy is not installed.
     """
-    ndimage = extra("scipy.ndimage", "border weights")
+    ndimage = import_extra("scipy.ndimage", "border weights")
     nearest, second = np.full((2, *cells.shape), np.inf, np.float32)
     margin = int(_REACH * sigma)
     # A cell matters only near it, and its distances are computed only there.

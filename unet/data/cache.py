@@ -10,7 +10,7 @@ from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 
 
-class DecodedImages:
+class DecodedCache:
     """The first pairs of a data set, decoded once, in one block of memory that processes share.
 
     A pair is read when it is first asked for, by whichever process asks: nothing waits for all.

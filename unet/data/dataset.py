@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unet.data.cache import DecodedImages
+from unet.data.cache import DecodedCache
 from unet.data.image_io import to_float
 from unet.data.normalization import Normalization
 from unet.data.pairing import PackedPairs, Pair
@@ -29,7 +29,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         seed: of all augmentations.
         crops_per_image: samples of each pair in a pass.
         rare: ids of classes that a share of the crops is drawn around.
-        rare_share: that share.
+        rare_fraction: that share.
         decoded: what is kept in memory of these pairs.
     """
 
@@ -42,8 +42,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         seed: int = 0,
         crops_per_image: int = 1,
         rare: Sequence[int] = (),
-        rare_share: float = 0.0,
-        decoded: DecodedImages | None = None,
+        rare_fraction: float = 0.0,
+        decoded: DecodedCache | None = None,
     ) -> None:
         self.pairs = PackedPairs.of(pairs)
         self.reader = reader
@@ -52,7 +52,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         self.seed = seed
         self.crops_per_image = crops_per_image
         self.rare = rare
-        self.rare_share = rare_share
+        self.rare_fraction = rare_fraction
         self.decoded = decoded
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         if self.augment is None:
             return image, torch.from_numpy(ids).long(), *weights
         rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, number, index])
-        is_rare = self.rare_share > 0 and rng.random() < self.rare_share
+        is_rare = self.rare_fraction > 0 and rng.random() < self.rare_fraction
         around = self._rare_pixel(ids, rng) if is_rare else None
         return self.augment(image, torch.from_numpy(ids), rng, around, *weights)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from unet.runtime.optional import extra
+from unet.runtime.optional import import_extra
 
 
 def clean(ids: np.ndarray, min_size: int = 0, keep_largest: bool = False) -> np.ndarray:
@@ -67,7 +67,7 @@ def connected_components(mask: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: if scipy is not installed.
     """
-    ndimage = extra("scipy.ndimage", "connected components")
+    ndimage = import_extra("scipy.ndimage", "connected components")
     labels: np.ndarray = ndimage.label(mask)[0]
     return labels
 

@@ -63,7 +63,7 @@ def write_mask(
         draw_mask(ids, classes, palette).save(temporary, format="PNG")
 
 
-def read_parts(
+def read_class_masks(
     paths: Sequence[str | Path],
     names: Sequence[str],
     tolerance: int = 0,
@@ -108,7 +108,7 @@ def read_parts(
     return ids
 
 
-def read_instances(
+def read_label_image(
     path: str | Path, size: tuple[int, int] | None = None, page: int | None = None
 ) -> np.ndarray:
     """Read a label image (H, W): a number for each object, 0 for none.

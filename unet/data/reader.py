@@ -8,7 +8,7 @@ from unet.data.border_weights import Border, border_weights, part_cells
 from unet.data.classes import ClassMap
 from unet.data.image_io import read_image
 from unet.data.label_images import number_objects
-from unet.data.masks import read_instances, read_mask, read_parts
+from unet.data.masks import read_class_masks, read_label_image, read_mask
 from unet.data.pairing import Pair
 
 
@@ -19,13 +19,13 @@ class PairReader:
     Args:
         classes: of the masks.
         in_channels: C of the images.
-        in_parts: whether a mask lies in several files, one for each class but the first.
+        mask_per_class: whether a mask lies in several files, one for each class but the first.
         border: how the background between cells weighs more; None for not.
     """
 
     classes: ClassMap
     in_channels: int
-    in_parts: bool = False
+    mask_per_class: bool = False
     border: Border | None = None
 
     def __call__(self, pair: Pair) -> tuple[np.ndarray, ...]:
@@ -55,8 +55,10 @@ class PairReader:
         image = read_image(pair.images, self.in_channels, pair.page)
         size = (image.shape[1], image.shape[2])
         names = self.classes.names
-        if self.in_parts:
-            return image, read_parts(pair.masks, names[1:], self.classes.tolerance, size, pair.page)
+        if self.mask_per_class:
+            return image, read_class_masks(
+                pair.masks, names[1:], self.classes.tolerance, size, pair.page
+            )
         return image, read_mask(pair.masks[0], self.classes, size, pair.page)
 
     def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
@@ -74,7 +76,7 @@ class PairReader:
     def label_image(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
         """Read the label image (H, W) of a pair that has one: as `cells`, whatever the border."""
         assert pair.instances is not None
-        cells = read_instances(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
+        cells = read_label_image(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
         numbered = ids[cells > 0]
         if 2 * np.count_nonzero(numbered == 0) > numbered.size:
             raise ValueError(

@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 _ORDER_STREAM = 2
 
 
-class BatchStream(Sampler[list[tuple[int, int]]]):
+class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of places (pass, index), a function of (seed, number of the batch).
 
     One pass over all samples follows the other, each in an order of its own. Every batch is full:

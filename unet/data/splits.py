@@ -13,7 +13,7 @@ from unet.data.pairing import Pair
 _SPLIT_STREAM = 1
 
 
-def split_by_lot(
+def split_randomly(
     pairs: Sequence[Pair],
     present: np.ndarray,
     shares: Sequence[float],

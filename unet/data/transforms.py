@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.models.receptive_field import Level, context, unpadded_side
+from unet.models.receptive_field import Level, context, valid_input_side
 
 
 class Augment:
@@ -113,7 +113,7 @@ class Augment:
             around_crop = context(self.unpadded_levels)
             if self.crop is None:
                 crop_height, crop_width = (
-                    unpadded_side(self.unpadded_levels, side) for side in (height, width)
+                    valid_input_side(self.unpadded_levels, side) for side in (height, width)
                 )
         scale = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from unet.build import list_own_validation_pairs, list_pairs, pair_reader
+from unet.build import build_reader, list_pairs, list_validation_pairs
 from unet.config.schema import dotted
 from unet.data.dataset import SegmentationDataset
 from unet.data.pairing import Pair, find_pairs
@@ -23,15 +23,15 @@ from unet.data.reader import PairReader
 from unet.evaluation.measurements import ImageMeasurements, Measures, Summary, measure, summarize
 from unet.evaluation.report import Example, choose_examples, example_pictures, html_report
 from unet.evaluation.results import check_results, score_table, write_results
-from unet.inference.predictor import SegmentationModel, load_model
+from unet.inference.predictor import Predictor, load_model
 from unet.inference.tta import Kind, choose, probabilities
-from unet.inspection.statistics import read_pairs
+from unet.inspection.statistics import collect_statistics
 from unet.metrics.confusion import confusion_matrix
 from unet.metrics.precision_recall import NUM_BINS, precision_recall, probability_counts
-from unet.models.unet import most_probable
+from unet.models.unet import argmax_classes
 from unet.runtime import distributed
-from unet.runtime.optional import extra, is_installed
-from unet.runtime.signals import StopRequest, leave_signals_to_parent
+from unet.runtime.optional import import_extra, is_installed
+from unet.runtime.signals import StopRequest, ignore_signals_in_worker
 from unet.runtime.text import listed
 from unet.visualize import image_to_rgb
 
@@ -39,7 +39,7 @@ from unet.visualize import image_to_rgb
 Segmented = tuple[Tensor, np.ndarray, np.ndarray]
 
 
-def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[Pair]:
+def validation_pairs(model: Predictor, instances: bool = False) -> list[Pair]:
     """Find the pairs that were kept from the model's training, whatever else has come since.
 
     Args:
@@ -51,7 +51,7 @@ def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[
         ValueError: if files do not pair.
     """
     own = model.config.data.validation.images is not None
-    pairs, faults = (list_own_validation_pairs if own else list_pairs)(
+    pairs, faults = (list_validation_pairs if own else list_pairs)(
         model.config, instances=instances
     )
     by_stem = {pair.stem: pair for pair in pairs}
@@ -66,7 +66,7 @@ def validation_pairs(model: SegmentationModel, instances: bool = False) -> list[
 
 
 def confusion_of_pairs(
-    model: SegmentationModel,
+    model: Predictor,
     pairs: Sequence[Pair],
     what: str,
     stop: StopRequest | None = None,
@@ -92,34 +92,34 @@ def confusion_of_pairs(
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     own: dict[int, Segmented] = {}
     for place, image, scores, target in _scores_of_pairs(model, pairs, what, stop):
-        prediction = most_probable(scores).cpu()
+        prediction = argmax_classes(scores).cpu()
         matrix += confusion_matrix(prediction, target, num_classes)
         if place in places:
             own[place] = (image, target.numpy(), prediction.numpy())
     if seen is not None:
-        for part in distributed.gather(own):
+        for part in distributed.all_gather(own):
             seen.update(part)
-    return distributed.total(matrix)
+    return distributed.all_reduce_sum(matrix)
 
 
 def _scores_of_pairs(
-    model: SegmentationModel,
+    model: Predictor,
     pairs: Sequence[Pair],
     what: str,
     stop: StopRequest | None = None,
     tta: Sequence[Kind] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """This process's share: place among all, image, logits (with tta probabilities), target."""
-    places = distributed.share([(0, index) for index in range(len(pairs))])
+    places = distributed.shard([(0, index) for index in range(len(pairs))])
     loader = DataLoader(
-        SegmentationDataset(pairs, pair_reader(model.config), normalization=None),
+        SegmentationDataset(pairs, build_reader(model.config), normalization=None),
         batch_size=None,  # images one by one, as their sizes differ
         sampler=places,
         num_workers=model.config.train.num_workers,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=ignore_signals_in_worker,
         generator=torch.Generator(),  # or it would draw from the global one
     )
-    bar = tqdm(loader, what, unit="image", leave=False, disable=distributed.hide_bar())
+    bar = tqdm(loader, what, unit="image", leave=False, disable=distributed.disable_progress())
     # As many rounds in each process, so that all look for a signal equally often.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
     for i, sample in zip_longest(rounds, bar):
@@ -200,14 +200,14 @@ def evaluate(
     pairs, faults, source = _pairs_to_score(model, images, masks, labels, objects is not None)
     measures = replace(measures, labelled=all(pair.instances is not None for pair in pairs))
 
-    distributed.join()
+    distributed.initialize()
 
     def check() -> None:
-        _, _, unreadable, wrong = read_pairs(pairs, pair_reader(model.config))
+        _, _, unreadable, wrong = collect_statistics(pairs, build_reader(model.config))
         if all_faults := faults + unreadable + wrong:
             raise ValueError(listed(all_faults))
 
-    distributed.from_first(check)
+    distributed.run_on_first_rank(check)
     summary, predictions = _measure_pairs(model, pairs, measures, threshold, tta)
     examples = _draw_examples(model, pairs, summary, predictions)
     path = folder / "metrics.json"
@@ -257,7 +257,7 @@ def _measures(
         )
     class_id = None
     if objects is not None:
-        extra("scipy.ndimage", "--instances")
+        import_extra("scipy.ndimage", "--instances")
         if objects == "" and len(names) > 2:
             raise ValueError(
                 f"evaluate: got --instances for a model of {len(names)} classes, expected the "
@@ -275,7 +275,7 @@ def _measures(
 
 
 def _pairs_to_score(
-    model: SegmentationModel,
+    model: Predictor,
     images: str | None,
     masks: str | None,
     labels: str | None,
@@ -306,7 +306,7 @@ def _pairs_to_score(
 
 
 def _measure_pairs(
-    model: SegmentationModel,
+    model: Predictor,
     pairs: Sequence[Pair],
     measures: Measures,
     threshold: bool,
@@ -317,9 +317,9 @@ def _measure_pairs(
     own: dict[int, ImageMeasurements] = {}
     predictions: dict[int, bytes] = {}
     counts = torch.zeros(2, NUM_BINS, dtype=torch.int64)
-    reader = pair_reader(model.config)
+    reader = build_reader(model.config)
     for i, _, scores, target in _scores_of_pairs(model, pairs, "evaluate", tta=tta):
-        prediction = most_probable(scores).cpu()
+        prediction = argmax_classes(scores).cpu()
         thresholded = None
         if threshold:
             shares = (scores if tta else scores.softmax(0)).cpu()
@@ -331,8 +331,8 @@ def _measure_pairs(
         own[i] = measure(prediction, target, len(names), measures, thresholded, labels)
         # Masks are mostly even: a hundredth of their size, and never predicted twice.
         predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
-    everything = {i: one for part in distributed.gather(own) for i, one in part.items()}
-    curve = precision_recall(distributed.total(counts).numpy()) if threshold else None
+    everything = {i: one for part in distributed.all_gather(own) for i, one in part.items()}
+    curve = precision_recall(distributed.all_reduce_sum(counts).numpy()) if threshold else None
     images = [everything[i] for i in range(len(pairs))]
     return summarize(images, names, measures, curve), predictions
 
@@ -352,14 +352,14 @@ def _labels(reader: PairReader, pair: Pair, target: np.ndarray, class_id: int) -
 
 
 def _draw_examples(
-    model: SegmentationModel,
+    model: Predictor,
     pairs: Sequence[Pair],
     summary: Summary,
     predictions: dict[int, bytes],
 ) -> list[Example]:
     """The worst, median and best images; each process draws those that it has predicted."""
     chosen = choose_examples(summary.ranking)
-    dataset = SegmentationDataset(pairs, pair_reader(model.config), normalization=None)
+    dataset = SegmentationDataset(pairs, build_reader(model.config), normalization=None)
     drawn = {}
     for i in (i for members in chosen.values() for i in members if i in predictions):
         image, target = dataset[0, i]
@@ -370,7 +370,7 @@ def _draw_examples(
             prediction.reshape(summary.sizes[i]),
             model.classes.colours,
         )
-    everything = {i: one for part in distributed.gather(drawn) for i, one in part.items()}
+    everything = {i: one for part in distributed.all_gather(drawn) for i, one in part.items()}
     scores = summary.columns["mean_iou"].tolist()
     return [
         Example(group=group, stem=pairs[i].stem, score=scores[i], pictures=everything[i])

@@ -22,7 +22,7 @@ from unet.evaluation.measurements import (
     threshold_rows,
 )
 from unet.metrics.precision_recall import Curve
-from unet.runtime.files import atomic_path, check_folder
+from unet.runtime.files import atomic_path, check_writable
 from unet.runtime.text import table
 from unet.visualize import confusion_picture, save_picture
 
@@ -43,7 +43,7 @@ def check_results(folder: Path, overwrite: bool) -> None:
         FileExistsError: if there are results and not `overwrite`.
         PermissionError: if the folder cannot be written to.
     """
-    check_folder(folder)
+    check_writable(folder)
     there = [folder / name for name in _FILES if (folder / name).exists()]
     if there and not overwrite:
         raise FileExistsError(

@@ -29,7 +29,7 @@ def multiply_adds(net: UNet, size: tuple[int, int]) -> int:
     image = torch.empty(1, net.in_channels, *size, device="meta")
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        _on_meta(net, torch.float32).eval()(net.surround(image))
+        _on_meta(net, torch.float32).eval()(net.mirror_context(image))
     return int(counter.get_total_flops()) // 2  # torch counts a multiply-add as two
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from unet.config.schema import config_to_dict
-from unet.inference.predictor import SegmentationModel, load_model
-from unet.models.fuse import fold_batch_norm
-from unet.runtime.files import atomic_path, check_folder
-from unet.runtime.optional import extra
+from unet.inference.predictor import Predictor, load_model
+from unet.models.fuse import fuse_batch_norm
+from unet.runtime.files import atomic_path, check_writable
+from unet.runtime.optional import import_extra
 
 Output = Literal["probabilities", "classes"]
 
@@ -41,7 +41,7 @@ class ExportedModel(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: SegmentationModel, output: Output = "probabilities") -> None:
+    def __init__(self, model: Predictor, output: Output = "probabilities") -> None:
         super().__init__()
         if model.others:
             raise ValueError(
@@ -55,7 +55,7 @@ class ExportedModel(nn.Module):
                 "operator for, expected dataset, image or given numbers; train with one of these"
             )
         self.output = output
-        self.net = fold_batch_norm(model.net)
+        self.net = fuse_batch_norm(model.net)
         self.net.to(memory_format=torch.contiguous_format)
         for name in ("mean", "std"):
             numbers = torch.tensor(getattr(model.normalization, name), device=model.device)
@@ -74,15 +74,15 @@ class ExportedModel(nn.Module):
         # What UNet does by F.pad and a slice, by the places of pixels: torch.export would hold all
         # sizes to what it can prove of those.
         rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
-        x = self.net.surround(normalised)
+        x = self.net.mirror_context(normalised)
         if self.net.padding == "same":
             x = x.index_select(2, self._places(rows)).index_select(3, self._places(columns))
-        logits = self.net.on_grid(x).index_select(2, rows).index_select(3, columns)
+        logits = self.net.forward_on_grid(x).index_select(2, rows).index_select(3, columns)
         return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
 
     def _places(self, own: Tensor) -> Tensor:
         """The places along a side, the last one again and again up to the network's grid."""
-        side, factor = own.shape[0], self.net.factor
+        side, factor = own.shape[0], self.net.output_stride
         # Rounded up without a negative number, which ONNX divides otherwise than Python.
         cells = torch.sym_max((side + factor - 1) // factor, 2)
         return torch.arange(cells * factor, device=own.device).clamp(max=side - 1)
@@ -125,10 +125,10 @@ def export(
         raise ValueError(f"{out}: is a folder, expected a file to write")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out}: exists; pass --overwrite to replace it, or another -o FILE")
-    check_folder(out.parent)
+    check_writable(out.parent)
     if out.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):
-            extra(package, str(out), "onnx")
+            import_extra(package, str(out), "onnx")
     model = load_model(checkpoints, "cpu", overrides)
     exported = ExportedModel(model, output).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -150,9 +150,7 @@ def export(
 
 
 @torch.no_grad()
-def largest_difference(
-    model: SegmentationModel, run: Callable[[Tensor], Tensor], output: Output
-) -> float:
+def largest_difference(model: Predictor, run: Callable[[Tensor], Tensor], output: Output) -> float:
     """Compare an exported model with the model itself at three sizes.
 
     Args:
@@ -165,7 +163,7 @@ def largest_difference(
         chosen is less probable than the most probable one. Infinity if the shapes differ.
     """
     random, net = torch.Generator().manual_seed(0), model.net.eval()
-    side = net.factor
+    side = net.output_stride
     differences = []
     # Smaller than the network's own smallest size, odd, and a multiple of its factor.
     for batch, height, width in (
@@ -175,7 +173,7 @@ def largest_difference(
     ):
         images = torch.rand(batch, net.in_channels, height, width, generator=random)
         normalised = torch.stack([model.normalization(image) for image in images])
-        expected = net(net.surround(normalised))[..., :height, :width].softmax(1)
+        expected = net(net.mirror_context(normalised))[..., :height, :width].softmax(1)
         result = run(images)
         if output == "classes":
             result = result.unsqueeze(1)
@@ -192,13 +190,13 @@ def _program(exported: ExportedModel) -> torch.export.ExportedProgram:
     net = exported.net
     batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
     # A size of its own for each, as torch takes equal ones, and ones, for always so.
-    example = torch.rand(2, net.in_channels, 3 * net.factor + 1, 5 * net.factor + 3)
+    example = torch.rand(2, net.in_channels, 3 * net.output_stride + 1, 5 * net.output_stride + 3)
     return torch.export.export(
         exported, (example,), dynamic_shapes=({0: batch, 2: height, 3: width},)
     )
 
 
-def _metadata(model: SegmentationModel, output: Output, difference: float) -> dict[str, str]:
+def _metadata(model: Predictor, output: Output, difference: float) -> dict[str, str]:
     classes = dict(zip(model.classes.names, model.classes.values, strict=True))
     return {
         "unet_version": version("unet"),
@@ -247,7 +245,7 @@ def _onnx_file(program: torch.export.ExportedProgram, out: Path, output: Output)
 
 
 def _load_onnx(contents: bytes) -> Callable[[Tensor], Tensor]:
-    session: Any = extra("onnxruntime", "export", "onnx").InferenceSession(contents)
+    session: Any = import_extra("onnxruntime", "export", "onnx").InferenceSession(contents)
 
     def run(images: Tensor) -> Tensor:
         (result,) = session.run(None, {"images": images.numpy()})

@@ -15,7 +15,7 @@ from torch import Tensor
 from unet.data.image_io import UnreadableError, to_channels, to_float
 from unet.models.blocks import mirrored
 from unet.runtime.files import atomic_path
-from unet.runtime.optional import extra
+from unet.runtime.optional import import_extra
 
 LARGEST_IN_MEMORY = 64_000_000
 """Pixels above which a TIFF is a raster."""
@@ -88,8 +88,8 @@ def open_raster(path: Path, in_channels: int) -> Iterator["Raster"]:
         UnreadableError: if the file is damaged.
         ValueError: if it holds what cannot be read as images.
     """
-    rasterio = extra("rasterio", f"{path}, which is read in windows")
-    errors = extra("rasterio.errors", "a raster")
+    rasterio = import_extra("rasterio", f"{path}, which is read in windows")
+    errors = import_extra("rasterio.errors", "a raster")
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
         # Plain TIFFs may be large, too.
         warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
@@ -105,7 +105,7 @@ class Raster:
     """An open raster that is read as images of so many channels."""
 
     def __init__(self, file: Any, path: Path, in_channels: int) -> None:
-        enums = extra("rasterio.enums", "a raster")
+        enums = import_extra("rasterio.enums", "a raster")
         self.file, self.path, self.in_channels = file, path, in_channels
         self.size = (int(file.height), int(file.width))
         self.bands = [i for i in file.indexes if file.colorinterp[i - 1] != enums.ColorInterp.alpha]
@@ -142,7 +142,7 @@ class Raster:
             UnreadableError: if the file is damaged.
             ValueError: if it does not have the model's channels, or values that are none.
         """
-        errors = extra("rasterio.errors", "a raster")
+        errors = import_extra("rasterio.errors", "a raster")
         try:
             pixels = self.file.read(self.bands, window=block)
             masks = np.ones(pixels.shape, bool)
@@ -208,7 +208,10 @@ def create_raster(
     Raises:
         OSError: with the path, if it cannot be written.
     """
-    rasterio, errors = extra("rasterio", "a raster"), extra("rasterio.errors", "a raster")
+    rasterio, errors = (
+        import_extra("rasterio", "a raster"),
+        import_extra("rasterio.errors", "a raster"),
+    )
     profile = {
         "driver": "GTiff",
         "height": source.size[0],

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from unet.build import build_net
+from unet.build import build_network
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import (
     Config,
@@ -22,9 +22,9 @@ from unet.inference.costs import multiply_adds, prediction_memory, step_memory
 from unet.inference.predictor import load_model
 from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.models.encoders import sees_all
-from unet.models.fuse import fold_batch_norm
+from unet.models.fuse import fuse_batch_norm
 from unet.models.losses import SegmentationLoss
-from unet.models.receptive_field import factor, reach
+from unet.models.receptive_field import output_stride, reach
 from unet.models.unet import UNet
 from unet.runtime.device import pick_device, pick_dtype
 
@@ -64,7 +64,7 @@ def describe_checkpoint(
         known = ("classes", "ignore", "normalization")
         shown["data"] = {key: shown["data"][key] for key in known}
         shown = {key: shown[key] for key in ("data", "model", "tiling")}
-    net, crop = build_net(config, torch.device("meta")), config.augment.crop
+    net, crop = build_network(config, torch.device("meta")), config.augment.crop
     if crop is not None and size is None:
         size = (crop[0] - 2 * net.context, crop[1] - 2 * net.context)
     size = size or (512, 512)
@@ -144,7 +144,7 @@ def _receptive_field(config: Config) -> str:
         text = f"the whole image, by squeeze-and-excitation of {encoder}"
     else:
         bilinear = config.model.upsampling == "bilinear"
-        sides = [reach(levels, i, bilinear) for i in range(factor(levels))]
+        sides = [reach(levels, i, bilinear) for i in range(output_stride(levels))]
         widest, furthest = max(left + 1 + right for left, right in sides), max(map(max, sides))
         text = f"{_sides((widest, widest))} at most, up to {furthest} to one side"
         if config.model.norm in ("group", "instance"):
@@ -163,10 +163,10 @@ def _training_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
     loss_function = SegmentationLoss(config.loss.cross_entropy, config.loss.dice)
     step = step_memory(net, loss_function, (train.batch_size, *crop), dtype)
     weights = _num_bytes(net)
-    kept = weights * ({"adamw": 2, "sgd": 1}[config.optimizer.name] + (train.average is not None))
+    kept = weights * ({"adamw": 2, "sgd": 1}[config.optimizer.name] + (train.ema_decay is not None))
     return (
         f"about {_memory(weights + kept + step)}: weights {_memory(weights)}, "
-        f"{config.optimizer.name}{' and average' if train.average is not None else ''} "
+        f"{config.optimizer.name}{' and average' if train.ema_decay is not None else ''} "
         f"{_memory(kept)}, activations and gradients {_memory(step)} for batches of "
         f"{train.batch_size} x {_sides(crop)} in {str(dtype).removeprefix('torch.')}"
     )
@@ -179,7 +179,7 @@ def _prediction_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
     tile = _input_size(net, (tile[0] - 2 * net.context, tile[1] - 2 * net.context))
     count = tiling.batch_size if tile != whole else 1
     weights = _num_bytes(net)
-    made = prediction_memory(fold_batch_norm(net), (count, *tile), dtype)
+    made = prediction_memory(fuse_batch_norm(net), (count, *tile), dtype)
     return (
         f"about {_memory(weights + made)}: weights {_memory(weights)}, activations "
         f"{_memory(made)} for {count} x {_sides(tile)}"
@@ -189,7 +189,7 @@ def _prediction_memory(net: UNet, config: Config, size: tuple[int, int]) -> str:
 
 def _input_size(net: UNet, size: tuple[int, int]) -> tuple[int, int]:
     """What goes through the network for an image."""
-    height, width = net.surround(torch.empty(size, device="meta")).shape
+    height, width = net.mirror_context(torch.empty(size, device="meta")).shape
     return height, width
 
 

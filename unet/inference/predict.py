@@ -30,12 +30,12 @@ from unet.data.masks import draw_mask
 from unet.data.pairing import find_pairs, list_files, natural_key
 from unet.inference.geotiff import is_raster
 from unet.inference.predict_geotiff import check_rasters, predict_raster
-from unet.inference.predictor import SegmentationModel, load_model
+from unet.inference.predictor import Predictor, load_model
 from unet.inference.tta import Kind, choose, probabilities
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
-from unet.runtime.files import check_folder
-from unet.runtime.optional import extra
+from unet.runtime.files import check_writable
+from unet.runtime.optional import import_extra
 from unet.visualize import image_to_rgb, overlay, save_picture, with_legend
 
 # Only these are taken for stacks; other formats that may move are read as before, or refused.
@@ -95,7 +95,7 @@ class Options:
 
 
 def predict(
-    model: SegmentationModel,
+    model: Predictor,
     image: str | Path | Image.Image | np.ndarray,
     options: Options = Options(),
 ) -> np.ndarray:
@@ -166,7 +166,7 @@ def predict_files(
     jobs = _plan(_find_inputs(inputs, model.config.data.channels, out), out, options)
     if out.suffix.lower() in SUFFIXES and not out.is_dir():
         raise ValueError(f"{out}: got the name of an image, expected a folder for the masks")
-    check_folder(out)
+    check_writable(out)
     for job in jobs:
         if job.is_raster:
             check_rasters(model, job.files[0], options.tta)
@@ -176,14 +176,16 @@ def predict_files(
                     "expected only what windows can give; leave it out, or pass --no-windows to "
                     "read it whole, if memory lasts, without georeference and nodata"
                 )
-    distributed.join()
-    there = distributed.from_first(lambda: [not overwrite and _is_done(job) for job in jobs])
+    distributed.initialize()
+    there = distributed.run_on_first_rank(lambda: [not overwrite and _is_done(job) for job in jobs])
     if any(there):
         print(f"kept {sum(there)} mask(s) that exist in {out}; --overwrite predicts them anew")
     work = [job for job, is_there in zip(jobs, there, strict=True) if not is_there]
     faults: list[str] = []
-    mine = distributed.share(work)
-    for i, job in enumerate(tqdm(mine, "predict", unit="image", disable=distributed.hide_bar())):
+    mine = distributed.shard(work)
+    for i, job in enumerate(
+        tqdm(mine, "predict", unit="image", disable=distributed.disable_progress())
+    ):
         try:
             with memory_advice(
                 "TIFFs can be predicted in windows (--windows), which a lower tiling.size makes "
@@ -209,7 +211,7 @@ def predict_files(
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the system's, of a file that cannot be written
             faults.append(str(error))
-    faults = [fault for part in distributed.gather(faults) for fault in part]
+    faults = [fault for part in distributed.all_gather(faults) for fault in part]
     if len(faults) < len(work):
         print(f"predicted {len(work) - len(faults)} of {len(work)} images into {out}")
         values = zip(model.classes.names, model.classes.values, strict=True)
@@ -290,10 +292,10 @@ def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Opt
     return jobs
 
 
-def _predict_pages(model: SegmentationModel, job: _Job, options: Options) -> None:
+def _predict_pages(model: Predictor, job: _Job, options: Options) -> None:
     """Segment an image, or a stack page by page."""
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
-    hide = True if job.pages is None else distributed.hide_bar()
+    hide = True if job.pages is None else distributed.disable_progress()
     name = Path(job.files[0]).name
     with ExitStack() as files:
         writers: dict[str, Callable[[Image.Image], None]] = {}
@@ -315,7 +317,7 @@ def _predict_pages(model: SegmentationModel, job: _Job, options: Options) -> Non
 
 
 def _segment(
-    model: SegmentationModel, image: Tensor, options: Options, bar: str | None = None
+    model: Predictor, image: Tensor, options: Options, bar: str | None = None
 ) -> tuple[np.ndarray, Tensor | None]:
     """Class ids (H, W), and probabilities (K, H, W) if they were needed."""
     scores = None
@@ -331,7 +333,7 @@ def _segment(
 
 def _draw(
     kind: str,
-    model: SegmentationModel,
+    model: Predictor,
     image: Tensor,
     ids: np.ndarray,
     scores: Tensor | None,
@@ -371,7 +373,7 @@ def _count_stack(path: str) -> int | None:
     return pages if pages > 1 else None
 
 
-def _check_options(model: SegmentationModel, options: Options) -> None:
+def _check_options(model: Predictor, options: Options) -> None:
     """Refuse what does not fit the model, or needs a package that is not there."""
     names = model.classes.names
     if options.threshold is not None and len(names) != 2:
@@ -380,7 +382,7 @@ def _check_options(model: SegmentationModel, options: Options) -> None:
             "and each pixel is of its likeliest class"
         )
     if options.min_size or options.keep_largest or options.instances:
-        extra("scipy.ndimage", "--min-size, --keep-largest and --instances")
+        import_extra("scipy.ndimage", "--min-size, --keep-largest and --instances")
 
 
 def _find_inputs(

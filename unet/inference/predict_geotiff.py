@@ -25,17 +25,17 @@ from unet.data.classes import ClassMap
 from unet.data.image_io import to_float
 from unet.data.normalization import Normalization, normalization_of
 from unet.inference.geotiff import Block, Raster, Span, create_raster, file_tile, open_raster
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.inference.sliding_window import bands
 from unet.inference.tta import Kind, View, choose, views
-from unet.models.receptive_field import unpadded_side
+from unet.models.receptive_field import valid_input_side
 from unet.runtime import distributed
-from unet.runtime.optional import extra
+from unet.runtime.optional import import_extra
 
 T = TypeVar("T")
 
 
-def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Kind] = ()) -> None:
+def check_rasters(model: Predictor, path: str | Path, kinds: Sequence[Kind] = ()) -> None:
     """Refuse what cannot be had window by window.
 
     Args:
@@ -47,7 +47,7 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
         ValueError: if the model needs the whole image at once, or rasterio is not installed.
     """
     whole = "; --no-windows reads it whole, if memory lasts, without georeference and nodata"
-    extra("rasterio", f"{path}, which is read in windows without --no-windows")
+    import_extra("rasterio", f"{path}, which is read in windows without --no-windows")
     for one in model.members:
         if tiles_blend(one.config) and (kinds or model.others):
             settings = one.config.model
@@ -69,7 +69,7 @@ def check_rasters(model: SegmentationModel, path: str | Path, kinds: Sequence[Ki
 
 
 def predict_raster(
-    model: SegmentationModel,
+    model: Predictor,
     path: Path,
     mask: Path | None,
     probabilities: Path | None = None,
@@ -99,7 +99,7 @@ def predict_raster(
         steps = [
             _block_side(
                 min(
-                    one.config.tiling.size[axis] - 2 * _around(one) - 2 * one.net.factor
+                    one.config.tiling.size[axis] - 2 * _around(one) - 2 * one.net.output_stride
                     for one in model.members
                 )
             )
@@ -126,14 +126,12 @@ def predict_raster(
                     write(block, scores, valid)
 
 
-def _around(model: SegmentationModel) -> int:
+def _around(model: Predictor) -> int:
     """Pixels that a window reaches beyond its block for what the network sees there."""
     return model.net.context or tile_overlap(model.config) // 2
 
 
-def _blended_parts(
-    model: SegmentationModel, source: Raster
-) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
+def _blended_parts(model: Predictor, source: Raster) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
     """As `_parts`, from the very tiles that blend in memory."""
     for top, logits in bands(
         lambda tiles: torch.stack([model.logits(tile, surrounded=True) for tile in tiles]).cpu(),
@@ -144,7 +142,7 @@ def _blended_parts(
         source.size,
         tile=model.config.tiling.size,
         overlap=tile_overlap(model.config),
-        align=model.net.factor,
+        align=model.net.output_stride,
         context=model.net.context,
         bar=source.path.name,
     ):
@@ -155,7 +153,7 @@ def _blended_parts(
 
 
 def _parts(
-    model: SegmentationModel, source: Raster, steps: Sequence[int], kinds: Sequence[Kind]
+    model: Predictor, source: Raster, steps: Sequence[int], kinds: Sequence[Kind]
 ) -> Iterator[tuple[Block, Tensor, np.ndarray]]:
     """Every block, its probabilities (K, h, w), and bool (h, w): where it is not nodata."""
     for block in _bar(_blocks(source.size, steps), source.path.name):
@@ -167,9 +165,7 @@ def _parts(
         yield block, scores, valid
 
 
-def _predict_block(
-    model: SegmentationModel, source: Raster, block: Block, kinds: Sequence[Kind]
-) -> Tensor:
+def _predict_block(model: Predictor, source: Raster, block: Block, kinds: Sequence[Kind]) -> Tensor:
     """Mean probabilities (K, h, w) of a block over the models and views of the whole raster."""
     total = torch.zeros(len(model.classes.names), *block.size)
     seen = list(product(model.members, views(kinds)))
@@ -185,18 +181,18 @@ def _predict_block(
     return total / len(seen)
 
 
-def _window(block: Block, size: tuple[int, int], model: SegmentationModel, view: View) -> Block:
+def _window(block: Block, size: tuple[int, int], model: Predictor, view: View) -> Block:
     """Let a block grow to what a model gives logits of, on the grid of a view, from its beginning.
 
     Without padding it may reach beyond the raster; its context is not in it.
     """
     spans = []
-    cell, context, around = model.net.factor, model.net.context, _around(model)
+    cell, context, around = model.net.output_stride, model.net.context, _around(model)
     for span, side, from_end in zip(block, size, view.reversed_axes, strict=True):
         start, stop = (side - span.stop, side - span.start) if from_end else span
         if context:
             first = start // cell * cell
-            last = first + unpadded_side(model.net.levels, stop - first) - 2 * context
+            last = first + valid_input_side(model.net.levels, stop - first) - 2 * context
         else:
             first = max(0, (start - around) // cell * cell)
             last = min(side, math.ceil((stop + around) / cell) * cell)
@@ -219,11 +215,11 @@ def _block_side(pixels: int) -> int:
 
 
 def _bar(tiles: list[T], name: str) -> "tqdm[T]":
-    hide = True if len(tiles) == 1 else distributed.hide_bar()
+    hide = True if len(tiles) == 1 else distributed.disable_progress()
     return tqdm(tiles, name, unit="tile", leave=False, disable=hide)
 
 
-def _with_statistics(model: SegmentationModel, source: Raster) -> SegmentationModel:
+def _with_statistics(model: Predictor, source: Raster) -> Predictor:
     """Measure a raster for models that normalise each image by its own numbers, in a first pass."""
     if all(one.normalization.method == "given" for one in model.members):
         return model
@@ -236,7 +232,7 @@ def _with_statistics(model: SegmentationModel, source: Raster) -> SegmentationMo
         squares += (values**2).sum((1, 2))
     own = normalization_of(pixels.clip(1), sums, squares)
 
-    def measured(one: SegmentationModel) -> SegmentationModel:
+    def measured(one: Predictor) -> Predictor:
         chosen: Normalization = one.normalization if one.normalization.method == "given" else own
         return replace(one, normalization=chosen)
 
@@ -247,7 +243,7 @@ def _with_statistics(model: SegmentationModel, source: Raster) -> SegmentationMo
 def _mask_writer(
     path: Path,
     source: Raster,
-    model: SegmentationModel,
+    model: Predictor,
     steps: Sequence[int],
     threshold: float | None,
 ) -> Iterator[Callable[[Block, Tensor, np.ndarray], None]]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet.build import build_net, class_map, given_normalization, memory_format
+from unet.build import build_classes, build_network, given_normalization, memory_format
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict
 from unet.config.schema import (
@@ -23,8 +23,8 @@ from unet.data.classes import ClassMap, Colour
 from unet.data.normalization import Normalization
 from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.inference.sliding_window import sliding_window
-from unet.models.fuse import fold_batch_norm
-from unet.models.unet import UNet, most_probable
+from unet.models.fuse import fuse_batch_norm
+from unet.models.unet import UNet, argmax_classes
 from unet.runtime.device import memory_advice, pick_device, pick_dtype
 
 # Where files lie and how a model is run may change after training; what it has learned may not.
@@ -42,7 +42,7 @@ _UNKNOWN_TO_OTHERS = ("data.classes", "data.ignore", "data.normalization")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationModel:
+class Predictor:
     """A U-Net together with what its images and masks need.
 
     Args:
@@ -61,15 +61,15 @@ class SegmentationModel:
     val_stems: tuple[str, ...]
     palette: tuple[Colour, ...] | None
     device: torch.device
-    others: tuple["SegmentationModel", ...] = ()
+    others: tuple["Predictor", ...] = ()
 
     @property
     def classes(self) -> ClassMap:
         """The classes and their mask values."""
-        return class_map(self.config)
+        return build_classes(self.config)
 
     @property
-    def members(self) -> tuple["SegmentationModel", ...]:
+    def members(self) -> tuple["Predictor", ...]:
         """This model without others, and these."""
         return (replace(self, others=()), *self.others)
 
@@ -101,7 +101,7 @@ class SegmentationModel:
             device: where image and logits lie while tiles go through the network on its own
                 device, such as the CPU for an image too large for a GPU; None for the network's.
             bar: title of a progress bar, if there are several tiles; None for none.
-            surrounded: whether the image is as `UNet.surround` gives it, with the network's context
+            surrounded: whether the image is as `UNet.mirror_context` gives it, with the network's context
                 around what logits are asked for; not with others, which need another one.
         """
         if self.others:
@@ -117,9 +117,9 @@ class SegmentationModel:
         `bar` as in `logits`.
         """
         if self.others:
-            return most_probable(self.logits(image, bar=bar)).cpu()
+            return argmax_classes(self.logits(image, bar=bar)).cpu()
         # Without the logits of the whole image, which take four bytes for each class.
-        return self._in_tiles(image, bar=bar, finish=most_probable).cpu()
+        return self._in_tiles(image, bar=bar, finish=argmax_classes).cpu()
 
     def _in_tiles(
         self,
@@ -148,10 +148,10 @@ class SegmentationModel:
             normalised = self.normalization(image).to(device or self.device)
             result = sliding_window(
                 score,
-                normalised if surrounded else self.net.surround(normalised),
+                normalised if surrounded else self.net.mirror_context(normalised),
                 size=tiling.size,
                 overlap=tile_overlap(self.config),
-                align=self.net.factor,
+                align=self.net.output_stride,
                 blend=tiles_blend(self.config),
                 context=self.net.context,
                 batch_size=tiling.batch_size,
@@ -165,7 +165,7 @@ def load_model(
     path: str | Path | Sequence[str | Path],
     device: str | None = None,
     overrides: Sequence[str] = (),
-) -> SegmentationModel:
+) -> Predictor:
     """Load a trained model from its checkpoint alone, to predict with.
 
     Batch norm is folded into the convolutions, which is 1.17 times as fast (two CPU cores, a tile
@@ -197,7 +197,7 @@ def load_model(
     contents = load_checkpoint(Path(path))
     config = _config_of(contents, overrides, str(path))
     chosen = pick_device(device or config.train.device)
-    net = build_net(config, chosen)
+    net = build_network(config, chosen)
     try:
         net.load_state_dict(contents["model"])
     except RuntimeError as error:
@@ -205,8 +205,8 @@ def load_model(
             f"{path}: the weights do not fit the model of the file's own config; it was changed "
             "after training, or is of another network"
         ) from error
-    return SegmentationModel(
-        net=fold_batch_norm(net),
+    return Predictor(
+        net=fuse_batch_norm(net),
         config=config,
         normalization=given_normalization(config) or Normalization(**contents["normalization"]),
         val_stems=tuple(contents["val_stems"]),
@@ -239,7 +239,7 @@ def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -
     return config
 
 
-def _agreed_on(model: SegmentationModel) -> str:
+def _agreed_on(model: Predictor) -> str:
     """What models have in common that are averaged: the values, too, as masks have only one."""
     both = zip(model.classes.names, model.classes.values, strict=True)
     classes = ", ".join(f"{name}: {value}" for name, value in both)

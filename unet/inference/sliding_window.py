@@ -8,7 +8,7 @@ encoders that see further than a tile: there neighbours blend, so that their dif
 show as a seam.
 
 The paper mirrors the image at its borders, since its convolutions are unpadded and would lose them:
-so does `UNet.surround`, once for the whole image, and each tile takes its context from there. With
+so does `UNet.mirror_context`, once for the whole image, and each tile takes its context from there. With
 convolutions padded by zeros, mirroring would put something else beyond the border of an image in
 tiles than beyond that of a whole one: there tiles end where the image does.
 
@@ -104,7 +104,7 @@ def sliding_window(
 
     Args:
         model: (N, C, h, w) -> (N, K, h, w), on any device; with context that much less.
-        image: (C, H, W), with context that much more, as `UNet.surround` gives it.
+        image: (C, H, W), with context that much more, as `UNet.mirror_context` gives it.
         size: (height, width) of the largest tile in pixels, context included; rounded up to
             `align`.
         overlap: pixels that neighbouring tiles share at least.
@@ -181,7 +181,7 @@ def bands(
     )
     places = list(product(range(len(tops)), range(len(lefts))))
     logits: Tensor | None = None  # of the rows that tiles may still add to
-    hide = True if bar is None or len(places) == 1 else distributed.hide_bar()
+    hide = True if bar is None or len(places) == 1 else distributed.disable_progress()
     progress = tqdm(total=len(places), desc=bar, unit="tile", leave=False, disable=hide)
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.inference.predictor import SegmentationModel
-from unet.models.unet import most_probable
+from unet.inference.predictor import Predictor
+from unet.models.unet import argmax_classes
 
 Kind = Literal["flips", "turns", "scales"]
 
@@ -58,7 +58,7 @@ def views(kinds: Sequence[Kind]) -> list[View]:
 
 @torch.inference_mode()
 def probabilities(
-    model: SegmentationModel, image: Tensor, kinds: Sequence[Kind] = (), bar: str | None = None
+    model: Predictor, image: Tensor, kinds: Sequence[Kind] = (), bar: str | None = None
 ) -> Tensor:
     """Give each class its mean probability over the views: (C, H, W) -> (K, H, W).
 
@@ -84,7 +84,7 @@ def choose(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
         threshold: of two classes, the second where it has at least this probability; None for the
             likeliest.
     """
-    chosen = most_probable(probabilities) if threshold is None else probabilities[1] >= threshold
+    chosen = argmax_classes(probabilities) if threshold is None else probabilities[1] >= threshold
     ids: np.ndarray = chosen.to("cpu", torch.uint8).numpy()
     return ids
 

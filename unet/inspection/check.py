@@ -10,19 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from unet.build import (
+    build_training_reader,
     find_root,
     given_normalization,
-    list_own_validation_pairs,
     list_pairs,
+    list_validation_pairs,
     numbers_of_weights,
-    training_reader,
 )
 from unet.config.schema import Config
 from unet.data.normalization import Normalization, normalization_of
 from unet.data.pairing import PackedPairs, Pair
-from unet.data.splits import read_stems, split_by_lot, split_by_stems
+from unet.data.splits import read_stems, split_by_stems, split_randomly
 from unet.data.synthetic import draw_quickstart
-from unet.inspection.statistics import MEMORY_VERSION, Summaries, read_pairs
+from unet.inspection.statistics import CACHE_VERSION, PairStatistics, collect_statistics
 from unet.runtime.text import table
 
 
@@ -42,8 +42,8 @@ class CheckedData:
 
     train_pairs: PackedPairs
     val_pairs: PackedPairs
-    train: Summaries
-    val: Summaries
+    train: PairStatistics
+    val: PairStatistics
     faults: list[str]
     notes: list[str]
     skipped: int
@@ -76,7 +76,7 @@ def check_data(config: Config) -> CheckedData:
         FileNotFoundError: if a folder or table is missing.
         ValueError: if a pattern matches nothing, or scipy is needed and not installed.
     """
-    reader = training_reader(config)
+    reader = build_training_reader(config)
     if config.data.draw_quickstart and not Path(config.data.root).exists():
         print(f"drawing the quickstart data into {config.data.root}")
         draw_quickstart(Path(config.data.root))
@@ -88,7 +88,7 @@ def check_data(config: Config) -> CheckedData:
         )
     notes: list[str] = []
     pairs, faults = list_pairs(config, notes, instances=True)
-    own_val_pairs, val_faults = list_own_validation_pairs(config, notes, instances=True)
+    own_val_pairs, val_faults = list_validation_pairs(config, notes, instances=True)
     faults += val_faults
     if {pair.images for pair in pairs} & {pair.images for pair in own_val_pairs}:
         faults.append(
@@ -96,7 +96,9 @@ def check_data(config: Config) -> CheckedData:
             "too, expected others"
         )
     everything = [*pairs, *own_val_pairs]
-    kept, found, unreadable, read_faults = read_pairs(everything, reader, _memory_of(config))
+    kept, found, unreadable, read_faults = collect_statistics(
+        everything, reader, _memory_of(config)
+    )
     skipped = len(unreadable) if config.data.skip_unreadable else 0
     if skipped:
         notes += [*unreadable, f"left out {skipped} pair(s) that cannot be read"]
@@ -166,9 +168,9 @@ def _split(
     pairs = [everything[i] for i in kept.tolist()]
     if validation.fraction is not None:
         shares = (1 - validation.fraction, validation.fraction)
-        return split_by_lot(pairs, present, shares, validation.seed, validation.group)
+        return split_randomly(pairs, present, shares, validation.seed, validation.group)
     if validation.folds is not None:
-        parts = split_by_lot(
+        parts = split_randomly(
             pairs,
             present,
             (1 / validation.folds,) * validation.folds,
@@ -197,7 +199,7 @@ def _split_by_table(pairs: Sequence[Pair], split: str) -> np.ndarray:
     return np.array([0 if name == "train" else 1 if name == split else -1 for name in names])
 
 
-def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[str]:
+def _contradictions(config: Config, train: PairStatistics, val: PairStatistics) -> list[str]:
     """What of the images does not go together with the config."""
     faults = []
     for which, part in (("training", train), ("validation", val)):
@@ -229,7 +231,10 @@ def _contradictions(config: Config, train: Summaries, val: Summaries) -> list[st
 
 
 def _on_both_sides(
-    train_pairs: Sequence[Pair], val_pairs: Sequence[Pair], train: Summaries, val: Summaries
+    train_pairs: Sequence[Pair],
+    val_pairs: Sequence[Pair],
+    train: PairStatistics,
+    val: PairStatistics,
 ) -> list[str]:
     """Images that are trained on and scored."""
     _, ours, theirs = np.intersect1d(train.contents, val.contents, return_indices=True)
@@ -245,7 +250,9 @@ def _on_both_sides(
     ]
 
 
-def _oddities(config: Config, pairs: Sequence[Pair], train: Summaries, val: Summaries) -> list[str]:
+def _oddities(
+    config: Config, pairs: Sequence[Pair], train: PairStatistics, val: PairStatistics
+) -> list[str]:
     """What is possible, but mostly a mistake."""
     notes = []
     present = np.concatenate([train.class_pixels, val.class_pixels]) > 0
@@ -310,6 +317,6 @@ def _memory_of(config: Config) -> Path:
     cells = None if config.loss.border is None else config.loss.border.classes
     channels = config.model.in_channels
     settings = (data.classes, data.ignore, data.tolerance, data.masks, channels, cells)
-    text = f"{MEMORY_VERSION} {Path(data.root).resolve()} {settings}"
+    text = f"{CACHE_VERSION} {Path(data.root).resolve()} {settings}"
     name = hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
     return Path("runs") / ".checked" / f"{name}.npz"

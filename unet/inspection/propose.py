@@ -360,7 +360,7 @@ def _training(sizes: np.ndarray, count: int, channels: int, rare: Sequence[str])
         sampling.append(f"crops_per_image: {crops}")
     if rare:
         lines.append("# Under 2 % of the pixels: every other crop is drawn around one of these.")
-        sampling.append(f"rare: [{', '.join(rare)}], rare_share: 0.5")
+        sampling.append(f"rare_classes: [{', '.join(rare)}], rare_fraction: 0.5")
     if sampling:
         lines.append(f"sampling: {{{', '.join(sampling)}}}")
     height, width = np.median(sizes, axis=0).astype(int)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from unet.build import (
-    augmentation,
-    training_reader,
+    build_training_reader,
+    build_transforms,
 )
 from unet.config.schema import Config
 from unet.data.image_io import to_float
@@ -20,8 +20,8 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
 
     With border weights, they come between.
     """
-    reader, normalization = training_reader(config), data.normalization(config)
-    augment = augmentation(config)
+    reader, normalization = build_training_reader(config), data.normalization(config)
+    augment = build_transforms(config)
     pairs = data.train_pairs
     count = min(count, len(pairs))
     rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []

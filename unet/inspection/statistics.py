@@ -24,12 +24,12 @@ from unet.runtime.files import atomic_path
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
 
-MEMORY_VERSION = 4
-"""Of the columns of `Summaries` and how they are found."""
+CACHE_VERSION = 4
+"""Of the columns of `PairStatistics` and how they are found."""
 
 
 @dataclass(frozen=True)
-class Summaries:
+class PairStatistics:
     """What is kept of pairs that were read once, a row each.
 
     Args:
@@ -57,7 +57,7 @@ class Summaries:
     num_cells: np.ndarray
 
     @classmethod
-    def empty(cls, count: int, num_classes: int, channels: int) -> "Summaries":
+    def empty(cls, count: int, num_classes: int, channels: int) -> "PairStatistics":
         """Make `count` rows to be filled."""
         return cls(
             sizes=np.zeros((count, 2), np.int64),
@@ -75,10 +75,10 @@ class Summaries:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def __getitem__(self, rows: np.ndarray) -> "Summaries":
-        return Summaries(**{name: column[rows] for name, column in vars(self).items()})
+    def __getitem__(self, rows: np.ndarray) -> "PairStatistics":
+        return PairStatistics(**{name: column[rows] for name, column in vars(self).items()})
 
-    def __setitem__(self, rows: np.ndarray, values: "Summaries") -> None:
+    def __setitem__(self, rows: np.ndarray, values: "PairStatistics") -> None:
         for name, column in vars(self).items():
             column[rows] = getattr(values, name)
 
@@ -88,9 +88,9 @@ class Summaries:
         return int(self.sizes.prod(1).sum())
 
 
-def read_pairs(
+def collect_statistics(
     pairs: Sequence[Pair], reader: PairReader, memory: Path | None = None
-) -> tuple[np.ndarray, Summaries, list[str], list[str]]:
+) -> tuple[np.ndarray, PairStatistics, list[str], list[str]]:
     """Read every pair once, in parallel.
 
     Args:
@@ -103,7 +103,7 @@ def read_pairs(
         that cannot be read; what is wrong with others.
     """
     shape = len(reader.classes.names), reader.in_channels
-    found = Summaries.empty(len(pairs), *shape)
+    found = PairStatistics.empty(len(pairs), *shape)
     keys = np.array([_key(pair) for pair in pairs], dtype="S16")
     good = _recall(memory, keys, found)
     unreadable, faults = [], []
@@ -126,7 +126,7 @@ def read_pairs(
                         case UnreadableError():
                             unreadable.append(str(result))
                         case StrayValueError():
-                            faults.append(str(result) if reader.in_parts else result.what)
+                            faults.append(str(result) if reader.mask_per_class else result.what)
                             stray.update(result.pixels)
                             present |= result.present
                             total += result.total
@@ -141,14 +141,14 @@ def read_pairs(
         bar.close()
         if memory is not None and todo:
             _remember(memory, keys[good], found[good])
-    if stray and not reader.in_parts:
+    if stray and not reader.mask_per_class:
         advice = reader.classes.that_would_fit(stray, present, total + found.pixels)
         faults.append(f"all masks together: {advice}")
     return np.flatnonzero(good), found[good], unreadable, faults
 
 
 def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
-    """The row of a pair in `Summaries`, or what is wrong with it."""
+    """The row of a pair in `PairStatistics`, or what is wrong with it."""
     try:
         image, ids = reader.read(pair)
         num_bytes, cells, num_cells = image.nbytes + ids.nbytes, b"", 0
@@ -215,14 +215,14 @@ def _key(pair: Pair) -> bytes:
     return hashlib.blake2b(os.fsencode("\0".join(parts)), digest_size=16).digest()
 
 
-def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarray:
+def _recall(memory: Path | None, keys: np.ndarray, found: PairStatistics) -> np.ndarray:
     """Fill in what is remembered; return (N,) which rows that were."""
     known = np.zeros(len(keys), bool)
     if memory is None or not memory.exists() or not len(keys):
         return known
     try:
         with memory.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            old = Summaries(**{name: file[name] for name in vars(found)})
+            old = PairStatistics(**{name: file[name] for name in vars(found)})
             old_keys = file["keys"]
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return known  # damaged: everything is read again
@@ -235,7 +235,7 @@ def _recall(memory: Path | None, keys: np.ndarray, found: Summaries) -> np.ndarr
     return known
 
 
-def _remember(memory: Path, keys: np.ndarray, found: Summaries) -> None:
+def _remember(memory: Path, keys: np.ndarray, found: PairStatistics) -> None:
     """Write what was found; where that is impossible, say so: the check is worth having anyway."""
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)

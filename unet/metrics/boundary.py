@@ -8,7 +8,7 @@ Distances are Euclidean, in pixels, between centres.
 
 import numpy as np
 
-from unet.runtime.optional import extra
+from unet.runtime.optional import import_extra
 
 
 def boundary(ids: np.ndarray, class_id: int, counted: np.ndarray) -> np.ndarray:
@@ -106,7 +106,7 @@ def _box(pixels: np.ndarray) -> tuple[slice, slice]:
 
 def _distances_to(pixels: np.ndarray) -> np.ndarray:
     """How far every pixel is from the nearest of some; infinity if there are none."""
-    ndimage = extra("scipy.ndimage", "measures of boundaries")
+    ndimage = import_extra("scipy.ndimage", "measures of boundaries")
     if not pixels.any():
         return np.full(pixels.shape, np.inf)
     distances: np.ndarray = ndimage.distance_transform_edt(~pixels)

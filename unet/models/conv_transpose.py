@@ -50,7 +50,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.models.conv_transpose_cpu import is_channels_last, lay_side_by_side
+from unet.models.conv_transpose_cpu import is_channels_last, non_overlapping_conv_transpose2d
 
 Size2d = int | Sequence[int]
 
@@ -119,8 +119,8 @@ def conv_transpose2d(
     bias = None if bias is None else bias.to(weight.dtype)  # as torch does
     if stride == tuple(weight.shape[2:]) and dilation == (1, 1):
         if not any(padding + output_padding):
-            return lay_side_by_side(input, weight, bias, groups)
-        output = lay_side_by_side(input, weight, None, groups)
+            return non_overlapping_conv_transpose2d(input, weight, bias, groups)
+        output = non_overlapping_conv_transpose2d(input, weight, None, groups)
     else:
         output = _lay_overlapping(input, weight, groups, stride, dilation)
     # Padding crops, as it does in the convolution that this one transposes.

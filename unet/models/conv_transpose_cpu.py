@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def lay_side_by_side(
+def non_overlapping_conv_transpose2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1
 ) -> Tensor:
     """Put the block of every pixel in its place.

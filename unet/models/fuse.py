@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unet.models.unet import UNet
 
 
-def fold_batch_norm(net: UNet) -> UNet:
+def fuse_batch_norm(net: UNet) -> UNet:
     """Copy a network for prediction, each batch norm folded into the convolution before it.
 
     What it computes stays the same to rounding. Other norms, which depend on the image, stay.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unet.runtime.distributed import total_with_gradient
+from unet.runtime.distributed import all_reduce_sum_with_gradient
 
 
 def cross_entropy(
@@ -35,7 +35,7 @@ def cross_entropy(
         weights = class_weights[target.where(counted, 0)] * weights
     if border_weights is not None:
         weights = weights + border_weights.where(counted, 0)
-    sums = total_with_gradient(torch.stack([(weights * losses).sum(), weights.sum()]))
+    sums = all_reduce_sum_with_gradient(torch.stack([(weights * losses).sum(), weights.sum()]))
     return sums[0] / sums[1].clamp(min=torch.finfo(torch.float32).tiny)
 
 
@@ -55,7 +55,7 @@ def dice_loss(
     classes = torch.arange(logits.shape[1], device=logits.device)
     truth = (target.unsqueeze(-1) == classes).movedim(-1, 1) * counted
     pixels = (0, 2, 3)
-    sums = total_with_gradient(
+    sums = all_reduce_sum_with_gradient(
         torch.stack([part.sum(pixels) for part in (probabilities * truth, probabilities, truth)])
     )
     common, predicted, present = sums[0], sums[1], sums[2]

@@ -24,7 +24,7 @@ def strides(levels: tuple[Level, ...]) -> list[int]:
     return [prod(stride for _, stride in level) for level in levels]
 
 
-def factor(levels: tuple[Level, ...]) -> int:
+def output_stride(levels: tuple[Level, ...]) -> int:
     """Side of a cell in pixels; sizes that the levels can divide are multiples of it."""
     return prod(strides(levels))
 
@@ -62,7 +62,7 @@ def margin(levels: tuple[Level, ...], bilinear: bool = False) -> int:
 
     6 * factor with an encoder of one's own from three levels on, 7 * factor if bilinear.
     """
-    cell = factor(levels)
+    cell = output_stride(levels)
     furthest = max(reach(levels, 0, bilinear)[0], reach(levels, cell - 1, bilinear)[1])
     return -(-furthest // cell) * cell
 
@@ -78,15 +78,15 @@ def context(levels: tuple[Level, ...]) -> int:
     side, which are 2, 4, 8, ... of the image's, and but for the deepest one again on the way up. 92
     with five levels.
     """
-    return 6 * factor(levels) - 4
+    return 6 * output_stride(levels) - 4
 
 
-def unpadded_side(levels: tuple[Level, ...], pixels: int) -> int:
+def valid_input_side(levels: tuple[Level, ...], pixels: int) -> int:
     """Smallest side of an image that an unpadded network gives at least so many logits for.
 
     It can halve no others but these: with five levels 188, 204, ..., 572, ..., for logits of 4, 20,
     ..., 388, ... pixels.
     """
-    cell = factor(levels)
+    cell = output_stride(levels)
     cells = (pixels - BEYOND_CELLS + cell - 1) // cell
     return cells * cell + BEYOND_CELLS + 2 * context(levels)

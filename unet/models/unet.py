@@ -26,7 +26,7 @@ from unet.models.blocks import (
     mirrored,
 )
 from unet.models.encoders import BACKBONES, Encoder, levels_of
-from unet.models.receptive_field import context, factor, margin, strides, unpadded_side
+from unet.models.receptive_field import context, margin, output_stride, strides, valid_input_side
 
 
 def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
@@ -91,7 +91,7 @@ class UNet(nn.Module):
             its two deepest levels, is left out in training.
         encoder: none for the U-Net's own, or the name of a network of torchvision, with random
             weights. It has its own downsampling, is padded, and takes no dropout.
-        recompute: whether training keeps only what enters each level, and computes the rest again
+        activation_checkpointing: whether training keeps only what enters each level, and computes the rest again
             in the backward pass; an encoder of torchvision is one level.
 
     Raises:
@@ -110,7 +110,7 @@ class UNet(nn.Module):
         padding: Padding = "same",
         dropout: float = 0.0,
         encoder: Encoder = "none",
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes, *widths, len(widths)) < 1:
@@ -143,11 +143,14 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.levels = levels
         self.padding = padding
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
         # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
         # that grid may depend on what lies beyond it; with group and instance norm all do, as
         # with encoders that see all.
-        self.factor, self.margin = factor(levels), margin(levels, upsampling == "bilinear")
+        self.output_stride, self.margin = (
+            output_stride(levels),
+            margin(levels, upsampling == "bilinear"),
+        )
         self.context = context(levels) if padding == "valid" else 0
         self.encoder_frozen = False
         """Whether the encoder neither learns nor, in training, changes its statistics."""
@@ -192,21 +195,25 @@ class UNet(nn.Module):
         """
         height, width = image.shape[-2:]
         if self.padding == "valid":
-            smallest = unpadded_side(self.levels, 1)
-            if any(side < smallest or (side - smallest) % self.factor for side in (height, width)):
+            smallest = valid_input_side(self.levels, 1)
+            if any(
+                side < smallest or (side - smallest) % self.output_stride
+                for side in (height, width)
+            ):
                 raise ValueError(
                     f"UNet: got an image of {height} x {width} pixels, expected sides of {smallest}"
-                    f" plus multiples of {self.factor} with padding valid; UNet.surround makes such"
+                    f" plus multiples of {self.output_stride} with padding valid; UNet.mirror_context makes such"
                 )
-            return self.on_grid(image)
+            return self.forward_on_grid(image)
         # Each level halves evenly, and the deepest has at least 2 x 2 pixels, as norms need.
         bottom, right = (
-            max(-side % self.factor, 2 * self.factor - side) for side in (height, width)
+            max(-side % self.output_stride, 2 * self.output_stride - side)
+            for side in (height, width)
         )
         x = F.pad(image, (0, right, 0, bottom), mode="replicate")
-        return self.on_grid(x)[..., :height, :width]
+        return self.forward_on_grid(x)[..., :height, :width]
 
-    def surround(self, image: Tensor) -> Tensor:
+    def mirror_context(self, image: Tensor) -> Tensor:
         """Mirror an image (..., H, W) at its borders, as padding valid needs it; else leave it.
 
         Its logits begin with those of the image, and end with up to `factor` - 1 besides.
@@ -214,11 +221,11 @@ class UNet(nn.Module):
         if self.padding == "valid":
             for axis in (-2, -1):
                 side = image.shape[axis]
-                places = torch.arange(unpadded_side(self.levels, side), device=image.device)
+                places = torch.arange(valid_input_side(self.levels, side), device=image.device)
                 image = image.index_select(axis, mirrored(places - self.context, side))
         return image
 
-    def on_grid(self, x: Tensor) -> Tensor:
+    def forward_on_grid(self, x: Tensor) -> Tensor:
         """Image of which H and W are 2, 3, ... times `factor` -> logits (N, K, H, W).
 
         With padding valid as `forward`.
@@ -245,7 +252,7 @@ class UNet(nn.Module):
         return features
 
     def _level(self, level: nn.Module, *inputs: Tensor) -> Any:
-        if self.recompute and self.training:
+        if self.activation_checkpointing and self.training:
             return checkpoint(
                 level,
                 *inputs,
@@ -255,7 +262,7 @@ class UNet(nn.Module):
         return level(*inputs)
 
 
-def most_probable(scores: Tensor) -> Tensor:
+def argmax_classes(scores: Tensor) -> Tensor:
     """Choose a class for every pixel: logits or probabilities (K, H, W) -> ids (H, W), uint8.
 
     Of several that are even it is the first.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unet.models.encoders import Encoder
 from unet.models.unet import backbone
-from unet.runtime.files import DamagedError, safe_load
+from unet.runtime.files import DamagedFileError, load_torch_file
 
 
 def encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[str, Tensor]:
@@ -44,7 +44,7 @@ def encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[st
     for key in own:
         if key.endswith("num_batches_tracked"):  # which older files do not have
             found.setdefault(key, torch.tensor(0))
-    if wrong := misfits(found, own, whole):
+    if wrong := incompatible_weights(found, own, whole):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
             f"train.encoder_weights: {path}: is not a state dict of torchvision's {encoder}: "
@@ -95,8 +95,8 @@ def _read(path: Path) -> dict[str, Tensor]:
             "state dict"
         )
     try:
-        found = safe_load(path)
-    except DamagedError as error:
+        found = load_torch_file(path)
+    except DamagedFileError as error:
         raise ValueError(f"train.encoder_weights: {error}: fetch it anew") from error
     if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
         raise ValueError(
@@ -113,7 +113,7 @@ def _fitted(weight: Tensor, in_channels: int) -> Tensor:
     return weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
 
 
-def misfits(
+def incompatible_weights(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], known: Collection[str]
 ) -> list[str]:
     """Say which weights are missing, of another shape, or there besides, a text for each.

@@ -44,12 +44,12 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def hide_bar() -> bool | None:
+def disable_progress() -> bool | None:
     """Whether to draw no progress bar, as tqdm's `disable`: only the first process draws any."""
     return True if rank() else None
 
 
-def join() -> None:
+def initialize() -> None:
     """Join the other processes, unless it was done before; gloo speaks for CPUs, nccl for GPUs."""
     if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -67,12 +67,12 @@ def join() -> None:
         atexit.register(dist.destroy_process_group)
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def shard(items: Sequence[T]) -> Sequence[T]:
     """Return the part of the items that is this process's to do; the parts make up the whole."""
     return items[rank() :: world_size()]
 
 
-def from_first(function: Callable[[], T]) -> T:
+def run_on_first_rank(function: Callable[[], T]) -> T:
     """Run a function in the first process alone and return its result in all.
 
     Raises:
@@ -93,7 +93,7 @@ def from_first(function: Callable[[], T]) -> T:
     return result
 
 
-def gather(item: T) -> list[T]:
+def all_gather(item: T) -> list[T]:
     """Return what every process has, in the order of their ranks."""
     if world_size() == 1:
         return [item]
@@ -102,7 +102,7 @@ def gather(item: T) -> list[T]:
     return items
 
 
-def is_any(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether the flag is up in any process."""
     if world_size() == 1:
         return flag
@@ -111,14 +111,14 @@ def is_any(flag: bool) -> bool:
     return bool(raised)
 
 
-def total(numbers: Tensor) -> Tensor:
-    """Sum a tensor over the processes; for gradients see `total_with_gradient`."""
+def all_reduce_sum(numbers: Tensor) -> Tensor:
+    """Sum a tensor over the processes; for gradients see `all_reduce_sum_with_gradient`."""
     if world_size() > 1:
         dist.all_reduce(numbers)
     return numbers
 
 
-def total_with_gradient(numbers: Tensor) -> Tensor:
+def all_reduce_sum_with_gradient(numbers: Tensor) -> Tensor:
     """Sum a tensor over the processes so that DistributedDataParallel's mean is the gradient.
 
     A loss computed from such sums is that of all processes' samples together, in each of them.
@@ -132,7 +132,7 @@ def total_with_gradient(numbers: Tensor) -> Tensor:
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, numbers: Tensor) -> Tensor:  # noqa: ARG004
-        return total(numbers.clone())
+        return all_reduce_sum(numbers.clone())
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:  # noqa: ARG004
@@ -141,7 +141,7 @@ class _Total(torch.autograd.Function):
         return gradient * world_size()
 
 
-def copy_buffers(net: nn.Module) -> None:
+def broadcast_buffers(net: nn.Module) -> None:
     """Give every process the first one's buffers, such as the statistics of batch norm."""
     if world_size() > 1:
         for buffer in net.buffers():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def check_folder(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Raise unless files can be written to a folder that is there or is yet to be made.
 
     Raises:
@@ -66,15 +66,15 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-class DamagedError(ValueError):
+class DamagedFileError(ValueError):
     """A file that torch.save did not write so, or that it would not be safe to load."""
 
 
-def safe_load(path: Path) -> Any:
+def load_torch_file(path: Path) -> Any:
     """Read what torch.save wrote, to the CPU.
 
     Raises:
-        DamagedError: if it is damaged, unsafe, or another kind of file.
+        DamagedFileError: if it is damaged, unsafe, or another kind of file.
         FileNotFoundError: if there is no such file.
     """
     try:
@@ -88,7 +88,7 @@ def safe_load(path: Path) -> Any:
     except (OSError, MemoryError):
         raise  # which says nothing of the file
     except Exception as error:  # what torch.save did not write fails in any of torch's ways
-        raise DamagedError(
+        raise DamagedFileError(
             f"{path}: cannot be loaded safely; it is another kind of file, is damaged, or holds "
             "code to run"
         ) from error

@@ -10,7 +10,7 @@ def is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def extra(module: str, what: str, name: str | None = None) -> ModuleType:
+def import_extra(module: str, what: str, name: str | None = None) -> ModuleType:
     """Import a module of an extra.
 
     Args:

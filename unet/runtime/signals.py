@@ -48,7 +48,7 @@ class StopRequest:
         Raises:
             Stopped: then.
         """
-        if distributed.is_any(self._signum != 0):
+        if distributed.any_rank(self._signum != 0):
             raise Stopped(self._signum or signal.SIGTERM)
 
 
@@ -69,7 +69,7 @@ def stop_request() -> Iterator[StopRequest]:
             signal.signal(signum, handler)
 
 
-def leave_signals_to_parent(worker: int) -> None:  # noqa: ARG001
+def ignore_signals_in_worker(worker: int) -> None:  # noqa: ARG001
     """Let a process that loads samples live on while its parent finishes a step.
 
     It ends when the parent ends it, or is gone, but not by a signal that is sent to all.

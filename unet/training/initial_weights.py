@@ -4,11 +4,11 @@ from typing import Any
 
 from unet.config.schema import Config
 from unet.models.unet import UNet
-from unet.models.weights import misfits
+from unet.models.weights import incompatible_weights
 from unet.runtime.text import listed
 
 
-def begin_with(net: UNet, contents: dict[str, Any], path: str, config: Config) -> str:
+def load_initial_weights(net: UNet, contents: dict[str, Any], path: str, config: Config) -> str:
     """Take over the weights of another model; of another number of classes, but the head's.
 
     Args:
@@ -32,7 +32,7 @@ def begin_with(net: UNet, contents: dict[str, Any], path: str, config: Config) -
         said += f", but not those of the head: it has {len(theirs)} classes, here are {len(names)}"
     elif theirs != names:
         said += f"; its classes {', '.join(theirs)} become {', '.join(names)}, in this order"
-    other = misfits(weights, own, known=own)
+    other = incompatible_weights(weights, own, known=own)
     if model["norm"] != config.model.norm:  # group and instance have weights of the same shapes
         other.insert(0, f"model.norm {model['norm']}, expected {config.model.norm}")
     if other:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from unet.build import class_map
+from unet.build import build_classes
 from unet.config.schema import Config, config_to_dict
 from unet.evaluation.evaluate import Segmented
 from unet.runtime.files import atomic_path
 from unet.visualize import preview_sheet, save_picture
 
 
-class Tracker:
+class RunLogger:
     """Writes into a run's folder; TensorBoard and curves where their extras are installed.
 
     Args:
@@ -28,7 +28,7 @@ class Tracker:
 
     def __init__(self, run: Path, config: Config, step: int) -> None:
         self.run = run
-        self.classes = class_map(config)
+        self.classes = build_classes(config)
         self._writer: Any = None
         if find_spec("tensorboard") is not None:
             from torch.utils.tensorboard.writer import SummaryWriter

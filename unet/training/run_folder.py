@@ -13,9 +13,9 @@ import yaml
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.config.schema import WHERE_DATA_LIES, Config, config_to_dict, differences
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
-from unet.runtime.files import DamagedError, flush_folder
+from unet.runtime.files import DamagedFileError, flush_folder
 
 try:
     import fcntl
@@ -99,7 +99,7 @@ def _load_run(run: Path, config: Config) -> dict[str, Any] | None:
         try:
             state = load_checkpoint(path)
             break
-        except DamagedError as error:
+        except DamagedFileError as error:
             faults.append((path, str(error)))
     if state is None:
         if not faults:
@@ -172,7 +172,7 @@ def give_up(run: Path) -> None:
     (run / ".torchrun").unlink(missing_ok=True)
 
 
-def save_last(run: Path, model: SegmentationModel, states: dict[str, Any]) -> None:
+def save_last(run: Path, model: Predictor, states: dict[str, Any]) -> None:
     """Write last.pt; the one before becomes previous.pt."""
     new, last = run / "next.pt", run / "last.pt"
     save_checkpoint(new, model.contents() | states)

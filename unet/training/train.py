@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from unet.build import augmentation, build_net, memory_format, training_reader
+from unet.build import build_network, build_training_reader, build_transforms, memory_format
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config, LossConfig, OptimizerConfig, TrainConfig
-from unet.data.cache import DecodedImages
+from unet.data.cache import DecodedCache
 from unet.data.dataset import SegmentationDataset
 from unet.data.masks import palette_of
 from unet.data.normalization import Normalization
 from unet.data.reader import PairReader
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
@@ -24,10 +24,10 @@ from unet.models.weights import encoder_weights
 from unet.runtime import distributed
 from unet.runtime.device import deterministic, pick_device, pick_dtype
 from unet.runtime.text import listed
-from unet.training.initial_weights import begin_with
+from unet.training.initial_weights import load_initial_weights
 from unet.training.run_folder import Progress, check_same, find_run, hold, make_folder
 from unet.training.step import TrainingStep, WeightAverage
-from unet.training.trainer import TrainingLoop
+from unet.training.trainer import Trainer
 
 
 def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
@@ -51,10 +51,10 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         Stopped: after SIGINT or SIGTERM, once the step is done and saved.
         ValueError: if the data is not as the config says, or the run to resume had another config.
     """
-    distributed.join()
+    distributed.initialize()
     run = Path("runs") / config.name
     with deterministic(config.train.deterministic), ExitStack() as until:
-        distributed.from_first(lambda: hold(run, until))
+        distributed.run_on_first_rank(lambda: hold(run, until))
         return _train(run, config, resume, overwrite)
 
 
@@ -62,21 +62,21 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     settings = config.train
     world_size = distributed.world_size()
     device = pick_device(settings.device)
-    distributed.from_first(lambda: _refuse_for_processes(settings, device))
-    state = distributed.from_first(lambda: find_run(run, config, resume, overwrite))
+    distributed.run_on_first_rank(lambda: _refuse_for_processes(settings, device))
+    state = distributed.run_on_first_rank(lambda: find_run(run, config, resume, overwrite))
     begin = None
     if settings.init_from is not None and state is None:
         begin = load_checkpoint(Path(settings.init_from))
     pretrained = None
     if settings.encoder_weights is not None and state is None:
-        pretrained = distributed.from_first(lambda: _encoder_weights(config))
+        pretrained = distributed.run_on_first_rank(lambda: _encoder_weights(config))
     dtype = pick_dtype(settings.precision, device)
     if dtype == torch.float16 and device.type == "cpu":
         print("note: float16 is slow on CPUs; bfloat16 and float32 are not")
-    reader = training_reader(config)
+    reader = build_training_reader(config)
 
     # The data, read once in full: what is wrong with it is said now.
-    data = distributed.from_first(lambda: _checked_data(config))
+    data = distributed.run_on_first_rank(lambda: _checked_data(config))
     normalization = data.normalization(config)
     if config.data.normalization == "auto" and begin is not None:
         normalization = Normalization(**begin["normalization"])
@@ -85,7 +85,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
             "dataset for the numbers of the training images"
         )
     if state is not None:
-        distributed.from_first(lambda: check_same(state, run, dtype, data))
+        distributed.run_on_first_rank(lambda: check_same(state, run, dtype, data))
         # The very numbers: another version of NumPy may differ in the last digit.
         normalization = Normalization(**state["normalization"])
     print(describe(data, reader.classes.names))
@@ -95,23 +95,23 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
 
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)
-    net = build_net(config, device)
+    net = build_network(config, device)
     if begin is not None:
-        said = begin_with(net, begin, str(settings.init_from), config)
+        said = load_initial_weights(net, begin, str(settings.init_from), config)
         print(f"train.init_from: {said}")
     if pretrained is not None:
         net.encoder.load_state_dict(pretrained)
     if settings.sync_batch_norm:
         # It replaces the norms inside and returns the same network.
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
-    average = WeightAverage(net, settings.average) if settings.average is not None else None
+    average = WeightAverage(net, settings.ema_decay) if settings.ema_decay is not None else None
     first = data.train_pairs[0]
-    model = SegmentationModel(
+    model = Predictor(
         net=average.net if average else net,
         config=config,
         normalization=normalization,
         val_stems=tuple(pair.stem for pair in data.val_pairs),
-        palette=None if reader.in_parts else palette_of(first.masks[0], first.page),
+        palette=None if reader.mask_per_class else palette_of(first.masks[0], first.page),
         device=device,
     )
     training_step = TrainingStep(
@@ -125,7 +125,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         memory_format(config),
         settings.freeze_encoder_epochs > 0,
     )
-    loop = TrainingLoop(
+    loop = Trainer(
         run=run,
         model=model,
         net=net,
@@ -140,7 +140,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
             f"note: the run had {state['world_size']} process(es) and now has {world_size}: "
             "what it computes stays the same but for rounding, batch norm and dropout"
         )
-    distributed.from_first(lambda: make_folder(run, config, state is not None))
+    distributed.run_on_first_rank(lambda: make_folder(run, config, state is not None))
     print(
         f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} million parameters, {device}, "
         f"{str(dtype).removeprefix('torch.')}"
@@ -197,17 +197,17 @@ def _training_set(
 ) -> SegmentationDataset:
     sampling, names = config.sampling, reader.classes.names
     # Every process of this machine keeps its own.
-    limit = config.data.cache * 2**30 / distributed.local_world_size()
+    limit = config.data.cache_gib * 2**30 / distributed.local_world_size()
     return SegmentationDataset(
         data.train_pairs,
         reader,
         normalization,
-        augmentation(config),
+        build_transforms(config),
         config.train.seed,
         sampling.crops_per_image,
-        [names.index(name) for name in sampling.rare],
-        sampling.rare_share,
-        DecodedImages(data.train_pairs, reader, data.train.num_bytes, limit),
+        [names.index(name) for name in sampling.rare_classes],
+        sampling.rare_fraction,
+        DecodedCache(data.train_pairs, reader, data.train.num_bytes, limit),
     )
 
 

@@ -18,17 +18,17 @@ from unet.checkpoint import save_checkpoint
 from unet.config.schema import Config, network_levels
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
-from unet.data.sampler import BatchStream
+from unet.data.sampler import SeededBatchSampler
 from unet.evaluation.evaluate import Segmented, confusion_of_pairs
-from unet.inference.predictor import SegmentationModel
+from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
 from unet.metrics.confusion import Scores, scores
-from unet.models.receptive_field import context, unpadded_side
+from unet.models.receptive_field import context, valid_input_side
 from unet.models.unet import UNet
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
-from unet.runtime.signals import Stopped, StopRequest, leave_signals_to_parent, stop_request
-from unet.training.logger import Tracker
+from unet.runtime.signals import Stopped, StopRequest, ignore_signals_in_worker, stop_request
+from unet.training.logger import RunLogger
 from unet.training.run_folder import Progress, give_up, save_last
 from unet.training.schedule import learning_rate_factor, validations_without_gain
 from unet.training.step import TrainingStep, WeightAverage
@@ -37,7 +37,7 @@ from unet.training.step import TrainingStep, WeightAverage
 _STEP_STREAM = 4
 
 
-class TrainingLoop:
+class Trainer:
     """The rest of a training, from its beginning or a checkpoint; its config is the model's.
 
     What it does next follows from config and progress alone.
@@ -58,7 +58,7 @@ class TrainingLoop:
         self,
         *,
         run: Path,
-        model: SegmentationModel,
+        model: Predictor,
         net: UNet,
         training_step: TrainingStep,
         average: WeightAverage | None,
@@ -114,13 +114,13 @@ class TrainingLoop:
         batches = iter(self._loader())  # before the tracker, whose thread no worker should inherit
         tracker = None
         if distributed.rank() == 0:
-            tracker = Tracker(self._run, self._config, progress.step)
+            tracker = RunLogger(self._run, self._config, progress.step)
         bar = tqdm(
             total=self.num_steps * self._per_step,
             initial=progress.step * self._per_step,
             unit=" images",
             bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}, {rate_fmt}",
-            disable=distributed.hide_bar(),
+            disable=distributed.disable_progress(),
             dynamic_ncols=True,
         )
         with stop_request() as stop, bar:
@@ -137,8 +137,8 @@ class TrainingLoop:
                     if tracker is not None:
                         tracker.step(progress.step, loss, lr, norm)
                     stop.check()
-                    if progress.step % (settings.save_steps or math.inf) == 0 or (
-                        time.monotonic() - self._saved > settings.save_minutes * 60
+                    if progress.step % (settings.save_every_steps or math.inf) == 0 or (
+                        time.monotonic() - self._saved > settings.save_every_minutes * 60
                     ):
                         self._save()
             except Stopped:
@@ -153,9 +153,9 @@ class TrainingLoop:
                 if tracker is not None:
                     tracker.close()
 
-    def _stream(self) -> BatchStream:
+    def _stream(self) -> SeededBatchSampler:
         settings = self._config.train
-        return BatchStream(
+        return SeededBatchSampler(
             len(self._dataset),
             settings.batch_size,
             settings.seed,
@@ -169,7 +169,7 @@ class TrainingLoop:
             self._dataset,
             batch_sampler=self._stream(),
             num_workers=self._config.train.num_workers,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=ignore_signals_in_worker,
             pin_memory=self._model.device.type == "cuda",
             generator=torch.Generator(),  # or it would draw from the global one
         )
@@ -215,7 +215,7 @@ class TrainingLoop:
         places = [place for number in batches for place in stream.places(number)]
         return list(dict.fromkeys(self._dataset.pair(place).stem for place in places))
 
-    def _validate(self, tracker: Tracker | None, stop: StopRequest) -> str:
+    def _validate(self, tracker: RunLogger | None, stop: StopRequest) -> str:
         """Score the model, note that and save it; return the line that says so."""
         progress = self.progress
         previews: dict[int, Segmented] = {}
@@ -248,12 +248,12 @@ class TrainingLoop:
 
     def _score(
         self,
-        model: SegmentationModel,
+        model: Predictor,
         stop: StopRequest,
         places: Sequence[int] = (),
         seen: dict[int, Segmented] | None = None,
     ) -> Scores:
-        distributed.copy_buffers(model.net)
+        distributed.broadcast_buffers(model.net)
         pairs = self._data.val_pairs
         return scores(confusion_of_pairs(model, pairs, "validate", stop, places, seen))
 
@@ -316,14 +316,14 @@ def _memory_advice(config: Config) -> str:
     if config.model.padding == "valid":  # half of what is learned from
         levels = network_levels(config.model)
         learned = [side - 2 * context(levels) for side in crop or (512, 512)]
-        smaller = [unpadded_side(levels, max(side // 2, 1)) for side in learned]
+        smaller = [valid_input_side(levels, max(side // 2, 1)) for side in learned]
     if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
         advice.append(
             f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
             "samples in a step, half of the memory)"
         )
-    if not settings.recompute and not settings.compile:
-        advice.append("train.recompute=true (slower)")
+    if not settings.activation_checkpointing and not settings.compile:
+        advice.append("train.activation_checkpointing=true (slower)")
     if crop is None or smaller != list(crop):
         advice.append(f"augment.crop={smaller}".replace(" ", ""))
     advice.append("smaller model.widths")
