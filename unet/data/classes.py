@@ -133,7 +133,8 @@ class ClassMap:
         )
 
     def __contains__(self, code: int) -> bool:
-        return int(self._lookup(np.array([code]))[0]) != _STRAY
+        """Whether a value means a class; ignored values do not."""
+        return int(self._lookup(np.array([code]))[0]) < _STRAY
 
     def ids_of(self, codes: np.ndarray, path: str | Path, what: str = "mask value") -> np.ndarray:
         """Class ids (H, W) uint8 of grey values, or of colours as 0xRRGGBB, from a file.
