@@ -26,7 +26,14 @@ import torch
 from benchmark_step import QUICK, Times, bare_step, benchmark_parser, synchronize
 from torch.utils.data import DataLoader
 
-from unet.build import build_network, build_training_reader, memory_format
+from unet.build import (
+    build_dataset,
+    build_loss,
+    build_network,
+    build_optimizer,
+    build_training_reader,
+    memory_format,
+)
 from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.data.sampler import SeededBatchSampler
@@ -118,11 +125,13 @@ def plain_epochs(config: Config, device: torch.device, warm_up: int) -> tuple[fl
     if data.faults:
         raise ValueError("\n".join(data.faults))
     reader = build_training_reader(config)
-    dataset = training._training_set(config, data, reader, data.normalization(config))
+    dataset = build_dataset(
+        config, data.train_pairs, reader, data.normalization(config), data.train.num_bytes
+    )
     torch.manual_seed(settings.seed)
     net = build_network(config, device).train()
-    optimizer = training._optimizer(config.optimizer, net)
-    loss = training._loss(config.loss, data.train.class_pixels.sum(0)).to(device)
+    optimizer = build_optimizer(config, net)
+    loss = build_loss(config, data.train.class_pixels.sum(0)).to(device)
     forward = torch.compile(net) if settings.compile else net
     dtype, layout = pick_dtype(settings.precision, device), memory_format(config)
     steps = settings.steps_per_epoch or math.ceil(len(dataset) / settings.batch_size)

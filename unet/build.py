@@ -1,19 +1,26 @@
-"""Docstring to be written."""
+"""Config -> components: readers, transforms, datasets, network, loss, optimizer."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from unet.config.schema import Config, FixedNormalizationConfig, network_levels
 from unet.data.border_weights import Border
+from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
+from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs, read_table
 from unet.data.reader import PairReader
 from unet.data.transforms import Augment
+from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 from unet.models.weights import encoder_numbers
+from unet.runtime import distributed
 from unet.runtime.optional import import_extra
 
 
@@ -136,3 +143,71 @@ def list_validation_pairs(
     labels = validation.instances if instances else None
     stacks = config.data.stacks
     return find_pairs(root, [validation.images], validation.masks, stacks, notes, labels)
+
+
+def build_dataset(
+    config: Config,
+    pairs: Sequence[Pair],
+    reader: PairReader,
+    normalization: Normalization,
+    num_bytes: np.ndarray,
+) -> SegmentationDataset:
+    """Make the dataset of training samples.
+
+    Args:
+        config: for sampling, augmentation, cache and seed.
+        pairs: the N training pairs.
+        reader: from `build_training_reader`.
+        normalization: applied to each sample.
+        num_bytes: size of each decoded pair, (N,), for the cache.
+    """
+    sampling, names = config.sampling, reader.classes.names
+    # Each process of a machine has a cache of its own.
+    limit = config.data.cache_gib * 2**30 / distributed.local_world_size()
+    return SegmentationDataset(
+        pairs,
+        reader,
+        normalization,
+        build_transforms(config),
+        config.train.seed,
+        sampling.crops_per_image,
+        [names.index(name) for name in sampling.rare_classes],
+        sampling.rare_fraction,
+        DecodedCache(pairs, reader, num_bytes, limit),
+    )
+
+
+def build_loss(config: Config, class_pixels: np.ndarray) -> SegmentationLoss:
+    """Make the loss; `class_pixels` (K,) counts the training pixels, for balanced weights."""
+    loss = config.loss
+    weights = loss.class_weights
+    if weights == "balanced":  # a class with the mean number of pixels weighs 1, an absent one 0
+        fractions = class_pixels / class_pixels.mean()
+        weights = tuple(1 / fraction if fraction else 0.0 for fraction in fractions.tolist())
+    return SegmentationLoss(loss.cross_entropy, loss.dice, weights)
+
+
+def build_optimizer(config: Config, net: UNet) -> torch.optim.Optimizer:
+    """Make the optimizer; an encoder with a learning rate of its own is the second group."""
+    settings = config.optimizer
+    groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
+    if settings.encoder_lr is not None:
+        rest = [p for module in (net.stem, net.decoder, net.head) for p in module.parameters()]
+        encoder = list(net.encoder.parameters())
+        groups = [{"params": rest}, {"params": encoder, "lr": settings.encoder_lr}]
+    match settings.name:
+        case "adamw":
+            return torch.optim.AdamW(
+                groups,
+                lr=settings.lr,
+                betas=(settings.momentum, 0.999),
+                weight_decay=settings.weight_decay,
+            )
+        case "sgd":
+            return torch.optim.SGD(
+                groups,
+                lr=settings.lr,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+                nesterov=True,
+            )

@@ -17,9 +17,8 @@ from unet import load_model, predict
 from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
 from unet.config.loader import load_config
-from unet.config.schema import LossConfig, OptimizerConfig, config_to_dict
+from unet.config.schema import config_to_dict
 from unet.data.border_weights import border_weights
-from unet.models.unet import UNet
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -161,31 +160,6 @@ def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:
 def test_validating_on_the_training_images_is_refused(data_root: Path) -> None:
     with pytest.raises(ValueError, match=r"of which data\.images names files too"):
         train(make_config(data_root, "data.validation={images: images, masks: masks}"))
-
-
-def test_the_optimizer_has_the_settings_of_the_config() -> None:
-    net = UNet(1, widths=(4,))
-    adamw = unet.training.train._optimizer(
-        OptimizerConfig(lr=0.3, weight_decay=0.2, momentum=0.8), net
-    )
-    assert isinstance(adamw, torch.optim.AdamW)
-    assert adamw.defaults["lr"] == 0.3
-    assert adamw.defaults["weight_decay"] == 0.2
-    assert adamw.defaults["betas"] == (0.8, 0.999)
-    sgd = unet.training.train._optimizer(OptimizerConfig(name="sgd", lr=0.3, momentum=0.8), net)
-    assert isinstance(sgd, torch.optim.SGD)
-    assert sgd.defaults["momentum"] == 0.8
-    assert sgd.defaults["weight_decay"] == 0.01
-    assert sgd.defaults["nesterov"]
-
-
-def test_balanced_class_weights_are_one_over_the_share_of_a_class() -> None:
-    """On average over the pixels each class then weighs the same."""
-    pixels = np.array([100, 300, 0])
-    loss = unet.training.train._loss(LossConfig(class_weights="balanced"), pixels)
-    weights = loss.class_weights.tolist()
-    assert weights == pytest.approx([4 / 3, 4 / 9, 0])
-    assert weights[0] * pixels[0] == pytest.approx(weights[1] * pixels[1])
 
 
 def test_validation_in_folders_of_their_own(data_root: Path) -> None:

@@ -2,24 +2,24 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from unet.build import build_network, build_training_reader, build_transforms, memory_format
+from unet.build import (
+    build_dataset,
+    build_loss,
+    build_network,
+    build_optimizer,
+    build_training_reader,
+    memory_format,
+)
 from unet.checkpoint import load_checkpoint
-from unet.config.schema import Config, LossConfig, OptimizerConfig, TrainConfig
-from unet.data.cache import DecodedCache
-from unet.data.dataset import SegmentationDataset
+from unet.config.schema import Config, TrainConfig
 from unet.data.masks import palette_of
 from unet.data.normalization import Normalization
-from unet.data.reader import PairReader
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
-from unet.models.losses import SegmentationLoss
-from unet.models.unet import UNet
 from unet.models.weights import encoder_weights
 from unet.runtime import distributed
 from unet.runtime.device import deterministic, pick_device, pick_dtype
@@ -91,7 +91,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     print(describe(data, reader.classes.names))
     for note in data.notes:
         print(f"note: {note}")
-    dataset = _training_set(config, data, reader, normalization)
+    dataset = build_dataset(config, data.train_pairs, reader, normalization, data.train.num_bytes)
 
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)
@@ -116,8 +116,8 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     )
     training_step = TrainingStep(
         net,
-        _loss(config.loss, data.train.class_pixels.sum(0)).to(device),
-        _optimizer(config.optimizer, net),
+        build_loss(config, data.train.class_pixels.sum(0)).to(device),
+        build_optimizer(config, net),
         dtype,
         settings.accumulate,
         settings.clip_grad_norm,
@@ -190,58 +190,6 @@ def _checked_data(config: Config) -> CheckedData:
     if data.faults:
         raise ValueError(listed(data.faults))
     return data
-
-
-def _training_set(
-    config: Config, data: CheckedData, reader: PairReader, normalization: Normalization
-) -> SegmentationDataset:
-    sampling, names = config.sampling, reader.classes.names
-    # Every process of this machine keeps its own.
-    limit = config.data.cache_gib * 2**30 / distributed.local_world_size()
-    return SegmentationDataset(
-        data.train_pairs,
-        reader,
-        normalization,
-        build_transforms(config),
-        config.train.seed,
-        sampling.crops_per_image,
-        [names.index(name) for name in sampling.rare_classes],
-        sampling.rare_fraction,
-        DecodedCache(data.train_pairs, reader, data.train.num_bytes, limit),
-    )
-
-
-def _loss(config: LossConfig, class_pixels: np.ndarray) -> SegmentationLoss:
-    weights = config.class_weights
-    if weights == "balanced":  # a class of the mean number of pixels weighs 1, one without none 0
-        shares = class_pixels / class_pixels.mean()
-        weights = tuple(1 / share if share else 0.0 for share in shares.tolist())
-    return SegmentationLoss(config.cross_entropy, config.dice, weights)
-
-
-def _optimizer(config: OptimizerConfig, net: UNet) -> torch.optim.Optimizer:
-    groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
-    if config.encoder_lr is not None:
-        parts = [net.stem, net.decoder, net.head]
-        rest = [parameter for part in parts for parameter in part.parameters()]
-        encoder = list(net.encoder.parameters())
-        groups = [{"params": rest}, {"params": encoder, "lr": config.encoder_lr}]
-    match config.name:
-        case "adamw":
-            return torch.optim.AdamW(
-                groups,
-                lr=config.lr,
-                betas=(config.momentum, 0.999),
-                weight_decay=config.weight_decay,
-            )
-        case "sgd":
-            return torch.optim.SGD(
-                groups,
-                lr=config.lr,
-                momentum=config.momentum,
-                weight_decay=config.weight_decay,
-                nesterov=True,
-            )
 
 
 def _say_goodbye(run: Path, progress: Progress, epochs: int, left_out: int) -> None:
