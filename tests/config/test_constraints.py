@@ -1,7 +1,12 @@
+import dataclasses
+from typing import get_type_hints
+
 import pytest
 from helpers import small_config
 
+from unet.config.constraints import monitor_names
 from unet.config.schema import BorderConfig, tile_overlap
+from unet.metrics.confusion import Scores
 
 
 @pytest.mark.parametrize(
@@ -93,6 +98,13 @@ from unet.config.schema import BorderConfig, tile_overlap
         ("sampling={crops_per_image: 2}", "sampling: expected an augment.crop"),
         ("data.ignore=[255]", "data.classes: got the value 255 twice"),
         ("data.validation={stems: []}", "data.validation.stems: got an empty list"),
+        (
+            "train.monitor=mean_ioo",
+            "train.monitor: got 'mean_ioo', expected a score of the validation; did you mean "
+            "mean_iou?",
+        ),
+        ("train.monitor=iou_sell", "did you mean iou_cell?"),
+        ("train.monitor=loss", "known: pixel_accuracy, mean_iou,"),
         ("name=a/b", "name: got 'a/b', expected letters"),
         ("name=..", "name: got '..', expected letters"),
     ],
@@ -149,3 +161,12 @@ def test_cells_come_from_one_place() -> None:
     assert both.loss.border == classes
     with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):
         small_config("data.instances=cells", "loss.border={}", "data.csv=pairs.csv")
+
+
+def test_every_score_of_a_validation_can_be_monitored() -> None:
+    hints = get_type_hints(Scores)
+    scalars = [field.name for field in dataclasses.fields(Scores) if hints[field.name] is float]
+    names = monitor_names(["ground", "cell"])
+    assert sorted(names) == sorted([*scalars, "iou_ground", "iou_cell", "dice_ground", "dice_cell"])
+    for name in ("mean_dice", "pixel_accuracy", "dice_cell"):
+        assert small_config(f"train.monitor={name}").train.monitor == name

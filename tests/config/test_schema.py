@@ -45,7 +45,11 @@ def test_every_setting_has_its_dotted_path() -> None:
     ("section", "part", "besides"),
     [
         (AugmentConfig, Augment, {"unpadded_levels"}),
-        (ModelConfig, UNet, {"num_classes", "recompute"}),  # data.classes has so many; train's
+        (
+            ModelConfig,
+            UNet,
+            {"num_classes", "activation_checkpointing"},
+        ),  # data.classes has so many; train's
         # One is of the project, not of a run; the other is computed with the data.
         (LossConfig, SegmentationLoss, {"ignore_index", "border"}),
         (BorderConfig, Border, set()),

@@ -1,6 +1,8 @@
 """Settings that are possible each, but not together."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from unet.config.schema import (
@@ -20,6 +22,26 @@ from unet.models.receptive_field import (
     output_stride,
     valid_input_side,
 )
+
+# The scalar fields of metrics.confusion.Scores, whose module needs torch.
+_SCORES = (
+    "pixel_accuracy",
+    *(
+        f"mean_{name}{of}"
+        for of in ("", "_foreground")
+        for name in ("iou", "dice", "precision", "recall")
+    ),
+    "micro_iou",
+    *(f"micro_{name}_foreground" for name in ("iou", "dice", "precision", "recall")),
+    "frequency_weighted_iou",
+    "frequency_weighted_dice",
+)
+
+
+def monitor_names(classes: Iterable[str]) -> list[str]:
+    """List the scores that `train.monitor` may name, given the names of the classes."""
+    classes = list(classes)
+    return [*_SCORES, *(f"{score}_{name}" for score in ("iou", "dice") for name in classes)]
 
 
 def find_conflicts(config: Config) -> list[str]:
@@ -42,6 +64,12 @@ def find_conflicts(config: Config) -> list[str]:
         faults.append(
             f"name: got {config.name!r}, expected letters, digits, '.', '_', '+' and '-' only, as "
             "it names a folder"
+        )
+    if train.monitor not in (known := monitor_names(classes)):
+        near = difflib.get_close_matches(train.monitor, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        faults.append(
+            f"train.monitor: got {train.monitor!r}, expected a score of the validation; {hint}"
         )
     faults += _contradictions_of_model(config)
     if config.augment.scale[0] > config.augment.scale[1]:

@@ -251,7 +251,10 @@ class TrainConfig:
     ema_decay: Annotated[float, Range(above=0, maximum=0.99999)] | None = None
     # Epochs between two validations; the last epoch is always validated.
     validate_every: Positive = 1
-    # Validations in a row without a better score that end the run; null for never.
+    # The score that decides which weights are best.pt: mean_iou, mean_dice, pixel_accuracy or
+    # another one of metrics.csv, such as iou_NAME or dice_NAME of the class NAME. Higher is better.
+    monitor: str = "mean_iou"
+    # End the run after this many validations in a row without a better score; null for never.
     patience: Positive | None = None
     # Validation images drawn into previews/ at each validation.
     previews: Annotated[int, Range(minimum=0)] = 4
@@ -311,8 +314,10 @@ class TilingConfig:
 class Config:
     """A run."""
 
-    # Results go to runs/<name>. The file's own name where it says none.
+    # Name of the run and of its folder. By default the name of the config file.
     name: str
+    # Folder of all runs: results go to <runs>/<name>. Relative to the current directory.
+    runs: str = "runs"
     data: DataConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 
 def check_writable(folder: Path) -> None:
     """Raise unless files can be written to a folder that is there or is yet to be made.
@@ -77,6 +75,8 @@ def load_torch_file(path: Path) -> Any:
         DamagedFileError: if it is damaged, unsafe, or another kind of file.
         FileNotFoundError: if there is no such file.
     """
+    import torch  # slow to import, and the other functions of this module need none of it
+
     try:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"  # as all of it since torch 1.6
