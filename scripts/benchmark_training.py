@@ -122,8 +122,8 @@ def plain_epochs(config: Config, device: torch.device, warm_up: int) -> tuple[fl
     torch.compiler.reset()
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         data = check_data(config)
-    if data.faults:
-        raise ValueError("\n".join(data.faults))
+    if data.errors:
+        raise ValueError("\n".join(data.errors))
     reader = build_training_reader(config)
     dataset = build_dataset(
         config, data.train_pairs, reader, data.normalization(config), data.train.num_bytes

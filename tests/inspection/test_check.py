@@ -14,14 +14,14 @@ from unet.runtime.text import listed
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(workdir: Path) -> None:
+def _run_in_workdir(workdir: Path) -> None:
     """What is remembered goes to runs/ of a folder of the test's own."""
 
 
 def test_what_is_found_is_what_is_there(data_root: Path) -> None:
     config = make_config(data_root)
     data = check_data(config)
-    assert not data.faults
+    assert not data.errors
     assert len(data.train_pairs) == 4
     assert len(data.val_pairs) == 2
     images = np.stack([np.asarray(Image.open(pair.images[0])) for pair in data.train_pairs]) / 255
@@ -43,7 +43,7 @@ def test_every_fault_is_reported_at_once(data_root: Path) -> None:
     Image.fromarray(np.full((HEIGHT, WIDTH), 6, np.uint8)).save(masks / "3.png")
     (images / "4.png").write_bytes(b"")
     shutil.copy(images / "0.png", images / "lonely.png")
-    faults = check_data(make_config(data_root)).faults
+    faults = check_data(make_config(data_root)).errors
     expected = [
         "got nothing for",
         "4.png: cannot be read as an image (0 bytes); replace or remove the file",
@@ -63,7 +63,7 @@ def test_the_same_image_on_both_sides_is_a_fault(data_root: Path) -> None:
     config = make_config(
         data_root, "data.validation={images: held_out/images, masks: held_out/masks}"
     )
-    faults = check_data(config).faults
+    faults = check_data(config).errors
     assert len(faults) == 1
     assert "images/3.png: is trained on, and" in faults[0]
     assert "held_out/images/1.png, the same image pixel by pixel, is scored" in faults[0]
@@ -71,19 +71,19 @@ def test_the_same_image_on_both_sides_is_a_fault(data_root: Path) -> None:
 
 def test_files_that_cannot_be_read_are_left_out_only_if_asked_for(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
-    assert len(check_data(make_config(data_root)).faults) == 1
+    assert len(check_data(make_config(data_root)).errors) == 1
     data = check_data(make_config(data_root, "data.skip_unreadable=true"))
-    assert not data.faults
+    assert not data.errors
     assert data.skipped == 1
     assert len(data.train_pairs) + len(data.val_pairs) == 5
-    assert "4.png: cannot be read as an image" in data.notes[0]
-    assert data.notes[1] == "left out 1 pair(s) that cannot be read"
+    assert "4.png: cannot be read as an image" in data.warnings[0]
+    assert data.warnings[1] == "left out 1 pair(s) that cannot be read"
 
 
 def test_frames_without_contrast_may_be_on_both_sides(data_root: Path) -> None:
     for i in (0, 1, 2, 3, 4):
         Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "images" / f"{i}.png")
-    assert not check_data(make_config(data_root)).faults
+    assert not check_data(make_config(data_root)).errors
 
 
 def test_folders_that_do_not_pair_are_a_fault(data_root: Path) -> None:
@@ -91,7 +91,7 @@ def test_folders_that_do_not_pair_are_a_fault(data_root: Path) -> None:
     (data_root / "valm").mkdir()
     shutil.copy(data_root / "images" / "1.png", data_root / "val" / "8.png")
     shutil.copy(data_root / "masks" / "1.png", data_root / "valm" / "9.png")
-    faults = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).faults
+    faults = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).errors
     assert len(faults) == 2
     assert all("got nothing for" in fault for fault in faults)
 
@@ -99,22 +99,22 @@ def test_folders_that_do_not_pair_are_a_fault(data_root: Path) -> None:
 def test_what_is_odd_is_noted(data_root: Path) -> None:
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "masks" / "2.png")
     data = check_data(make_config(data_root, "data.classes={ground: 0, box: 200, ring: 7}"))
-    assert not data.faults
-    assert any("1 of 6 masks hold one class only, such as" in note for note in data.notes)
-    assert "data.classes.ring: no training mask has a pixel of it" in data.notes
-    assert "data.classes.ring: no validation mask has a pixel of it: no score" in data.notes
+    assert not data.errors
+    assert any("1 of 6 masks hold one class only, such as" in note for note in data.warnings)
+    assert "data.classes.ring: no training mask has a pixel of it" in data.warnings
+    assert "data.classes.ring: no validation mask has a pixel of it: no score" in data.warnings
 
 
 def test_masks_that_are_ignored_throughout_are_a_fault(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
-    assert "got training masks in which every pixel is ignored" in data.faults[0]
+    assert "got training masks in which every pixel is ignored" in data.errors[0]
 
 
 def test_a_link_to_nothing_is_one_fault_among_others(data_root: Path) -> None:
     (data_root / "images" / "3.png").unlink()
     (data_root / "images" / "3.png").symlink_to("nowhere.png")
     (data_root / "masks" / "4.png").write_text("no image")
-    faults = check_data(make_config(data_root)).faults
+    faults = check_data(make_config(data_root)).errors
     assert len(faults) == 2
     assert "4.png: cannot be read" in faults[0]
     assert "3.png: there is no such file" in faults[1]
@@ -123,7 +123,7 @@ def test_a_link_to_nothing_is_one_fault_among_others(data_root: Path) -> None:
 def test_an_empty_side_is_named(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     config = make_config(data_root, "data.skip_unreadable=true", "data.validation={stems: ['4']}")
-    faults = check_data(config).faults
+    faults = check_data(config).errors
     assert faults == [
         "data.validation: leaves no validation image, expected some on both sides; correct it, or "
         "add images"
@@ -141,11 +141,11 @@ def test_pages_of_one_stack_on_both_sides_are_noted(tmp_path: Path) -> None:
             path = tmp_path / name / f"{i}.tif"
             pages[0].save(path, save_all=True, append_images=pages[1:])
     data = check_data(make_config(tmp_path, "data.stacks=true"))
-    assert not data.faults
-    assert any("pages of one stack are on both sides" in note for note in data.notes)
+    assert not data.errors
+    assert any("pages of one stack are on both sides" in note for note in data.warnings)
     group = "data.validation={fraction: 0.34, group: '^[^#]+'}"
     data = check_data(make_config(tmp_path, "data.stacks=true", group))
-    assert not any("both sides" in note for note in data.notes)
+    assert not any("both sides" in note for note in data.warnings)
     assert len(data.val_pairs) == 4
     (tmp_path / "images" / "1.tif").write_text("no image")
     skip = "data.skip_unreadable=true"
@@ -155,11 +155,12 @@ def test_pages_of_one_stack_on_both_sides_are_noted(tmp_path: Path) -> None:
 def test_faults_are_found_again(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     config = make_config(data_root)
-    assert check_data(config).faults == check_data(config).faults != []
+    assert check_data(config).errors == check_data(config).errors != []
 
 
-def test_the_table_says_sizes_kinds_and_shares(data_root: Path) -> None:
-    text = describe(check_data(make_config(data_root)), ["ground", "box"])
+def test_describe_lists_sizes_types_and_class_fractions(data_root: Path) -> None:
+    config = make_config(data_root)
+    text = describe(config, check_data(config))
     assert "4 training and 2 validation images" in text
     assert f"{HEIGHT} x {WIDTH} (6)" in text
     assert "L, uint8 (6)" in text
@@ -193,13 +194,13 @@ def test_folds_and_tables_split(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: val}"))
     assert [pair.stem for pair in data.val_pairs] == ["images/1", "images/4"]
     assert [pair.stem for pair in data.train_pairs] == ["images/0", "images/3", "images/5"]
-    assert data.notes == ["1 row(s) of pairs.csv are in no part"]
+    assert data.warnings == ["1 row(s) of pairs.csv are in no part"]
     (data_root / "val.txt").write_text("2\n3\n")
     data = check_data(make_config(data_root, "data.validation={stems: val.txt}"))
     assert [pair.stem for pair in data.val_pairs] == ["2", "3"]
     data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: dev}"))
     assert (
-        "got no row whose column split is 'dev', expected some (test, train, val)" in data.faults[0]
+        "got no row whose column split is 'dev', expected some (test, train, val)" in data.errors[0]
     )
 
 
@@ -211,7 +212,7 @@ def test_masks_in_parts_are_read(data_root: Path) -> None:
         Image.fromarray(np.where(pixels > 0, 255, 0).astype(np.uint8)).save(path)
     config = make_config(data_root, "data.masks={box: box}")
     data = check_data(config)
-    assert not data.faults
+    assert not data.errors
     assert (data.train.class_pixels[:, 1] == 320).all()
     _, found, _, _ = collect_statistics(data.val_pairs, build_reader(config))
     assert (found.class_pixels[:, 1] == 320).all()
@@ -237,7 +238,7 @@ def test_label_images_may_lie_in_the_folder_of_the_images(data_root: Path) -> No
     config = make_config(data_root, f"data={{root: {data_root}, {patterns}, classes: "
                          f"{{ground: 0, box: 200}}, validation: {{{val}}}}}")  # fmt: skip
     data = check_data(config)
-    assert not data.faults
+    assert not data.errors
     assert (len(data.train_pairs), len(data.val_pairs)) == (5, 1)
     assert data.train_pairs[0].instances == f"{data_root}/all/0_cells.png"
     assert data.val_pairs[0].instances == f"{data_root}/val/5_cells.png"
@@ -246,20 +247,20 @@ def test_label_images_may_lie_in_the_folder_of_the_images(data_root: Path) -> No
 def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_root: Path) -> None:
     write_instances(data_root)
     data = check_data(make_config(data_root, *BORDER))
-    assert not data.faults
+    assert not data.errors
     assert data.train.num_cells.tolist() == [2] * 4
     assert check_data(make_config(data_root)).train.num_cells.tolist() == [0] * 4
     assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
     assert check_data(make_config(data_root, BORDER[0])).train.num_cells.tolist() == [0] * 4
     classes = make_config(data_root, BORDER[0], "loss.border={classes: [box], sigma: 3}")
-    assert check_data(classes).faults[0].startswith("loss.border: got no training image with two")
+    assert check_data(classes).errors[0].startswith("loss.border: got no training image with two")
     cells = data_root / "instances"
     (cells / "1.png").unlink()
     (cells / "2.png").write_text("no image")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(cells / "3.png")
-    faults = check_data(make_config(data_root, *BORDER)).faults
-    assert faults == check_data(make_config(data_root, BORDER[0])).faults  # only to be scored
-    assert faults == check_data(classes).faults
+    faults = check_data(make_config(data_root, *BORDER)).errors
+    assert faults == check_data(make_config(data_root, BORDER[0])).errors  # only to be scored
+    assert faults == check_data(classes).errors
     assert len(faults) == 3
     assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in faults[0]
     assert f"{cells}/2.png: cannot be read as an image" in faults[1]
@@ -270,7 +271,7 @@ def test_a_label_image_that_cannot_be_read_is_left_out_only_if_asked_for(data_ro
     write_instances(data_root)
     (data_root / "instances" / "2.png").write_text("no image")
     data = check_data(make_config(data_root, *BORDER, "data.skip_unreadable=true"))
-    assert not data.faults
+    assert not data.errors
     assert data.skipped == 1
 
 
@@ -279,7 +280,7 @@ def test_validation_folders_of_their_own_need_no_label_images(data_root: Path) -
     write_instances(data_root)
     own = "data.validation={images: held_out/images, masks: held_out/masks}"
     data = check_data(make_config(data_root, *BORDER, own))
-    assert not data.faults
+    assert not data.errors
     assert len(data.val_pairs) == 2
 
 
@@ -291,12 +292,12 @@ def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
         Image.fromarray(mask).save(path)
     assert check_data(make_config(data_root)).train.num_cells.max() == 0
     data = check_data(make_config(data_root, "loss.border={classes: [box]}"))
-    assert not data.faults
+    assert not data.errors
     assert data.train.num_cells.min() == 2
 
 
 def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> None:
-    faults = check_data(make_config(data_root, "loss.border={classes: [box]}")).faults
+    faults = check_data(make_config(data_root, "loss.border={classes: [box]}")).errors
     assert len(faults) == 1
     assert faults[0].startswith("loss.border: got no training image with two cells, expected some")
     assert faults[0].endswith("correct loss.border.classes")
@@ -366,7 +367,7 @@ def test_all_damaged_files_of_a_pair_are_named(data_root: Path) -> None:
     folders = ("images", "masks", "instances")
     for folder in folders:
         (data_root / folder / "3.png").write_bytes(b"")
-    faults = check_data(make_config(data_root, *BORDER)).faults
+    faults = check_data(make_config(data_root, *BORDER)).errors
     assert [fault.partition(":")[0] for fault in faults] == [
         f"{data_root}/{folder}/3.png" for folder in folders
     ]
@@ -376,5 +377,5 @@ def test_a_label_image_without_the_objects_of_the_mask_is_a_fault(data_root: Pat
     write_instances(data_root)
     path = data_root / "instances" / "3.png"
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(path)
-    (fault,) = check_data(make_config(data_root, *BORDER)).faults
+    (fault,) = check_data(make_config(data_root, *BORDER)).errors
     assert f"{path}: numbers 0% of the pixels of box in {data_root}/masks/3.png" in fault

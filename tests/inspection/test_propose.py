@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(workdir: Path) -> None:
+def _run_in_workdir(workdir: Path) -> None:
     """What is checked is remembered in runs/ of a folder of the test's own."""
 
 
@@ -37,7 +37,7 @@ def write(root: Path, image: str, mask: str, values: list[int]) -> None:
 def proposed(root: Path) -> Config:
     """The config for a folder, with which nothing is wrong."""
     config = load_config(write_config(root))
-    assert check_data(config).faults == []
+    assert check_data(config).errors == []
     return config
 
 
@@ -290,7 +290,7 @@ def test_a_damaged_file_is_left_to_the_check(tmp_path: Path) -> None:
     (tmp_path / "images/0.png").write_text("no image")
     (tmp_path / "masks/3.png").write_bytes(b"")
     Path("mine.yaml").write_text(propose(tmp_path, "mine"), encoding="utf-8")
-    faults = check_data(load_config(Path("mine.yaml"))).faults
+    faults = check_data(load_config(Path("mine.yaml"))).errors
     assert len(faults) == 2
     assert all("cannot be read as an image" in fault for fault in faults)
 

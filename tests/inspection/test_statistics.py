@@ -78,5 +78,5 @@ def test_where_nothing_could_be_read_nothing_is_remembered(data_root: Path) -> N
     for path in (data_root / "masks").iterdir():
         path.write_text("no image")
     config = make_config(data_root)
-    assert check_data(config).faults == check_data(config).faults
-    assert len(check_data(config).faults) == 6
+    assert check_data(config).errors == check_data(config).errors
+    assert len(check_data(config).errors) == 6

@@ -128,7 +128,7 @@ def test_an_encoder_begins_with_weights_that_only_the_start_needs(
     whole = train(make_config(data_root, *overrides, "name=whole", "train.freeze_encoder_epochs=2"))
     shown = capsys.readouterr().out
     assert "note: efficientnet_b0 begins with the weights weights.pth; those of the first" in shown
-    assert "note: data.normalization: mean [0.449] and std [0.226], those of the weights" in shown
+    assert "normalization    mean [0.449] and std [0.226], from the weights of" in shown
     frozen = encoder_of(whole / "last.pt")
     assert torch.equal(frozen.pop("features.0.0.weight"), given["features.0.0.weight"].sum(1, True))
     for key, weights in frozen.items():

@@ -53,22 +53,22 @@ def run_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     try:
         data = check_data(config)
-    except (ValueError, FileNotFoundError) as error:  # nothing to read at all: a fault as well
-        print(f"error: {error}\n1 fault found", file=sys.stderr)
+    except (ValueError, FileNotFoundError) as error:  # there is nothing to read at all
+        print(f"error: {error}\n1 error found", file=sys.stderr)
         return 1
-    print(describe(data, list(config.data.classes)))
-    for note in data.notes:
-        print(f"note: {note}")
+    print(describe(config, data))
+    for warning in data.warnings:
+        print(f"warning: {warning}")
     if picture is not None and len(data.train_pairs):
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw_samples(config, data, picture)
         print(f"wrote {picture}")
-    if not data.faults:
-        print("nothing is wrong")
+    if not data.errors:
+        print("no errors found")
         return 0
-    for fault in data.faults:
-        print(f"error: {fault}", file=sys.stderr)
-    print(f"{len(data.faults)} fault(s) found", file=sys.stderr)
+    for message in data.errors:
+        print(f"error: {message}", file=sys.stderr)
+    print(f"{len(data.errors)} error(s) found", file=sys.stderr)
     return 1
 
 

@@ -35,8 +35,8 @@ class CheckedData:
         val_pairs: to be scored.
         train: what was found in the training pairs.
         val: what was found in the validation pairs.
-        faults: what must be corrected.
-        notes: what is worth knowing.
+        errors: what must be corrected before training.
+        warnings: what is possible, but likely a mistake.
         skipped: pairs left out because they cannot be read.
     """
 
@@ -44,8 +44,8 @@ class CheckedData:
     val_pairs: PackedPairs
     train: PairStatistics
     val: PairStatistics
-    faults: list[str]
-    notes: list[str]
+    errors: list[str]
+    warnings: list[str]
     skipped: int
 
     @property
@@ -130,24 +130,21 @@ def check_data(config: Config) -> CheckedData:
         val_pairs=PackedPairs(val_pairs),
         train=train,
         val=val,
-        faults=faults,
-        notes=[
-            *notes,
-            *_oddities(config, [*train_pairs, *val_pairs], train, val),
-            *_about_weights(config),
-        ],
+        errors=faults,
+        warnings=[*notes, *_oddities(config, [*train_pairs, *val_pairs], train, val)],
         skipped=skipped,
     )
 
 
-def describe(data: CheckedData, names: Sequence[str]) -> str:
+def describe(config: Config, data: CheckedData) -> str:
     """Lay out sizes, modes and classes of checked data as text."""
     sizes = np.concatenate([data.train.sizes, data.val.sizes])
-    kinds = np.concatenate([data.train.kinds, data.val.kinds]).astype(str)
+    types = np.concatenate([data.train.types, data.val.types]).astype(str)
     lines = [
         f"{len(data.train)} training and {len(data.val)} validation images",
-        "sizes    " + _most([f"{height} x {width}" for height, width in sizes.tolist()]),
-        "kinds    " + _most(kinds.tolist()),
+        "size             " + _most([f"{height} x {width}" for height, width in sizes.tolist()]),
+        "mode and dtype   " + _most(types.tolist()),
+        *_describe_normalization(config),
         "",
     ]
     rows = [("class", "training pixels", "images", "validation pixels", "images")]
@@ -156,7 +153,7 @@ def describe(data: CheckedData, names: Sequence[str]) -> str:
         pixels = part.class_pixels.sum(0)
         columns.append([f"{share:.2%}" for share in pixels / max(1, pixels.sum())])
         columns.append([str(count) for count in (part.class_pixels > 0).sum(0)])
-    rows += zip(names, *columns, strict=True)
+    rows += zip(config.data.classes, *columns, strict=True)
     return "\n".join(lines) + table(rows)
 
 
@@ -262,7 +259,7 @@ def _oddities(
             f"{pairs[single[0]].masks[0]}"
         )
     dtypes = {
-        kind.decode().rpartition(" ")[2] for kind in {*train.kinds.tolist(), *val.kinds.tolist()}
+        kind.decode().rpartition(" ")[2] for kind in {*train.types.tolist(), *val.types.tolist()}
     }
     if len(dtypes) > 1:
         notes.append(
@@ -288,19 +285,20 @@ def _oddities(
     return notes
 
 
-def _about_weights(config: Config) -> list[str]:
-    """How the images of an encoder with weights are normalised, if nobody said how."""
-    if config.train.encoder_weights is None or config.data.normalization != "auto":
+def _describe_normalization(config: Config) -> list[str]:
+    """Say how images are normalised where the pretrained weights of the encoder decide it."""
+    encoder, weights = config.model.encoder, config.train.encoder_weights
+    if weights is None or config.data.normalization != "auto":
         return []
-    numbers = numbers_of_weights(config)
-    if numbers is None:
+    normalization = numbers_of_weights(config)
+    if normalization is None:
         return [
-            f"data.normalization: dataset, as the weights of {config.model.encoder} know colours "
-            f"and no {config.model.in_channels} channels"
+            f"normalization    dataset, because the weights of {encoder} were trained on colour "
+            f"images, not on {config.model.in_channels} channels"
         ]
     return [
-        f"data.normalization: {numbers}, those of the weights of {config.model.encoder}; set it to "
-        "dataset for those of the training images"
+        f"normalization    {normalization}, from the weights of {encoder}; set "
+        "data.normalization=dataset to take it from the training images"
     ]
 
 

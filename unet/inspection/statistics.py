@@ -24,7 +24,7 @@ from unet.runtime.files import atomic_path
 _AT_ONCE = 1024
 """Files that wait for a thread: a list of all would be large."""
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 """Of the columns of `PairStatistics` and how they are found."""
 
 
@@ -34,7 +34,7 @@ class PairStatistics:
 
     Args:
         sizes: (N, 2) height and width.
-        kinds: (N,) Pillow's mode, and the type of the numbers, as bytes.
+        types: (N,) Pillow's mode and the dtype, as bytes.
         num_bytes: (N,) that image and class ids take in memory, and with a border the weights.
         class_pixels: (N, K) pixels of each class.
         sums: (N, C) of the values of each channel.
@@ -46,7 +46,7 @@ class PairStatistics:
     """
 
     sizes: np.ndarray
-    kinds: np.ndarray
+    types: np.ndarray
     num_bytes: np.ndarray
     class_pixels: np.ndarray
     sums: np.ndarray
@@ -61,7 +61,7 @@ class PairStatistics:
         """Make `count` rows to be filled."""
         return cls(
             sizes=np.zeros((count, 2), np.int64),
-            kinds=np.zeros(count, "S40"),
+            types=np.zeros(count, "S40"),
             num_bytes=np.zeros(count, np.int64),
             class_pixels=np.zeros((count, num_classes), np.int64),
             sums=np.zeros((count, channels)),

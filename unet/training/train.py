@@ -88,9 +88,9 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         distributed.run_on_first_rank(lambda: check_same(state, run, dtype, data))
         # The very numbers: another version of NumPy may differ in the last digit.
         normalization = Normalization(**state["normalization"])
-    print(describe(data, reader.classes.names))
-    for note in data.notes:
-        print(f"note: {note}")
+    print(describe(config, data))
+    for warning in data.warnings:
+        print(f"warning: {warning}")
     dataset = build_dataset(config, data.train_pairs, reader, normalization, data.train.num_bytes)
 
     # The model, and all that learns with it.
@@ -187,8 +187,8 @@ def _encoder_weights(config: Config) -> dict[str, torch.Tensor]:
 
 def _checked_data(config: Config) -> CheckedData:
     data = check_data(config)
-    if data.faults:
-        raise ValueError(listed(data.faults))
+    if data.errors:
+        raise ValueError(listed(data.errors))
     return data
 
 
