@@ -1,3 +1,4 @@
+import errno
 import os
 import struct
 import warnings
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from helpers import write_png16
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from unet.data.image_io import (
     UnreadableError,
     count_pages,
     image_mode,
     read_image,
+    skip_unreadable,
     stack_writer,
     to_channels,
     to_float,
@@ -377,3 +380,26 @@ def test_a_png_whose_pixels_have_changed_on_the_disk_is_damaged(tmp_path: Path) 
     path.write_bytes(contents)
     with pytest.raises(UnreadableError, match=r"1\.png: cannot be read as an image .*IDAT"):
         read_image(path, 1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        KeyboardInterrupt(),
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("method", ["load", "seek"])
+def test_a_lack_of_resources_does_not_make_an_image_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, method: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    Image.fromarray(GREY).save(tmp_path / "a.tif")
+    monkeypatch.setattr(TiffImageFile, method, fail)
+    with pytest.raises(type(error)) as caught:
+        list(skip_unreadable(lambda path: read_image(path, 1), [tmp_path / "a.tif"]))
+    assert caught.value is error

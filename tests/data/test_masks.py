@@ -38,8 +38,8 @@ def test_a_palette_is_read_by_index_or_by_colour(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     by_index = ClassMap({"a": 0, "b": 2, "c": 1})
     by_colour = ClassMap({"a": (10, 20, 30), "b": (0, 0, 255), "c": (255, 0, 0)})
-    assert by_index.read(tmp_path / "a.png").tolist() == [[0, 2, 1]]
-    assert by_colour.read(tmp_path / "a.png").tolist() == [[0, 2, 1]]
+    assert read_mask(tmp_path / "a.png", by_index).tolist() == [[0, 2, 1]]
+    assert read_mask(tmp_path / "a.png", by_colour).tolist() == [[0, 2, 1]]
 
 
 def test_grey_stored_as_rgb_is_read_as_grey(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_many_values_mean_one_class(tmp_path: Path) -> None:
     assert classes.values == (0, 127, 200)
     path = save(tmp_path / "b.png", np.array([[[1, 1, 1], [2, 2, 2], [3, 3, 3]]], np.uint8))
     colours = ClassMap({"a": [(1, 1, 1), (3, 3, 3)], "b": (2, 2, 2)})
-    assert colours.read(path).tolist() == [[0, 1, 0]]
+    assert read_mask(path, colours).tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I", "F", "I;16"])
@@ -164,7 +164,7 @@ def test_one_bit_is_a_class_rather_than_ignored_and_white_in_colours(tmp_path: P
         [0, 1]
     ]
     colours = ClassMap({"a": (0, 0, 0), "b": (255, 255, 255)})
-    assert colours.read(tmp_path / "a.png").tolist() == [[0, 1]]
+    assert read_mask(tmp_path / "a.png", colours).tolist() == [[0, 1]]
 
 
 def test_the_classes_that_would_fit_lose_none(tmp_path: Path) -> None:

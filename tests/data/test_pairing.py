@@ -278,3 +278,14 @@ def test_label_images_may_be_stacks(tmp_path: Path) -> None:
     write_stack(tmp_path / "cells" / "a.tif", 2)
     _, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
     assert "cells/a.tif: got 2 pages, expected 3 as in" in faults[0]
+
+
+def test_packed_pairs_are_indexed_as_a_list_is(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(3)))
+    pairs = find_pairs(tmp_path, ["images"], "masks")[0]
+    packed = PackedPairs(pairs)
+    assert [packed[i] for i in range(-3, 3)] == pairs + pairs
+    assert pairs[1] in packed
+    for i in (-4, 3):
+        with pytest.raises(IndexError, match=f"got the index {i}, expected one of 3 pairs"):
+            packed[i]

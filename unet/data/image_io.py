@@ -1,5 +1,6 @@
 """Image files -> arrays; stacks of pages written."""
 
+import errno
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,9 @@ _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 
 # No brightness, but a mark of missing data, such as -3.4e38.
 _HUGE = 1e9
+
+# The machine's errors, not the file's: too many open files, no memory.
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -219,7 +223,11 @@ def _open(path: Path) -> Iterator[ImageFile]:
         # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
         with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
             yield file
-    except Exception as error:  # damaged files make Pillow's decoders raise errors of any kind
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make Pillow's decoders raise errors of any class
+        if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
+            raise
         reason, cure = (
             " ".join(str(error).split()) or type(error).__name__,
             "replace or remove the file",

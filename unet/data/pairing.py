@@ -69,6 +69,9 @@ class PackedPairs(Sequence[Pair]):
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> Pair:  # type: ignore[override]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"got the index {index}, expected one of {len(self)} pairs")
+        index %= len(self)
         start, end = self._ends[index], self._ends[index + 1]
         stem, images, masks, page, split, instances = pickle.loads(  # noqa: S301 (packed above)
             self._bytes[start:end].data
