@@ -89,7 +89,7 @@ def taken_apart(device: torch.device) -> Iterator[list[tuple[float, dict[str, fl
             (loop, "save_last", "saving"),
             (RunLogger, "step", "logging steps"),
             (RunLogger, "validation", "logging validations"),
-            (tracking, "preview_sheet", "previews"),  # parts of the one above
+            (tracking, "draw_preview_sheet", "previews"),  # parts of the one above
             (tracking, "save_picture", "previews"),
         ):
             stack.enter_context(timed(owner, attribute, what))

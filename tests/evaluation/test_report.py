@@ -12,7 +12,7 @@ from unet.data.classes import ClassMap
 from unet.evaluation.measurements import Measures, Summary, measure, summarize
 from unet.evaluation.report import Example, choose_examples, example_pictures, html_report
 from unet.metrics.precision_recall import NUM_BINS, Curve, precision_recall, probability_counts
-from unet.visualize import DIFFERENCE
+from unet.visualize import ERROR_COLOUR
 
 VOID = {"meta", "img", "br"}
 
@@ -197,7 +197,7 @@ def test_pictures_show_image_target_prediction_and_difference() -> None:
     assert tuple(shown[1][30, 40]) == (255, 255, 255)
     assert tuple(shown[2][5, 5]) == colours[1]
     difference = shown[3].astype(int)
-    assert abs(difference[5, 5] - DIFFERENCE).max() < 12  # JPEG
+    assert abs(difference[5, 5] - ERROR_COLOUR).max() < 12  # JPEG
     assert abs(difference[30, 40] - 255).max() < 12
     assert np.ptp(difference[5, 50]) < 12
 
@@ -212,7 +212,7 @@ def test_a_single_pixel_that_differs_is_seen_in_a_large_image(size: tuple[int, i
         *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
         shown = decoded(difference).astype(int)
         v, u = y * shown.shape[0] // height, x * shown.shape[1] // width
-        assert abs(shown[v, u] - DIFFERENCE).max() < 60  # JPEG
+        assert abs(shown[v, u] - ERROR_COLOUR).max() < 60  # JPEG
         reddish = shown[..., 0] - shown[..., 1] > 60
         assert reddish[max(0, v - 2) : v + 3, max(0, u - 2) : u + 3].sum() == reddish.sum() <= 16
 
@@ -224,8 +224,8 @@ def test_where_much_differs_a_large_image_shows_how_much() -> None:
     prediction[:256, 512:] = 1  # all of a corner's
     *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
     shown = decoded(difference).astype(int)
-    assert abs(shown[64, 384] - DIFFERENCE).max() < 12  # JPEG
-    assert abs(shown[192, 128] - (40 + np.array(DIFFERENCE)) / 2).max() < 12
+    assert abs(shown[64, 384] - ERROR_COLOUR).max() < 12  # JPEG
+    assert abs(shown[192, 128] - (40 + np.array(ERROR_COLOUR)) / 2).max() < 12
     assert abs(shown[400, 128] - 40).max() < 12
 
 

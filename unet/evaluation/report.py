@@ -25,12 +25,12 @@ from unet.evaluation.measurements import (
 )
 from unet.metrics.precision_recall import Curve
 from unet.visualize import (
-    DIFFERENCE,
-    IGNORED,
-    differences_to_rgb,
+    ERROR_COLOUR,
+    IGNORED_COLOUR,
+    errors_to_rgb,
+    fraction_colours,
     mask_to_rgb,
-    share_colour,
-    shares_of_target,
+    row_fractions,
 )
 
 _LONGEST = 512
@@ -150,7 +150,7 @@ def example_pictures(
         _address(shown, "JPEG"),
         _address(_shrunk(mask_to_rgb(target, colours), nearest), "PNG"),
         _address(_shrunk(mask_to_rgb(prediction, colours), nearest), "PNG"),
-        _address(differences_to_rgb(shown, differs, _shrunk(ignored, nearest)), "JPEG"),
+        _address(errors_to_rgb(shown, differs, _shrunk(ignored, nearest)), "JPEG"),
     )
 
 
@@ -266,7 +266,7 @@ def _confusion(summary: Summary) -> str:
         "<tbody>",
     ]
     for name, counts, shares in zip(
-        summary.names, matrix.tolist(), shares_of_target(matrix).tolist(), strict=True
+        summary.names, matrix.tolist(), row_fractions(matrix).tolist(), strict=True
     ):
         cells = "".join(map(_share_cell, counts, shares))
         lines.append(
@@ -279,7 +279,7 @@ def _confusion(summary: Summary) -> str:
 def _share_cell(count: int, share: float) -> str:
     if share != share:
         return "<td>-</td>"
-    fill, ink = share_colour(share)
+    fill, ink = fraction_colours(share)
     return (
         f'<td style="background: {_css(fill)}; color: {_css(ink)}" title="{count:,} pixels">'
         f"{100 * share:.1f}</td>"
@@ -406,8 +406,8 @@ def _examples(examples: Sequence[Example], summary: Summary, colours: Sequence[C
         return "<p>No image has a score.</p>"
     swatches = list(zip(summary.names, colours, strict=True))
     if sum(height * width for height, width in summary.sizes) > int(summary.matrix.sum()):
-        swatches.append(("ignored", IGNORED))
-    swatches.append(("prediction differs from target", DIFFERENCE))
+        swatches.append(("ignored", IGNORED_COLOUR))
+    swatches.append(("prediction differs from target", ERROR_COLOUR))
     lines = [
         "<p>By the mean IoU of each image by itself, over the classes in its target or prediction. "
         f"Sides of more than {_LONGEST} pixels are shown smaller; where little differs, it is then "

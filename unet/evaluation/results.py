@@ -24,7 +24,7 @@ from unet.evaluation.measurements import (
 from unet.metrics.precision_recall import Curve
 from unet.runtime.files import atomic_path, check_writable
 from unet.runtime.text import table
-from unet.visualize import confusion_picture, save_picture
+from unet.visualize import draw_confusion_matrix, save_picture
 
 _FILES = (
     "report.html",
@@ -111,7 +111,9 @@ def write_results(
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     _write_text(folder / "per_image.csv", _csv(_image_rows(summary, stems)))
-    save_picture(folder / "confusion.png", confusion_picture(summary.matrix.numpy(), summary.names))
+    save_picture(
+        folder / "confusion.png", draw_confusion_matrix(summary.matrix.numpy(), summary.names)
+    )
     if summary.curve is not None:
         _write_text(folder / "thresholds.csv", _csv(_threshold_rows(summary.curve)))
     if summary.at_thresholds:

@@ -36,7 +36,7 @@ from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.files import check_writable
 from unet.runtime.optional import import_extra
-from unet.visualize import image_to_rgb, overlay, save_picture, with_legend
+from unet.visualize import add_legend, image_to_rgb, overlay, save_picture
 
 # Only these are taken for stacks; other formats that may move are read as before, or refused.
 _STACKS = frozenset({".tif", ".tiff", ".gif"})
@@ -343,7 +343,7 @@ def _draw(
         case "overlay":
             colours = model.classes.colours
             picture = overlay(image_to_rgb(image), ids, colours)
-            return [with_legend(picture, model.classes.names, colours)]
+            return [add_legend(picture, model.classes.names, colours)]
         case "probabilities":
             assert scores is not None
             return [Image.fromarray(score) for score in scores.numpy()]

@@ -12,7 +12,7 @@ from unet.build import (
 from unet.config.schema import Config
 from unet.data.image_io import to_float
 from unet.inspection.check import CheckedData
-from unet.visualize import sample_sheet, save_picture
+from unet.visualize import draw_sample_sheet, save_picture
 
 
 def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) -> None:
@@ -45,4 +45,4 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
         rows.append(row)
         extra_weights += weights
     names, colours = reader.classes.names, reader.classes.colours
-    save_picture(path, sample_sheet(rows, names, colours, extra_weights))
+    save_picture(path, draw_sample_sheet(rows, names, colours, extra_weights))

@@ -14,7 +14,7 @@ from unet.build import build_classes
 from unet.config.schema import Config, config_to_dict
 from unet.evaluation.evaluate import Segmented
 from unet.runtime.files import atomic_path
-from unet.visualize import preview_sheet, save_picture
+from unet.visualize import draw_preview_sheet, save_picture
 
 
 class RunLogger:
@@ -67,7 +67,7 @@ class RunLogger:
         if find_spec("matplotlib") is not None:
             draw_curves(self.run / "curves.png", history)
         if previews:
-            sheet = preview_sheet(previews, self.classes.names, self.classes.colours)
+            sheet = draw_preview_sheet(previews, self.classes.names, self.classes.colours)
             save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
         if self._writer is not None:
             with self._naming_the_folder():
