@@ -22,7 +22,7 @@ from unet.config.loader import config_from_dict
 from unet.config.schema import Config
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
-from unet.models.encoders import Encoder
+from unet.models.encoder_specs import Encoder
 from unet.models.unet import UNet
 
 HEIGHT, WIDTH = 36, 52

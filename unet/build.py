@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet.config.schema import Config, FixedNormalizationConfig, network_levels
+from unet.config.schema import Config, FixedNormalizationConfig
 from unet.data.border_weights import Border
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
@@ -89,9 +89,12 @@ def build_classes(config: Config) -> ClassMap:
 
 def build_transforms(config: Config) -> Augment:
     """Return what draws the training samples of a config."""
-    unpadded = config.model.padding == "valid"
+    geometry = config.model.geometry
     return Augment(
-        **vars(config.augment), unpadded_levels=network_levels(config.model) if unpadded else ()
+        **vars(config.augment),
+        context=geometry.context,
+        size_multiple=geometry.output_stride if geometry.context else 1,
+        size_remainder=geometry.remainder,
     )
 
 

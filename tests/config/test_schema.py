@@ -44,7 +44,7 @@ def test_every_setting_has_its_dotted_path() -> None:
 @pytest.mark.parametrize(
     ("section", "part", "besides"),
     [
-        (AugmentConfig, Augment, {"unpadded_levels"}),
+        (AugmentConfig, Augment, {"context", "size_multiple", "size_remainder"}),
         (
             ModelConfig,
             UNet,

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from unet.data.transforms import Augment
-from unet.models.receptive_field import context, own_levels, valid_input_side
 
 EVERYTHING = {
     "scale": (0.6, 1.6),
@@ -173,19 +172,21 @@ def test_elastic_points_are_no_further_apart_than_asked_for_and_no_more_than_tha
         assert rng.normal() == same.normal(), side
 
 
+# Of an unpadded network with two levels.
+UNPADDED = {"context": 8, "size_multiple": 2, "size_remainder": 4}
+
+
 @pytest.mark.parametrize("crop", [(44, 52), None])
 def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] | None) -> None:
     target = torch.arange(31 * 44).reshape(31, 44) % 251
-    augment = Augment(crop=crop, flip_horizontal=True, unpadded_levels=own_levels(2))
-    around, tops = context(own_levels(2)), set()
+    augment = Augment(crop=crop, flip_horizontal=True, **UNPADDED)
+    around, tops = UNPADDED["context"], set()
     mirrored = np.pad(target.numpy(), around + 4, mode="symmetric")
     for seed in range(60):
         image, out = augment(target[None].float(), target, np.random.default_rng(seed))
         torch.testing.assert_close(image[0], out.float(), atol=1e-2, rtol=0)
         sides = out.shape
-        assert sides == (
-            crop or tuple(valid_input_side(own_levels(2), side) for side in target.shape)
-        )
+        assert sides == (crop or (32 + 2 * around, 44 + 2 * around))
         places = [
             (top, left)
             for one in (out, out.flip(1))
@@ -202,8 +203,8 @@ def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] 
 def test_a_rare_pixel_is_where_an_unpadded_network_learns() -> None:
     target = torch.zeros(200, 200, dtype=torch.long)
     target[90, 120] = 1
-    augment = Augment(crop=(52, 44), unpadded_levels=own_levels(2))
-    inside = context(own_levels(2)) + 3
+    augment = Augment(crop=(52, 44), **UNPADDED)
+    inside = UNPADDED["context"] + 3
     for seed in range(50):
         _, out = augment(target[None].float(), target, np.random.default_rng(seed), (90, 120))
         assert out[inside:-inside, inside:-inside].any()

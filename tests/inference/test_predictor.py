@@ -16,7 +16,7 @@ from unet.build import build_network
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
-from unet.models.receptive_field import own_levels, valid_input_side
+from unet.models.receptive_field import unet_geometry
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
     # Beyond its borders it sees the image mirrored.
     wider = np.pad(model.normalization(image).numpy(), ((0, 0), (20, 99), (20, 99)), "symmetric")
     with torch.inference_mode():
-        sides = [valid_input_side(own_levels(3), side) for side in size]
+        sides = [unet_geometry("none", 3, padding="valid").input_side(side) for side in size]
         by_hand = model.net(torch.from_numpy(wider[None, :, : sides[0], : sides[1]]))[0]
     torch.testing.assert_close(whole, by_hand[:, : size[0], : size[1]], rtol=1e-5, atol=1e-5)
     for tiling in ("{size: [116, 96]}", "{size: [116, 88], overlap: 9, batch_size: 3}"):
@@ -142,6 +142,7 @@ def test_only_norms_with_statistics_of_the_image_blend(
         "align": 2,
         "blend": blends,
         "context": 0,
+        "remainder": 0,
         "batch_size": 1,
         "bar": None,
         "finish": None,

@@ -7,7 +7,6 @@ from torch.nn import functional as F
 
 from unet import UNet
 from unet.inference.sliding_window import blend_weights, cut_weights, place_tiles, sliding_window
-from unet.models.receptive_field import valid_input_side
 
 
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 60, 100, 257])
@@ -142,7 +141,7 @@ def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
 ) -> None:
     net = make_net(widths=(4, 6, 8, 8)[:levels], norm=norm, padding="valid")
     cell = net.output_stride
-    shown = valid_input_side(net.levels, 3 * cell + 4)
+    shown = net.geometry.input_side(3 * cell + 4)
     tile = (shown, shown + cell)  # not square
     for size in ((61, 75), (8 * cell, 3), (1, 1), (2 * cell, 3 * cell + 4)):
         image = net.mirror_context(torch.randn(2, *size))
@@ -155,7 +154,15 @@ def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
             return net(tiles)
 
         tiled = sliding_window(
-            model, image, tile, 0, cell, blend=False, context=net.context, batch_size=batch_size
+            model,
+            image,
+            tile,
+            0,
+            cell,
+            blend=False,
+            context=net.context,
+            remainder=net.geometry.remainder,
+            batch_size=batch_size,
         )
         torch.testing.assert_close(tiled, net(image[None])[0], rtol=1e-5, atol=1e-5)
         assert all(shape[2] <= tile[0] and shape[3] <= tile[1] for shape in calls), calls
@@ -165,9 +172,9 @@ def test_unpadded_tiles_give_what_the_whole_mirrored_image_gives(
 
 def test_the_papers_tiles_of_a_slice() -> None:
     # 512 pixels in tiles of 388 at most: two, as small as it takes.
-    assert place_tiles(512, 572, 4, 16, context=92) == (260, [0, 256])
-    assert place_tiles(388, 572, 4, 16, context=92) == (388, [0])
-    assert place_tiles(389, 572, 0, 16, context=92) == (212, [0, 192])
+    assert place_tiles(512, 572, 4, 16, context=92, remainder=4) == (260, [0, 256])
+    assert place_tiles(388, 572, 4, 16, context=92, remainder=4) == (388, [0])
+    assert place_tiles(389, 572, 0, 16, context=92, remainder=4) == (212, [0, 192])
 
 
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])

@@ -4,32 +4,32 @@ import pytest
 import torch
 from torchvision.models import get_model_weights
 
-from unet.models.encoders import BACKBONES, Encoder, levels_of, sees_all
-from unet.models.receptive_field import output_stride, strides
+from unet.models.encoder_specs import ENCODER_SPECS, Encoder, encoder_levels
+from unet.models.receptive_field import receptive_field, strides, unet_geometry
 from unet.models.unet import backbone
 
 
 def test_every_name_has_its_entry() -> None:
-    assert ("none", *BACKBONES) == get_args(Encoder)
+    assert ("none", *ENCODER_SPECS) == get_args(Encoder)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ENCODER_SPECS)
 def test_the_table_is_what_torchvision_makes(name: str) -> None:
     with torch.device("meta"):
         features = backbone(name, 2).eval()(torch.empty(1, 2, 128, 192))
-    assert tuple(features) == BACKBONES[name].nodes
-    levels, sides = levels_of(name, 0), [128]
+    assert tuple(features) == ENCODER_SPECS[name].nodes
+    levels, sides = encoder_levels(name, 0), [128]
     for stride in strides(levels)[1:]:
         sides.append(sides[-1] // stride)
     assert [tuple(feature.shape) for feature in features.values()] == [
         (1, channels, side, side * 3 // 2)
-        for channels, side in zip(BACKBONES[name].channels, sides[1:], strict=True)
+        for channels, side in zip(ENCODER_SPECS[name].channels, sides[1:], strict=True)
     ]
-    assert output_stride(levels) == 32
+    assert unet_geometry(name).output_stride == 32
     assert get_model_weights(name).DEFAULT.url.startswith("https://")
 
 
-@pytest.mark.parametrize("name", sorted({*BACKBONES} - {"resnet101", "convnext_small"}))
+@pytest.mark.parametrize("name", sorted({*ENCODER_SPECS} - {"resnet101", "convnext_small"}))
 def test_which_encoders_see_all(name: str) -> None:
     """A change in a corner reaches the deepest level's other corner only through a mean of all."""
     torch.manual_seed(0)
@@ -37,4 +37,4 @@ def test_which_encoders_see_all(name: str) -> None:
     images = torch.randn(1, 3, 32, 2048, dtype=torch.double).repeat(2, 1, 1, 1)
     images[1, ..., :64] += 1
     one, other = list(net(images).values())[-1]
-    assert sees_all(name) == bool((one - other)[..., -1].any())
+    assert (receptive_field(name) is None) == bool((one - other)[..., -1].any())

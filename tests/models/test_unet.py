@@ -167,7 +167,7 @@ def test_without_padding_logits_are_those_of_a_padded_net_far_from_the_border(
         UNet(2, 3, **settings, padding=padding).eval() for padding in ("same", "valid")
     )
     unpadded.load_state_dict(padded.state_dict())
-    image = torch.randn(1, 2, 20 * padded.factor, 17 * padded.factor)
+    image = torch.randn(1, 2, 20 * padded.output_stride, 17 * padded.output_stride)
     # The grid of the one begins two pixels before the first that the other sees.
     inner = unpadded(image[..., 2:-2, 2:-2])
     torch.testing.assert_close(inner, centre_crop(padded(image), inner), rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.models import get_model, get_model_weights
 
-from unet.models.encoders import BACKBONES
+from unet.models.encoder_specs import ENCODER_SPECS
 from unet.models.unet import backbone
 from unet.models.weights import encoder_numbers, encoder_weights
 
@@ -110,7 +110,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
         encoder_weights(NAME, str(tmp_path / "best.pt"), 3)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", ENCODER_SPECS)
 def test_images_are_normalised_as_the_weights_know_them(name: str) -> None:
     # The mean and deviation of ImageNet that torchvision documents for its weights.
     assert encoder_numbers(name, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -10,18 +10,12 @@ from unet.config.schema import (
     DataConfig,
     FixedNormalizationConfig,
     Size,
-    network_levels,
     tile_overlap,
 )
 from unet.data.classes import ClassMap
 from unet.data.image_io import SUFFIXES
-from unet.models.receptive_field import (
-    BEYOND_CELLS,
-    Level,
-    context,
-    output_stride,
-    valid_input_side,
-)
+from unet.models.encoder_specs import ENCODER_SPECS
+from unet.models.receptive_field import Geometry
 
 # The scalar fields of metrics.confusion.Scores, whose module needs torch.
 _SCORES = (
@@ -110,11 +104,9 @@ def find_conflicts(config: Config) -> list[str]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         faults.append(f"train.device: got {train.device!r}, expected auto, cpu, cuda or cuda:N")
     if config.model.widths:
-        # Tiles lie at multiples of the network's factor.
-        levels, overlap = network_levels(config.model), tile_overlap(config)
-        smallest = overlap + output_stride(levels)
-        if config.model.padding == "valid":
-            smallest = max(overlap, BEYOND_CELLS) + output_stride(levels) + 2 * context(levels)
+        # Tiles lie at multiples of the network's output stride.
+        geometry, overlap = config.model.geometry, tile_overlap(config)
+        smallest = max(overlap, geometry.remainder) + geometry.output_stride + 2 * geometry.context
         if min(config.tiling.size) < smallest:
             faults.append(
                 f"tiling.size: got {list(config.tiling.size)}, expected at least {smallest} x "
@@ -140,12 +132,12 @@ def _contradictions_of_model(config: Config) -> list[str]:
         )
         if setting is not None
     ]
-    if model.padding == "valid":
+    if model.geometry.context:
         if model.upsampling == "bilinear":
             faults.append(
                 "model.upsampling: got bilinear, expected conv_transpose with model.padding valid"
             )
-        faults += _contradictions_of_crop(config.augment.crop, network_levels(model))
+        faults += _contradictions_of_crop(config.augment.crop, model.geometry, len(model.widths))
     return faults
 
 
@@ -153,7 +145,7 @@ def _contradictions_of_encoder(config: Config) -> list[str]:
     """What does not go together with a network of torchvision."""
     faults = []
     model, train = config.model, config.train
-    count = len(network_levels(model)) - 1
+    count = len(ENCODER_SPECS[model.encoder].channels)
     if len(model.widths) != count:
         example = [32 * 2**i for i in range(count)]
         faults.append(
@@ -183,16 +175,16 @@ def _contradictions_of_encoder(config: Config) -> list[str]:
     return faults
 
 
-def _contradictions_of_crop(crop: Size | None, levels: tuple[Level, ...]) -> list[str]:
+def _contradictions_of_crop(crop: Size | None, geometry: Geometry, num_levels: int) -> list[str]:
     """What an unpadded network cannot halve."""
     smaller, larger = (
-        [valid_input_side(levels, max(side - 2 * context(levels) + more, 1)) for side in crop or ()]
-        for more in (1 - output_stride(levels), 0)
+        [geometry.input_side(max(side - 2 * geometry.context + more, 1)) for side in crop or ()]
+        for more in (1 - geometry.output_stride, 0)
     )
     if list(crop or ()) == larger:
         return []
     return [
-        f"augment.crop: got {list(crop or ())}, expected what {len(levels)} levels of model.widths "
+        f"augment.crop: got {list(crop or ())}, expected what {num_levels} levels of model.widths "
         f"can halve with model.padding valid, such as {smaller} or {larger}"
     ]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from unet.config.parsing import Range
-from unet.models.encoders import Encoder, levels_of, sees_all
-from unet.models.receptive_field import BEYOND_CELLS, Level, margin
+from unet.models.encoder_specs import Encoder
+from unet.models.receptive_field import Geometry, unet_geometry
 
 Positive = Annotated[int, Range(minimum=1)]
 Share = Annotated[float, Range(minimum=0, maximum=1)]
@@ -165,6 +165,13 @@ class ModelConfig:
     # none for the U-Net's own, or a classification network of torchvision; its weights are random
     # without train.encoder_weights. It has its own downsampling, is padded, and takes no dropout.
     encoder: Encoder = "none"
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes in pixels that follow from the network's layers."""
+        return unet_geometry(
+            self.encoder, len(self.widths), self.norm, self.upsampling, self.padding
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,29 +369,14 @@ def tile_overlap(config: Config) -> int:
         return config.tiling.overlap
     if config.model.encoder != "none":
         return min(config.tiling.size) // 4
-    return exact_overlap(config.model) or 2 * _margin(config.model)
+    geometry = config.model.geometry
+    return geometry.exact_overlap or 2 * geometry.margin
 
 
 def tiles_blend(config: Config) -> bool:
     """Whether tiles fade into each other; otherwise they meet in the middle of what they share."""
-    exact = exact_overlap(config.model)
+    exact = config.model.geometry.exact_overlap
     return exact is None or (config.model.encoder != "none" and tile_overlap(config) < exact)
-
-
-def exact_overlap(model: ModelConfig) -> int | None:
-    """Return the overlap from which on tiles give what the whole image gives; None if none does."""
-    if model.norm in ("group", "instance") or sees_all(model.encoder):
-        return None  # what is taken over a tile is not what is taken over the image
-    return BEYOND_CELLS if model.padding == "valid" else 2 * _margin(model)
-
-
-def _margin(model: ModelConfig) -> int:
-    return margin(network_levels(model), model.upsampling == "bilinear")
-
-
-def network_levels(model: ModelConfig) -> tuple[Level, ...]:
-    """Return the levels of a network, for what it sees."""
-    return levels_of(model.encoder, len(model.widths))
 
 
 def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:

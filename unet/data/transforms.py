@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.models.receptive_field import Level, context, valid_input_side
-
 
 class Augment:
     """Random crop, scale, flips, turns, rotation, elastic deformation, brightness and contrast.
@@ -29,9 +27,12 @@ class Augment:
         elastic_spacing: pixels between the points that are displaced; bicubic in between.
         brightness: largest shift to either side, in standard deviations of the image data.
         contrast: largest change of contrast to either side, as a fraction.
-        unpadded_levels: of the network, if it has padding valid, else none. Then its context
-            counts in the crop, but it is the part without that is drawn from the image; and without
-            a crop an image is surrounded by it.
+        context: pixels on each side of the result for which an unpadded network has no logits. The
+            crop includes them, but only its middle is drawn from the image; without a crop the
+            image is mirrored into them.
+        size_multiple: without a crop, the image is also mirrored below and to the right until H
+            and W without context are a multiple of this number plus size_remainder.
+        size_remainder: see size_multiple.
 
     Source: the elastic deformation is that of Ronneberger, Fischer and Brox 2015,
     arXiv 1505.04597, section 3.1.
@@ -49,7 +50,9 @@ class Augment:
         elastic_spacing: int = 64,
         brightness: float = 0.0,
         contrast: float = 0.0,
-        unpadded_levels: tuple[Level, ...] = (),
+        context: int = 0,
+        size_multiple: int = 1,
+        size_remainder: int = 0,
     ) -> None:
         self.crop = crop
         self.scale = scale
@@ -61,7 +64,9 @@ class Augment:
         self.elastic_spacing = elastic_spacing
         self.brightness = brightness
         self.contrast = contrast
-        self.unpadded_levels = unpadded_levels
+        self.context = context
+        self.size_multiple = size_multiple
+        self.size_remainder = size_remainder
 
     def __call__(
         self,
@@ -107,14 +112,7 @@ class Augment:
         self, height: int, width: int, rng: np.random.Generator, around: tuple[int, int] | None
     ) -> Tensor:
         """Where each pixel of the crop comes from: (h, w, 2) as (x, y) in grid_sample's units."""
-        crop_height, crop_width = self.crop or (height, width)
-        around_crop = 0
-        if self.unpadded_levels:
-            around_crop = context(self.unpadded_levels)
-            if self.crop is None:
-                crop_height, crop_width = (
-                    valid_input_side(self.unpadded_levels, side) for side in (height, width)
-                )
+        crop_height, crop_width = self.crop or (self._full_side(height), self._full_side(width))
         scale = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         flip_x = self.flip_horizontal and rng.random() < 0.5
@@ -140,7 +138,7 @@ class Augment:
         source = torch.einsum("ij,jhw->ihw", turn @ rotation @ flip / scale, offsets)
 
         # The crop's window in the image, whole pixels from its border; centred if it is larger.
-        window = [crop_height - 2 * around_crop, crop_width - 2 * around_crop]
+        window = [crop_height - 2 * self.context, crop_width - 2 * self.context]
         if turns % 2:
             window.reverse()
         for axis, (size, image_size) in enumerate(zip(window, (height, width), strict=True)):
@@ -153,6 +151,11 @@ class Augment:
             source[axis] += start + size / scale / 2
             source[axis] = 2 * source[axis] / image_size - 1
         return source.flip(0).permute(1, 2, 0)
+
+    def _full_side(self, pixels: int) -> int:
+        """Side of the result without a crop."""
+        multiple, remainder = self.size_multiple, self.size_remainder
+        return math.ceil((pixels - remainder) / multiple) * multiple + remainder + 2 * self.context
 
     def _displacements(self, height: int, width: int, rng: np.random.Generator) -> Tensor:
         """Smooth random displacements (2, height, width) as (y, x) in pixels."""

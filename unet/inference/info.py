@@ -13,18 +13,15 @@ from unet.checkpoint import load_checkpoint
 from unet.config.schema import (
     Config,
     config_to_dict,
-    exact_overlap,
-    network_levels,
     tile_overlap,
     tiles_blend,
 )
 from unet.inference.costs import multiply_adds, prediction_memory, step_memory
 from unet.inference.predictor import load_model
 from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
-from unet.models.encoders import sees_all
 from unet.models.fuse import fuse_batch_norm
 from unet.models.losses import SegmentationLoss
-from unet.models.receptive_field import output_stride, reach
+from unet.models.receptive_field import receptive_field
 from unet.models.unet import UNet
 from unet.runtime.device import pick_device, pick_dtype
 
@@ -139,20 +136,19 @@ def _scores(history: Sequence[dict[str, Any]], config: Config) -> list[str]:
 
 
 def _receptive_field(config: Config) -> str:
-    levels, encoder = network_levels(config.model), config.model.encoder
-    if sees_all(encoder):
+    model, encoder = config.model, config.model.encoder
+    field = receptive_field(encoder, len(model.widths), model.upsampling)
+    if field is None:
         text = f"the whole image, by squeeze-and-excitation of {encoder}"
     else:
-        bilinear = config.model.upsampling == "bilinear"
-        sides = [reach(levels, i, bilinear) for i in range(output_stride(levels))]
-        widest, furthest = max(left + 1 + right for left, right in sides), max(map(max, sides))
-        text = f"{_sides((widest, widest))} at most, up to {furthest} to one side"
-        if config.model.norm in ("group", "instance"):
-            text += f"; by the statistics of norm {config.model.norm}, the whole image"
+        side, radius = field
+        text = f"{_sides((side, side))} at most, up to {radius} to one side"
+        if model.norm in ("group", "instance"):
+            text += f"; by the statistics of norm {model.norm}, the whole image"
     if encoder != "none":
         how = "blend" if tiles_blend(config) else "are exact"
         text += f"; tiles {how} over {tile_overlap(config)} pixels"
-        if how == "blend" and (exact := exact_overlap(config.model)) is not None:
+        if how == "blend" and (exact := model.geometry.exact_overlap) is not None:
             text += f" (exact from {exact})"
     return text
 

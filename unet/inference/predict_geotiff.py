@@ -28,7 +28,6 @@ from unet.inference.geotiff import Block, Raster, Span, create_raster, file_tile
 from unet.inference.predictor import Predictor
 from unet.inference.sliding_window import bands
 from unet.inference.tta import Kind, View, choose, views
-from unet.models.receptive_field import valid_input_side
 from unet.runtime import distributed
 from unet.runtime.optional import import_extra
 
@@ -144,6 +143,7 @@ def _blended_parts(model: Predictor, source: Raster) -> Iterator[tuple[Block, Te
         overlap=tile_overlap(model.config),
         align=model.net.output_stride,
         context=model.net.context,
+        remainder=model.net.geometry.remainder,
         bar=source.path.name,
     ):
         size = (logits.shape[1], logits.shape[2])
@@ -192,7 +192,7 @@ def _window(block: Block, size: tuple[int, int], model: Predictor, view: View) -
         start, stop = (side - span.stop, side - span.start) if from_end else span
         if context:
             first = start // cell * cell
-            last = first + valid_input_side(model.net.levels, stop - first) - 2 * context
+            last = first + model.net.geometry.input_side(stop - first) - 2 * context
         else:
             first = max(0, (start - around) // cell * cell)
             last = min(side, math.ceil((stop + around) / cell) * cell)

@@ -154,6 +154,7 @@ class Predictor:
                 align=self.net.output_stride,
                 blend=tiles_blend(self.config),
                 context=self.net.context,
+                remainder=self.net.geometry.remainder,
                 batch_size=tiling.batch_size,
                 bar=bar,
                 finish=finish,

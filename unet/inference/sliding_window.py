@@ -24,12 +24,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from unet.models.receptive_field import BEYOND_CELLS
 from unet.runtime import distributed
 
 
 def place_tiles(
-    size: int, tile: int, overlap: int, align: int = 1, context: int = 0
+    size: int, tile: int, overlap: int, align: int = 1, context: int = 0, remainder: int = 0
 ) -> tuple[int, list[int]]:
     """Place as few tiles as it takes along one side of an image, none larger than it takes.
 
@@ -40,8 +39,9 @@ def place_tiles(
         overlap: pixels that neighbouring tiles share at least; rounded up to `align`.
         align: every tile starts and ends at a multiple of it, so that the last one may stick out of
             the image by less than `align`.
-        context: pixels on each side of a tile that an unpadded network loses. What is left ends
-            `BEYOND_CELLS` after such a multiple, and neighbours share at least as many.
+        context: pixels on each side of a tile that an unpadded network loses.
+        remainder: without context, a tile ends so many pixels after a multiple of `align`, and
+            neighbours share at least as many.
 
     Returns:
         The size of every tile, and where each starts, both without context.
@@ -49,10 +49,9 @@ def place_tiles(
     Raises:
         ValueError: if a tile is no larger than the overlap.
     """
-    beyond = BEYOND_CELLS if context else 0
-    tile, overlap = tile - 2 * context, max(overlap, beyond)
+    tile, overlap = tile - 2 * context, max(overlap, remainder)
     cells, largest, shared = (
-        math.ceil((pixels - beyond) / align) for pixels in (size, tile, overlap)
+        math.ceil((pixels - remainder) / align) for pixels in (size, tile, overlap)
     )
     if largest <= shared:
         raise ValueError(
@@ -62,7 +61,7 @@ def place_tiles(
     count = max(math.ceil((cells - shared) / (largest - shared)), 1)
     step = math.ceil((cells - shared) / count)
     last = cells - shared - step
-    return (step + shared) * align + beyond, [min(i * step, last) * align for i in range(count)]
+    return (step + shared) * align + remainder, [min(i * step, last) * align for i in range(count)]
 
 
 def cut_weights(starts: list[int], tile: int) -> Tensor:
@@ -96,6 +95,7 @@ def sliding_window(
     align: int = 1,
     blend: bool = True,
     context: int = 0,
+    remainder: int = 0,
     batch_size: int = 1,
     bar: str | None = None,
     finish: Callable[[Tensor], Tensor] | None = None,
@@ -113,6 +113,7 @@ def sliding_window(
         blend: whether tiles fade into each other over the overlap; otherwise they meet in its
             middle, which is exact for a UNet of norm batch or none and twice its `margin`.
         context: pixels on each side of a tile that there are no logits for: a UNet's `context`.
+        remainder: as `place_tiles`: that of a UNet's `geometry`.
         batch_size: tiles that go through the model together.
         bar: title of a progress bar, if there are several tiles; None for none.
         finish: what is made of the logits of a row of tiles, (K, h, W) -> (..., h, W), so that
@@ -136,6 +137,7 @@ def sliding_window(
         align=align,
         blend=blend,
         context=context,
+        remainder=remainder,
         batch_size=batch_size,
         bar=bar,
     ):
@@ -156,6 +158,7 @@ def bands(
     align: int = 1,
     blend: bool = True,
     context: int = 0,
+    remainder: int = 0,
     batch_size: int = 1,
     bar: str | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
@@ -172,7 +175,7 @@ def bands(
     """
     height, width = size
     (tall, tops), (wide, lefts) = (
-        place_tiles(pixels, largest, overlap, align, context)
+        place_tiles(pixels, largest, overlap, align, context, remainder)
         for pixels, largest in zip(size, tile, strict=True)
     )
     rows, columns = (

@@ -25,8 +25,8 @@ from unet.models.blocks import (
     _begin_as_the_paper,
     mirrored,
 )
-from unet.models.encoders import BACKBONES, Encoder, levels_of
-from unet.models.receptive_field import context, margin, output_stride, strides, valid_input_side
+from unet.models.encoder_specs import ENCODER_SPECS, Encoder, encoder_levels
+from unet.models.receptive_field import strides, unet_geometry
 
 
 def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
@@ -45,7 +45,7 @@ def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
         conv.in_channels = in_channels
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
         conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
-    graph: fx.GraphModule = create_feature_extractor(net, list(BACKBONES[name].nodes))
+    graph: fx.GraphModule = create_feature_extractor(net, list(ENCODER_SPECS[name].nodes))
     return graph
 
 
@@ -91,8 +91,8 @@ class UNet(nn.Module):
             its two deepest levels, is left out in training.
         encoder: none for the U-Net's own, or the name of a network of torchvision, with random
             weights. It has its own downsampling, is padded, and takes no dropout.
-        activation_checkpointing: whether training keeps only what enters each level, and computes the rest again
-            in the backward pass; an encoder of torchvision is one level.
+        activation_checkpointing: whether training keeps only the inputs of each level and computes
+            its activations again in the backward pass; an encoder of torchvision is one level.
 
     Raises:
         ValueError: if a number is out of its range, a name is none of these, or the encoder does
@@ -127,7 +127,7 @@ class UNet(nn.Module):
         if encoder not in get_args(Encoder):
             options = ", ".join(get_args(Encoder))
             raise ValueError(f"encoder: got {encoder!r}, expected one of {options}")
-        levels = levels_of(encoder, len(widths))
+        levels = encoder_levels(encoder, len(widths))
         if encoder != "none":
             if len(widths) != len(levels) - 1:
                 raise ValueError(
@@ -141,17 +141,12 @@ class UNet(nn.Module):
                 )
         self.in_channels = in_channels
         self.num_classes = num_classes
-        self.levels = levels
         self.padding = padding
         self.activation_checkpointing = activation_checkpointing
-        # Sizes that the levels can divide are multiples of factor. So many pixels beside an edge on
-        # that grid may depend on what lies beyond it; with group and instance norm all do, as
-        # with encoders that see all.
-        self.output_stride, self.margin = (
-            output_stride(levels),
-            margin(levels, upsampling == "bilinear"),
-        )
-        self.context = context(levels) if padding == "valid" else 0
+        self.geometry = unet_geometry(encoder, len(widths), norm, upsampling, padding)
+        self.output_stride = self.geometry.output_stride
+        self.margin = self.geometry.margin
+        self.context = self.geometry.context
         self.encoder_frozen = False
         """Whether the encoder neither learns nor, in training, changes its statistics."""
         self.stem = DoubleConv(in_channels, widths[0], norm, padding)
@@ -164,7 +159,7 @@ class UNet(nn.Module):
             channels = tuple(widths)
         else:
             self.encoder = backbone(encoder, in_channels)
-            channels = (widths[0], *BACKBONES[encoder].channels)
+            channels = (widths[0], *ENCODER_SPECS[encoder].channels)
         self.dropout = nn.Dropout(dropout)
         *skips, deeper = channels
         ups = zip(skips, widths[: len(skips)], strides(levels)[1:], strict=True)
@@ -195,14 +190,14 @@ class UNet(nn.Module):
         """
         height, width = image.shape[-2:]
         if self.padding == "valid":
-            smallest = valid_input_side(self.levels, 1)
+            smallest = self.geometry.input_side(1)
             if any(
                 side < smallest or (side - smallest) % self.output_stride
                 for side in (height, width)
             ):
                 raise ValueError(
                     f"UNet: got an image of {height} x {width} pixels, expected sides of {smallest}"
-                    f" plus multiples of {self.output_stride} with padding valid; UNet.mirror_context makes such"
+                    f" plus multiples of {self.output_stride} with padding valid; use mirror_context"
                 )
             return self.forward_on_grid(image)
         # Each level halves evenly, and the deepest has at least 2 x 2 pixels, as norms need.
@@ -221,7 +216,7 @@ class UNet(nn.Module):
         if self.padding == "valid":
             for axis in (-2, -1):
                 side = image.shape[axis]
-                places = torch.arange(valid_input_side(self.levels, side), device=image.device)
+                places = torch.arange(self.geometry.input_side(side), device=image.device)
                 image = image.index_select(axis, mirrored(places - self.context, side))
         return image
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unet.models.encoders import Encoder
+from unet.models.encoder_specs import Encoder
 from unet.models.unet import backbone
 from unet.runtime.files import DamagedFileError, load_torch_file
 

@@ -1,1 +1,1 @@
-"""What lies between the project and the machine: files, optional packages, processes, signals, devices."""
+"""The layer next to the machine: files, text, optional packages, processes, signals, devices."""

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.checkpoint import save_checkpoint
-from unet.config.schema import Config, network_levels
+from unet.config.schema import Config
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
 from unet.data.sampler import SeededBatchSampler
@@ -23,7 +23,6 @@ from unet.evaluation.evaluate import Segmented, confusion_of_pairs
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
 from unet.metrics.confusion import Scores, scores
-from unet.models.receptive_field import context, valid_input_side
 from unet.models.unet import UNet
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
@@ -313,10 +312,10 @@ def _memory_advice(config: Config) -> str:
     size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
     advice = []
     smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
-    if config.model.padding == "valid":  # half of what is learned from
-        levels = network_levels(config.model)
-        learned = [side - 2 * context(levels) for side in crop or (512, 512)]
-        smaller = [valid_input_side(levels, max(side // 2, 1)) for side in learned]
+    geometry = config.model.geometry
+    if geometry.context:  # half of the pixels with logits
+        learned = [side - 2 * geometry.context for side in crop or (512, 512)]
+        smaller = [geometry.input_side(max(side // 2, 1)) for side in learned]
     if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
         advice.append(
             f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "

@@ -1,0 +1,105 @@
+"""The encoders by name and the layers of their levels. Imports no torch: the config needs it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Encoder = Literal[
+    "none",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "convnext_tiny",
+    "convnext_small",
+    "efficientnet_b0",
+    "efficientnet_v2_s",
+    "mobilenet_v3_large",
+]
+
+Level = tuple[tuple[int, int], ...]
+"""(kernel, stride) of the layers on the longest path through a level.
+
+Each layer is padded so that it divides H and W by its stride and loses nothing else.
+"""
+
+CONVOLUTIONS: Level = ((3, 1), (3, 1))
+"""Every level of the U-Net's own encoder and decoder has these."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """A classification network of torchvision as an encoder.
+
+    Args:
+        nodes: names of the modules whose outputs are the features, from the largest down.
+        channels: channels of each feature map.
+        levels: the layers that lead to each feature map. With a global receptive field they
+            contain only those with a stride.
+        global_field: whether each output pixel depends on the whole image.
+    """
+
+    nodes: tuple[str, ...]
+    channels: tuple[int, ...]
+    levels: tuple[Level, ...]
+    global_field: bool = False
+
+
+def _resnet(blocks: tuple[int, int, int, int], widest: int, convolutions: int) -> EncoderSpec:
+    """He et al. 2015, arXiv 1512.03385; `convolutions` counts the 3 x 3 convolutions of a block."""
+    first, *others = (count * convolutions for count in blocks)
+    return EncoderSpec(
+        nodes=("relu", "layer1", "layer2", "layer3", "layer4"),
+        channels=(64, *(widest // 2**i for i in (3, 2, 1, 0))),
+        levels=(
+            ((7, 2),),
+            ((3, 2), *((3, 1),) * first),
+            *(((3, 2), *((3, 1),) * (count - 1)) for count in others),
+        ),
+    )
+
+
+def _convnext(blocks: tuple[int, int, int, int]) -> EncoderSpec:
+    """Liu et al. 2022, arXiv 2201.03545: each block has a 7 x 7 convolution."""
+    return EncoderSpec(
+        nodes=("features.1", "features.3", "features.5", "features.7"),
+        channels=(96, 192, 384, 768),
+        levels=tuple(
+            ((stride, stride), *((7, 1),) * count)
+            for stride, count in zip((4, 2, 2, 2), blocks, strict=True)
+        ),
+    )
+
+
+def _squeeze_and_excitation(stages: tuple[int, ...], channels: tuple[int, ...]) -> EncoderSpec:
+    """Hu et al. 2017, arXiv 1709.01507: channels are scaled by means over the whole image."""
+    return EncoderSpec(
+        nodes=tuple(f"features.{stage}" for stage in stages),
+        channels=channels,
+        levels=(((3, 2),),) * 5,
+        global_field=True,
+    )
+
+
+ENCODER_SPECS: dict[str, EncoderSpec] = {
+    "resnet18": _resnet((2, 2, 2, 2), 512, 2),
+    "resnet34": _resnet((3, 4, 6, 3), 512, 2),
+    "resnet50": _resnet((3, 4, 6, 3), 2048, 1),
+    "resnet101": _resnet((3, 4, 23, 3), 2048, 1),
+    "convnext_tiny": _convnext((3, 3, 9, 3)),
+    "convnext_small": _convnext((3, 3, 27, 3)),
+    "efficientnet_b0": _squeeze_and_excitation((1, 2, 3, 5, 7), (16, 24, 40, 112, 320)),
+    "efficientnet_v2_s": _squeeze_and_excitation((1, 2, 3, 5, 6), (24, 48, 64, 160, 256)),
+    "mobilenet_v3_large": _squeeze_and_excitation((1, 3, 6, 12, 15), (16, 24, 40, 112, 160)),
+}
+"""By the names in torchvision. None has features at the image's full resolution."""
+
+
+def encoder_levels(encoder: Encoder, num_widths: int) -> tuple[Level, ...]:
+    """Return the levels from the full resolution down; `num_widths` is for the U-Net's own encoder.
+
+    An encoder of torchvision has no layers at the full resolution. The stem's receptive field there
+    is smaller than that of the other levels.
+    """
+    if encoder == "none":
+        return CONVOLUTIONS, *(((2, 2), *CONVOLUTIONS),) * (num_widths - 1)
+    return (), *ENCODER_SPECS[encoder].levels
