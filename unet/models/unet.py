@@ -197,7 +197,8 @@ class UNet(nn.Module):
             ):
                 raise ValueError(
                     f"UNet: got an image of {height} x {width} pixels, expected sides of {smallest}"
-                    f" plus multiples of {self.output_stride} with padding valid; use mirror_context"
+                    f" plus multiples of {self.output_stride} with padding valid; pad the image "
+                    "with UNet.mirror_context"
                 )
             return self.forward_on_grid(image)
         # Each level halves evenly, and the deepest has at least 2 x 2 pixels, as norms need.
