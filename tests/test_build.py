@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_config
+from helpers import make_config, small_config
 
-from unet.build import build_loss, build_optimizer
+from unet.build import build_loss, build_optimizer, list_pairs, list_validation_pairs
 from unet.models.unet import UNet
 
 
@@ -32,3 +32,23 @@ def test_balanced_class_weights_are_inverse_class_frequencies() -> None:
     weights = loss.class_weights.tolist()
     assert weights == pytest.approx([4 / 3, 4 / 9, 0])
     assert weights[0] * pixels[0] == pytest.approx(weights[1] * pixels[1])
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+@pytest.mark.parametrize("masks", ["{cell: c, rod: r}", "{rod: r, cell: c}"])
+def test_masks_per_class_are_sorted_by_class_id(tmp_path: Path, masks: str) -> None:
+    touch(tmp_path, *(f"{folder}/7.png" for folder in ("images", "c", "r")))
+    config = small_config(
+        f"data.root={tmp_path}",
+        "data.classes={ground: 0, cell: 1, rod: 2}",
+        f"data.masks={masks}",
+        f"data.validation={{images: images, masks: {masks}}}",
+    )
+    for pairs, errors in (list_pairs(config), list_validation_pairs(config)):
+        assert not errors
+        assert [Path(path).parent.name for path in pairs[0].masks] == ["c", "r"]

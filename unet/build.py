@@ -133,7 +133,7 @@ def list_pairs(
         return read_table(root, data.csv, data.stacks)
     labels = data.instances if instances else None
     images = data.channels or [data.images]
-    return find_pairs(root, images, data.masks, data.stacks, notes, labels)
+    return find_pairs(root, images, _in_class_order(config, data.masks), data.stacks, notes, labels)
 
 
 def list_validation_pairs(
@@ -144,8 +144,15 @@ def list_validation_pairs(
     if validation.images is None or validation.masks is None:
         return [], []
     labels = validation.instances if instances else None
-    stacks = config.data.stacks
-    return find_pairs(root, [validation.images], validation.masks, stacks, notes, labels)
+    masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
+    return find_pairs(root, [validation.images], masks, stacks, notes, labels)
+
+
+def _in_class_order(config: Config, masks: str | dict[str, str]) -> str | dict[str, str]:
+    """Sort patterns per class by class id: their order in the file has no meaning."""
+    if isinstance(masks, str):
+        return masks
+    return {name: masks[name] for name in config.data.classes if name in masks}
 
 
 def build_dataset(

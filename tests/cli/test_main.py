@@ -18,7 +18,7 @@ from helpers import make_config
 
 from unet.cli.arguments import parser
 from unet.cli.main import main
-from unet.config.schema import config_to_dict
+from unet.config.values import config_to_dict
 
 pytestmark = pytest.mark.usefixtures("workdir")
 SCRIPTS = Path(__file__).parents[2] / "scripts"

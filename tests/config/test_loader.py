@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from unet.config.loader import config_from_dict, load_config
-from unet.config.schema import Config, config_to_dict
+from unet.config.loader import apply_overrides, config_from_dict, load_config, load_yaml
+from unet.config.schema import Config
+from unet.config.values import config_to_dict
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = """
@@ -34,6 +36,29 @@ def test_the_file_names_the_run(tmp_path: Path) -> None:
 def test_a_config_survives_being_written_and_read(tmp_path: Path) -> None:
     config = load(tmp_path, SMALL, "data.ignore=[7, 8]", "data.classes.cell=9")
     assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_classes_may_be_a_list_and_keep_its_order(tmp_path: Path) -> None:
+    items = "[{name: ground, value: 0}, {name: cell, value: 255}]"
+    as_list = SMALL.replace("{ground: 0, cell: 255}", items)
+    config = load(tmp_path, as_list)
+    assert config == load(tmp_path)
+    assert list(config.data.classes) == ["ground", "cell"]
+    assert load(tmp_path, as_list, "data.classes.cell=9").data.classes == {"ground": 0, "cell": 9}
+    assert load(tmp_path, SMALL, f"data.classes={items}") == config
+    twice = as_list.replace("name: cell", "name: ground")
+    with pytest.raises(ValueError, match="expected different names, each with a whole number"):
+        load(tmp_path, twice)
+
+
+def test_sorting_the_keys_of_a_written_config_does_not_swap_the_classes() -> None:
+    raw = {"name": "a", **load_yaml(SMALL)}
+    config = config_from_dict(raw)
+    assert list(config.data.classes) == ["ground", "cell"]
+    text = yaml.safe_dump(config_to_dict(config), sort_keys=True)
+    again = config_from_dict(load_yaml(text))
+    assert again == config
+    assert list(again.data.classes) == ["ground", "cell"]
 
 
 def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
@@ -107,7 +132,7 @@ def test_yaml_merges_are_read(tmp_path: Path) -> None:
 
 
 def test_a_key_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the key 'train' stands here twice.*line 7"):
+    with pytest.raises(ValueError, match=r"got the key 'train' twice.*line 7"):
         load(tmp_path, SMALL + "train: {epochs: 6}")
 
 
@@ -120,3 +145,21 @@ def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.yaml: there is no such config file"):
         load_config(tmp_path / "no.yaml")
+
+
+def test_a_key_of_yaml_may_not_be_repeated() -> None:
+    assert load_yaml("a: 1\nb: [2, 3]") == {"a": 1, "b": [2, 3]}
+    with pytest.raises(ValueError, match="is not YAML: got the key 'a' twice"):
+        load_yaml("a: 1\na: 2")
+    with pytest.raises(ValueError, match="is not YAML: "):
+        load_yaml(b"\x80PK\x03")
+
+
+def test_overrides_change_nested_values_and_nothing_else() -> None:
+    errors: list[str] = []
+    before = {"inner": {"ratio": 0.1}, "count": 1}
+    after = apply_overrides(before, ["inner.ratio=0.3", "sizes=[4]", "count", "kind=["], errors)
+    assert after == {"inner": {"ratio": 0.3}, "count": 1, "sizes": [4]}
+    assert before == {"inner": {"ratio": 0.1}, "count": 1}
+    assert errors[0] == "'count': expected an override such as train.epochs=5"
+    assert errors[1].startswith("'kind=[': is not YAML: ")

@@ -11,8 +11,6 @@ from unet.config.schema import (
     BorderConfig,
     LossConfig,
     ModelConfig,
-    differences,
-    dotted,
     tile_overlap,
     tiles_blend,
 )
@@ -32,13 +30,6 @@ def test_tiles_share_as_much_as_the_network_sees_unless_told() -> None:
     assert tile_overlap(small_config("model.widths=[8, 16, 32, 64]")) == 96
     assert tile_overlap(small_config("tiling.overlap=10")) == 10
     assert small_config("tiling.size=[208, 300]").tiling.size == (208, 300)
-
-
-def test_every_setting_has_its_dotted_path() -> None:
-    flat = dotted(small_config())
-    assert flat["train.epochs"] == 5
-    assert flat["data.classes.cell"] == 255
-    assert flat["model.widths"] == [64, 128, 256, 512, 1024]
 
 
 @pytest.mark.parametrize(
@@ -63,19 +54,6 @@ def test_settings_are_the_arguments_of_what_they_feed(
     assert fields.keys() ^ parameters.keys() == besides
     for name in fields.keys() - besides:
         assert fields[name].default == parameters[name].default
-
-
-def test_differences_name_the_setting_and_see_the_order_of_the_classes() -> None:
-    config = small_config()
-    other = small_config("optimizer.lr=0.5", "train.num_workers=7")
-    assert differences(config, other, ("train.num_workers",)) == [
-        "optimizer.lr was 0.001 and is now 0.5"
-    ]
-    turned = small_config("data.classes={cell: 255, ground: 0}")
-    assert differences(config, turned, ()) == [
-        "the order of data.classes was ground, cell and is now cell, ground"
-    ]
-    assert differences(config, config, ()) == []
 
 
 def test_tiles_of_an_encoder_blend_unless_they_overlap_enough() -> None:

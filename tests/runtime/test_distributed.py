@@ -18,7 +18,7 @@ from torchvision.models import get_model
 
 from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
-from unet.config.schema import config_to_dict
+from unet.config.values import config_to_dict
 from unet.runtime import distributed
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

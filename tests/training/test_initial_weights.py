@@ -9,7 +9,7 @@ from unet import load_model
 from unet.build import build_network
 from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
-from unet.config.schema import config_to_dict
+from unet.config.values import config_to_dict
 from unet.data.normalization import Normalization
 from unet.training.train import train
 

@@ -11,7 +11,8 @@ import yaml
 from helpers import ENCODER, PAPER, assert_same_run, make_config, write_instances
 
 from unet.checkpoint import load_checkpoint
-from unet.config.schema import Config, config_to_dict
+from unet.config.schema import Config
+from unet.config.values import config_to_dict
 from unet.inference.predictor import Predictor
 from unet.runtime.signals import Stopped
 from unet.training.logger import RunLogger

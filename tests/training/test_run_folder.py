@@ -10,7 +10,7 @@ from PIL import Image
 
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict, load_config
-from unet.config.schema import config_to_dict
+from unet.config.values import config_to_dict
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -130,7 +130,7 @@ def test_what_the_system_refuses_to_read_is_no_damage(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(run / "last.pt"))
 
-    monkeypatch.setattr("unet.runtime.files.torch.load", refuse)
+    monkeypatch.setattr("torch.load", refuse)
     with pytest.raises(PermissionError):
         train(make_config(data_root), resume=True)
     assert (run / "last.pt").exists()

@@ -17,7 +17,7 @@ from unet import load_model, predict
 from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
 from unet.config.loader import load_config
-from unet.config.schema import config_to_dict
+from unet.config.values import config_to_dict
 from unet.data.border_weights import border_weights
 from unet.training.train import train
 

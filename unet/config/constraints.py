@@ -238,7 +238,7 @@ def _contradictions_of_data(config: Config) -> list[str]:
                 f"{in_channels}"
             )
     for key, masks in (("masks", data.masks), ("validation.masks", data.validation.masks)):
-        if isinstance(masks, dict) and list(masks) != list(data.classes)[1:]:
+        if isinstance(masks, dict) and set(masks) != set(list(data.classes)[1:]):
             faults.append(
                 f"data.{key}: got {', '.join(masks)}, expected a pattern for each of data.classes "
                 f"but the first: {', '.join(list(data.classes)[1:])}"

@@ -1,11 +1,13 @@
-"""A YAML file, or the dict that stands in it, and overrides -> a checked config."""
+"""A YAML file, or a dict with the same settings, and overrides -> a checked config."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from unet.config.constraints import find_conflicts
-from unet.config.parsing import describe_value, load_yaml, override, read_section
+from unet.config.parsing import describe_value, named_items, parse_section
 from unet.config.schema import Config
 
 
@@ -14,7 +16,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: with every fault found, a line each.
+        ValueError: with every error found, one per line.
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a config file in it")
@@ -32,17 +34,74 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 def config_from_dict(
     raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "config"
 ) -> Config:
-    """Check a plain dict, as `config_to_dict` gives it, changed by overrides.
+    """Check a plain dict, as `config_to_dict` returns it, after applying overrides to it.
 
     Raises:
-        ValueError: with every fault found, a line each, beginning with `where`.
+        ValueError: with every error found, one per line, each beginning with `where`.
     """
-    faults: list[str] = []
-    merged = override(raw, overrides, faults)
-    config = read_section(Config, merged, "", faults)
-    if not faults:
-        faults = find_conflicts(config)
-    if faults:
-        raise ValueError("\n".join(f"{where}: {fault}" for fault in faults))
+    errors: list[str] = []
+    merged = apply_overrides(raw, overrides, errors)
+    config = parse_section(Config, merged, "", errors)
+    if not errors:
+        errors = find_conflicts(config)
+    if errors:
+        raise ValueError("\n".join(f"{where}: {error}" for error in errors))
     assert isinstance(config, Config)
     return config
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which no key is repeated."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float):
+                if key in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"got the key {key!r} twice, expected it once; remove one",
+                        problem_mark=key_node.start_mark,
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str | bytes) -> Any:
+    """Read YAML.
+
+    Raises:
+        ValueError: if it is not YAML, or repeats a key.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None
+
+
+def apply_overrides(
+    raw: Mapping[str, Any], overrides: Sequence[str], errors: list[str]
+) -> Mapping[str, Any]:
+    """Return a changed copy of a dict; overrides are texts such as `train.epochs=5`."""
+    for text in overrides:
+        path, equals, value_text = text.partition("=")
+        if not equals or not path:
+            errors.append(f"{text!r}: expected an override such as train.epochs=5")
+            continue
+        try:
+            value = load_yaml(value_text)
+        except ValueError as error:
+            errors.append(f"{text!r}: {error}")
+            continue
+        raw = _with_value(raw, path.split("."), value)
+    return raw
+
+
+def _with_value(raw: Any, keys: list[str], value: Any) -> Any:
+    if not keys:
+        return value
+    raw = named_items(raw)
+    inner = raw if isinstance(raw, Mapping) else {}
+    return {**inner, keys[0]: _with_value(inner.get(keys[0]), keys[1:], value)}

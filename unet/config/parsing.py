@@ -1,20 +1,18 @@
-"""Plain values, as YAML has them -> dataclasses: nothing unknown, missing or of another type."""
+"""Plain values, as YAML has them -> dataclasses. Unknown or mistyped settings are errors."""
 
 import dataclasses
 import difflib
 import math
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import yaml
 
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number; `above` is the bound that it must exceed."""
+    """Bounds of a number: `minimum <= number <= maximum` and `above < number`."""
 
     minimum: float | None = None
     maximum: float | None = None
@@ -28,145 +26,18 @@ class Range:
         )
 
     def __str__(self) -> str:
-        bounds = [
-            f"{word} {bound:g}"
-            for word, bound in (
-                ("at least", self.minimum),
-                ("above", self.above),
-                ("at most", self.maximum),
-            )
-            if bound is not None
-        ]
-        return " and ".join(bounds)
+        bounds = {"at least": self.minimum, "above": self.above, "at most": self.maximum}
+        return " and ".join(f"{word} {x:g}" for word, x in bounds.items() if x is not None)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key stands once."""
+def parse_section(section: Any, value: Any, path: str, errors: list[str]) -> Any:
+    """Read a mapping as the dataclass `section`.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} stands here twice; remove one",
-                        problem_mark=key_node.start_mark,
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def load_yaml(text: str | bytes) -> Any:
-    """Read YAML in which every key stands once.
-
-    Raises:
-        ValueError: saying why it is not YAML.
-    """
-    try:
-        return yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None
-
-
-def override(
-    raw: Mapping[str, Any], overrides: Sequence[str], faults: list[str]
-) -> Mapping[str, Any]:
-    """Change a dict by texts such as `train.epochs=5`; what is none is added to `faults`."""
-    for text in overrides:
-        path, equals, value_text = text.partition("=")
-        if not equals or not path:
-            faults.append(f"{text!r}: expected an override such as train.epochs=5")
-            continue
-        try:
-            value = load_yaml(value_text)
-        except ValueError as error:
-            faults.append(f"{text!r}: {error}")
-            continue
-        raw = _set(raw, path.split("."), value)
-    return raw
-
-
-def _set(raw: Any, keys: list[str], value: Any) -> Any:
-    if not keys:
-        return value
-    inner = raw if isinstance(raw, Mapping) else {}
-    return {**inner, keys[0]: _set(inner.get(keys[0]), keys[1:], value)}
-
-
-def _read(annotation: Any, value: Any, path: str, faults: list[str]) -> Any:
-    """Return `value` as the annotation's type; what does not fit is added to `faults`."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if dataclasses.is_dataclass(annotation):
-        return read_section(annotation, value, path, faults)
-    if origin is Annotated:
-        unread: list[str] = []
-        number = _read(args[0], value, path, unread)
-        if not unread and number in args[1]:
-            return number
-    elif origin in (Union, types.UnionType):
-        sections = [option for option in args if dataclasses.is_dataclass(option)]
-        if sections and isinstance(value, Mapping):
-            return read_section(sections[0], value, path, faults)
-        for option in args:
-            unfit: list[str] = []
-            result = _read(option, value, path, unfit)
-            if not unfit:
-                return result
-    elif origin is Literal:
-        if isinstance(value, str) and value in args:
-            return value
-    elif origin is tuple and isinstance(value, list | tuple):
-        if args[-1] is Ellipsis:
-            args = (args[0],) * len(value)
-        if len(args) == len(value):
-            return tuple(
-                _read(arg, item, f"{path}[{i}]", faults)
-                for i, (arg, item) in enumerate(zip(args, value, strict=True))
-            )
-    elif origin is dict and isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                faults.append(
-                    f"{path}: got the name {describe_value(key)}, expected text; put it in quotes"
-                )
-        return {key: _read(args[1], item, f"{path}.{key}", faults) for key, item in value.items()}
-    elif annotation is float:
-        # PyYAML reads 1e-4 as text: it is a number for YAML 1.2 and for people.
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            number = float(value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            number = value
-        else:
-            number = math.nan
-        if -1e100 < number < 1e100:  # not inf, not nan, and no overflow
-            return float(number)
-    elif annotation is types.NoneType:
-        if value is None:
-            return None
-    elif type(value) is annotation:
-        return value
-    faults.append(f"{path}: got {describe_value(value)}, expected {_describe_type(annotation)}")
-    return None
-
-
-def read_section(section: Any, value: Any, path: str, faults: list[str]) -> Any:
-    """Read a mapping as a dataclass.
-
-    Args:
-        section: the dataclass.
-        value: to be read.
-        path: dotted, before the keys in faults.
-        faults: where every fault is added: unknown and missing keys, what has the wrong type or is
-            out of range.
-
-    Returns:
-        An instance, to be used only if no fault was added.
+    Unknown and missing keys, values of another type and numbers out of range are appended to
+    `errors`, with their dotted path below `path`. The result may only be used if there are none.
     """
     if not isinstance(value, Mapping):
-        faults.append(f"{path}: got {describe_value(value)}, expected {_describe_type(section)}")
+        errors.append(f"{path}: got {describe_value(value)}, expected {describe_type(section)}")
         return None
     prefix = f"{path}." if path else ""
     hints = get_type_hints(section, include_extras=True)
@@ -174,21 +45,96 @@ def read_section(section: Any, value: Any, path: str, faults: list[str]) -> Any:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(hints)}"
-            faults.append(f"{prefix}{key}: unknown key; {hint}")
+            errors.append(f"{prefix}{key}: unknown key; {hint}")
     known = {}
     for item in dataclasses.fields(section):
         required = item.default is item.default_factory is dataclasses.MISSING
         if item.name in value:
-            known[item.name] = _read(hints[item.name], value[item.name], prefix + item.name, faults)
+            known[item.name] = _parse(
+                hints[item.name], value[item.name], prefix + item.name, errors
+            )
         elif required:
-            expected = _describe_type(hints[item.name])
-            faults.append(f"{prefix}{item.name}: missing, expected {expected}")
+            expected = describe_type(hints[item.name])
+            errors.append(f"{prefix}{item.name}: missing, expected {expected}")
             known[item.name] = None
     return section(**known)
 
 
+def named_items(value: Any) -> Any:
+    """Turn a list such as [{name: a, value: 1}, ...] into {a: 1, ...}; return others unchanged."""
+    if isinstance(value, list | tuple) and all(
+        isinstance(item, Mapping)
+        and item.keys() == {"name", "value"}
+        and isinstance(item["name"], Hashable)
+        for item in value
+    ):
+        mapping = {item["name"]: item["value"] for item in value}
+        return mapping if len(mapping) == len(value) else value
+    return value
+
+
+def _parse(annotation: Any, value: Any, path: str, errors: list[str]) -> Any:
+    """Return `value` as the annotation's type; if it does not fit, append to `errors`."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        return parse_section(annotation, value, path, errors)
+    if origin is Annotated and not _ranges(annotation):
+        return _parse(args[0], value, path, errors)
+    if origin in (Union, types.UnionType):
+        for option in args:
+            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                return parse_section(option, value, path, errors)
+        for option in args:
+            rejected: list[str] = []
+            result = _parse(option, value, path, rejected)
+            if not rejected:
+                return result
+    elif origin is tuple and isinstance(value, list | tuple):
+        types_of_items = (args[0],) * len(value) if args[-1] is Ellipsis else args
+        if len(types_of_items) == len(value):
+            return tuple(
+                _parse(one, item, f"{path}[{i}]", errors)
+                for i, (one, item) in enumerate(zip(types_of_items, value, strict=True))
+            )
+    elif origin is dict and isinstance(value := named_items(value), Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                errors.append(
+                    f"{path}: got the name {describe_value(key)}, expected text; put it in quotes"
+                )
+        return {key: _parse(args[1], item, f"{path}.{key}", errors) for key, item in value.items()}
+    elif (result := _parse_scalar(annotation, value)) is not _MISFIT:
+        return result
+    errors.append(f"{path}: got {describe_value(value)}, expected {describe_type(annotation)}")
+    return None
+
+
+_MISFIT = object()
+
+
+def _parse_scalar(annotation: Any, value: Any) -> Any:
+    if ranges := _ranges(annotation):
+        number = _parse_scalar(get_args(annotation)[0], value)
+        return number if number is not _MISFIT and number in ranges[0] else _MISFIT
+    if get_origin(annotation) is Literal:
+        return value if isinstance(value, str) and value in get_args(annotation) else _MISFIT
+    if annotation is float:
+        number = math.nan
+        # PyYAML reads 1e-4 as text. YAML 1.2 and people read it as a number.
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+            number = float(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            number = value
+        return float(number) if -1e100 < number < 1e100 else _MISFIT  # neither inf nor nan
+    return value if type(value) is annotation else _MISFIT
+
+
+def _ranges(annotation: Any) -> list[Range]:
+    return [one for one in getattr(annotation, "__metadata__", ()) if isinstance(one, Range)]
+
+
 def describe_value(value: Any) -> str:
-    """Name a value, as after "got"."""
+    """Describe a value for a message, to follow "got"."""
     match value:
         case None:
             return "nothing"
@@ -204,22 +150,23 @@ def describe_value(value: Any) -> str:
             return f"{value}"
 
 
-def _describe_type(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
+    """Describe a type for a message, to follow "expected"."""
     origin, args = get_origin(annotation), get_args(annotation)
     if dataclasses.is_dataclass(annotation):
         return f"a section of {', '.join(item.name for item in dataclasses.fields(annotation))}"
     if origin is Annotated:
-        return f"{_describe_type(args[0])} {args[1]}"
+        return " ".join([describe_type(args[0]), *map(str, _ranges(annotation))])
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe_type(option) for option in args)
+        return " or ".join(describe_type(option) for option in args)
     if origin is Literal:
         return f"one of {', '.join(args)}"
     if origin is dict:
-        return f"names, each with {_describe_type(args[1])}"
+        return f"different names, each with {describe_type(args[1])}"
     if origin is tuple:
         if args[-1] is Ellipsis:
-            return f"a list, each item {_describe_type(args[0])}"
-        return f"a list of {len(args)}, each {_describe_type(args[0])}"
+            return f"a list, each item {describe_type(args[0])}"
+        return f"a list of {len(args)}, each {describe_type(args[0])}"
     words = {
         int: "a whole number",
         float: "a number",

@@ -3,16 +3,16 @@
 The dataclasses have the shape and the order of the file.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from enum import Flag, auto
+from typing import Annotated, Literal, TypeVar
 
 from unet.config.parsing import Range
 from unet.models.encoder_specs import Encoder
 from unet.models.receptive_field import Geometry, unet_geometry
 
 Positive = Annotated[int, Range(minimum=1)]
-Share = Annotated[float, Range(minimum=0, maximum=1)]
+Fraction = Annotated[float, Range(minimum=0, maximum=1)]
 NotNegative = Annotated[float, Range(minimum=0)]
 Byte = Annotated[int, Range(minimum=0, maximum=255)]
 MaskValues = (
@@ -26,6 +26,22 @@ Size = tuple[Positive, Positive]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
+class MayChange(Flag):
+    """When a setting may differ from the one that the training began with."""
+
+    ON_RESUME = auto()
+    """When a run is resumed: the setting does not change what is computed."""
+    IN_USE = auto()
+    """When a trained model is loaded to evaluate, predict or export."""
+
+
+# Marks of the settings, or whole sections, that may change; all others may not.
+T = TypeVar("T")
+OnResume = Annotated[T, MayChange.ON_RESUME]
+InUse = Annotated[T, MayChange.IN_USE]
+Anytime = Annotated[T, MayChange.ON_RESUME | MayChange.IN_USE]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
     """Which pairs are kept from training, to be scored. One way of the five, and perhaps group."""
@@ -35,9 +51,9 @@ class ValidationConfig:
     # The pairs of these stems (see data.images), or a file of data.root with one on each line.
     stems: tuple[str, ...] | str | None = None
     # Folders or patterns of their own, as data.images, data.masks and data.instances.
-    images: str | None = None
-    masks: str | dict[str, str] | None = None
-    instances: str | None = None
+    images: Anytime[str | None] = None
+    masks: Anytime[str | dict[str, str] | None] = None
+    instances: Anytime[str | None] = None
     # The rows of data.csv whose column split says this; those that say train are trained on.
     split: str | None = None
     # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1; unet train --folds
@@ -64,19 +80,19 @@ class DataConfig:
     """Image and mask files, and what the mask values mean."""
 
     # Folder that the other paths are relative to; itself relative to the current directory.
-    root: str
+    root: Anytime[str]
     # A folder, with all that lies in it, or a pattern: {stem} stands for what image and mask have
     # in common, * for anything else within a name. Such as scans/{stem}.tif.
-    images: str = "images"
+    images: Anytime[str] = "images"
     # Likewise, such as scans/{stem}_mask.tif; or one for each class but the first, by its name.
-    masks: str | dict[str, str] = "masks"
+    masks: Anytime[str | dict[str, str]] = "masks"
     # Likewise, label images: a number for each object (of 8, 16 or 32 bits), 0 for none. For
     # loss.border and evaluate --instances; null for none.
-    instances: str | None = None
+    instances: Anytime[str | None] = None
     # Instead of images: a pattern for each channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
-    channels: tuple[str, ...] | None = None
+    channels: Anytime[tuple[str, ...] | None] = None
     # Instead of images and masks: a table with the columns image, mask and, if need be, split.
-    csv: str | None = None
+    csv: Anytime[str | None] = None
     # Whether files are stacks of which page i of an image belongs to page i of its mask.
     stacks: bool = False
     # Name -> what means it in the mask files: a grey value or index; several, as [127, 128], or
@@ -85,7 +101,7 @@ class DataConfig:
     # Mask values that are neither learned nor scored.
     ignore: tuple[MaskValues, ...] = ()
     # Mask values this close to one of the above are taken for the nearest; others are errors.
-    tolerance: Annotated[int, Range(minimum=0, maximum=65535)] = 0
+    tolerance: InUse[Annotated[int, Range(minimum=0, maximum=65535)]] = 0
     # From the training images together (dataset), from each image (image), the same without its
     # darkest and brightest 0.5 % (percentiles), or by given numbers. auto is what the weights of
     # train.encoder_weights or train.init_from were trained with; else dataset.
@@ -95,7 +111,7 @@ class DataConfig:
     # Leave out files that cannot be read, and say how many.
     skip_unreadable: bool = False
     # GiB of decoded images that are kept in memory, shared by all workers.
-    cache_gib: NotNegative = 2.0
+    cache_gib: Anytime[NotNegative] = 2.0
     validation: ValidationConfig
     # Draw the quickstart data into root if root is not there.
     draw_quickstart: bool = False
@@ -108,7 +124,7 @@ class SamplingConfig:
     # Crops of each image in an epoch.
     crops_per_image: Positive = 1
     # Share of the crops that are drawn around a pixel of a class in rare, where the image has one.
-    rare_fraction: Share = 0.0
+    rare_fraction: Fraction = 0.0
     # Names of classes.
     rare_classes: tuple[str, ...] = ()
 
@@ -138,7 +154,7 @@ class AugmentConfig:
     # Largest shift of brightness to either side, in standard deviations of the training images.
     brightness: NotNegative = 0.0
     # Largest change of contrast to either side, as a fraction.
-    contrast: Share = 0.0
+    contrast: Fraction = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,11 +280,11 @@ class TrainConfig:
     # End the run after this many validations in a row without a better score; null for never.
     patience: Positive | None = None
     # Validation images drawn into previews/ at each validation.
-    previews: Annotated[int, Range(minimum=0)] = 4
+    previews: OnResume[Annotated[int, Range(minimum=0)]] = 4
     # last.pt is written at each validation, and when it is this old, in minutes,
-    save_every_minutes: NotNegative = 10.0
+    save_every_minutes: OnResume[NotNegative] = 10.0
     # and every so many steps; null for not.
-    save_every_steps: Positive | None = None
+    save_every_steps: OnResume[Positive | None] = None
     # Of the first weights, the order of samples and the augmentation.
     seed: Seed = 0
     # So many runs, with seed, seed + 1, ...
@@ -281,10 +297,10 @@ class TrainConfig:
     # Epochs in which the encoder does not learn, nor its batch norm count, before it does.
     freeze_encoder_epochs: Annotated[int, Range(minimum=0)] = 0
     # auto, cpu, cuda or cuda:N. auto takes CUDA where there is one.
-    device: str = "auto"
+    device: Anytime[str] = "auto"
     # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32; on a CPU
     # with instructions for it (AVX512-BF16, AMX) bfloat16 may be worth a try.
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Anytime[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     # Keep the channels of a pixel side by side in memory, which is mostly faster.
     channels_last: bool = True
     # Let torch.compile make one program of the network: slower to start, then mostly faster.
@@ -296,7 +312,7 @@ class TrainConfig:
     # Let batch norm see the batches of all processes as one. For several GPUs.
     sync_batch_norm: bool = False
     # Processes that load samples, for each that trains; 0 loads them between the steps.
-    num_workers: Annotated[int, Range(minimum=0)] = 2
+    num_workers: Anytime[Annotated[int, Range(minimum=0)]] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,9 +338,9 @@ class Config:
     """A run."""
 
     # Name of the run and of its folder. By default the name of the config file.
-    name: str
+    name: OnResume[str]
     # Folder of all runs: results go to <runs>/<name>. Relative to the current directory.
-    runs: str = "runs"
+    runs: OnResume[str] = "runs"
     data: DataConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -333,34 +349,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig
-    tiling: TilingConfig = field(default_factory=TilingConfig)
-
-
-def config_to_dict(config: Config) -> dict[str, Any]:
-    """Turn a config into the dicts, lists and scalars of YAML."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple) else value
-
-    result: dict[str, Any] = plain(dataclasses.asdict(config))
-    return result
-
-
-def dotted(config: Config) -> dict[str, Any]:
-    """Return every setting by its dotted path."""
-
-    def flat(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {
-            path: item
-            for key, inner in value.items()
-            for path, item in flat(f"{prefix}.{key}" if prefix else key, inner).items()
-        }
-
-    return flat("", config_to_dict(config))
+    tiling: InUse[TilingConfig] = field(default_factory=TilingConfig)
 
 
 def tile_overlap(config: Config) -> int:
@@ -377,33 +366,3 @@ def tiles_blend(config: Config) -> bool:
     """Whether tiles fade into each other; otherwise they meet in the middle of what they share."""
     exact = config.model.geometry.exact_overlap
     return exact is None or (config.model.encoder != "none" and tile_overlap(config) < exact)
-
-
-def differences(before: Config, now: Config, besides: tuple[str, ...]) -> list[str]:
-    """Say which settings differ, but for those whose dotted path begins with one of `besides`."""
-    old, new = dotted(before), dotted(now)
-    changed = [
-        f"{key} was {old.get(key, 'not there')} and is now {new.get(key, 'not there')}"
-        for key in old | new
-        if not key.startswith(besides) and old.get(key) != new.get(key)
-    ]
-    if not changed and list(before.data.classes) != list(now.data.classes):
-        changed = [
-            f"the order of data.classes was {', '.join(before.data.classes)} and is now "
-            f"{', '.join(now.data.classes)}"
-        ]
-    return changed
-
-
-WHERE_DATA_LIES = (
-    "data.root",
-    "data.images",
-    "data.channels",
-    "data.csv",
-    "data.masks",
-    "data.instances",
-    "data.cache_gib",
-    "data.validation.images",
-    "data.validation.masks",
-    "data.validation.instances",
-)

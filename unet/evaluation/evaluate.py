@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.build import build_reader, list_pairs, list_validation_pairs
-from unet.config.schema import dotted
+from unet.config.values import flat_settings
 from unet.data.dataset import SegmentationDataset
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
@@ -231,7 +231,7 @@ def evaluate(
         summary,
         title=title,
         facts=facts,
-        settings=dotted(model.config),
+        settings=flat_settings(model.config),
         colours=model.classes.colours,
         examples=examples,
     )

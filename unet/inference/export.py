@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unet.config.schema import config_to_dict
+from unet.config.values import config_to_dict
 from unet.inference.predictor import Predictor, load_model
 from unet.models.fuse import fuse_batch_norm
 from unet.runtime.files import atomic_path, check_writable

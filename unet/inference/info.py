@@ -10,12 +10,8 @@ import yaml
 
 from unet.build import build_network
 from unet.checkpoint import load_checkpoint
-from unet.config.schema import (
-    Config,
-    config_to_dict,
-    tile_overlap,
-    tiles_blend,
-)
+from unet.config.schema import Config, tile_overlap, tiles_blend
+from unet.config.values import config_to_dict
 from unet.inference.costs import multiply_adds, prediction_memory, step_memory
 from unet.inference.predictor import load_model
 from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
@@ -114,8 +110,10 @@ def _rows(label: str, texts: Sequence[str]) -> list[str]:
 
 
 def _classes(config: Config) -> list[str]:
-    given = config_to_dict(config)["data"]["classes"]
-    return [f"{name}: mask value {value}" for name, value in given.items()]
+    return [
+        f"{one['name']}: mask value {one['value']}"
+        for one in config_to_dict(config)["data"]["classes"]
+    ]
 
 
 def _scores(history: Sequence[dict[str, Any]], config: Config) -> list[str]:

@@ -11,14 +11,8 @@ from torch import Tensor
 from unet.build import build_classes, build_network, given_normalization, memory_format
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict
-from unet.config.schema import (
-    WHERE_DATA_LIES,
-    Config,
-    config_to_dict,
-    differences,
-    tile_overlap,
-    tiles_blend,
-)
+from unet.config.schema import Config, MayChange, tile_overlap, tiles_blend
+from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.normalization import Normalization
 from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
@@ -26,16 +20,6 @@ from unet.inference.sliding_window import sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
 from unet.runtime.device import memory_advice, pick_device, pick_dtype
-
-# Where files lie and how a model is run may change after training; what it has learned may not.
-_FREE_TO_CHANGE = (
-    *WHERE_DATA_LIES,
-    "data.tolerance",
-    "train.device",
-    "train.precision",
-    "train.num_workers",
-    "tiling.",
-)
 
 # What weights of Pytorch-UNet do not know may be said of them.
 _UNKNOWN_TO_OTHERS = ("data.classes", "data.ignore", "data.normalization")
@@ -222,7 +206,7 @@ def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -
     said = [one for one in overrides if are_others and one.startswith(_UNKNOWN_TO_OTHERS)]
     trained = config_from_dict(contents["config"], said, where)
     config = config_from_dict(contents["config"], overrides, where)
-    if changes := differences(trained, config, _FREE_TO_CHANGE):
+    if changes := changed_settings(trained, config, MayChange.IN_USE):
         raise ValueError(
             f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
         )

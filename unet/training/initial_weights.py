@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from unet.config.parsing import named_items
 from unet.config.schema import Config
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights
@@ -25,7 +26,7 @@ def load_initial_weights(net: UNet, contents: dict[str, Any], path: str, config:
     """
     weights, own = contents["model"], net.state_dict()
     model, names = contents["config"]["model"], list(config.data.classes)
-    theirs = list(contents["config"]["data"]["classes"])
+    theirs = list(named_items(contents["config"]["data"]["classes"]))
     said = f"taking the weights of {path}"
     if len(theirs) != len(names):
         weights = {key: own[key] if key.startswith("head.") else w for key, w in weights.items()}

@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from unet.build import build_classes
-from unet.config.schema import Config, config_to_dict
+from unet.config.schema import Config
+from unet.config.values import config_to_dict
 from unet.evaluation.evaluate import Segmented
 from unet.runtime.files import atomic_path
 from unet.visualize import draw_preview_sheet, save_picture

@@ -12,7 +12,8 @@ import yaml
 
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.config.loader import config_from_dict
-from unet.config.schema import WHERE_DATA_LIES, Config, config_to_dict, differences
+from unet.config.schema import Config, MayChange
+from unet.config.values import changed_settings, config_to_dict
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
 from unet.runtime.files import DamagedFileError, flush_folder
@@ -21,18 +22,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-# What may differ between a run and its resumption without changing what is computed; of the
-# precision, what it comes to on the device is compared.
-_FREE_TO_CHANGE = (
-    *WHERE_DATA_LIES,
-    "name",
-    "train.device",
-    "train.num_workers",
-    "train.precision",
-    "train.previews",
-    "train.save_",
-)
 
 
 @dataclass
@@ -110,7 +99,7 @@ def _load_run(run: Path, config: Config) -> dict[str, Any] | None:
     if "optimizer" not in state:
         raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
     before = config_from_dict(state["config"], where=str(path))
-    changed = differences(before, config, _FREE_TO_CHANGE)
+    changed = changed_settings(before, config, MayChange.ON_RESUME)
     if changed:
         raise ValueError(
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
