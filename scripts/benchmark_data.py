@@ -142,7 +142,7 @@ def candidates(config: Config) -> dict[str, Candidate]:
     augment = replace(config.augment, elastic_std=ELASTIC_STD)
 
     def ours(limit: float, num_workers: int = 0) -> Candidate:
-        decoded = DecodedCache(pairs, reader, found.num_bytes, limit)
+        decoded = DecodedCache(pairs, reader, found.sizes, found.num_bytes, limit)
         dataset = SegmentationDataset(
             pairs,
             reader,

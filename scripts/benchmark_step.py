@@ -30,10 +30,10 @@ from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.models.losses import SegmentationLoss
 from unet.runtime.device import memory_advice
+from unet.runtime.seeds import Stream
 from unet.training import train as training
 from unet.training.schedule import learning_rate_factor
 from unet.training.step import TrainingStep
-from unet.training.trainer import _STEP_STREAM
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {
@@ -153,7 +153,7 @@ def bare_step(
 
 def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tensor, Tensor]) -> None:
     """Update the weights with all that `unet.training.trainer.Trainer` does for it."""
-    seed = np.random.SeedSequence([_STEP_STREAM, config.train.seed, number, 0])
+    seed = np.random.SeedSequence([Stream.STEP, config.train.seed, number, 0])
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     factor = learning_rate_factor(config.schedule, number, 100_000, 1000, [])
     with memory_advice(""):

@@ -160,6 +160,7 @@ def build_dataset(
     pairs: Sequence[Pair],
     reader: PairReader,
     normalization: Normalization,
+    sizes: np.ndarray,
     num_bytes: np.ndarray,
 ) -> SegmentationDataset:
     """Make the dataset of training samples.
@@ -169,6 +170,7 @@ def build_dataset(
         pairs: the N training pairs.
         reader: from `build_training_reader`.
         normalization: applied to each sample.
+        sizes: height and width of each pair, (N, 2), for the cache.
         num_bytes: size of each decoded pair, (N,), for the cache.
     """
     sampling, names = config.sampling, reader.classes.names
@@ -183,7 +185,7 @@ def build_dataset(
         sampling.crops_per_image,
         [names.index(name) for name in sampling.rare_classes],
         sampling.rare_fraction,
-        DecodedCache(pairs, reader, num_bytes, limit),
+        DecodedCache(pairs, reader, sizes, num_bytes, limit),
     )
 
 

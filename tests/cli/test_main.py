@@ -350,9 +350,9 @@ def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(
     monkeypatch.setattr("unet.data.transforms.Augment.__call__", fail)
     assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
-    assert re.fullmatch(r"error: .*\.png: no sample could .* \(IndexError: too far\)\n", error), (
-        error
-    )
+    assert re.fullmatch(
+        r"error: .*\.png: cannot make a sample from it \(IndexError: too far\)\n", error
+    ), error
 
 
 def test_a_model_is_exported_and_described(

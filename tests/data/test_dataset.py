@@ -21,6 +21,7 @@ from unet.data.transforms import Augment
 
 READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)
 
+SIZES = np.full((6, 2), (HEIGHT, WIDTH))
 
 BORDER_READER = replace(READER, border=Border(sigma=3.0))
 
@@ -33,8 +34,8 @@ def pairs_of(root: Path) -> list[Pair]:
 def test_what_is_kept_in_memory_changes_no_sample(data_root: Path, limit: float) -> None:
     pairs = pairs_of(data_root)
     num_bytes = np.full(6, 2 * HEIGHT * WIDTH)
-    decoded = DecodedCache(pairs, READER, num_bytes, limit)
-    assert decoded.count == {0: 0, 1e9: 6}.get(limit, 2)
+    decoded = DecodedCache(pairs, READER, SIZES, num_bytes, limit)
+    assert decoded.num_cached == {0: 0, 1e9: 6}.get(limit, 2)
     anew, kept = dataset(data_root), dataset(data_root, decoded=decoded)
     for place in ((0, 0), (1, 1), (5, 5)):
         for _ in range(2):  # read from the file, then from memory
@@ -54,8 +55,9 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
         pairs.append(
             Pair(stem=str(i), images=(f"{tmp_path}/{i}.tif",), masks=(f"{tmp_path}/{i}.png",))
         )
+    sizes = np.array([array.shape for array in arrays])
     num_bytes = np.array([array.nbytes + array.size for array in arrays])
-    decoded = DecodedCache(pairs, READER, num_bytes, 1e6)
+    decoded = DecodedCache(pairs, READER, sizes, num_bytes, 1e6)
     for i, array in [*enumerate(arrays)] * 2:  # read from the file, then from memory
         image, ids = decoded[i]
         assert image.dtype == array.dtype
@@ -66,7 +68,7 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> None:
-    decoded = DecodedCache(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    decoded = DecodedCache(pairs_of(data_root), READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
     samples = dataset(data_root, decoded=decoded)
     before = [dataset(data_root)[(0, i)] for i in range(6)]
     loader = DataLoader(
@@ -81,8 +83,23 @@ def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> No
         assert all(map(torch.equal, samples[(0, i)], before[i]))
 
 
+@pytest.mark.parametrize("late", ["_images", "_ids"])
+def test_a_pair_is_not_taken_from_the_cache_before_all_its_bytes_are_there(
+    data_root: Path, late: str
+) -> None:
+    """As a process may find it that reads while another one stores it, in any order."""
+    pairs = pairs_of(data_root)
+    cache = DecodedCache(pairs, READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    expected = cache[0]
+    getattr(cache, late)[0][-WIDTH * 9 :] ^= 1
+    for files in ("complete", "complete", "gone"):
+        if files == "gone":
+            shutil.rmtree(data_root)
+        assert all(map(np.array_equal, cache[0], expected)), files
+
+
 def test_a_pair_that_no_longer_fits_is_read_anew(data_root: Path) -> None:
-    decoded = DecodedCache(pairs_of(data_root), READER, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    decoded = DecodedCache(pairs_of(data_root), READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
     _, neighbour = decoded[3]
     for folder in ("images", "masks"):
         Image.fromarray(np.full((99, 99), 200, np.uint8)).save(data_root / folder / "2.png")
@@ -178,13 +195,13 @@ def test_a_batch_is_a_function_of_seed_and_number() -> None:
     whole = list(SeededBatchSampler(50, 8, 5, start=0, stop=20))
     assert list(SeededBatchSampler(50, 8, 5, start=13, stop=20)) == whole[13:]
     stream = SeededBatchSampler(50, 8, 5, start=0, stop=20)
-    assert [stream.places(i) for i in (17, 3, 9)] == [whole[i] for i in (17, 3, 9)]
+    assert [stream.batch(i) for i in (17, 3, 9)] == [whole[i] for i in (17, 3, 9)]
     assert list(SeededBatchSampler(50, 8, 6, start=0, stop=20)) != whole
 
 
 def test_processes_share_every_batch() -> None:
     whole = list(SeededBatchSampler(50, 6, 5, start=2, stop=9))
-    parts = [list(SeededBatchSampler(50, 6, 5, 2, 9, share=(rank, 3))) for rank in range(3)]
+    parts = [list(SeededBatchSampler(50, 6, 5, 2, 9, shard=(rank, 3))) for rank in range(3)]
     assert [[*a, *b, *c] for a, b, c in zip(*parts, strict=True)] == whole
 
 
@@ -201,7 +218,9 @@ def test_what_fails_unforeseen_names_the_file(
 
     samples = dataset(data_root)
     monkeypatch.setattr(samples, "augment", fail)
-    with pytest.raises(RuntimeError, match=r"2\.png: no sample .* \(IndexError: too far\)"):
+    with pytest.raises(
+        RuntimeError, match=r"2\.png: cannot make a sample from it \(IndexError: too far\)"
+    ):
         _ = samples[(0, 2)]
 
 
@@ -266,7 +285,7 @@ def test_weights_are_computed_once_and_change_no_sample(
 
     expected = samples(None)
     monkeypatch.setattr("unet.data.reader.border_weights", spy)
-    decoded = DecodedCache(pairs, BORDER_READER, np.full(6, 4 * HEIGHT * WIDTH), limit)
+    decoded = DecodedCache(pairs, BORDER_READER, SIZES, np.full(6, 4 * HEIGHT * WIDTH), limit)
     for ours, theirs in zip(samples(decoded), expected, strict=True):
         assert all(map(torch.equal, ours, theirs))
     assert [one.dtype for one in expected[0]] == [torch.float32, torch.int64, torch.float32]

@@ -37,7 +37,7 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: P
     assert all(weights.isfinite().all() for weights in state["model"].values())
     # The samples are those of the step.
     stems = state["train_stems"]
-    places = SeededBatchSampler(len(stems), 2, 0, 0, 9).places(step - 1)
+    places = SeededBatchSampler(len(stems), 2, 0, 0, 9).batch(step - 1)
     assert found[4] == ", ".join(dict.fromkeys(stems[index] for _, index in places))
 
 

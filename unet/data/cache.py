@@ -1,6 +1,7 @@
-"""Docstring to be written."""
+"""Decoded images and masks in memory that worker processes share."""
 
 import mmap
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,61 +10,94 @@ import torch
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 
+_IMAGE_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.float32}
+"""Of images, by the bytes of a value."""
+
 
 class DecodedCache:
-    """The first pairs of a data set, decoded once, in one block of memory that processes share.
+    """Pairs by index, the first of them decoded once for all processes.
 
-    A pair is read when it is first asked for, by whichever process asks: nothing waits for all.
+    The process that first asks for a pair stores it, so that no epoch waits for the others.
 
     Args:
-        pairs: the files.
-        reader: of them.
-        num_bytes: (N,) that each pair takes decoded.
-        limit: bytes that all may take; those that do not fit are not kept.
+        pairs: the N pairs.
+        reader: decodes them.
+        sizes: (N, 2), height and width.
+        num_bytes: (N,), bytes of all arrays of a pair.
+        limit: bytes of the cache. Pairs beyond it are decoded every time.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], reader: PairReader, num_bytes: np.ndarray, limit: float
+        self,
+        pairs: Sequence[Pair],
+        reader: PairReader,
+        sizes: np.ndarray,
+        num_bytes: np.ndarray,
+        limit: float,
     ) -> None:
         self._pairs = PackedPairs.of(pairs)
         self._reader = reader
-        # Starts are multiples of 8 bytes, as numbers of any kind like it.
-        ends = np.cumsum(_HEADER_BYTES + -(-num_bytes // 8) * 8)
-        self.count = int(np.searchsorted(ends, limit, side="right"))
-        self._bounds = np.concatenate([[0], ends[: self.count]])
-        # Zeros, in memory that forked workers share. A tensor: where workers are not forked, torch
-        # moves it to such memory as it passes it on.
-        size = max(1, int(self._bounds[-1]))
-        self._block = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        # 12 bytes more for the checksum and for the image's alignment.
+        self.num_cached = int(np.searchsorted(np.cumsum(num_bytes + 12), limit, side="right"))
+        self._sizes, num_bytes = sizes[: self.num_cached], num_bytes[: self.num_cached]
+        pixels = self._sizes.prod(1)
+        image_bytes = num_bytes - pixels * (1 if reader.border is None else 3)
+        self._value_bytes = image_bytes // (pixels * reader.in_channels)
+        self._images = _SharedArrays(-(-image_bytes // 4) * 4, torch.uint8)
+        self._ids = _SharedArrays(pixels, torch.uint8)
+        self._weights = _SharedArrays(pixels * (reader.border is not None), torch.float16)
+        # A pair is complete when its bytes have the checksum that was stored with it. A flag that
+        # is set last is not enough: where memory is weakly ordered (ARM), another process may see
+        # it before the pixels. A lock would have to be passed to every worker, and one that is
+        # killed would never release it. Each process compares the checksum of a pair once.
+        self._checksums = _SharedArrays(np.ones(self.num_cached, np.int64), torch.int64)
+        self._compared = np.zeros(self.num_cached, bool)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        """What the reader gives of a pair before `count`."""
-        block = self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
-        header, data = block[:_HEADER_BYTES].view(np.int64), block[_HEADER_BYTES:]
-        if header[0] == 0:
-            arrays = self._reader(self._pairs[index])
-            ends = np.cumsum([array.nbytes for array in arrays])
-            if ends[-1] <= len(data):  # else it has changed since it was measured
-                for array, end in zip(arrays, ends, strict=True):
-                    data[end - array.nbytes : end] = array.reshape(-1).view(np.uint8)
-                header[1:] = arrays[0].shape
-                header[0] = _DTYPES.index(arrays[0].dtype.name)  # last: now all is there
-            return arrays
-        channels, height, width = header[1:].tolist()
-        dtype, size = np.dtype(_DTYPES[header[0]]), height * width
-        split = channels * size * dtype.itemsize
-        image = data[:split].view(dtype).reshape(channels, height, width)
-        ids = data[split : split + size].reshape(height, width)
+        """Return what the reader returns for a pair."""
+        if index >= self.num_cached:
+            return self._reader(self._pairs[index])
+        stored, checksum = self._stored(index), self._checksums[index]
+        if self._compared[index] or (checksum[0] and checksum[0] == _checksum(stored)):
+            self._compared[index] = True
+            return stored
+        arrays = self._reader(self._pairs[index])
+        same = [one.shape == place.shape for one, place in zip(arrays, stored, strict=True)]
+        if all(same) and arrays[0].dtype == stored[0].dtype:  # else the file has changed
+            for place, one in zip(stored, arrays, strict=True):
+                place[...] = one
+            checksum[0] = _checksum(arrays)
+        return arrays
+
+    def _stored(self, index: int) -> tuple[np.ndarray, ...]:
+        """Views of image (C, H, W), class ids and, if any, weights (H, W) in the cache."""
+        height, width = self._sizes[index].tolist()
+        channels, value_bytes = self._reader.in_channels, int(self._value_bytes[index])
+        image = self._images[index][: channels * height * width * value_bytes]
+        image = image.view(_IMAGE_DTYPES[value_bytes]).reshape(channels, height, width)
+        ids = self._ids[index].reshape(height, width)
         if self._reader.border is None:
             return image, ids
-        # A copy: they may begin at an odd byte.
-        weights = data[split + size : split + 3 * size].copy().view(np.float16)
-        return image, ids, weights.reshape(height, width)
+        return image, ids, self._weights[index].reshape(height, width)
 
 
-_HEADER_BYTES = 32
-"""Before each pair, four int64: the place of the image's dtype in `_DTYPES`, C, H, W."""
+class _SharedArrays:
+    """Flat arrays of zeros, of given lengths, in memory that processes share."""
+
+    def __init__(self, lengths: np.ndarray, dtype: torch.dtype) -> None:
+        self._bounds = np.concatenate([[0], np.cumsum(lengths)])
+        # Forked workers share an anonymous map. A tensor, because torch moves it to shared memory
+        # when it passes it to a spawned worker.
+        num_bytes = max(1, int(self._bounds[-1])) * dtype.itemsize
+        self._block = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        array: np.ndarray = self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
+        return array
 
 
-_DTYPES = ("", "uint8", "uint16", "float32")
-"""The first stands for what has not been read yet."""
+def _checksum(arrays: Sequence[np.ndarray]) -> int:
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return checksum

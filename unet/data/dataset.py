@@ -13,24 +13,22 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 from unet.data.transforms import Augment
-
-# First words of the seeds, so that no two uses draw the same numbers: 1 the split, 2 the order, 3 this.
-_AUGMENT_STREAM = 3
+from unet.runtime.seeds import Stream
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
-    """Samples, each a function of (seed, pass, index) whoever loads it.
+    """Samples, each a function of (seed, pass, index) alone, whichever process loads it.
 
     Args:
-        pairs: the files.
-        reader: of them.
-        normalization: of the images; None for none.
-        augment: drawn anew for every pass and index; None for whole images as they are.
-        seed: of all augmentations.
-        crops_per_image: samples of each pair in a pass.
-        rare: ids of classes that a share of the crops is drawn around.
-        rare_fraction: that share.
-        decoded: what is kept in memory of these pairs.
+        pairs: the N pairs.
+        reader: reads them.
+        normalization: None leaves images as they are.
+        augment: None for whole images.
+        seed: for the augmentation.
+        crops_per_image: samples per pair and pass over the data.
+        rare: class ids; crops are centred near one of their pixels,
+        rare_fraction: in this fraction of the samples.
+        decoded: a cache of the pairs; None reads every file every time.
     """
 
     def __init__(
@@ -61,12 +59,12 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, ...]:
         """(pass, index) -> image (C, h, w) float32 and target (h, w) int64.
 
-        Of a reader with a border, the extra weights (h, w) float32 come third.
+        If the reader has a border, pixel weights (h, w) float32 come third.
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if one cannot be read.
-            RuntimeError: with the file, if anything else goes wrong.
+            ValueError: if a file cannot be read.
+            RuntimeError: for any other error, with the file's name.
         """
         try:
             return self._sample(*place)
@@ -74,33 +72,30 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             raise  # the reader's, which name the file
         except Exception as error:
             raise RuntimeError(
-                f"{self.pair(place).images[0]}: no sample could be made of it "
+                f"{self.pair(place).images[0]}: cannot make a sample from it "
                 f"({type(error).__name__}: {error})"
             ) from error
 
     def pair(self, place: tuple[int, int]) -> Pair:
-        """Return the pair of files that a place stands for."""
+        """Return the pair of files of (pass, index)."""
         return self.pairs[place[1] % len(self.pairs)]
 
-    def _sample(self, number: int, index: int) -> tuple[Tensor, ...]:
-        which = index % len(self.pairs)
-        if self.decoded is not None and which < self.decoded.count:
-            pixels, ids, *extra = self.decoded[which]
-        else:
-            pixels, ids, *extra = self.reader(self.pairs[which])
+    def _sample(self, pass_number: int, index: int) -> tuple[Tensor, ...]:
+        i = index % len(self.pairs)
+        pixels, ids, *extra = self.decoded[i] if self.decoded else self.reader(self.pairs[i])
         image = torch.from_numpy(to_float(pixels))
         if self.normalization is not None:
             image = self.normalization(image)
         weights = [torch.from_numpy(one).float() for one in extra]
         if self.augment is None:
             return image, torch.from_numpy(ids).long(), *weights
-        rng = np.random.default_rng([_AUGMENT_STREAM, self.seed, number, index])
+        rng = np.random.default_rng([Stream.AUGMENTATION, self.seed, pass_number, index])
         is_rare = self.rare_fraction > 0 and rng.random() < self.rare_fraction
         around = self._rare_pixel(ids, rng) if is_rare else None
         return self.augment(image, torch.from_numpy(ids), rng, around, *weights)
 
     def _rare_pixel(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
-        """(y, x) of a pixel of a rare class, each class of the image as likely as another."""
+        """(y, x) of a pixel of a rare class, each class in the image equally likely."""
         for i in rng.permutation(self.rare).tolist():
             if len(places := np.flatnonzero(ids == i)):
                 y, x = divmod(int(rng.choice(places)), ids.shape[1])

@@ -1,27 +1,26 @@
-"""Docstring to be written."""
+"""Random batches, the same for any number of processes."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
-# First words of the seeds, so that no two uses draw the same numbers; 1 is the split's.
-_ORDER_STREAM = 2
+from unet.runtime.seeds import Stream
 
 
 class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of places (pass, index), a function of (seed, number of the batch).
+    """Batches of (pass, index), each a function of (seed, number of the batch) alone.
 
-    One pass over all samples follows the other, each in an order of its own. Every batch is full:
-    one that a pass does not fill goes on with the next.
+    Every pass over the samples has its own random order. All batches are full: the last one of a
+    pass is filled up with the first samples of the next.
 
     Args:
-        size: samples in a pass.
-        batch_size: places in a batch.
+        size: samples per pass.
+        batch_size: samples per batch, over all shards.
         seed: of the orders.
         start: the first batch.
-        stop: the one after the last.
-        share: which of so many equal parts of every batch; (0, 1) for whole batches.
+        stop: the batch to stop before.
+        shard: (i, n) takes the i-th of n equal slices of every batch.
     """
 
     def __init__(
@@ -31,33 +30,33 @@ class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
         seed: int,
         start: int,
         stop: int,
-        share: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.size = size
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
         self.stop = stop
-        self.share = share
+        self.shard = shard
         self._orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        part, parts = self.share
-        length = self.batch_size // parts
-        for batch in range(self.start, self.stop):
-            yield self.places(batch)[part * length : (part + 1) * length]
+        i, num_shards = self.shard
+        length = self.batch_size // num_shards
+        for number in range(self.start, self.stop):
+            yield self.batch(number)[i * length : (i + 1) * length]
 
-    def places(self, batch: int) -> list[tuple[int, int]]:
-        """Return the places of a whole batch."""
-        first = batch * self.batch_size
-        return [self._place(number) for number in range(first, first + self.batch_size)]
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """Return a whole batch."""
+        first = number * self.batch_size
+        return [self._sample(i) for i in range(first, first + self.batch_size)]
 
-    def _place(self, number: int) -> tuple[int, int]:
-        which, i = divmod(number, self.size)
-        if which not in self._orders:
-            rng = np.random.default_rng([_ORDER_STREAM, self.seed, which])
-            self._orders = {which: rng.permutation(self.size)}
-        return which, int(self._orders[which][i])
+    def _sample(self, number: int) -> tuple[int, int]:
+        pass_number, i = divmod(number, self.size)
+        if pass_number not in self._orders:
+            rng = np.random.default_rng([Stream.ORDER, self.seed, pass_number])
+            self._orders = {pass_number: rng.permutation(self.size)}
+        return pass_number, int(self._orders[pass_number][i])

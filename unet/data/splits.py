@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from unet.data.pairing import Pair
-
-# The first word of the seed, so that no two uses draw the same numbers.
-_SPLIT_STREAM = 1
+from unet.runtime.seeds import Stream
 
 
 def split_randomly(
@@ -44,7 +42,7 @@ def split_randomly(
             f"data.validation: got {len(units)} {what} to split, expected at least {len(shares)}; "
             "add images, or give those to keep by data.validation.images"
         )
-    order = np.random.default_rng([_SPLIT_STREAM, seed]).permutation(len(units)).tolist()
+    order = np.random.default_rng([Stream.SPLIT, seed]).permutation(len(units)).tolist()
     # Units of the same classes follow each other, so that dealing in turn divides them evenly.
     classes = np.zeros((len(units), present.shape[1]), bool)
     np.logical_or.at(classes, unit_of, present)

@@ -91,7 +91,14 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
     print(describe(config, data))
     for warning in data.warnings:
         print(f"warning: {warning}")
-    dataset = build_dataset(config, data.train_pairs, reader, normalization, data.train.num_bytes)
+    dataset = build_dataset(
+        config,
+        data.train_pairs,
+        reader,
+        normalization,
+        data.train.sizes,
+        data.train.num_bytes,
+    )
 
     # The model, and all that learns with it.
     torch.manual_seed(settings.seed)

@@ -26,14 +26,12 @@ from unet.metrics.confusion import Scores, scores
 from unet.models.unet import UNet
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
+from unet.runtime.seeds import Stream
 from unet.runtime.signals import Stopped, StopRequest, ignore_signals_in_worker, stop_request
 from unet.training.logger import RunLogger
 from unet.training.run_folder import Progress, give_up, save_last
 from unet.training.schedule import learning_rate_factor, validations_without_gain
 from unet.training.step import TrainingStep, WeightAverage
-
-# First word of the seeds, so that no two uses draw the same numbers; 1 to 3 are the data's.
-_STEP_STREAM = 4
 
 
 class Trainer:
@@ -187,7 +185,7 @@ class Trainer:
         """Make the next step; return its loss, learning rate and norm of the gradients."""
         settings, progress, number = self._config.train, self.progress, self.progress.step
         # What a network draws by lot is a function of the step.
-        seed = np.random.SeedSequence([_STEP_STREAM, settings.seed, number, distributed.rank()])
+        seed = np.random.SeedSequence([Stream.STEP, settings.seed, number, distributed.rank()])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         factor = self._rate_factor(number)
         lr = self._config.optimizer.lr * factor
@@ -211,7 +209,7 @@ class Trainer:
         """The samples of all processes in a step, each once."""
         accumulate, stream = self._config.train.accumulate, self._stream()
         batches = range(step * accumulate, (step + 1) * accumulate)
-        places = [place for number in batches for place in stream.places(number)]
+        places = [place for number in batches for place in stream.batch(number)]
         return list(dict.fromkeys(self._dataset.pair(place).stem for place in places))
 
     def _validate(self, tracker: RunLogger | None, stop: StopRequest) -> str:
