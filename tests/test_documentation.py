@@ -14,8 +14,7 @@ import yaml
 from helpers import make_config
 
 import unet
-from unet.cli.arguments import parser
-from unet.cli.main import _SETTING
+from unet.cli.arguments import parse
 from unet.config.loader import config_from_dict
 from unet.training.train import train
 
@@ -56,8 +55,7 @@ def test_the_readmes_unet_commands_parse() -> None:
     commands = re.findall(r"^(?:\$ )?unet (.*)$", README, re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
-        words = shlex.split(command, comments=True)
-        parser().parse_args([word for word in words if not _SETTING.match(word)])
+        parse(shlex.split(command, comments=True))
 
 
 def test_files_that_the_readme_links_to_are_there() -> None:

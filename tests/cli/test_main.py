@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 import yaml
 from helpers import make_config
 
-from unet.cli.arguments import parser
+from unet.cli.arguments import parse
 from unet.cli.main import main
 from unet.config.values import config_to_dict
 
@@ -30,6 +31,14 @@ def config(data_root: Path) -> Path:
     settings = config_to_dict(make_config(data_root, "train.epochs=2", "train.previews=1"))
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """SIGINT as in a terminal: it is ignored in a process that a script starts with `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_train_evaluate_and_predict(config: Path, data_root: Path) -> None:
@@ -90,8 +99,9 @@ def test_the_module_and_the_scripts_are_the_command() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "missing.yaml"]])
 def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> None:
     code = (
-        "import sys, unet.cli\n"
-        "try: unet.cli.main(sys.argv[1:])\n"
+        "import sys\n"
+        "from unet.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"
     )
@@ -102,7 +112,8 @@ def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> N
 def test_nothing_waits_for_torchvision_that_does_not_need_it() -> None:
     # It takes about as long to import as torch.
     code = (
-        "import sys, unet.training, unet.evaluation, unet.inference.predict, unet.inference.export, unet.inference.info\n"
+        "import sys, unet.training.series, unet.evaluation.evaluate\n"
+        "import unet.inference.predict, unet.inference.export, unet.inference.info\n"
         "assert 'torchvision' not in sys.modules"
     )
     assert run("-c", code).returncode == 0
@@ -149,8 +160,56 @@ def test_images_may_stand_behind_options(config: Path, data_root: Path) -> None:
 @pytest.mark.parametrize("tta", [["--tta", "flips,turns"], ["--tta", "flips", "--tta", "turns"]])
 def test_augmentations_are_given_together_or_one_by_one(tta: list[str]) -> None:
     for command in (["evaluate", "best.pt"], ["predict", "best.pt", "a.png", "-o", "masks"]):
-        assert parser().parse_args([*command, *tta]).tta == ["flips", "turns"]
-        assert parser().parse_args(command).tta == []  # what one call extends is its own
+        assert parse([*command, *tta])[0].tta == ["flips", "turns"]
+        assert parse(command)[0].tta == []  # what one call extends is its own
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "best.pt", "a.png", "-o", "lr=0.1"],
+        ["predict", "best.pt", "a.png", "--out", "lr=0.1"],
+        ["predict", "best.pt", "a.png", "--out=lr=0.1"],
+        ["evaluate", "best.pt", "--images", "a=b", "--masks", "c=d"],
+        ["check", "a.yaml", "--pictures", "a.b=c"],
+        ["train", "a.yaml", "--runs", "a=b"],
+    ],
+)
+def test_the_value_of_an_option_is_no_setting(words: list[str]) -> None:
+    arguments, settings = parse([*words, "train.epochs=5"])
+    assert settings == ["train.epochs=5"]
+    values = {str(value) for value in vars(arguments).values()}
+    expected = words[-1].removeprefix("--out=")
+    assert expected in values
+
+
+def test_a_setting_may_follow_an_option_whose_value_is_optional() -> None:
+    arguments, settings = parse(["evaluate", "best.pt", "--instances", "data.root=a"])
+    assert (arguments.instances, settings) == ("", ["data.root=a"])
+    arguments, settings = parse(["data.root=a", "evaluate", "best.pt", "--instances", "cell"])
+    assert (arguments.instances, settings) == ("cell", ["data.root=a"])
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "init", "check", "evaluate", "predict", "export", "info"]
+)
+def test_help_fits_80_columns(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit, match="0"):
+        parse([command, "--help"] if command else ["--help"])
+    shown = capsys.readouterr().out
+    assert f"usage: unet {command}".strip() in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_runs_lie_where_one_says(config: Path) -> None:
+    assert main(["train", str(config), "train.epochs=1", "--runs", "a/b"]) == 0
+    assert Path("a/b/tiny/best.pt").exists()
+    assert main(["check", str(config), "--runs", "c"]) == 0
+    assert [path.name for path in Path("c").iterdir()] == [".checked"]
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["a", "c"]
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
@@ -176,6 +235,7 @@ def test_an_interrupt_is_no_traceback(
     assert not Path("runs/tiny").exists()
 
 
+@pytest.mark.usefixtures("default_interrupt")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_the_step_and_ends_with_its_code(
     config: Path,
@@ -187,6 +247,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     monkeypatch.setattr(
         "unet.training.logger.RunLogger.step", lambda *_: signal.raise_signal(signum)
     )
+    before = signal.getsignal(signal.SIGINT)
     assert main(["train", str(config)]) == code
     shown = capsys.readouterr()
     assert shown.err == f"stopped by {signum.name}\n"
@@ -194,7 +255,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     monkeypatch.undo()
     monkeypatch.chdir(config.parent)
     assert main(["train", str(config), "--resume"]) == 0
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_setting_without_equals_is_helped_with(
@@ -202,7 +263,7 @@ def test_a_setting_without_equals_is_helped_with(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["train", str(config), "train.epochs:3"])
-    assert "settings are written KEY=VALUE" in capsys.readouterr().err
+    assert "settings have the form KEY=VALUE" in capsys.readouterr().err
 
 
 def test_folders_in_place_of_files_are_told_apart(
@@ -230,8 +291,8 @@ def test_a_model_that_is_trained_is_not_to_be_made_smaller(
     monkeypatch.setattr("unet.evaluation.evaluate.evaluate", lambda *_, **__: torch.empty(2**55))
     assert main(["evaluate", "best.pt"]) == 2
     error = capsys.readouterr().err
-    assert error.endswith("; take smaller images, or a lower tiling.size\n")
-    assert error.startswith("error: ")
+    assert error.endswith("; use smaller images or a lower tiling.size\n")
+    assert error.startswith("error: out of memory (")
 
 
 def test_a_file_that_looks_like_a_setting_is_a_file(config: Path, data_root: Path) -> None:
@@ -290,9 +351,9 @@ def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, colu
     pattern = r"epoch \d+/20 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
     assert all(re.match(pattern, line) for line in steps), steps
     if columns == 100:
-        assert all(re.search(r", lr \d\.\de-\d\d, +[\d.]+ images/s$", line) for line in steps), (
-            steps
-        )
+        assert all(
+            re.search(r", lr \d\.\de-\d\d, +[\d.]+( images/s|s/ images)$", line) for line in steps
+        ), steps
 
 
 def test_every_fold_is_trained_and_their_models_are_averaged(
@@ -318,7 +379,7 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     assert "got checkpoints with other validation images (1 of 2)" in capsys.readouterr().err
     for arguments in (both[:1], [str(data_root / "images")]):
         assert main(["predict", *arguments, "-o", "masks2"]) == 2
-        assert "expected a checkpoint (or several), which ends in .pt" in capsys.readouterr().err
+        assert "expected one or more checkpoints, whose names end in .pt" in capsys.readouterr().err
 
 
 def test_evaluate_measures_what_it_is_asked_for(

@@ -141,7 +141,7 @@ def test_two_processes_freeze_an_encoder_as_one_does(config: Path) -> None:
 
 LAST_THREADS = """
 import atexit, pathlib, torch
-from unet import distributed
+from unet.runtime import distributed
 
 @atexit.register  # and so run after what `join` registers
 def show() -> None:

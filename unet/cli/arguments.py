@@ -1,214 +1,244 @@
-"""Docstring to be written."""
+"""The arguments of every command."""
 
 import argparse
+import re
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from unet.cli.commands import (
-    run_check,
-    run_evaluate,
-    run_export,
-    run_info,
-    run_init,
-    run_predict,
-    run_train,
-)
+from unet.cli import commands
+
+# The form of a setting: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
+_SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
+
+_TTA = ("flips", "turns", "scales")
 
 
-def _kinds(text: str) -> list[str]:
-    """The kinds of --tta."""
-    kinds, known = text.split(","), ("flips", "turns", "scales")
-    if not set(kinds) <= set(known):
-        raise argparse.ArgumentTypeError(
-            f"got {text}, expected one or more of {', '.join(known)}, such as flips,turns"
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse a command line into arguments and settings, which may stand anywhere in it.
+
+    A word is a setting if it has the form KEY=VALUE, is not the value of an option, and there is no
+    file of that name.
+
+    Raises:
+        SystemExit: with code 2 and a message, if the words are not a command.
+    """
+    parser, value_options = _build_parser()
+    settings: list[str] = []
+    others: list[str] = []
+    is_value = False
+    for word in words:
+        is_setting = _SETTING.match(word) and not is_value and not Path(word).exists()
+        (settings if is_setting else others).append(word)
+        is_value = word in value_options
+    arguments, unknown = parser.parse_known_args(others)
+    if arguments.run is commands.run_predict:  # images may follow options
+        arguments.paths += [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
+    if unknown:
+        parser.error(
+            f"got {' '.join(unknown)}, which is neither an argument nor a setting; settings have "
+            "the form KEY=VALUE, such as train.epochs=5"
         )
-    return kinds
+    return arguments, settings
 
 
-def parser() -> argparse.ArgumentParser:
-    """The arguments of every command."""
-    settings = (
-        "Settings of the config are changed by KEY=VALUE anywhere on the command line, such as "
+def _build_parser() -> tuple[argparse.ArgumentParser, set[str]]:
+    """Return the parser and the options that always take a value."""
+    epilog = (
+        "Settings of the config can be changed by KEY=VALUE anywhere on the command line, such as "
         "train.epochs=5, data.root=my/data or tiling.size=[512,512]."
     )
-    result = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog="unet",
         description="Train, evaluate and run U-Net segmentation models.",
-        epilog=settings,
+        epilog=epilog,
+        allow_abbrev=False,
     )
-    result.add_argument("--version", action="version", version=f"unet {version('unet')}")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    shared.add_argument("--traceback", action="store_true", help="show where an error arose")
-    tta = argparse.ArgumentParser(add_help=False)
-    tta.add_argument(
-        "--tta",
-        type=_kinds,
-        action="extend",
-        default=[],
-        metavar="KINDS",
-        help="test-time augmentation, such as flips,turns: average over 4 flips, 4 turns (8 with "
-        "both), 3 scales",
-    )
-    commands = result.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"unet {version('unet')}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser(
-        "train", parents=[shared], epilog=settings, help="train the model of a config file"
-    )
-    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
-    train.add_argument(
-        "--resume", action="store_true", help="continue the run from its last.pt, if there is one"
-    )
-    train.add_argument(
-        "--folds", choices=["all"], help="train each of data.validation.folds in turn"
-    )
-    train.set_defaults(run=run_train)
+    def command(name: str, run: Callable[..., int | None], text: str) -> argparse.ArgumentParser:
+        result = subparsers.add_parser(name, help=text, description=text, epilog=epilog)
+        result.allow_abbrev = False
+        result.set_defaults(run=run)
+        result.add_argument("--traceback", action="store_true", help="show where an error arose")
+        if name != "info":
+            result.add_argument("--overwrite", action="store_true", help="replace existing results")
+        added.append(result)
+        return result
 
-    init = commands.add_parser(
-        "init", parents=[shared], help="look at a folder of images and masks; write a config for it"
+    added: list[argparse.ArgumentParser] = []
+    _add_train(command("train", commands.run_train, "train the model of a config"))
+    _add_init(command("init", commands.run_init, "write a config for a folder of images and masks"))
+    _add_check(command("check", commands.run_check, "read all data of a config; report errors"))
+    _add_evaluate(command("evaluate", commands.run_evaluate, "score a checkpoint"))
+    _add_predict(command("predict", commands.run_predict, "write masks for images"))
+    _add_export(
+        command("export", commands.run_export, "write a model to a file that runs without unet")
     )
-    init.add_argument("folder", type=Path, metavar="DIR", help="folder of images and masks")
-    init.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", required=True, help="YAML file to write"
-    )
-    init.set_defaults(run=run_init)
+    _add_info(command("info", commands.run_info, "show a checkpoint's config, scores and costs"))
+    return parser, {
+        option
+        for subparser in added
+        for action in subparser._actions  # argparse has no public list
+        if action.nargs is None
+        for option in action.option_strings
+    }
 
-    check = commands.add_parser(
-        "check", parents=[shared], epilog=settings, help="read all data of a config; report faults"
-    )
-    check.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, see configs/")
-    check.add_argument(
-        "--pictures", type=Path, metavar="FILE", help="draw samples, also augmented, as this PNG"
-    )
-    check.set_defaults(run=run_check)
 
-    evaluate = commands.add_parser(
-        "evaluate", parents=[shared, tta], epilog=settings, help="score a checkpoint"
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file; see configs/")
+    parser.add_argument(
+        "--runs", metavar="DIR", help="folder of all runs (default: the setting runs)"
     )
-    evaluate.add_argument(
-        "checkpoints",
-        type=Path,
-        nargs="+",
-        metavar="CHECKPOINT",
-        help="best.pt or last.pt; several are averaged",
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run; start it if it does not exist"
     )
-    evaluate.add_argument(
+    parser.add_argument(
+        "--folds", choices=["all"], help="train a model for each fold of data.validation.folds"
+    )
+
+
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of images and masks")
+    _add_out(parser, "YAML file to write", metavar="FILE", required=True)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FILE", help="draw samples and augmentations as this PNG"
+    )
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoints(parser, "best.pt or last.pt; the probabilities of several are averaged")
+    parser.add_argument(
         "--images", metavar="DIR", help="score this folder or pattern, not the validation split"
     )
-    evaluate.add_argument("--masks", metavar="DIR", help="the masks of --images")
-    evaluate.add_argument(
-        "--labels", metavar="DIR", help="the label images of --images, for --instances"
-    )
-    evaluate.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for report.html, metrics.json, per_image.csv and confusion.png (default: "
-        "evaluation_<checkpoint> beside the checkpoint)",
-    )
-    evaluate.add_argument(
+    parser.add_argument("--masks", metavar="DIR", help="masks of --images")
+    parser.add_argument("--labels", metavar="DIR", help="label images of --images, for --instances")
+    _add_out(parser, "folder of the report (default: evaluation_NAME next to NAME.pt)")
+    parser.add_argument(
         "--boundary",
         type=float,
         default=2.0,
         metavar="PIXELS",
-        help="distance within which a boundary counts as found (default: 2)",
+        help="largest distance at which a boundary pixel is a match (default: 2)",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--instances",
         nargs="?",
         const="",
         metavar="CLASS",
-        help="score the connected parts of a class (of two, the second) as objects, too; the true "
-        "ones are those of label images (data.instances, --labels), or else parts of the mask",
+        help="also score the objects of a class (default: the second of two); the true objects "
+        "come from label images, or else are the connected components of the mask",
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--threshold",
         action="store_true",
-        help="precision and recall at every threshold, for models of two classes; with "
-        "--instances the objects at thresholds, too",
+        help="also compute precision and recall at every threshold, for models of two classes",
     )
-    evaluate.set_defaults(run=run_evaluate)
+    _add_tta(parser)
 
-    predict = commands.add_parser(
-        "predict", parents=[shared, tta], epilog=settings, help="write masks for images"
-    )
-    predict.add_argument(
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "paths",
         nargs="+",
         metavar="CHECKPOINT [CHECKPOINT ...] IMAGES",
-        help="best.pt, last.pt or weights of Pytorch-UNet (several are averaged), then files, "
-        "folders or glob patterns",
+        help="checkpoints, whose probabilities are averaged; then image files, folders or glob "
+        "patterns",
     )
-    predict.add_argument(
-        "-o", "--out", type=Path, metavar="DIR", required=True, help="folder for the masks"
+    _add_out(parser, "folder of the masks", required=True)
+    parser.add_argument("--overlay", action="store_true", help="also draw each mask over its image")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="also write a TIFF with a page for each class"
     )
-    predict.add_argument(
-        "--overlay", action="store_true", help="draw each mask over its image, too"
+    parser.add_argument(
+        "--instances", action="store_true", help="also write a label image of the objects"
     )
-    predict.add_argument(
-        "--probabilities", action="store_true", help="write them, too: a TIFF page for each class"
-    )
-    predict.add_argument(
-        "--instances", action="store_true", help="number the objects of each mask, too"
-    )
-    predict.add_argument(
+    parser.add_argument(
         "--threshold",
         type=float,
         metavar="P",
-        help="with two classes: the second is where its probability is at least P",
+        help="choose the second of two classes where its probability is at least P",
     )
-    predict.add_argument(
+    parser.add_argument(
         "--min-size",
         type=int,
         default=0,
         metavar="PIXELS",
-        help="make objects smaller than this background, the first class",
+        help="replace smaller objects by the first class, the background",
     )
-    predict.add_argument(
-        "--keep-largest", action="store_true", help="keep the largest object of each class only"
+    parser.add_argument(
+        "--keep-largest", action="store_true", help="keep only the largest object of each class"
     )
-    predict.add_argument(
+    parser.add_argument(
         "--windows",
         action=argparse.BooleanOptionalAction,
-        help="read TIFFs window by window, or none (default: those with a georeference or nodata, "
-        "BigTIFFs, and those of more than 64 megapixels)",
+        help="read TIFFs in windows (default: those with a georeference or nodata, BigTIFFs, and "
+        "those above 64 megapixels)",
     )
-    predict.set_defaults(run=run_predict)
+    _add_tta(parser)
 
-    export = commands.add_parser(
-        "export", parents=[shared], help="write a model as a file that runs without unet"
-    )
-    export.add_argument(
-        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="a best.pt or last.pt"
-    )
-    export.add_argument(
-        "-o",
-        "--out",
-        type=Path,
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_checkpoints(parser, "best.pt or last.pt")
+    _add_out(
+        parser,
+        "model.onnx (needs the extra onnx) or model.pt2 (torch.export)",
         metavar="FILE",
         required=True,
-        help="model.onnx (extra onnx) or model.pt2 (torch.export)",
     )
-    export.add_argument(
+    parser.add_argument(
         "--output",
         choices=["probabilities", "classes"],
         default="probabilities",
-        help="of every class, or the id of the most probable one (default: %(default)s)",
+        help="probabilities of every class, or ids of the most probable one (default: %(default)s)",
     )
-    export.set_defaults(run=run_export)
 
-    info = commands.add_parser(
-        "info", epilog=settings, help="show a checkpoint's config, scores and costs"
-    )
-    info.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
-    info.add_argument(
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    parser.add_argument(
         "--size",
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help="height and width to count for (default: the training crop, or 512 512)",
+        help="image size to count operations for (default: the training crop, or 512 512)",
     )
-    info.add_argument("--traceback", action="store_true", help="show where an error arose")
-    info.set_defaults(run=run_info)
-    return result
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=text)
+
+
+def _add_out(parser: argparse.ArgumentParser, text: str, **settings: Any) -> None:
+    options = {"type": Path, "metavar": "DIR", **settings}
+    parser.add_argument("-o", "--out", help=text, **options)
+
+
+def _add_tta(parser: argparse.ArgumentParser) -> None:
+    def names(text: str) -> list[str]:
+        if not set(text.split(",")) <= set(_TTA):
+            raise argparse.ArgumentTypeError(
+                f"got {text}, expected one or more of {', '.join(_TTA)}, such as flips,turns"
+            )
+        return text.split(",")
+
+    parser.add_argument(
+        "--tta",
+        type=names,
+        action="extend",
+        default=[],
+        metavar="NAMES",
+        help="test-time augmentation, such as flips,turns: average the probabilities over 4 "
+        "flips, 4 quarter turns (8 images with both) or 3 scales",
+    )

@@ -1,33 +1,37 @@
-"""Docstring to be written."""
+"""What each command does. Torch is imported only by the commands that need it."""
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 
 import yaml
 
 from unet.config.loader import config_from_dict, load_config
+from unet.config.schema import Config
 
 
-def run_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    config = load_config(arguments.config, overrides)
+def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Train one model, or one for each fold and seed."""
+    config = _load_config(arguments, settings)
     from unet.training.series import train_series
     from unet.training.train import train
 
+    options = {"resume": arguments.resume, "overwrite": arguments.overwrite}
     if arguments.folds or config.train.seeds > 1:
-        all_folds = arguments.folds == "all"
-        train_series(config, all_folds, resume=arguments.resume, overwrite=arguments.overwrite)
+        train_series(config, all_folds=arguments.folds == "all", **options)
     else:
-        train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+        train(config, **options)
 
 
-def run_init(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    if overrides:
-        raise ValueError(f"init: got {' '.join(overrides)}, which a config is to hold; edit that")
+def run_init(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Write a config for a folder of images and masks."""
+    if settings:
+        raise ValueError(f"init: got {' '.join(settings)}; change settings in the config it writes")
     out: Path = arguments.out
-    if out.exists() and not arguments.overwrite:
-        raise FileExistsError(f"{out}: exists; pass --overwrite to replace it, or another -o FILE")
+    _refuse_existing(out, arguments, "or another -o FILE")
     from unet.inspection.propose import propose
     from unet.runtime.files import atomic_path
 
@@ -39,15 +43,14 @@ def run_init(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(f"wrote {out}; read it, then:\n  unet check {out}\n  unet train {out}")
 
 
-def run_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    config = load_config(arguments.config, overrides)
+def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
+    """Describe the data of a config; return 1 if there are errors."""
+    config = _load_config(arguments, settings)
     picture: Path | None = arguments.pictures
-    if picture is not None and picture.suffix.lower() != ".png":
-        raise ValueError(
-            f"{picture}: expected a name that ends in .png; give --pictures such a one"
-        )
-    if picture is not None and picture.exists() and not arguments.overwrite:
-        raise FileExistsError(f"{picture}: exists; pass --overwrite to replace it")
+    if picture is not None:
+        if picture.suffix.lower() != ".png":
+            raise ValueError(f"{picture}: expected a name that ends in .png for --pictures")
+        _refuse_existing(picture, arguments)
     from unet.inspection.check import check_data, describe
     from unet.inspection.samples import draw_samples
 
@@ -72,65 +75,71 @@ def run_check(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 1
 
 
-def run_evaluate(arguments: argparse.Namespace, overrides: list[str]) -> None:
+def run_evaluate(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Score a checkpoint."""
     from unet.evaluation.evaluate import evaluate
+    from unet.runtime.device import memory_advice
 
-    evaluate(
-        arguments.checkpoints,
-        overrides,
-        images=arguments.images,
-        masks=arguments.masks,
-        labels=arguments.labels,
-        out=arguments.out,
-        overwrite=arguments.overwrite,
-        boundary_distance=arguments.boundary,
-        objects=arguments.instances,
-        threshold=arguments.threshold,
-        tta=arguments.tta,
-    )
-
-
-def run_predict(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from unet.inference.predict import Options, predict_files
-
-    # Images never end so.
-    checkpoints = list(takewhile(lambda path: path.endswith((".pt", ".pth")), arguments.paths))
-    inputs = arguments.paths[len(checkpoints) :]
-    if not checkpoints or not inputs:
-        raise ValueError(
-            f"predict: got {' '.join(arguments.paths)}, expected a checkpoint (or several), which "
-            "ends in .pt or .pth, and then images"
-        )
-    predict_files(
-        [Path(path) for path in checkpoints],
-        inputs,
-        arguments.out,
-        Options(
-            tta=tuple(arguments.tta),
+    with memory_advice(_SMALLER_TILES):
+        evaluate(
+            arguments.checkpoints,
+            settings,
+            images=arguments.images,
+            masks=arguments.masks,
+            labels=arguments.labels,
+            out=arguments.out,
+            overwrite=arguments.overwrite,
+            boundary_distance=arguments.boundary,
+            objects=arguments.instances,
             threshold=arguments.threshold,
-            min_size=arguments.min_size,
-            keep_largest=arguments.keep_largest,
-            overlay=arguments.overlay,
-            probabilities=arguments.probabilities,
-            instances=arguments.instances,
-            windows=arguments.windows,
-        ),
-        overwrite=arguments.overwrite,
-        overrides=overrides,
+            tta=arguments.tta,
+        )
+
+
+def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Write masks for images."""
+    from unet.inference.predict import Options, predict_files
+    from unet.runtime.device import memory_advice
+
+    # No image has such a name.
+    checkpoints = list(takewhile(lambda path: path.endswith((".pt", ".pth")), arguments.paths))
+    images = arguments.paths[len(checkpoints) :]
+    if not checkpoints or not images:
+        raise ValueError(
+            f"predict: got {' '.join(arguments.paths)}, expected one or more checkpoints, whose "
+            "names end in .pt or .pth, and then images"
+        )
+    options = Options(
+        tta=tuple(arguments.tta),
+        threshold=arguments.threshold,
+        min_size=arguments.min_size,
+        keep_largest=arguments.keep_largest,
+        overlay=arguments.overlay,
+        probabilities=arguments.probabilities,
+        instances=arguments.instances,
+        windows=arguments.windows,
     )
+    with memory_advice(_SMALLER_TILES):
+        predict_files(
+            [Path(path) for path in checkpoints],
+            images,
+            arguments.out,
+            options,
+            overwrite=arguments.overwrite,
+            overrides=settings,
+        )
 
 
-def run_export(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    # What may be said of weights of others; the rest is not in the file.
-    parts = ("data.classes", "data.normalization")
-    if left := [one for one in overrides if not one.startswith(parts)]:
-        raise ValueError(f"export: got {' '.join(left)}; a trained model keeps its settings")
+def run_export(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Write a model to a file that runs without this project."""
+    # Weights of others come without these; all other settings are fixed by the training.
+    unknown = ("data.classes", "data.normalization")
+    if fixed := [setting for setting in settings if not setting.startswith(unknown)]:
+        raise ValueError(f"export: got {' '.join(fixed)}; a trained model keeps its settings")
     from unet.inference.export import TOLERANCE, export
 
     out: Path = arguments.out
-    difference = export(
-        arguments.checkpoints, out, arguments.output, arguments.overwrite, overrides
-    )
+    difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite, settings)
     compared = {
         "probabilities": "probabilities differ from the model's",
         "classes": "classes are less probable than the model's",
@@ -141,8 +150,23 @@ def run_export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
-def run_info(arguments: argparse.Namespace, overrides: list[str]) -> None:
+def run_info(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Describe a checkpoint."""
     from unet.inference.info import describe_checkpoint
 
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
-    print(describe_checkpoint(arguments.checkpoint, size, overrides))
+    print(describe_checkpoint(arguments.checkpoint, size, settings))
+
+
+_SMALLER_TILES = "use smaller images or a lower tiling.size"
+
+
+def _load_config(arguments: argparse.Namespace, settings: Sequence[str]) -> Config:
+    config = load_config(arguments.config, settings)
+    return config if arguments.runs is None else replace(config, runs=arguments.runs)
+
+
+def _refuse_existing(path: Path, arguments: argparse.Namespace, other: str = "") -> None:
+    if path.exists() and not arguments.overwrite:
+        ways = ", ".join(filter(None, ["pass --overwrite to replace it", other]))
+        raise FileExistsError(f"{path}: exists; {ways}")

@@ -13,6 +13,8 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 from unet.data.transforms import Augment
+from unet.runtime.device import is_out_of_memory
+from unet.runtime.errors import SampleError
 from unet.runtime.seeds import Stream
 
 
@@ -64,14 +66,16 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         Raises:
             FileNotFoundError: if a file is missing.
             ValueError: if a file cannot be read.
-            RuntimeError: for any other error, with the file's name.
+            SampleError: for any other error, with the file's name.
         """
         try:
             return self._sample(*place)
         except (ValueError, OSError):
             raise  # the reader's, which name the file
         except Exception as error:
-            raise RuntimeError(
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise SampleError(
                 f"{self.pair(place).images[0]}: cannot make a sample from it "
                 f"({type(error).__name__}: {error})"
             ) from error

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.build import build_reader, list_pairs, list_validation_pairs
 from unet.config.values import flat_settings
 from unet.data.dataset import SegmentationDataset
+from unet.data.loader import load_samples, worker_errors
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.evaluation.measurements import ImageMeasurements, Measures, Summary, measure, summarize
@@ -31,7 +31,7 @@ from unet.metrics.precision_recall import NUM_BINS, precision_recall, probabilit
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
 from unet.runtime.optional import import_extra, is_installed
-from unet.runtime.signals import StopRequest, ignore_signals_in_worker
+from unet.runtime.signals import StopRequest
 from unet.runtime.text import listed
 from unet.visualize import image_to_rgb
 
@@ -111,15 +111,19 @@ def _scores_of_pairs(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """This process's share: place among all, image, logits (with tta probabilities), target."""
     places = distributed.shard([(0, index) for index in range(len(pairs))])
-    loader = DataLoader(
+    samples = load_samples(
         SegmentationDataset(pairs, build_reader(model.config), normalization=None),
-        batch_size=None,  # images one by one, as their sizes differ
-        sampler=places,
+        sampler=places,  # images one by one, as their sizes differ
         num_workers=model.config.train.num_workers,
-        worker_init_fn=ignore_signals_in_worker,
-        generator=torch.Generator(),  # or it would draw from the global one
     )
-    bar = tqdm(loader, what, unit="image", leave=False, disable=distributed.disable_progress())
+    bar = tqdm(
+        samples,
+        what,
+        total=len(places),
+        unit="image",
+        leave=False,
+        disable=distributed.disable_progress(),
+    )
     # As many rounds in each process, so that all look for a signal equally often.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
     for i, sample in zip_longest(rounds, bar):
@@ -305,6 +309,7 @@ def _pairs_to_score(
     return validation_pairs(model, instances), [], "the validation split"
 
 
+@worker_errors()
 def _measure_pairs(
     model: Predictor,
     pairs: Sequence[Pair],

@@ -34,6 +34,7 @@ from unet.inference.predictor import Predictor, load_model
 from unet.inference.tta import Kind, choose, probabilities
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
+from unet.runtime.errors import UnpredictedError
 from unet.runtime.files import check_writable
 from unet.runtime.optional import import_extra
 from unet.visualize import add_legend, image_to_rgb, overlay, save_picture
@@ -43,12 +44,6 @@ _STACKS = frozenset({".tif", ".tiff", ".gif"})
 
 _LONGEST_NAME = 255
 """Bytes of a file's name that all usual systems have room for."""
-
-
-class UnpredictedError(ValueError):
-    """Some images were not predicted, with why; all others were."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True, kw_only=True)

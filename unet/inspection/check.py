@@ -18,7 +18,7 @@ from unet.build import (
     numbers_of_weights,
 )
 from unet.config.schema import Config
-from unet.data.normalization import Normalization, normalization_from_sums
+from unet.data.normalization import Normalization, normalization_of
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.splits import read_stems, split_by_stems, split_randomly
 from unet.data.synthetic import draw_quickstart
@@ -63,7 +63,7 @@ class CheckedData:
         return (
             given_normalization(config)
             or numbers_of_weights(config)
-            or normalization_from_sums(
+            or normalization_of(
                 self.train.pixels, self.train.sums.sum(0), self.train.squares.sum(0)
             )
         )
@@ -317,4 +317,4 @@ def _memory_of(config: Config) -> Path:
     settings = (data.classes, data.ignore, data.tolerance, data.masks, channels, cells)
     text = f"{CACHE_VERSION} {Path(data.root).resolve()} {settings}"
     name = hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
-    return Path("runs") / ".checked" / f"{name}.npz"
+    return Path(config.runs) / ".checked" / f"{name}.npz"

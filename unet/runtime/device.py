@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 
 from unet.runtime import distributed
+from unet.runtime.errors import OutOfMemoryError
 
-# What torch says on CUDA, what its CPU allocator says, and what numpy says.
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
+# Texts of torch on CUDA, of its CPU allocator, and of NumPy.
+_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
 
 
 def pick_device(name: str) -> torch.device:
@@ -77,19 +78,24 @@ def deterministic(enabled: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; of torch's, only the text does."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    )
+
+
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
-    """Say what to do where memory runs out.
+    """Add advice to the error if memory runs out; of nested blocks, the innermost gives it.
 
     Raises:
-        MemoryError: with what was asked for, and the advice; of several, the innermost.
+        OutOfMemoryError: with the failed allocation and the advice.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
-        if str(error).startswith("out of memory ("):  # advised already
-            raise
-        asked = (str(error).strip() or "the system gave none").splitlines()[-1][:200]
-        raise MemoryError(f"out of memory ({asked}); {advice}") from error
+        asked = (str(error).strip() or "no details").splitlines()[-1][:200]
+        raise OutOfMemoryError(f"out of memory ({asked}); {advice}") from error

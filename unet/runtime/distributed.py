@@ -4,10 +4,13 @@ With one process every function here does nothing, or returns what it was given.
 """
 
 import atexit
+import functools
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -21,7 +24,15 @@ from torch.autograd.function import FunctionCtx
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from unet.runtime.errors import LostProcessError
+
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# What gloo and nccl say when the process at the other end is gone.
+_LOST_PROCESS = re.compile(
+    "Connection (closed|reset|refused)|Broken pipe|remote process exited|NCCL error", re.IGNORECASE
+)
 
 
 def rank() -> int:
@@ -67,6 +78,19 @@ def initialize() -> None:
         atexit.register(dist.destroy_process_group)
 
 
+@contextmanager
+def lost_process_errors() -> Iterator[None]:
+    """Raise `LostProcessError` if another process is gone while the block runs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not _LOST_PROCESS.search(str(error)):
+            raise
+        raise LostProcessError(
+            "another process is gone, and this one ends with it; see the other's message"
+        ) from error
+
+
 def shard(items: Sequence[T]) -> Sequence[T]:
     """Return the part of the items that is this process's to do; the parts make up the whole."""
     return items[rank() :: world_size()]
@@ -86,13 +110,25 @@ def run_on_first_rank(function: Callable[[], T]) -> T:
         if rank() == 0:
             box = [function(), True]
     finally:
-        dist.broadcast_object_list(box)
+        with lost_process_errors():
+            dist.broadcast_object_list(box)
     if not box[1]:
         raise SystemExit(2)
     result: T = box[0]
     return result
 
 
+def on_first_rank(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function so that `run_on_first_rank` runs it."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run_on_first_rank(lambda: function(*args, **kwargs))
+
+    return run
+
+
+@lost_process_errors()
 def all_gather(item: T) -> list[T]:
     """Return what every process has, in the order of their ranks."""
     if world_size() == 1:
@@ -102,6 +138,7 @@ def all_gather(item: T) -> list[T]:
     return items
 
 
+@lost_process_errors()
 def any_rank(flag: bool) -> bool:
     """Whether the flag is up in any process."""
     if world_size() == 1:
@@ -111,6 +148,7 @@ def any_rank(flag: bool) -> bool:
     return bool(raised)
 
 
+@lost_process_errors()
 def all_reduce_sum(numbers: Tensor) -> Tensor:
     """Sum a tensor over the processes; for gradients see `all_reduce_sum_with_gradient`."""
     if world_size() > 1:
@@ -141,6 +179,7 @@ class _Total(torch.autograd.Function):
         return gradient * world_size()
 
 
+@lost_process_errors()
 def broadcast_buffers(net: nn.Module) -> None:
     """Give every process the first one's buffers, such as the statistics of batch norm."""
     if world_size() > 1:

@@ -119,7 +119,7 @@ def hold(run: Path, until: ExitStack) -> None:
     """
     if fcntl is None:
         return
-    run.parent.mkdir(exist_ok=True)
+    run.parent.mkdir(parents=True, exist_ok=True)
     file = until.enter_context((run.parent / f".{run.name}.lock").open("w"))
     try:
         # Of the kind that processes which load samples do not inherit.

@@ -38,7 +38,7 @@ def train_series(
     for i, one in enumerate(configs):
         print(f"\nrun {i + 1} of {len(configs)}: {one.name}\n")
         runs.append(train(one, resume, overwrite))
-    path = Path("runs") / f"{config.name}_{'folds' if all_folds else 'seeds'}.csv"
+    path = Path(config.runs) / f"{config.name}_{'folds' if all_folds else 'seeds'}.csv"
     if distributed.rank() == 0:
         rows = [_best(run) for run in runs]
         columns = [key for key in rows[0] if key not in ("run", "epoch")]

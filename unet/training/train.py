@@ -22,7 +22,7 @@ from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
 from unet.models.weights import encoder_weights
 from unet.runtime import distributed
-from unet.runtime.device import deterministic, pick_device, pick_dtype
+from unet.runtime.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.runtime.text import listed
 from unet.training.initial_weights import load_initial_weights
 from unet.training.run_folder import Progress, check_same, find_run, hold, make_folder
@@ -52,8 +52,13 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         ValueError: if the data is not as the config says, or the run to resume had another config.
     """
     distributed.initialize()
-    run = Path("runs") / config.name
-    with deterministic(config.train.deterministic), ExitStack() as until:
+    run = Path(config.runs) / config.name
+    with (
+        deterministic(config.train.deterministic),
+        distributed.lost_process_errors(),
+        memory_advice("use smaller model.widths"),
+        ExitStack() as until,
+    ):
         distributed.run_on_first_rank(lambda: hold(run, until))
         return _train(run, config, resume, overwrite)
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unet.checkpoint import save_checkpoint
 from unet.config.schema import Config
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
+from unet.data.loader import load_samples, worker_errors
 from unet.data.sampler import SeededBatchSampler
 from unet.evaluation.evaluate import Segmented, confusion_of_pairs
 from unet.inference.predictor import Predictor
@@ -27,7 +27,7 @@ from unet.models.unet import UNet
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.seeds import Stream
-from unet.runtime.signals import Stopped, StopRequest, ignore_signals_in_worker, stop_request
+from unet.runtime.signals import Stopped, StopRequest, stop_request
 from unet.training.logger import RunLogger
 from unet.training.run_folder import Progress, give_up, save_last
 from unet.training.schedule import learning_rate_factor, validations_without_gain
@@ -108,7 +108,7 @@ class Trainer:
         """
         settings, progress = self._config.train, self.progress
         self._start, self._saved = time.monotonic() - progress.seconds, time.monotonic()
-        batches = iter(self._loader())  # before the tracker, whose thread no worker should inherit
+        batches = self._batches()  # before the tracker, whose thread no worker should inherit
         tracker = None
         if distributed.rank() == 0:
             tracker = RunLogger(self._run, self._config, progress.step)
@@ -120,7 +120,7 @@ class Trainer:
             disable=distributed.disable_progress(),
             dynamic_ncols=True,
         )
-        with stop_request() as stop, bar:
+        with stop_request() as stop, bar, worker_errors():
             try:
                 while not self.is_finished:
                     if self._validation_is_due:
@@ -161,14 +161,12 @@ class Trainer:
             (distributed.rank(), distributed.world_size()),
         )
 
-    def _loader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(
+    def _batches(self) -> Iterator[Sequence[Tensor]]:
+        return load_samples(
             self._dataset,
             batch_sampler=self._stream(),
             num_workers=self._config.train.num_workers,
-            worker_init_fn=ignore_signals_in_worker,
             pin_memory=self._model.device.type == "cuda",
-            generator=torch.Generator(),  # or it would draw from the global one
         )
 
     def _rate_factor(self, step: int) -> float:

@@ -1,0 +1,79 @@
+"""Samples of a dataset, loaded by worker processes."""
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+
+from unet.runtime.errors import WorkerError
+from unet.runtime.signals import ignore_signals_in_worker
+
+
+def load_samples(
+    dataset: Dataset[Any],
+    *,
+    sampler: Sequence[Any] | None = None,
+    batch_sampler: Sampler[list[Any]] | None = None,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Any]:
+    """Start loading; return an iterator over batches, or over single samples of `sampler`.
+
+    An error of the dataset is raised as it is, also if it arose in a worker process.
+    """
+    loader = DataLoader(
+        _ErrorsAsSamples(dataset),
+        batch_size=None if batch_sampler is None else 1,
+        sampler=sampler,
+        batch_sampler=batch_sampler,
+        collate_fn=None if batch_sampler is None else _collate,
+        num_workers=num_workers,
+        worker_init_fn=ignore_signals_in_worker,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # otherwise it draws from the global one
+    )
+    return map(_raise_error, iter(loader))
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Raise `WorkerError` if a worker is killed while the block runs.
+
+    Torch notices that by a signal, and raises a plain RuntimeError wherever the main thread is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise WorkerError(
+            f"{str(error).strip()}; lower train.num_workers or data.cache_gib if memory ran out"
+        ) from error
+
+
+class _ErrorsAsSamples(Dataset[Any]):
+    """Torch would replace the text of a worker's error by its traceback, and lose its `errno`."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, place: Any) -> Any:
+        try:
+            return self.dataset[place]
+        except Exception as error:
+            if get_worker_info() is not None:  # the traceback itself does not leave the worker
+                error.add_note(traceback.format_exc())
+            return error
+
+
+def _collate(samples: list[Any]) -> Any:
+    return next((s for s in samples if isinstance(s, Exception)), None) or default_collate(samples)
+
+
+def _raise_error(sample: Any) -> Any:
+    if isinstance(sample, Exception):
+        raise sample
+    return sample
