@@ -29,7 +29,7 @@ from unet.config.loader import load_config
 from unet.config.schema import AugmentConfig, Config
 from unet.data.cache import DecodedCache
 from unet.data.dataset import SegmentationDataset
-from unet.data.normalization import Normalization, normalization_of
+from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import Pair
 from unet.data.sampler import SeededBatchSampler
 from unet.data.transforms import Augment
@@ -90,7 +90,7 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
                 *([] if crop_first else [crop]),
                 v2.ColorJitter(augment.brightness, augment.contrast),
                 v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-                v2.Normalize(norm.mean, norm.std),
+                v2.Normalize(norm.mean.tolist(), norm.std.tolist()),
             ]
         )
 
@@ -138,7 +138,7 @@ def candidates(config: Config) -> dict[str, Candidate]:
     reader = build_reader(config)
     _, found, *faults = collect_statistics(pairs, reader)
     assert not any(faults), faults
-    norm = normalization_of(found.pixels, found.sums.sum(0), found.squares.sum(0))
+    norm = normalization_from_sums(found.pixels, found.sums.sum(0), found.squares.sum(0))
     augment = replace(config.augment, elastic_std=ELASTIC_STD)
 
     def ours(limit: float, num_workers: int = 0) -> Candidate:

@@ -13,7 +13,7 @@ from unet.data.border_weights import Border, border_weights, part_cells
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
-from unet.data.normalization import Normalization, normalization_of
+from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.sampler import SeededBatchSampler
@@ -29,57 +29,6 @@ BORDER_READER = replace(READER, border=Border(sigma=3.0))
 
 def pairs_of(root: Path) -> list[Pair]:
     return find_pairs(root, ["images"], "masks")[0]
-
-
-def test_normalization_is_by_the_statistics_of_all_pixels() -> None:
-    image = torch.rand(2, 40, 50) * torch.tensor([1.0, 3.0])[:, None, None]
-    normalization = normalization_of(
-        2000, image.sum((1, 2)).double().numpy(), image.square().sum((1, 2)).double().numpy()
-    )
-    assert normalization.mean == pytest.approx(image.mean((1, 2)).tolist(), rel=1e-4)
-    normalised = normalization(image)
-    torch.testing.assert_close(normalised.mean((1, 2)), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(normalised.std((1, 2)), torch.ones(2), atol=1e-3, rtol=0)
-
-
-def test_a_constant_channel_does_not_divide_by_0() -> None:
-    image = torch.full((1, 4, 5), 0.25)
-    for one in (
-        normalization_of(20, np.array([5.0]), np.array([1.25])),
-        Normalization(method="image"),
-        Normalization(method="percentiles"),
-    ):
-        assert torch.equal(one(image), torch.zeros(1, 4, 5))
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e5])
-def test_little_contrast_is_normalised_as_much_is(scale: float) -> None:
-    image = (torch.rand(1, 50, 60) + 1) * scale
-    sums, squares = image.double().sum((1, 2)).numpy(), image.double().square().sum((1, 2)).numpy()
-    for one in (
-        normalization_of(3000, sums, squares),
-        Normalization(method="image"),
-        Normalization(method="percentiles"),
-    ):
-        assert float(one(image).std()) == pytest.approx(1, rel=0.02)
-
-
-def test_each_image_by_its_own_statistics() -> None:
-    image = torch.rand(2, 30, 40) * torch.tensor([5.0, 0.1])[:, None, None] + 7
-    normalised = Normalization(method="image")(image)
-    torch.testing.assert_close(normalised.mean((1, 2)), torch.zeros(2), atol=1e-4, rtol=0)
-    torch.testing.assert_close(normalised.std((1, 2)), torch.ones(2), atol=1e-3, rtol=0)
-
-
-def test_percentiles_cut_off_what_is_far_out() -> None:
-    image = torch.rand(1, 100, 100)
-    plain = Normalization(method="percentiles")(image)
-    image[0, 3, 4] = 1e6
-    spiked = Normalization(method="percentiles")(image)
-    plain[0, 3, 4] = spiked[0, 3, 4]
-    torch.testing.assert_close(spiked, plain, atol=0.05, rtol=0)
-    assert float(Normalization(method="image")(image).std()) == pytest.approx(1, rel=1e-3)
-    assert float(Normalization(method="image")(image)[0, 50, 50]) == pytest.approx(-0.01, abs=0.01)
 
 
 @pytest.mark.parametrize("limit", [0, 2.5 * 2 * HEIGHT * WIDTH, 1e9])

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from helpers import (
     PLACE,
     draw,
@@ -56,7 +57,9 @@ def test_blocks_are_read_as_images_and_mirrored_beyond_the_raster() -> None:
         assert seen.all()
         everything = Block(Span(-8, 45), Span(-2, 37))
         padded = np.pad(pixels, ((8, 5), (2, 7)), mode="symmetric")
-        np.testing.assert_allclose(raster.image(everything, [0.5])[0], padded / 255, atol=1e-6)
+        np.testing.assert_allclose(
+            raster.image(everything, torch.tensor([0.5]))[0], padded / 255, atol=1e-6
+        )
 
 
 def test_nodata_has_the_means_of_the_channels() -> None:
@@ -67,7 +70,7 @@ def test_nodata_has_the_means_of_the_channels() -> None:
     with open_raster(path, 3) as raster:
         assert raster.has_nodata
         valid = raster.valid(block)
-        image = raster.image(block, [0.1, 0.2, 0.3]).numpy()
+        image = raster.image(block, torch.tensor([0.1, 0.2, 0.3])).numpy()
     assert (~valid).sum() == 3
     assert not valid[2:5, 7].any()
     np.testing.assert_allclose(image[:, ~valid], np.repeat([[0.1], [0.2], [0.3]], 3, axis=1))

@@ -251,7 +251,7 @@ def test_a_band_of_floats_that_lacks_pixels_has_its_mean_there(tmp_path: Path, m
         there = np.ma.masked_equal(pixels.astype(float), -9999)
         mean, std = there.mean((1, 2)).tolist(), there.std((1, 2)).tolist()
         model = replace(model, normalization=Normalization(mean=tuple(mean), std=tuple(std)))
-    gap = np.array(model.normalization.mean)[:, None, None]
+    gap = model.normalization.mean.numpy()[:, None, None]
     filled = write_raster("filled.tif", np.where(pixels == -9999, gap, pixels).astype(np.float32))
     predict_raster(model, filled, None, Path("f.tif"))
     np.testing.assert_allclose(read_mask("p.tif"), read_mask("f.tif"), atol=1e-4)

@@ -184,14 +184,14 @@ def test_they_are_scored_exported_and_described(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.usefixtures("theirs")
 def test_only_what_they_do_not_know_may_be_said() -> None:
-    def load(override: str) -> Normalization:
-        return load_model("theirs.pth", overrides=[override]).normalization
+    def load(override: str) -> dict[str, Any]:
+        return load_model("theirs.pth", overrides=[override]).normalization.to_dict()
 
     assert load("data.ignore=[9]") == load("data.normalization=auto")
-    assert load("data.normalization=auto") == Normalization(mean=(0.0,), std=(1.0,))
+    assert load("data.normalization=auto") == Normalization(mean=(0.0,), std=(1.0,)).to_dict()
     given = "data.normalization={mean: [0.5], std: [0.25]}"
-    assert load(given) == Normalization(mean=(0.5,), std=(0.25,))
-    assert load("data.normalization=image") == Normalization(method="image")
+    assert load(given) == Normalization(mean=(0.5,), std=(0.25,)).to_dict()
+    assert load("data.normalization=image") == Normalization(method="image").to_dict()
     for override, message in (
         ("data.normalization=dataset", "got dataset, expected image, percentiles or numbers"),
         ("data.classes={a: 0, b: 1, c: 2}", "got a, b, c, expected 2 classes"),

@@ -29,11 +29,11 @@ def test_what_is_found_is_what_is_there(data_root: Path) -> None:
     assert data.train.class_pixels.sum(0).tolist() == [(masks == 0).sum(), (masks == 200).sum()]
     assert (data.train.sizes == (HEIGHT, WIDTH)).all()
     normalization = data.normalization(config)
-    assert normalization.mean == pytest.approx([images.mean()])
-    assert normalization.std == pytest.approx([images.std()])
+    assert normalization.mean.tolist() == pytest.approx([images.mean()])
+    assert normalization.std.tolist() == pytest.approx([images.std()])
     assert data.normalization(make_config(data_root, "data.normalization=image")).method == "image"
     given = make_config(data_root, "data.normalization={mean: [0.5], std: [0.25]}")
-    assert data.normalization(given).mean == (0.5,)
+    assert data.normalization(given).mean.tolist() == [0.5]
 
 
 def test_every_fault_is_reported_at_once(data_root: Path) -> None:

@@ -190,7 +190,8 @@ def test_resuming_keeps_the_normalization_to_the_last_digit(
         train(config)
     last = Path("runs/tiny/last.pt")
     state = load_checkpoint(last)
-    changed = tuple(m * (1 + 1e-9) for m in state["normalization"]["mean"])
+    mean = torch.tensor(state["normalization"]["mean"])
+    changed = tuple(mean.nextafter(mean + 1).tolist())
     state["normalization"]["mean"] = changed
     torch.save(state, last)
     train(config, resume=True)

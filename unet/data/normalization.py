@@ -1,59 +1,87 @@
-"""Docstring to be written."""
+"""Images to a mean of 0 and a standard deviation of 1: in training, prediction and export."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Method = Literal["given", "image", "percentiles"]
+
+_PERCENTILES = (0.5, 99.5)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Normalization:
-    """To a mean of 0 and a standard deviation of 1.
+class Normalization(nn.Module):
+    """Subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
-        method: by the numbers given, each image by its own, or that without its darkest and
-            brightest 0.5 %, which are cut off.
-        mean: of each channel, for given numbers.
-        std: likewise.
+        method: given: by `mean` and `std`; image: by those of each image; percentiles: likewise,
+            after clipping each image to its percentiles 0.5 and 99.5 (not exportable).
+        mean: C numbers, for images from 0 to 1; for method given only.
+        std: C numbers, likewise.
     """
 
-    method: Literal["given", "image", "percentiles"] = "given"
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, method: Method = "given", mean: Sequence[float] = (), std: Sequence[float] = ()
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Normalise images (..., C, H, W) float32 from 0 to 1."""
+        if self.method == "given":
+            return (image - self.mean[:, None, None]) / self.std[:, None, None]
+        pixels = image.double()
+        if self.method == "percentiles":
+            values = pixels.flatten(-2).cpu().numpy()  # torch.quantile fails above 2**24 pixels
+            low, high = np.percentile(values, _PERCENTILES, axis=-1)
+            pixels = pixels.clamp(*(torch.from_numpy(cut)[..., None, None] for cut in (low, high)))
+        mean = _mean(pixels)
+        std = _mean((pixels - mean).square()).sqrt()
+        return ((pixels - mean) / _divisor(mean, std)).float()
 
     def __str__(self) -> str:
-        """Say how, in words."""
         if self.method != "given":
             return self.method
-        mean, std = ([round(number, 3) for number in part] for part in (self.mean, self.std))
+        mean, std = ([round(value, 3) for value in one.tolist()] for one in (self.mean, self.std))
         return f"mean {mean} and std {std}"
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """(C, H, W), integers scaled from 0 to 1 -> normalised."""
-        if self.method == "given":
-            mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-            return (image - mean[:, None, None]) / std[:, None, None]
-        # NumPy's sums are the same with any number of threads, in the main process and in workers.
-        pixels = image.flatten(1).numpy().astype(np.float64)
-        if self.method == "percentiles":
-            low, high = np.percentile(pixels, (0.5, 99.5), axis=1, keepdims=True)
-            pixels = pixels.clip(low, high)
-        mean = pixels.mean(1, keepdims=True)
-        normalised = (pixels - mean) / _contrast(mean, pixels.std(1, keepdims=True))
-        return torch.from_numpy(normalised.astype(np.float32)).reshape(image.shape)
+    def to_dict(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain values, for a checkpoint."""
+        return {
+            "method": self.method,
+            "mean": tuple(self.mean.tolist()),
+            "std": tuple(self.std.tolist()),
+        }
 
 
-def normalization_of(
+def normalization_from_sums(
     pixels: int | np.ndarray, sums: np.ndarray, squares: np.ndarray
 ) -> Normalization:
-    """Mean and standard deviation from the number, sums (C,) and squares (C,) of the pixels."""
-    mean = sums / pixels
-    std = _contrast(mean, np.sqrt(np.maximum(squares / pixels - mean**2, 0)))
-    return Normalization(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    """Make a `given` normalization from the values of many images.
+
+    Args:
+        pixels: number of values of each channel, one number or (C,).
+        sums: their sums, (C,) float64.
+        squares: the sums of their squares, (C,) float64.
+    """
+    mean = torch.from_numpy(sums / pixels)
+    std = (torch.from_numpy(squares / pixels) - mean**2).clamp(min=0).sqrt()
+    return Normalization(mean=mean.tolist(), std=_divisor(mean, std).tolist())
 
 
-def _contrast(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """The standard deviation to divide by: 1 where all is the same but for rounding."""
-    return np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+def _mean(pixels: Tensor) -> Tensor:
+    # Over one axis at a time: torch splits a reduction to a single number between threads, and the
+    # result would depend on their number, which differs between training and its loader's workers.
+    return pixels.mean(-1, keepdim=True).mean(-2, keepdim=True)
+
+
+def _divisor(mean: Tensor, std: Tensor) -> Tensor:
+    """Replace the standard deviation by 1 where it is only the rounding error of a constant."""
+    return torch.where(std > 1e-6 * mean.abs(), std, 1.0)

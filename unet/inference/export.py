@@ -1,5 +1,6 @@
 """A trained model as one file that runs without this project: ONNX, or torch's own .pt2."""
 
+import copy
 import io
 import json
 import math
@@ -38,9 +39,6 @@ class ExportedModel(nn.Module):
         ValueError: if the model is several, or normalises by percentiles.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: Predictor, output: Output = "probabilities") -> None:
         super().__init__()
         if model.others:
@@ -48,8 +46,7 @@ class ExportedModel(nn.Module):
                 f"export: got {1 + len(model.others)} checkpoints, expected one; export each, and "
                 "average their probabilities"
             )
-        self.method = model.normalization.method
-        if self.method == "percentiles":
+        if model.normalization.method == "percentiles":
             raise ValueError(
                 "export: got a model with data.normalization percentiles, which ONNX has no "
                 "operator for, expected dataset, image or given numbers; train with one of these"
@@ -57,24 +54,14 @@ class ExportedModel(nn.Module):
         self.output = output
         self.net = fuse_batch_norm(model.net)
         self.net.to(memory_format=torch.contiguous_format)
-        for name in ("mean", "std"):
-            numbers = torch.tensor(getattr(model.normalization, name), device=model.device)
-            self.register_buffer(name, numbers.reshape(1, -1, 1, 1))
+        self.normalization = copy.deepcopy(model.normalization).to(model.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) float32 from 0 to 1, of any size -> probabilities or classes."""
-        if self.method == "given":
-            normalised = (images - self.mean) / self.std
-        else:  # each by its own numbers, in float64, as Normalization does
-            pixels = images.double()
-            mean = pixels.mean((2, 3), keepdim=True)
-            std = (pixels - mean).square().mean((2, 3), keepdim=True).sqrt()
-            contrast = torch.where(std > 1e-6 * mean.abs(), std, 1.0)
-            normalised = ((pixels - mean) / contrast).float()
         # What UNet does by F.pad and a slice, by the places of pixels: torch.export would hold all
         # sizes to what it can prove of those.
         rows, columns = (torch.arange(side, device=images.device) for side in images.shape[-2:])
-        x = self.net.mirror_context(normalised)
+        x = self.net.mirror_context(self.normalization(images))
         if self.net.padding == "same":
             x = x.index_select(2, self._places(rows)).index_select(3, self._places(columns))
         logits = self.net.forward_on_grid(x).index_select(2, rows).index_select(3, columns)
@@ -172,8 +159,9 @@ def largest_difference(model: Predictor, run: Callable[[Tensor], Tensor], output
         (3, 6 * side, 3 * side),
     ):
         images = torch.rand(batch, net.in_channels, height, width, generator=random)
-        normalised = torch.stack([model.normalization(image) for image in images])
-        expected = net(net.mirror_context(normalised))[..., :height, :width].softmax(1)
+        expected = net(net.mirror_context(model.normalization(images)))[
+            ..., :height, :width
+        ].softmax(1)
         result = run(images)
         if output == "classes":
             result = result.unsqueeze(1)

@@ -165,12 +165,12 @@ class Raster:
         valid: np.ndarray = np.any(self.read(block)[1], axis=0)
         return valid
 
-    def image(self, block: Block, means: Sequence[float]) -> Tensor:
+    def image(self, block: Block, means: Tensor) -> Tensor:
         """Read an image (C, h, w) from 0 to 1; see `read`. What lies beyond the raster is mirrored.
 
         Args:
             block: what to read.
-            means: of the channels, in the place of nodata.
+            means: (C,) float32, in the place of nodata.
         """
         rows, columns = (
             mirrored(torch.arange(*span), side) for span, side in zip(block, self.size, strict=True)
@@ -178,7 +178,7 @@ class Raster:
         top, left = int(rows.min()), int(columns.min())
         inside = Block(Span(top, int(rows.max()) + 1), Span(left, int(columns.max()) + 1))
         pixels, seen = self.read(inside)
-        filling = np.array(means, np.float32)[:, None, None]
+        filling = means.numpy()[:, None, None]
         image = torch.from_numpy(np.where(seen, to_float(pixels), filling))
         return image.index_select(1, rows - top).index_select(2, columns - left)
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from unet.config.schema import tile_overlap, tiles_blend
 from unet.data.classes import ClassMap
 from unet.data.image_io import to_float
-from unet.data.normalization import Normalization, normalization_of
+from unet.data.normalization import Normalization, normalization_from_sums
 from unet.inference.geotiff import Block, Raster, Span, create_raster, file_tile, open_raster
 from unet.inference.predictor import Predictor
 from unet.inference.sliding_window import bands
@@ -230,7 +230,7 @@ def _with_statistics(model: Predictor, source: Raster) -> Predictor:
         pixels += seen.sum((1, 2))
         sums += values.sum((1, 2))
         squares += (values**2).sum((1, 2))
-    own = normalization_of(pixels.clip(1), sums, squares)
+    own = normalization_from_sums(pixels.clip(1), sums, squares)
 
     def measured(one: Predictor) -> Predictor:
         chosen: Normalization = one.normalization if one.normalization.method == "given" else own

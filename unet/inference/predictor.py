@@ -1,7 +1,7 @@
 """Checkpoints: one file that is all a model needs, to be used or trained on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Predictor:
         """Return what a checkpoint of the model holds, training state apart."""
         return {
             "config": config_to_dict(self.config),
-            "normalization": asdict(self.normalization),
+            "normalization": self.normalization.to_dict(),
             "val_stems": list(self.val_stems),
             "palette": self.palette,
             "model": self.net.state_dict(),

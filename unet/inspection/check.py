@@ -18,7 +18,7 @@ from unet.build import (
     numbers_of_weights,
 )
 from unet.config.schema import Config
-from unet.data.normalization import Normalization, normalization_of
+from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.splits import read_stems, split_by_stems, split_randomly
 from unet.data.synthetic import draw_quickstart
@@ -63,7 +63,7 @@ class CheckedData:
         return (
             given_normalization(config)
             or numbers_of_weights(config)
-            or normalization_of(
+            or normalization_from_sums(
                 self.train.pixels, self.train.sums.sum(0), self.train.squares.sum(0)
             )
         )
