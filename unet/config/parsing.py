@@ -27,7 +27,7 @@ class Range:
 
     def __str__(self) -> str:
         bounds = {"at least": self.minimum, "above": self.above, "at most": self.maximum}
-        return " and ".join(f"{word} {x:g}" for word, x in bounds.items() if x is not None)
+        return " and ".join(f"{word} {x}" for word, x in bounds.items() if x is not None)
 
 
 def parse_section(section: Any, value: Any, path: str, errors: list[str]) -> Any:

@@ -1,6 +1,7 @@
-"""The settings of a run: what a YAML file may say.
+"""The settings of a run: what a YAML file may contain.
 
-The dataclasses have the shape and the order of the file.
+The dataclasses have the shape and the order of the file. The comment above a field documents the
+setting: `scripts/write_configuration_docs.py` copies it into docs/configuration.md.
 """
 
 from dataclasses import dataclass, field
@@ -11,17 +12,21 @@ from unet.config.parsing import Range
 from unet.models.encoder_specs import Encoder
 from unet.models.receptive_field import Geometry, unet_geometry
 
+Count = Annotated[int, Range(minimum=0)]
 Positive = Annotated[int, Range(minimum=1)]
 Fraction = Annotated[float, Range(minimum=0, maximum=1)]
 NotNegative = Annotated[float, Range(minimum=0)]
+AboveZero = Annotated[float, Range(above=0)]
 Byte = Annotated[int, Range(minimum=0, maximum=255)]
+GreyValue = Annotated[int, Range(minimum=0, maximum=65535)]
 MaskValues = (
-    Annotated[int, Range(minimum=0, maximum=65535)]
+    GreyValue
     | tuple[Byte, Byte, Byte]
-    | tuple[Annotated[int, Range(minimum=0, maximum=65535)], ...]
+    | tuple[GreyValue, ...]
     | tuple[tuple[Byte, Byte, Byte], ...]
     | str
 )
+Magnification = Annotated[float, Range(minimum=0.1, maximum=10)]
 Size = tuple[Positive, Positive]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
@@ -44,142 +49,160 @@ Anytime = Annotated[T, MayChange.ON_RESUME | MayChange.IN_USE]
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """Which pairs are kept from training, to be scored. One way of the five, and perhaps group."""
+    """Which pairs are kept from training and scored.
 
-    # Share of the pairs, drawn by lot, of every combination of classes alike.
+    Give exactly one of fraction, stems, split, folds with fold, or images with masks.
+    """
+
+    # Fraction of the pairs, chosen at random; the same fraction of the pairs with each combination
+    # of classes.
     fraction: Annotated[float, Range(above=0, maximum=0.9)] | None = None
-    # The pairs of these stems (see data.images), or a file of data.root with one on each line.
+    # Stems of the pairs (see data.images), or a file in data.root with one stem per line.
     stems: tuple[str, ...] | str | None = None
-    # Folders or patterns of their own, as data.images, data.masks and data.instances.
+    # Folder or pattern of separate validation images, as data.images.
     images: Anytime[str | None] = None
+    # Their masks, as data.masks.
     masks: Anytime[str | dict[str, str] | None] = None
+    # Their label images, as data.instances.
     instances: Anytime[str | None] = None
-    # The rows of data.csv whose column split says this; those that say train are trained on.
+    # Value of the column split in data.csv; rows with train in it are trained on.
     split: str | None = None
-    # One of so many equal parts, drawn as with fraction: fold 0 to folds - 1; unet train --folds
-    # all takes each in turn.
+    # Divide the pairs at random into this many equal folds and validate on one of them.
+    # `unet train --folds all` trains once for each fold.
     folds: Annotated[int, Range(minimum=2)] | None = None
-    fold: Annotated[int, Range(minimum=0)] | None = None
-    # Regular expression: stems in which it finds the same (its first group, if it has one), such
-    # as one patient's, stay on one side of fraction or folds.
+    # The fold to validate on, 0 to folds - 1. null is 0.
+    fold: Count | None = None
+    # Regular expression for fraction and folds. Pairs in whose stems it matches the same text (its
+    # first group, if it has one) are not separated, such as all images of one patient.
     group: str | None = None
-    # Of the lot.
+    # Seed of the random choice.
     seed: Seed = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedNormalizationConfig:
-    """Numbers for each channel, of images scaled from 0 to 1 (floats as they are)."""
+    """Mean and standard deviation of each channel, for images scaled to [0, 1].
 
+    Floating-point images are not scaled.
+    """
+
+    # One number per channel.
     mean: tuple[float, ...]
-    std: tuple[Annotated[float, Range(above=0)], ...]
+    # One number per channel.
+    std: tuple[AboveZero, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Image and mask files, and what the mask values mean."""
+    """Image and mask files, and the meaning of the mask values."""
 
-    # Folder that the other paths are relative to; itself relative to the current directory.
+    # Folder that the other paths are relative to. It is relative to the current directory.
     root: Anytime[str]
-    # A folder, with all that lies in it, or a pattern: {stem} stands for what image and mask have
-    # in common, * for anything else within a name. Such as scans/{stem}.tif.
+    # A folder, with all its subfolders, or a pattern such as scans/{stem}.tif: {stem} is the text
+    # that the names of image and mask have in common, * is any other text within a name.
     images: Anytime[str] = "images"
-    # Likewise, such as scans/{stem}_mask.tif; or one for each class but the first, by its name.
+    # Folder or pattern of the masks, such as scans/{stem}_mask.tif; or a mapping from class names
+    # to patterns, with one binary mask for each class except the first.
     masks: Anytime[str | dict[str, str]] = "masks"
-    # Likewise, label images: a number for each object (of 8, 16 or 32 bits), 0 for none. For
-    # loss.border and evaluate --instances; null for none.
+    # Folder or pattern of label images (8, 16 or 32 bits: a number for each object, 0 between
+    # them), for loss.border and `unet evaluate --instances`. null for none.
     instances: Anytime[str | None] = None
-    # Instead of images: a pattern for each channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
+    # Instead of images: one pattern per channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
     channels: Anytime[tuple[str, ...] | None] = None
-    # Instead of images and masks: a table with the columns image, mask and, if need be, split.
+    # Instead of images and masks: a table with the columns image, mask and optionally split.
     csv: Anytime[str | None] = None
-    # Whether files are stacks of which page i of an image belongs to page i of its mask.
+    # Read files as stacks: page i of an image file belongs to page i of its mask file.
     stacks: bool = False
-    # Name -> what means it in the mask files: a grey value or index; several, as [127, 128], or
-    # in text with ranges, as "1-3, 7"; a colour [R, G, B]; or a list of colours.
+    # Class name -> its value in the mask files: a grey value or palette index; several, as
+    # [127, 128] or "1-3, 7"; a colour [R, G, B]; or a list of colours. The order is the class ids:
+    # the first class is 0, the background. A list of {name: NAME, value: VALUE} is the same, and
+    # keeps its order in tools that sort the keys of a mapping.
     classes: dict[str, MaskValues]
-    # Mask values that are neither learned nor scored.
+    # Mask values of pixels that are neither trained on nor scored.
     ignore: tuple[MaskValues, ...] = ()
-    # Mask values this close to one of the above are taken for the nearest; others are errors.
-    tolerance: InUse[Annotated[int, Range(minimum=0, maximum=65535)]] = 0
-    # From the training images together (dataset), from each image (image), the same without its
-    # darkest and brightest 0.5 % (percentiles), or by given numbers. auto is what the weights of
-    # train.encoder_weights or train.init_from were trained with; else dataset.
+    # Read a mask value that differs by at most this much from a known value as that value. Other
+    # values are errors.
+    tolerance: InUse[GreyValue] = 0
+    # Mean and standard deviation that images are normalised with: those of the training images
+    # (dataset), of each image (image), of each image without its darkest and brightest 0.5 %
+    # (percentiles), or given numbers. auto takes the numbers that the weights of
+    # train.encoder_weights or train.init_from were trained with, otherwise dataset.
     normalization: Literal["auto", "dataset", "image", "percentiles"] | FixedNormalizationConfig = (
         "auto"
     )
-    # Leave out files that cannot be read, and say how many.
+    # Leave out files that cannot be read, and report how many.
     skip_unreadable: bool = False
-    # GiB of decoded images that are kept in memory, shared by all workers.
+    # Size in GiB of the cache of decoded images, which all workers use.
     cache_gib: Anytime[NotNegative] = 2.0
     validation: ValidationConfig
-    # Draw the quickstart data into root if root is not there.
+    # Draw the quickstart data set into root if root does not exist.
     draw_quickstart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """Which crops are drawn."""
+    """How crops are chosen from the training images."""
 
-    # Crops of each image in an epoch.
+    # Crops of each image per epoch.
     crops_per_image: Positive = 1
-    # Share of the crops that are drawn around a pixel of a class in rare, where the image has one.
+    # Fraction of the crops that are drawn around a pixel of a rare class, in images that have one.
     rare_fraction: Fraction = 0.0
-    # Names of classes.
+    # Names of the rare classes.
     rare_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Random changes to training samples, image and mask alike."""
+    """Random changes to training samples, the same for image and mask."""
 
-    # (height, width) in pixels that samples are cropped to, with model.padding valid context
-    # included, such as [572, 572]; null for whole images.
+    # (height, width) of the crops in pixels. With model.padding valid it includes the context, such
+    # as [572, 572]. null for whole images.
     crop: Size | None = None
     # Smallest and largest magnification.
-    scale: tuple[
-        Annotated[float, Range(minimum=0.1, maximum=10)],
-        Annotated[float, Range(minimum=0.1, maximum=10)],
-    ] = (1.0, 1.0)
+    scale: tuple[Magnification, Magnification] = (1.0, 1.0)
+    # Mirror left and right in half of the samples.
     flip_horizontal: bool = False
+    # Mirror top and bottom in half of the samples.
     flip_vertical: bool = False
-    # Turn by 0, 90, 180 or 270 degrees (without a crop, by 0 or 180).
+    # Rotate by 0, 90, 180 or 270 degrees; without a crop only by 0 or 180.
     quarter_turns: bool = False
-    # Largest rotation to either side in degrees.
+    # Largest rotation in degrees, in both directions.
     rotate: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
-    # Standard deviation of the elastic displacements in pixels; 0 for none.
+    # Standard deviation of the elastic displacements in pixels. 0 for no deformation.
     elastic_std: NotNegative = 0.0
-    # Pixels between the points that are displaced, at most: half of the crop for 3 x 3 of them.
+    # Largest distance in pixels between the displaced points. Half of the crop gives 3 x 3 points.
     elastic_spacing: Positive = 64
-    # Largest shift of brightness to either side, in standard deviations of the training images.
+    # Largest change of brightness, up or down, in standard deviations of the normalised image.
     brightness: NotNegative = 0.0
-    # Largest change of contrast to either side, as a fraction.
+    # Largest change of contrast, up or down, as a fraction.
     contrast: Fraction = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The U-Net; it has as many outputs as there are classes."""
+    """The U-Net. It has one output per class."""
 
-    # 1 for grey images, 3 for colour.
+    # Channels of the images: 1 for grey, 3 for colour.
     in_channels: Positive = 3
-    # Channels of each level, from the full image down. With an encoder of torchvision those of the
-    # decoder, one for each level but the deepest: five, of convnext four.
+    # Channels of each level, from full resolution down. With an encoder from torchvision: channels
+    # of the decoder's levels, one fewer than the encoder has (five; four for convnext).
     widths: tuple[Positive, ...] = (64, 128, 256, 512, 1024)
-    # Of an encoder of torchvision, which has its own, only those of stem and decoder.
+    # Normalization layers after the convolutions. An encoder from torchvision keeps its own.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
+    # Layer between two levels of the encoder: max pooling or a strided convolution.
     downsampling: Literal["max_pool", "conv"] = "max_pool"
-    # How the decoder enlarges: conv_transpose, every pixel times a kernel; or bilinear, a 1 x 1
-    # convolution and interpolation, to compare with.
+    # Upsampling in the decoder: a transposed convolution, or a 1 x 1 convolution followed by
+    # bilinear interpolation.
     upsampling: Literal["conv_transpose", "bilinear"] = "conv_transpose"
-    # Of the 3 x 3 convolutions: same, by zeros; or valid, none, as in the paper. Then crops and
-    # tiles have a context, 92 pixels on each side with five levels, that is seen, but neither
-    # learned nor predicted, and images are mirrored at their borders.
+    # Padding of the 3 x 3 convolutions: same pads with zeros; valid does not pad, as in the paper.
+    # With valid, crops and tiles include a context without predictions (92 pixels on each side with
+    # five levels), and images are mirrored at their borders.
     padding: Literal["same", "valid"] = "same"
-    # Probability that a value after each of the two deepest levels is left out in training.
+    # Dropout probability after each of the two deepest levels.
     dropout: Annotated[float, Range(minimum=0, maximum=0.95)] = 0.0
-    # none for the U-Net's own, or a classification network of torchvision; its weights are random
-    # without train.encoder_weights. It has its own downsampling, is padded, and takes no dropout.
+    # none for the U-Net's own encoder, or the name of a classification network in torchvision. Its
+    # weights are random without train.encoder_weights. It has its own downsampling, is padded, and
+    # takes no dropout.
     encoder: Encoder = "none"
 
     @property
@@ -192,19 +215,19 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BorderConfig:
-    """Extra weight of the background between cells that are close together.
+    """Extra weight in the cross-entropy for narrow gaps between cells, as in the U-Net paper.
 
-    The U-Net paper's: a pixel outside of all cells, d1 and d2 pixels from the nearest and from the
-    second nearest, weighs weight * exp(-(d1 + d2)^2 / (2 sigma^2)) more in the cross-entropy. Where
-    cells of one class touch, what is learned has a gap: their pixels beside another cell are of the
-    first class. Scores are by the masks, without that gap.
+    A pixel outside of all cells, d1 and d2 pixels from the two nearest cells, weighs
+    `weight * exp(-(d1 + d2)^2 / (2 sigma^2))` more. Pixels of a cell that touch another cell are
+    trained as the first class, so that the network learns a gap; scores use the unchanged masks.
     """
 
+    # Largest extra weight.
     weight: Annotated[float, Range(above=0, maximum=10_000)] = 10.0
-    # In pixels.
+    # Distance in pixels over which the extra weight decays.
     sigma: Annotated[float, Range(above=0, maximum=1000)] = 5.0
-    # Names of the classes whose parts are cells, each that hangs together over the edges of its
-    # pixels; none for the cells of data.instances.
+    # Classes whose connected components (4-connected) are the cells. [] for the objects of
+    # data.instances.
     classes: tuple[str, ...] = ()
 
 
@@ -212,134 +235,139 @@ class BorderConfig:
 class LossConfig:
     """The weighted sum of cross-entropy and soft Dice loss."""
 
+    # Weight of the cross-entropy.
     cross_entropy: NotNegative = 1.0
+    # Weight of the soft Dice loss.
     dice: NotNegative = 1.0
-    # One number for each class, in the order of data.classes; balanced for the inverse of each
-    # class's share of the training pixels; null for all equal.
+    # One weight per class, in the order of data.classes. balanced weighs each class by the inverse
+    # of its fraction of the training pixels. null weighs all classes equally.
     class_weights: tuple[NotNegative, ...] | Literal["balanced"] | None = None
-    # {} for the paper's, between the cells of data.instances; null for none.
+    # {} for the weights of the paper, between the objects of data.instances. null for none.
     border: BorderConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How weights follow their gradients."""
+    """How the weights are updated."""
 
+    # AdamW, or SGD with Nesterov momentum.
     name: Literal["adamw", "sgd"] = "adamw"
-    # The highest learning rate.
-    lr: Annotated[float, Range(above=0)] = 1e-3
-    # That of an encoder of torchvision, on the same schedule; null for lr.
-    encoder_lr: Annotated[float, Range(above=0)] | None = None
+    # Highest learning rate of the schedule.
+    lr: AboveZero = 1e-3
+    # Highest learning rate of an encoder from torchvision, on the same schedule. null is lr.
+    encoder_lr: AboveZero | None = None
+    # Weight decay of AdamW (decoupled) or SGD.
     weight_decay: NotNegative = 1e-2
-    # sgd's momentum (Nesterov's), adamw's beta1.
+    # Momentum of SGD, or beta1 of AdamW.
     momentum: Annotated[float, Range(above=0, maximum=0.9999)] = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate goes from step to step.
+    """The learning rate of each step."""
 
-    cosine and polynomial fall to 0 at the last step; one_cycle rises to the highest over the first
-    three tenths, then falls; plateau falls each time that the score has stopped to improve.
-    """
-
+    # cosine and polynomial fall to 0 at the last step. one_cycle rises over the first 30 % of the
+    # steps, then falls. plateau falls each time the score has stopped improving.
     name: Literal["cosine", "polynomial", "one_cycle", "constant", "plateau"] = "cosine"
-    # Epochs over which the learning rate first rises from 0; not with one_cycle, which does so.
+    # Epochs over which the learning rate rises from 0; 0 with one_cycle, which has its own warm-up.
     warmup_epochs: NotNegative = 0.0
-    # Of polynomial decay: (1 - progress) ** power.
-    power: Annotated[float, Range(above=0)] | None = None
-    # Of plateau: validations in a row without a better score before it falls, and by what factor.
-    patience: Annotated[int, Range(minimum=0)] | None = None
+    # For polynomial: the learning rate is `lr * (1 - progress) ** power`.
+    power: AboveZero | None = None
+    # For plateau: the learning rate falls after more than this many validations in a row without a
+    # better score.
+    patience: Count | None = None
+    # For plateau: the learning rate is multiplied by this when it falls.
     factor: Annotated[float, Range(above=0, maximum=0.99)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The loop."""
+    """The training loop."""
 
-    # Epochs of the run, each about a pass over the training samples.
+    # Length of the run. An epoch is about one pass over the training samples.
     epochs: Positive
-    # Updates of the weights in an epoch; null for as many as a pass over the samples takes, rounded
-    # up. Every batch is full: a pass ends, and the next begins, within a batch and within an epoch.
+    # Optimizer steps per epoch. null for one pass over the samples, rounded up. Batches are always
+    # full: a new pass may begin within a batch and within an epoch.
     steps_per_epoch: Positive | None = None
-    # Samples in a batch, all processes together.
+    # Samples per batch, over all processes.
     batch_size: Positive = 4
-    # Batches whose gradients are averaged for one update of the weights.
+    # Batches whose gradients are averaged in each step.
     accumulate: Positive = 1
-    # Gradients longer than this, all weights together, are shortened to it; null for never.
-    clip_grad_norm: Annotated[float, Range(above=0)] | None = None
-    # Decay of an exponential moving average of the weights, mostly 0.99 to 0.9999: each step takes
-    # so much of the average before (less in the first steps). The averaged weights are what is
-    # scored, saved and predicted with, the raw ones stand beside them. null for none.
+    # Largest norm of the gradient of all weights; longer gradients are scaled down. null for no
+    # limit.
+    clip_grad_norm: AboveZero | None = None
+    # Decay per step of an exponential moving average of the weights, usually 0.99 to 0.9999, lower
+    # in the first steps. The averaged weights are scored, saved and used for prediction. null for
+    # none.
     ema_decay: Annotated[float, Range(above=0, maximum=0.99999)] | None = None
-    # Epochs between two validations; the last epoch is always validated.
+    # Epochs between two validations. The last epoch is always validated.
     validate_every: Positive = 1
-    # The score that decides which weights are best.pt: mean_iou, mean_dice, pixel_accuracy or
-    # another one of metrics.csv, such as iou_NAME or dice_NAME of the class NAME. Higher is better.
+    # Score that decides which weights become best.pt; higher is better. mean_iou, mean_dice,
+    # pixel_accuracy, the score of one class such as iou_NAME or dice_NAME, or another mean.
     monitor: str = "mean_iou"
-    # End the run after this many validations in a row without a better score; null for never.
+    # End the run after this many validations in a row without a better score. null for never.
     patience: Positive | None = None
-    # Validation images drawn into previews/ at each validation.
-    previews: OnResume[Annotated[int, Range(minimum=0)]] = 4
-    # last.pt is written at each validation, and when it is this old, in minutes,
+    # Validation images that are drawn into previews/ at each validation.
+    previews: OnResume[Count] = 4
+    # Save last.pt when it is this many minutes old. It is also saved at each validation.
     save_every_minutes: OnResume[NotNegative] = 10.0
-    # and every so many steps; null for not.
+    # Also save last.pt after this many steps. null for never.
     save_every_steps: OnResume[Positive | None] = None
-    # Of the first weights, the order of samples and the augmentation.
+    # Seed of the initial weights, the order of the samples and the augmentation.
     seed: Seed = 0
-    # So many runs, with seed, seed + 1, ...
+    # Number of runs, with the seeds seed, seed + 1, and so on.
     seeds: Positive = 1
-    # Weights that a new run begins with: a checkpoint, or a state dict of Pytorch-UNet.
+    # Checkpoint that a new run takes its initial weights from. null for random weights.
     init_from: str | None = None
-    # Those of model.encoder: DEFAULT for torchvision's of ImageNet, which are downloaded once, or a
-    # file with a state dict of torchvision's network. null for random ones.
+    # Initial weights of model.encoder: DEFAULT for torchvision's ImageNet weights, downloaded once,
+    # or a file with a state dict of torchvision's network. null for random weights.
     encoder_weights: str | None = None
-    # Epochs in which the encoder does not learn, nor its batch norm count, before it does.
-    freeze_encoder_epochs: Annotated[int, Range(minimum=0)] = 0
-    # auto, cpu, cuda or cuda:N. auto takes CUDA where there is one.
+    # Freeze the encoder and its batch norm statistics for the first N epochs.
+    freeze_encoder_epochs: Count = 0
+    # auto, cpu, cuda or cuda:N. auto is CUDA if available, otherwise the CPU.
     device: Anytime[str] = "auto"
-    # auto takes bfloat16 (on old GPUs float16) on CUDA, where it is faster, else float32; on a CPU
-    # with instructions for it (AVX512-BF16, AMX) bfloat16 may be worth a try.
+    # Number format of the computation. auto is bfloat16 on CUDA (float16 on old GPUs) and float32
+    # on a CPU. bfloat16 may be faster on a CPU with AVX512-BF16 or AMX.
     precision: Anytime[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
-    # Keep the channels of a pixel side by side in memory, which is mostly faster.
+    # Store images and weights in PyTorch's channels_last memory format, which is usually faster.
     channels_last: bool = True
-    # Let torch.compile make one program of the network: slower to start, then mostly faster.
+    # Compile the network with torch.compile: a slower start, then usually faster steps.
     compile: bool = False
-    # Keep what enters each level and compute the rest again in the backward pass: less memory.
+    # Keep only the input of each level and compute the rest again in the backward pass. Needs less
+    # memory and more time.
     activation_checkpointing: bool = False
-    # Let CUDA use nothing whose result changes from run to run; the CPU never does.
+    # Use only deterministic algorithms on CUDA. The CPU always does.
     deterministic: bool = False
-    # Let batch norm see the batches of all processes as one. For several GPUs.
+    # Compute batch norm statistics over all processes. For several GPUs.
     sync_batch_norm: bool = False
-    # Processes that load samples, for each that trains; 0 loads them between the steps.
-    num_workers: Anytime[Annotated[int, Range(minimum=0)]] = 2
+    # Processes that load samples, for each training process. 0 loads them in the training process.
+    num_workers: Anytime[Count] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class TilingConfig:
-    """How validation, evaluation and prediction cut large images."""
+    """How validation, evaluation and prediction cut large images into tiles."""
 
-    # (height, width) in pixels above which an image is cut into tiles of this size or less; with
-    # model.padding valid context included.
+    # Largest (height, width) of a tile in pixels; larger images are cut. With model.padding valid
+    # it includes the context.
     size: Size = (1024, 1024)
-    # Pixels that neighbouring tiles share at least. null for twice as far as the network sees, 192
-    # with five levels: with so many, the result is that of the whole image to rounding. Not with
-    # norm group or instance, which take the statistics of a tile for those of the image: there
-    # tiles blend over the overlap. With model.padding valid logits overlap, and null is 4, which is
-    # enough but for these norms. Encoders of torchvision mostly see further than a tile: for them
-    # null is a quarter of size, and with less than twice as far as they see, tiles blend.
-    overlap: Annotated[int, Range(minimum=0)] | None = None
+    # Smallest overlap of neighbouring tiles in pixels. null is the overlap that makes the result
+    # equal to that of the whole image: 192 with five levels, 4 with model.padding valid. With an
+    # encoder from torchvision null is a quarter of size: its receptive field is mostly larger than
+    # a tile. Where no overlap makes them equal (norm group or instance), and where the overlap of
+    # such an encoder is too small, tiles blend over it.
+    overlap: Count | None = None
     # Tiles of an image that go through the network together.
     batch_size: Positive = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run."""
+    """The sections of a config file, and two settings outside of any section."""
 
     # Name of the run and of its folder. By default the name of the config file.
     name: OnResume[str]
-    # Folder of all runs: results go to <runs>/<name>. Relative to the current directory.
+    # Folder of all runs: results go to RUNS/NAME. It is relative to the current directory.
     runs: OnResume[str] = "runs"
     data: DataConfig
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -353,7 +381,7 @@ class Config:
 
 
 def tile_overlap(config: Config) -> int:
-    """Return the pixels that neighbouring tiles share at least."""
+    """Return the smallest overlap of neighbouring tiles in pixels."""
     if config.tiling.overlap is not None:
         return config.tiling.overlap
     if config.model.encoder != "none":
@@ -363,6 +391,6 @@ def tile_overlap(config: Config) -> int:
 
 
 def tiles_blend(config: Config) -> bool:
-    """Whether tiles fade into each other; otherwise they meet in the middle of what they share."""
+    """Whether tiles fade into each other; otherwise they meet in the middle of the overlap."""
     exact = config.model.geometry.exact_overlap
     return exact is None or (config.model.encoder != "none" and tile_overlap(config) < exact)
