@@ -19,23 +19,26 @@ from unet.metrics.confusion import Scores
         ("data.validation={images: x}", "expected one of fraction, stems, split"),
         ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),
-        ("loss.border={}", "loss.border: got no cells, expected data.instances, label images"),
-        ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names of data."),
-        ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer than data.cl"),
+        ("loss.border={}", "loss.border: got no cells, expected label images in data.instances"),
+        ("loss.border={classes: [dog]}", "loss.border.classes: got dog, expected names in data."),
+        ("loss.border={classes: [cell, ground]}", "got cell, ground, expected fewer classes than"),
         ("loss={cross_entropy: 0, border: {classes: [cell]}}", "got loss.cross_entropy 0, expect"),
-        ("data.instances=a.png", "data: got 'a.png', expected a folder or {stem} in it"),
+        ("data.instances=a.png", "data: got 'a.png', expected a folder or a pattern with"),
         (
             "data.validation.instances=cells",
-            "data.validation.instances: expected data.validation",
+            "data.validation.instances: got no data.validation.images",
         ),
         ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
-        ("schedule.power=0.9", "schedule.power: expected a number (such as 0.9) with"),
-        ("schedule={name: plateau, factor: 0.5}", "schedule.patience: expected a number (such as"),
-        ("schedule.factor=0.5", "schedule.factor: expected a number (such as 0.5) with"),
+        ("schedule.power=0.9", "schedule.power: got 0.9, expected null with schedule.name cosine"),
+        (
+            "schedule={name: plateau, factor: 0.5}",
+            "schedule.patience: got null, expected a number (such",
+        ),
+        ("schedule.factor=0.5", "schedule.factor: got 0.5, expected null with"),
         ("schedule={name: one_cycle, warmup_epochs: 1}", "warmup_epochs: got 1, expected 0 with"),
         (
             "train={epochs: 9, activation_checkpointing: true, compile: true}",
-            "train: got recompute and compile",
+            "train: got activation_checkpointing and compile",
         ),
         ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
         ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
@@ -50,38 +53,44 @@ from unet.metrics.confusion import Scores
             "got both 0 and [1, 2, 3], expected grey values",
         ),
         ("data.classes={a: 0, b: x}", "data.classes: got 'x', expected values such as '127, 128'"),
-        ("data.images='{stm}.png'", "data: got {stm} in '{stm}.png', expected {stem} only"),
+        ("data.images='{stm}.png'", "data: got {stm} in '{stm}.png', expected only {stem}"),
         (
             "data={root: x, csv: a, images: b, classes: {a: 0, b: 1}, validation: {fraction: 0.5}}",
-            "data.csv: got images or masks besides, expected the table's alone",
+            "data.csv: got images or masks too, expected only those in the table",
         ),
-        ("data.masks={dog: dogs}", "data.masks: got dog, expected a pattern for each of data.cla"),
+        ("data.masks={dog: dogs}", "data.masks: got dog, expected a pattern for each class except"),
         ("data.channels=[a]", "data.channels: got 1 patterns, expected model.in_channels, 3"),
         ("data.normalization={mean: [1], std: [1]}", "normalization.mean: got 1 numbers, expected"),
         ("data.validation={folds: 3, fold: 3}", "data.validation.fold: got 3, expected 0 to 2"),
-        ("data.validation={split: val}", "data.validation.split: expected data.csv"),
+        ("data.validation={split: val}", "data.validation.split: got no data.csv"),
         ("data.validation={fraction: 0.1, group: '('}", "expected a regular expression"),
-        ("data.validation={stems: ['7'], group: a}", "group: expected fraction or folds"),
-        ("data.validation={images: a, masks: {cell: b}}", "masks: expected one place, or one for"),
+        (
+            "data.validation={stems: ['7'], group: a}",
+            "group: got 'a', expected it with fraction or folds only",
+        ),
+        (
+            "data.validation={images: a, masks: {cell: b}}",
+            "with data.masks 'masks', expected one pattern, or one",
+        ),
         (
             "sampling={rare_classes: [dog], rare_fraction: 0.5}",
-            "sampling.rare_classes: got dog, expected names of",
+            "sampling.rare_classes: got dog, expected names in",
         ),
         (
             "sampling={rare_classes: [cell]}",
-            "sampling: expected both rare_classes and a rare_fraction above 0",
+            "got rare_classes ['cell'], rare_fraction 0.0, expected both rare_classes and a",
         ),
-        ("optimizer.encoder_lr=1e-4", "optimizer.encoder_lr: got 0.0001, expected a network of t"),
-        ("train.encoder_weights=DEFAULT", "train.encoder_weights: got DEFAULT, expected a network"),
-        ("train.freeze_encoder_epochs=2", "train.freeze_encoder_epochs: got 2, expected a network"),
+        ("optimizer.encoder_lr=1e-4", "optimizer.encoder_lr: got 0.0001, expected a model.encoder"),
+        ("train.encoder_weights=DEFAULT", "train.encoder_weights: got DEFAULT, expected a model"),
+        ("train.freeze_encoder_epochs=2", "train.freeze_encoder_epochs: got 2, expected a model.e"),
         (
             "model={encoder: convnext_tiny}",
-            "model.widths: got [64, 128, 256, 512, 1024], expected 4 numbers, as many levels as "
-            "the decoder has with model.encoder convnext_tiny, such as [32, 64, 128, 256]",
+            "model.widths: got [64, 128, 256, 512, 1024], expected 4 numbers with model.encoder "
+            "convnext_tiny, one for each level of the decoder, such as [32, 64, 128, 256]",
         ),
         (
             "model={encoder: resnet34, downsampling: conv}",
-            "model.downsampling: got conv, expected it left out: model.encoder resnet34 has its",
+            "model.downsampling: got conv, expected it not to be set: model.encoder resnet34 has i",
         ),
         (
             "model={upsampling: bilinear, padding: valid}",
@@ -89,13 +98,13 @@ from unet.metrics.confusion import Scores
         ),
         (
             "model={encoder: resnet34, padding: valid}",
-            "model.padding: got valid, expected it left out: model.encoder resnet34 is padded",
+            "model.padding: got valid, expected it not to be set: model.encoder resnet34 is padded",
         ),
         (
             "model={encoder: resnet34, dropout: 0.5}",
-            "model.dropout: got 0.5, expected it left out: model.encoder resnet34 takes none",
+            "model.dropout: got 0.5, expected it not to be set: model.encoder resnet34 takes none",
         ),
-        ("sampling={crops_per_image: 2}", "sampling: expected an augment.crop"),
+        ("sampling={crops_per_image: 2}", "sampling: got no augment.crop, expected one"),
         ("data.ignore=[255]", "data.classes: got the value 255 twice"),
         ("data.validation={stems: []}", "data.validation.stems: got an empty list"),
         (
@@ -109,18 +118,18 @@ from unet.metrics.confusion import Scores
         ("name=..", "name: got '..', expected letters"),
     ],
 )
-def test_a_contradiction_is_named_with_its_path(override: str, message: str) -> None:
+def test_a_conflict_is_named_with_its_path(override: str, message: str) -> None:
     with pytest.raises(ValueError, match="mine") as caught:
         small_config(override)
     assert str(caught.value).startswith("mine.yaml: ")
     assert message in str(caught.value)
 
 
-def test_a_crop_that_an_unpadded_network_cannot_halve_is_refused() -> None:
+def test_a_crop_that_an_unpadded_network_cannot_halve_is_an_error() -> None:
     with pytest.raises(ValueError, match="mine") as caught:
         small_config("model.padding=valid", "augment.crop=[512, 572]")
     assert (
-        "augment.crop: got [512, 572], expected what 5 levels of model.widths can halve with model"
+        "augment.crop: got [512, 572], expected a size that 5 levels can halve with model"
         in str(caught.value)
     )
     assert str(caught.value).endswith("such as [508, 572] or [524, 572]")
@@ -141,7 +150,7 @@ def test_tiles_of_an_unpadded_network_have_room_for_its_context() -> None:
             small_config(valid, tiling.replace(f" [{smallest}", f" [{smallest - 1}"))
 
 
-def test_an_encoder_has_weights_from_one_place() -> None:
+def test_initial_weights_of_an_encoder_come_from_one_setting() -> None:
     both = ["model.encoder=resnet34", "train.encoder_weights=DEFAULT", "train.init_from=a.pt"]
     with pytest.raises(ValueError, match="train: got encoder_weights and init_from, expected one"):
         small_config(*both)
@@ -152,14 +161,16 @@ def test_an_encoder_has_weights_from_one_place() -> None:
         small_config(both[0], freeze)
 
 
-def test_cells_come_from_one_place() -> None:
+def test_cells_come_from_classes_or_from_label_images() -> None:
     classes = small_config("loss.border={classes: [cell]}").loss.border
     assert classes == BorderConfig(weight=10, sigma=5, classes=("cell",))
     assert small_config("data.instances=cells", "loss.border={}").loss.border is not None
-    assert small_config("data.instances=cells").loss.border is None  # they score objects, too
-    both = small_config("data.instances=cells", "loss.border={classes: [cell]}")  # which are scored
+    assert small_config("data.instances=cells").loss.border is None  # label images are also scored
+    both = small_config("data.instances=cells", "loss.border={classes: [cell]}")
     assert both.loss.border == classes
-    with pytest.raises(ValueError, match=r"data\.csv: got data.instances besides, which a table"):
+    with pytest.raises(
+        ValueError, match=r"data\.csv: got data\.instances too, expected only one of them: a table"
+    ):
         small_config("data.instances=cells", "loss.border={}", "data.csv=pairs.csv")
 
 

@@ -108,14 +108,14 @@ def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
         ("train.epochs=" + "[" * 5000, "is not YAML"),
     ],
 )
-def test_a_fault_is_named_with_its_path(tmp_path: Path, override: str, message: str) -> None:
+def test_an_error_is_named_with_its_path(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match="mine") as caught:
         load(tmp_path, SMALL, override)
     assert str(caught.value).startswith(f"{tmp_path / 'mine.yaml'}: ")
     assert message in str(caught.value)
 
 
-def test_all_faults_of_a_file_are_reported_together(tmp_path: Path) -> None:
+def test_all_errors_of_a_file_are_reported_together(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.rot") as caught:
         load(tmp_path, SMALL.replace("root", "rot").replace("epochs: 5", "epochs: five"))
     lines = str(caught.value).splitlines()
@@ -131,18 +131,18 @@ def test_yaml_merges_are_read(tmp_path: Path) -> None:
     assert load(tmp_path, text).train.batch_size == 2
 
 
-def test_a_key_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_key_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got the key 'train' twice.*line 7"):
         load(tmp_path, SMALL + "train: {epochs: 6}")
 
 
 @pytest.mark.parametrize("text", ["a: [", "\tx", "just text", "", "- 1"])
-def test_what_is_no_config_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_config_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r"mine\.yaml: (is not YAML|got .*, expected sections)"):
         load(tmp_path, text)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.yaml: there is no such config file"):
         load_config(tmp_path / "no.yaml")
 

@@ -20,12 +20,12 @@ from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 
 
-def test_settings_are_read_without_torch() -> None:
+def test_reading_a_config_does_not_import_torch() -> None:
     code = "import sys, unet.config.loader; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_tiles_share_as_much_as_the_network_sees_unless_told() -> None:
+def test_tiles_overlap_by_twice_the_margin_unless_set() -> None:
     assert tile_overlap(small_config()) == 192
     assert tile_overlap(small_config("model.widths=[8, 16, 32, 64]")) == 96
     assert tile_overlap(small_config("tiling.overlap=10")) == 10
@@ -33,30 +33,27 @@ def test_tiles_share_as_much_as_the_network_sees_unless_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "part", "besides"),
+    ("section", "component", "other_names"),
     [
         (AugmentConfig, Augment, {"context", "size_multiple", "size_remainder"}),
-        (
-            ModelConfig,
-            UNet,
-            {"num_classes", "activation_checkpointing"},
-        ),  # data.classes has so many; train's
-        # One is of the project, not of a run; the other is computed with the data.
+        # From data.classes and train.
+        (ModelConfig, UNet, {"num_classes", "activation_checkpointing"}),
+        # ignore_index is not a setting, border weights come with the data.
         (LossConfig, SegmentationLoss, {"ignore_index", "border"}),
         (BorderConfig, Border, set()),
     ],
 )
-def test_settings_are_the_arguments_of_what_they_feed(
-    section: type, part: type, besides: set[str]
+def test_settings_have_the_names_and_defaults_of_the_arguments_they_become(
+    section: type, component: type, other_names: set[str]
 ) -> None:
-    parameters = inspect.signature(part).parameters
+    parameters = inspect.signature(component).parameters
     fields = {field.name: field for field in dataclasses.fields(section)}
-    assert fields.keys() ^ parameters.keys() == besides
-    for name in fields.keys() - besides:
+    assert fields.keys() ^ parameters.keys() == other_names
+    for name in fields.keys() - other_names:
         assert fields[name].default == parameters[name].default
 
 
-def test_tiles_of_an_encoder_blend_unless_they_overlap_enough() -> None:
+def test_tiles_blend_unless_their_overlap_makes_them_exact() -> None:
     def tiles(encoder: str, *overrides: str) -> tuple[int, bool]:
         config = small_config(f"model.encoder={encoder}", *overrides)
         return tile_overlap(config), tiles_blend(config)

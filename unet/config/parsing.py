@@ -14,20 +14,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 class Range:
     """Bounds of a number: `minimum <= number <= maximum` and `above < number`."""
 
-    minimum: float | None = None
-    maximum: float | None = None
-    above: float | None = None
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    above: float = -math.inf
 
     def __contains__(self, number: float) -> bool:
-        return (
-            (self.minimum is None or number >= self.minimum)
-            and (self.maximum is None or number <= self.maximum)
-            and (self.above is None or number > self.above)
-        )
+        return self.minimum <= number <= self.maximum and self.above < number
 
     def __str__(self) -> str:
         bounds = {"at least": self.minimum, "above": self.above, "at most": self.maximum}
-        return " and ".join(f"{word} {x}" for word, x in bounds.items() if x is not None)
+        return " and ".join(f"{word} {x}" for word, x in bounds.items() if math.isfinite(x))
 
 
 def parse_section(section: Any, value: Any, path: str, errors: list[str]) -> Any:
