@@ -138,7 +138,9 @@ def candidates(config: Config) -> dict[str, Candidate]:
     reader = build_reader(config)
     _, found, *faults = collect_statistics(pairs, reader)
     assert not any(faults), faults
-    norm = normalization_from_sums(found.pixels, found.sums.sum(0), found.squares.sum(0))
+    norm = normalization_from_sums(
+        int(found.sizes.prod(1).sum()), found.sums.sum(0), found.squares.sum(0)
+    )
     augment = replace(config.augment, elastic_std=ELASTIC_STD)
 
     def ours(limit: float, num_workers: int = 0) -> Candidate:

@@ -15,10 +15,10 @@ from unet.runtime.text import listed
 
 @pytest.fixture(autouse=True)
 def _run_in_workdir(workdir: Path) -> None:
-    """What is remembered goes to runs/ of a folder of the test's own."""
+    """The cache is in runs/, relative to the current folder."""
 
 
-def test_what_is_found_is_what_is_there(data_root: Path) -> None:
+def test_statistics_and_normalization_match_the_files(data_root: Path) -> None:
     config = make_config(data_root)
     data = check_data(config)
     assert not data.errors
@@ -36,14 +36,14 @@ def test_what_is_found_is_what_is_there(data_root: Path) -> None:
     assert data.normalization(given).mean.tolist() == [0.5]
 
 
-def test_every_fault_is_reported_at_once(data_root: Path) -> None:
+def test_every_error_is_reported_at_once(data_root: Path) -> None:
     images, masks = data_root / "images", data_root / "masks"
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(masks / "1.png")
     Image.fromarray(np.full((HEIGHT, WIDTH), 5, np.uint8)).save(masks / "2.png")
     Image.fromarray(np.full((HEIGHT, WIDTH), 6, np.uint8)).save(masks / "3.png")
     (images / "4.png").write_bytes(b"")
     shutil.copy(images / "0.png", images / "lonely.png")
-    faults = check_data(make_config(data_root)).errors
+    errors = check_data(make_config(data_root)).errors
     expected = [
         "got nothing for",
         "4.png: cannot be read as an image (0 bytes); replace or remove the file",
@@ -52,24 +52,24 @@ def test_every_fault_is_reported_at_once(data_root: Path) -> None:
         "3.png: got the mask value 6",
         "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
     ]
-    assert len(faults) == len(expected)
-    for fault, text in zip(faults, expected, strict=True):
-        assert text in fault
+    assert len(errors) == len(expected)
+    for error, text in zip(errors, expected, strict=True):
+        assert text in error
 
 
-def test_the_same_image_on_both_sides_is_a_fault(data_root: Path) -> None:
+def test_an_image_in_both_training_and_validation_is_an_error(data_root: Path) -> None:
     write_pairs(data_root / "held_out", 2, seed=9)
     shutil.copy(data_root / "images" / "3.png", data_root / "held_out" / "images" / "1.png")
     config = make_config(
         data_root, "data.validation={images: held_out/images, masks: held_out/masks}"
     )
-    faults = check_data(config).errors
-    assert len(faults) == 1
-    assert "images/3.png: is trained on, and" in faults[0]
-    assert "held_out/images/1.png, the same image pixel by pixel, is scored" in faults[0]
+    errors = check_data(config).errors
+    assert len(errors) == 1
+    assert "images/3.png: got the same pixels in the validation image" in errors[0]
+    assert "held_out/images/1.png, expected no image in both" in errors[0]
 
 
-def test_files_that_cannot_be_read_are_left_out_only_if_asked_for(data_root: Path) -> None:
+def test_unreadable_files_are_left_out_only_with_skip_unreadable(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     assert len(check_data(make_config(data_root)).errors) == 1
     data = check_data(make_config(data_root, "data.skip_unreadable=true"))
@@ -80,57 +80,60 @@ def test_files_that_cannot_be_read_are_left_out_only_if_asked_for(data_root: Pat
     assert data.warnings[1] == "left out 1 pair(s) that cannot be read"
 
 
-def test_frames_without_contrast_may_be_on_both_sides(data_root: Path) -> None:
+def test_constant_images_may_be_in_both_training_and_validation(data_root: Path) -> None:
     for i in (0, 1, 2, 3, 4):
         Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "images" / f"{i}.png")
     assert not check_data(make_config(data_root)).errors
 
 
-def test_folders_that_do_not_pair_are_a_fault(data_root: Path) -> None:
+def test_validation_folders_that_do_not_pair_are_an_error(data_root: Path) -> None:
     (data_root / "val").mkdir()
     (data_root / "valm").mkdir()
     shutil.copy(data_root / "images" / "1.png", data_root / "val" / "8.png")
     shutil.copy(data_root / "masks" / "1.png", data_root / "valm" / "9.png")
-    faults = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).errors
-    assert len(faults) == 2
-    assert all("got nothing for" in fault for fault in faults)
+    errors = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).errors
+    assert len(errors) == 2
+    assert all("got nothing for" in error for error in errors)
 
 
-def test_what_is_odd_is_noted(data_root: Path) -> None:
+def test_likely_mistakes_are_warnings(data_root: Path) -> None:
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "masks" / "2.png")
     data = check_data(make_config(data_root, "data.classes={ground: 0, box: 200, ring: 7}"))
     assert not data.errors
-    assert any("1 of 6 masks hold one class only, such as" in note for note in data.warnings)
-    assert "data.classes.ring: no training mask has a pixel of it" in data.warnings
-    assert "data.classes.ring: no validation mask has a pixel of it: no score" in data.warnings
+    assert any("1 of 6 masks contain only one class, such as" in one for one in data.warnings)
+    assert "data.classes.ring: no training mask contains it" in data.warnings
+    assert (
+        "data.classes.ring: no validation mask contains it, so that it has no score"
+        in data.warnings
+    )
 
 
-def test_masks_that_are_ignored_throughout_are_a_fault(data_root: Path) -> None:
+def test_masks_with_only_ignored_pixels_are_an_error(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
     assert "got training masks in which every pixel is ignored" in data.errors[0]
 
 
-def test_a_link_to_nothing_is_one_fault_among_others(data_root: Path) -> None:
+def test_a_broken_link_is_one_error_among_others(data_root: Path) -> None:
     (data_root / "images" / "3.png").unlink()
     (data_root / "images" / "3.png").symlink_to("nowhere.png")
     (data_root / "masks" / "4.png").write_text("no image")
-    faults = check_data(make_config(data_root)).errors
-    assert len(faults) == 2
-    assert "4.png: cannot be read" in faults[0]
-    assert "3.png: there is no such file" in faults[1]
+    errors = check_data(make_config(data_root)).errors
+    assert len(errors) == 2
+    assert "4.png: cannot be read" in errors[0]
+    assert "3.png: there is no such file" in errors[1]
 
 
-def test_an_empty_side_is_named(data_root: Path) -> None:
+def test_an_empty_validation_set_is_an_error(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     config = make_config(data_root, "data.skip_unreadable=true", "data.validation={stems: ['4']}")
-    faults = check_data(config).errors
-    assert faults == [
-        "data.validation: leaves no validation image, expected some on both sides; correct it, or "
-        "add images"
+    errors = check_data(config).errors
+    assert errors == [
+        "data.validation: leaves no validation image, expected some for training and some for "
+        "validation; correct it, or add images"
     ]
 
 
-def test_pages_of_one_stack_on_both_sides_are_noted(tmp_path: Path) -> None:
+def test_a_stack_in_both_training_and_validation_is_a_warning(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -142,17 +145,19 @@ def test_pages_of_one_stack_on_both_sides_are_noted(tmp_path: Path) -> None:
             pages[0].save(path, save_all=True, append_images=pages[1:])
     data = check_data(make_config(tmp_path, "data.stacks=true"))
     assert not data.errors
-    assert any("pages of one stack are on both sides" in note for note in data.warnings)
+    assert any(
+        "one stack has pages in both training and validation" in one for one in data.warnings
+    )
     group = "data.validation={fraction: 0.34, group: '^[^#]+'}"
     data = check_data(make_config(tmp_path, "data.stacks=true", group))
-    assert not any("both sides" in note for note in data.warnings)
+    assert not any("pages in both" in one for one in data.warnings)
     assert len(data.val_pairs) == 4
     (tmp_path / "images" / "1.tif").write_text("no image")
     skip = "data.skip_unreadable=true"
     assert check_data(make_config(tmp_path, "data.stacks=true", skip)).skipped == 1
 
 
-def test_faults_are_found_again(data_root: Path) -> None:
+def test_errors_are_found_again_by_a_second_check(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     config = make_config(data_root)
     assert check_data(config).errors == check_data(config).errors != []
@@ -174,7 +179,7 @@ def test_samples_are_drawn(data_root: Path, tmp_path: Path) -> None:
         assert picture.height > 3 * 256
         assert picture.width > 4 * 256
         pixels = np.asarray(picture).astype(int)
-    # In every panel with a mask, what is bright in the image has the colour of the class.
+    # In every panel with a mask, bright pixels have the colour of the class.
     box = np.array([230, 159, 0])
     coloured = np.abs(pixels[60:, 400:] - (box + 255) // 2).sum(2) < 120
     assert coloured.mean() > 0.05
@@ -194,7 +199,9 @@ def test_folds_and_tables_split(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: val}"))
     assert [pair.stem for pair in data.val_pairs] == ["images/1", "images/4"]
     assert [pair.stem for pair in data.train_pairs] == ["images/0", "images/3", "images/5"]
-    assert data.warnings == ["1 row(s) of pairs.csv are in no part"]
+    assert data.warnings == [
+        "1 row(s) of pairs.csv are not used, because their split is neither train nor val"
+    ]
     (data_root / "val.txt").write_text("2\n3\n")
     data = check_data(make_config(data_root, "data.validation={stems: val.txt}"))
     assert [pair.stem for pair in data.val_pairs] == ["2", "3"]
@@ -204,7 +211,7 @@ def test_folds_and_tables_split(data_root: Path) -> None:
     )
 
 
-def test_masks_in_parts_are_read(data_root: Path) -> None:
+def test_one_mask_file_per_class_is_read(data_root: Path) -> None:
     (data_root / "masks").rename(data_root / "box")
     for path in (data_root / "box").iterdir():
         with Image.open(path) as mask:
@@ -218,7 +225,7 @@ def test_masks_in_parts_are_read(data_root: Path) -> None:
     assert (found.class_pixels[:, 1] == 320).all()
 
 
-def test_long_lists_of_faults_are_cut() -> None:
+def test_long_lists_of_errors_are_cut() -> None:
     assert listed([str(i) for i in range(12)]).splitlines()[-2:] == ["9", "... and 2 more"]
     assert listed(["a", "b"]) == "a\nb"
 
@@ -244,7 +251,7 @@ def test_label_images_may_lie_in_the_folder_of_the_images(data_root: Path) -> No
     assert data.val_pairs[0].instances == f"{data_root}/val/5_cells.png"
 
 
-def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_root: Path) -> None:
+def test_cells_are_counted_and_invalid_label_images_are_errors(data_root: Path) -> None:
     write_instances(data_root)
     data = check_data(make_config(data_root, *BORDER))
     assert not data.errors
@@ -258,16 +265,16 @@ def test_cells_are_counted_and_what_is_wrong_with_their_files_is_a_fault(data_ro
     (cells / "1.png").unlink()
     (cells / "2.png").write_text("no image")
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(cells / "3.png")
-    faults = check_data(make_config(data_root, *BORDER)).errors
-    assert faults == check_data(make_config(data_root, BORDER[0])).errors  # only to be scored
-    assert faults == check_data(classes).errors
-    assert len(faults) == 3
-    assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in faults[0]
-    assert f"{cells}/2.png: cannot be read as an image" in faults[1]
-    assert f"{cells}/3.png: got a label image of 8 x 9 pixels (height x width)" in faults[2]
+    errors = check_data(make_config(data_root, *BORDER)).errors
+    assert errors == check_data(make_config(data_root, BORDER[0])).errors  # needed by unet evaluate
+    assert errors == check_data(classes).errors
+    assert len(errors) == 3
+    assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in errors[0]
+    assert f"{cells}/2.png: cannot be read as an image" in errors[1]
+    assert f"{cells}/3.png: got a label image of 8 x 9 pixels (height x width)" in errors[2]
 
 
-def test_a_label_image_that_cannot_be_read_is_left_out_only_if_asked_for(data_root: Path) -> None:
+def test_an_unreadable_label_image_is_left_out_only_with_skip_unreadable(data_root: Path) -> None:
     write_instances(data_root)
     (data_root / "instances" / "2.png").write_text("no image")
     data = check_data(make_config(data_root, *BORDER, "data.skip_unreadable=true"))
@@ -275,16 +282,16 @@ def test_a_label_image_that_cannot_be_read_is_left_out_only_if_asked_for(data_ro
     assert data.skipped == 1
 
 
-def test_validation_folders_of_their_own_need_no_label_images(data_root: Path) -> None:
+def test_validation_folders_need_no_label_images(data_root: Path) -> None:
     write_pairs(data_root / "held_out", 2, seed=9)
     write_instances(data_root)
-    own = "data.validation={images: held_out/images, masks: held_out/masks}"
-    data = check_data(make_config(data_root, *BORDER, own))
+    held_out = "data.validation={images: held_out/images, masks: held_out/masks}"
+    data = check_data(make_config(data_root, *BORDER, held_out))
     assert not data.errors
     assert len(data.val_pairs) == 2
 
 
-def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
+def test_components_of_classes_are_counted_as_cells(data_root: Path) -> None:
     for path in (data_root / "masks").iterdir():
         with Image.open(path) as file:
             mask = np.array(file)
@@ -296,14 +303,14 @@ def test_parts_of_classes_are_counted_as_cells(data_root: Path) -> None:
     assert data.train.num_cells.min() == 2
 
 
-def test_images_of_a_single_cell_have_no_border_to_weigh(data_root: Path) -> None:
-    faults = check_data(make_config(data_root, "loss.border={classes: [box]}")).errors
-    assert len(faults) == 1
-    assert faults[0].startswith("loss.border: got no training image with two cells, expected some")
-    assert faults[0].endswith("correct loss.border.classes")
+def test_border_weights_need_an_image_with_two_cells(data_root: Path) -> None:
+    errors = check_data(make_config(data_root, "loss.border={classes: [box]}")).errors
+    assert len(errors) == 1
+    assert errors[0].startswith("loss.border: got no training image with two cells, expected some")
+    assert errors[0].endswith("correct loss.border.classes")
 
 
-def test_cells_that_have_changed_are_other_data(data_root: Path) -> None:
+def test_changed_cells_change_the_fingerprint_only_with_border_weights(data_root: Path) -> None:
     write_instances(data_root)
     configs = make_config(data_root), make_config(data_root, *BORDER)
     without, before = [check_data(config).fingerprint for config in configs]
@@ -312,7 +319,7 @@ def test_cells_that_have_changed_are_other_data(data_root: Path) -> None:
     assert check_data(configs[1]).fingerprint != before
 
 
-def test_cells_are_the_same_data_in_another_type_of_number_and_where_nobody_learns_them(
+def test_neither_the_dtype_of_cells_nor_validation_cells_change_the_fingerprint(
     data_root: Path,
 ) -> None:
     write_instances(data_root)
@@ -330,20 +337,20 @@ def test_cells_are_the_same_data_in_another_type_of_number_and_where_nobody_lear
     assert check_data(config).fingerprint != before
 
 
-def test_a_mask_that_has_changed_is_other_data(data_root: Path) -> None:
+def test_a_changed_mask_changes_the_fingerprint(data_root: Path) -> None:
     before = check_data(make_config(data_root)).fingerprint
     shift(data_root / "masks" / "2.png")
     assert check_data(make_config(data_root)).fingerprint != before
 
 
 def shift(path: Path) -> None:
-    """Move what there is in a file by a pixel, so that there is as much of it as before."""
+    """Shift an image by one pixel; its values stay the same."""
     with Image.open(path) as file:
         shifted = np.roll(np.asarray(file), 1, axis=1)
     Image.fromarray(shifted).save(path)
 
 
-def test_border_weights_without_scipy_say_how_to_get_it(
+def test_border_weights_without_scipy_are_an_error_that_says_how_to_install_it(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
@@ -351,7 +358,7 @@ def test_border_weights_without_scipy_say_how_to_get_it(
         check_data(make_config(data_root, *BORDER))
 
 
-def test_border_weights_are_drawn_where_there_are_such(data_root: Path, tmp_path: Path) -> None:
+def test_border_weights_are_drawn_in_the_samples(data_root: Path, tmp_path: Path) -> None:
     write_instances(data_root)
     widths = []
     for overrides in ((), BORDER):
@@ -362,20 +369,20 @@ def test_border_weights_are_drawn_where_there_are_such(data_root: Path, tmp_path
     assert widths[1] - widths[0] == 8 + round(256 * WIDTH / HEIGHT)
 
 
-def test_all_damaged_files_of_a_pair_are_named(data_root: Path) -> None:
+def test_every_damaged_file_of_a_pair_is_named(data_root: Path) -> None:
     write_instances(data_root)
     folders = ("images", "masks", "instances")
     for folder in folders:
         (data_root / folder / "3.png").write_bytes(b"")
-    faults = check_data(make_config(data_root, *BORDER)).errors
-    assert [fault.partition(":")[0] for fault in faults] == [
+    errors = check_data(make_config(data_root, *BORDER)).errors
+    assert [error.partition(":")[0] for error in errors] == [
         f"{data_root}/{folder}/3.png" for folder in folders
     ]
 
 
-def test_a_label_image_without_the_objects_of_the_mask_is_a_fault(data_root: Path) -> None:
+def test_a_label_image_without_the_objects_of_the_mask_is_an_error(data_root: Path) -> None:
     write_instances(data_root)
     path = data_root / "instances" / "3.png"
     Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint16)).save(path)
-    (fault,) = check_data(make_config(data_root, *BORDER)).errors
-    assert f"{path}: numbers 0% of the pixels of box in {data_root}/masks/3.png" in fault
+    (error,) = check_data(make_config(data_root, *BORDER)).errors
+    assert f"{path}: numbers 0% of the pixels of box in {data_root}/masks/3.png" in error

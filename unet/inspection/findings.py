@@ -1,0 +1,109 @@
+"""Statistics of the pairs -> errors and warnings of `unet check`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unet.config.schema import Config
+from unet.data.pairing import Pair
+from unet.inspection.statistics import PairStatistics
+
+
+def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> list[str]:
+    """List what in the images does not fit the config."""
+    errors = []
+    for name, statistics in (("training", train), ("validation", val)):
+        if not len(statistics):
+            errors.append(
+                f"data.validation: leaves no {name} image, expected some for training and some for "
+                "validation; correct it, or add images"
+            )
+        elif not statistics.class_pixels.any():
+            errors.append(
+                f"data.ignore: got {name} masks in which every pixel is ignored, expected pixels "
+                "of data.classes; correct data.ignore or the masks"
+            )
+    border = config.loss.border
+    if border is not None and len(train) and train.num_cells.max() < 2:
+        errors.append(
+            "loss.border: got no training image with two cells, expected some, because the weights "
+            "lie between two cells; correct "
+            + ("loss.border.classes" if border.classes else "data.instances")
+        )
+    sizes = np.unique(train.sizes, axis=0).tolist()
+    if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
+        shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5])
+        errors.append(
+            f"augment.crop: got null for training images of {len(sizes)} sizes ({shown}"
+            f"{', ...' if len(sizes) > 5 else ''}), expected one size within a batch; set "
+            "augment.crop=[HEIGHT,WIDTH] or train.batch_size=1"
+        )
+    return errors
+
+
+def find_duplicates(
+    train_pairs: Sequence[Pair],
+    val_pairs: Sequence[Pair],
+    train: PairStatistics,
+    val: PairStatistics,
+) -> list[str]:
+    """List images that are in both training and validation; constant images do not count."""
+    _, train_rows, val_rows = np.intersect1d(train.contents, val.contents, return_indices=True)
+    variance = train.squares * train.sizes.prod(1)[:, None] - train.sums**2
+    varied = (variance > 1e-9 * train.sums**2).any(1)[train_rows]
+    return [
+        f"{train_pairs[i].images[0]}: got the same pixels in the validation image "
+        f"{val_pairs[j].images[0]}, expected no image in both training and validation; remove one, "
+        "or keep them together with data.validation.group"
+        for i, j in zip(train_rows[varied].tolist(), val_rows[varied].tolist(), strict=True)
+    ]
+
+
+def find_warnings(
+    config: Config,
+    train_pairs: Sequence[Pair],
+    val_pairs: Sequence[Pair],
+    train: PairStatistics,
+    val: PairStatistics,
+) -> list[str]:
+    """List what is allowed, but likely a mistake."""
+    warnings = []
+    present = np.concatenate([train.class_pixels, val.class_pixels]) > 0
+    if len(single := np.flatnonzero(present.sum(1) <= 1)):
+        first = int(single[0])
+        pair = train_pairs[first] if first < len(train) else val_pairs[first - len(train)]
+        warnings.append(
+            f"{len(single)} of {len(present)} masks contain only one class, such as {pair.masks[0]}"
+        )
+    types = {*train.types.tolist(), *val.types.tolist()}
+    dtypes = sorted({name.decode().rpartition(" ")[2] for name in types})
+    if len(dtypes) > 1:
+        warnings.append(
+            f"the images have the dtypes {' and '.join(dtypes)}: integers are scaled to 0 to 1 by "
+            "the range of their dtype, floats are not scaled"
+        )
+    if config.data.stacks and config.data.validation.stems is None:
+        warnings += _warn_of_split_stacks(train_pairs, val_pairs)
+    for name, statistics, consequence in (
+        ("validation", val, ", so that it has no score"),
+        ("training", train, ""),
+    ):
+        for label, pixels in zip(config.data.classes, statistics.class_pixels.sum(0), strict=True):
+            if not pixels and len(statistics):
+                warnings.append(f"data.classes.{label}: no {name} mask contains it{consequence}")
+    return warnings
+
+
+def _warn_of_split_stacks(train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> list[str]:
+    train_stacks, val_stacks = ({pair.images for pair in some} for some in (train_pairs, val_pairs))
+    if not train_stacks & val_stacks:
+        return []
+    if len(train_stacks | val_stacks) > 1:
+        advice = "data.validation.group='^[^#]+' keeps each stack together"
+    else:
+        advice = (
+            f"hold out a block of pages with data.validation.stems=[{train_pairs[0].stem!r}, ...]"
+        )
+    return [
+        f"one stack has pages in both training and validation, and neighbours look alike; {advice}"
+    ]
