@@ -5,7 +5,21 @@ import pytest
 import torch
 from helpers import make_config, small_config
 
-from unet.build import build_loss, build_optimizer, list_pairs, list_validation_pairs
+from unet.build import (
+    build_classes,
+    build_encoder_normalization,
+    build_loss,
+    build_network,
+    build_normalization,
+    build_optimizer,
+    build_reader,
+    build_training_reader,
+    build_transforms,
+    find_root,
+    list_pairs,
+    list_validation_pairs,
+    memory_format,
+)
 from unet.models.unet import UNet
 
 
@@ -52,3 +66,83 @@ def test_masks_per_class_are_sorted_by_class_id(tmp_path: Path, masks: str) -> N
     for pairs, errors in (list_pairs(config), list_validation_pairs(config)):
         assert not errors
         assert [Path(path).parent.name for path in pairs[0].masks] == ["c", "r"]
+
+
+def test_a_missing_data_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.root: there is no folder .*nowhere"):
+        find_root(str(tmp_path / "nowhere"))
+
+
+def test_label_images_are_listed_only_on_request(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{folder}/7.png" for folder in ("images", "masks", "labels")))
+    config = small_config(f"data.root={tmp_path}", "data.instances=labels")
+    (without,), _ = list_pairs(config)
+    (pair,), _ = list_pairs(config, instances=True)
+    assert without.instances is None
+    assert Path(str(pair.instances)).parent.name == "labels"
+    assert list_validation_pairs(config) == ([], [])
+
+
+def test_classes_have_the_values_of_the_config() -> None:
+    config = small_config("data.classes={a: 3, b: 9}", "data.ignore=[7]", "data.tolerance=1")
+    classes = build_classes(config)
+    assert (classes.names, classes.tolerance) == (("a", "b"), 1)
+    assert classes.ids_of(np.array([[3, 9, 7, 10]]), "mask").tolist() == [[0, 1, 255, 1]]
+
+
+def test_only_the_training_reader_has_border_weights() -> None:
+    config = small_config("loss.border={weight: 3, classes: [cell]}", "model.in_channels=2")
+    border = build_training_reader(config).border
+    assert border is not None
+    assert (border.weight, border.sigma, border.classes) == (3, 5, (1,))
+    reader = build_reader(config)
+    assert (reader.border, reader.in_channels, reader.mask_per_class) == (None, 2, False)
+    assert build_reader(small_config("data.masks={cell: cells}")).mask_per_class
+
+
+def test_a_normalization_is_built_unless_the_images_determine_it() -> None:
+    fixed = small_config("data.normalization={mean: [0, 0, 0.5], std: [1, 1, 2]}")
+    normalization = build_normalization(fixed)
+    assert normalization is not None
+    assert normalization.to_dict() == {"method": "given", "mean": (0, 0, 0.5), "std": (1, 1, 2)}
+    percentiles = build_normalization(small_config("data.normalization=percentiles"))
+    assert percentiles is not None
+    assert percentiles.method == "percentiles"
+    assert build_normalization(small_config()) is None
+    assert build_normalization(small_config("data.normalization=dataset")) is None
+
+
+def test_pretrained_encoders_bring_a_normalization_unless_another_is_set() -> None:
+    pretrained = ["model.encoder=resnet18", "train.encoder_weights=DEFAULT"]
+    normalization = build_encoder_normalization(small_config(*pretrained))
+    assert normalization is not None
+    assert normalization.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
+    assert build_encoder_normalization(small_config(pretrained[0])) is None
+    dataset = small_config(*pretrained, "data.normalization=dataset")
+    assert build_encoder_normalization(dataset) is None
+
+
+def test_the_augmentation_has_the_settings_and_the_context_of_the_network() -> None:
+    padded = build_transforms(small_config("augment={crop: [64, 32], rotate: 7, contrast: 0.5}"))
+    assert (padded.crop, padded.rotate, padded.contrast) == ((64, 32), 7, 0.5)
+    assert (padded.context, padded.size_multiple, padded.size_remainder) == (0, 1, 0)
+    valid = build_transforms(small_config("model.padding=valid"))
+    assert (valid.context, valid.size_multiple, valid.size_remainder) == (92, 16, 4)
+
+
+def test_the_network_has_the_settings_of_the_config() -> None:
+    config = small_config("model={in_channels: 2, widths: [4, 8], norm: none}")
+    net = build_network(config, torch.device("cpu"))
+    assert net(torch.zeros(1, 2, 8, 6)).shape == (1, 2, 8, 6)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+    assert memory_format(config) is torch.channels_last
+    assert memory_format(small_config("train.channels_last=false")) is torch.contiguous_format
+
+
+def test_the_loss_has_the_settings_of_the_config() -> None:
+    config = small_config("loss={cross_entropy: 2, dice: 0.5, class_weights: [1, 3]}")
+    loss = build_loss(config, np.array([1, 1]))
+    assert (loss.cross_entropy, loss.dice) == (2, 0.5)
+    assert loss.class_weights is not None
+    assert loss.class_weights.tolist() == [1, 3]
+    assert build_loss(small_config(), np.array([1, 1])).class_weights is None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet.build import build_classes, build_network, given_normalization, memory_format
+from unet.build import build_classes, build_network, build_normalization, memory_format
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict
 from unet.config.schema import Config, MayChange, tile_overlap, tiles_blend
@@ -193,7 +193,7 @@ def load_model(
     return Predictor(
         net=fuse_batch_norm(net),
         config=config,
-        normalization=given_normalization(config) or Normalization(**contents["normalization"]),
+        normalization=build_normalization(config) or Normalization(**contents["normalization"]),
         val_stems=tuple(contents["val_stems"]),
         palette=contents["palette"],
         device=chosen,

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from unet.build import (
+    build_encoder_normalization,
+    build_normalization,
     build_training_reader,
     find_root,
-    given_normalization,
     list_pairs,
     list_validation_pairs,
-    numbers_of_weights,
 )
 from unet.config.schema import Config
 from unet.data.normalization import Normalization, normalization_from_sums
@@ -69,7 +69,10 @@ class CheckedData:
 
     def normalization(self, config: Config) -> Normalization:
         """Return the normalization that a config asks for."""
-        given, train = given_normalization(config) or numbers_of_weights(config), self.train
+        given, train = (
+            build_normalization(config) or build_encoder_normalization(config),
+            self.train,
+        )
         pixels = int(train.sizes.prod(1).sum())
         return given or normalization_from_sums(pixels, train.sums.sum(0), train.squares.sum(0))
 
@@ -216,7 +219,7 @@ def _describe_normalization(config: Config) -> list[str]:
     encoder = config.model.encoder
     if config.train.encoder_weights is None or config.data.normalization != "auto":
         return []
-    normalization = numbers_of_weights(config)
+    normalization = build_encoder_normalization(config)
     if normalization is None:
         return [
             f"normalization    dataset, because the weights of {encoder} were trained on colour "
