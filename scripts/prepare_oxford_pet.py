@@ -1,8 +1,8 @@
-"""Download the Oxford-IIIT pets by torchvision, and list them in pairs.csv.
+"""Download the Oxford-IIIT pets with torchvision, and list them in pairs.csv.
 
-The set's own lists are trainval and test. Of trainval a tenth of each breed's images is val, to
-validate on: drawn by lot, but always the same. The rest is train. The images of test are listed as
-test and have no part in training. All stay where the archives have them; pairs.csv names them
+The data set lists trainval and test images. A tenth of each breed's trainval images becomes val,
+chosen at random but always the same; the others become train. The test images are listed as test
+and are not used in training. All images stay where the archives have them; pairs.csv names them
 relative to the folder.
 """
 
@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from preparation import Archive, folder_parser, prepare
 from torchvision.datasets import OxfordIIITPet
-
-from unet.inference.preparation import Archive, folder_parser, prepare
 
 
 def draw_validation(stems: Sequence[str]) -> set[str]:

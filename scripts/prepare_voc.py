@@ -1,16 +1,15 @@
-"""Download Pascal VOC's images for segmentation by torchvision, and list them in pairs.csv.
+"""Download the segmentation images of Pascal VOC with torchvision, and list them in pairs.csv.
 
-The splits are VOC's own: train to learn from, val to validate on. The images stay where the archive
-has them; pairs.csv names them relative to the folder.
+The splits are those of VOC: train and val. The images stay where the archive has them; pairs.csv
+names them relative to the folder.
 """
 
 import sys
 from collections.abc import Iterator, Sequence
 
+from preparation import Archive, folder_parser, prepare
 from torchvision.datasets import VOCSegmentation
 from torchvision.datasets.voc import DATASET_YEAR_DICT
-
-from unet.inference.preparation import Archive, folder_parser, prepare
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = folder_parser(__doc__, "data/voc")
     parser.add_argument(
         "--year",
-        choices=[year for year in DATASET_YEAR_DICT if year.isdigit()],  # the rest is no training
+        choices=[year for year in DATASET_YEAR_DICT if year.isdigit()],  # others are test sets
         default="2012",
-        help="of the challenge (default: %(default)s)",
+        help="year of the challenge (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     root, year = arguments.root, arguments.year

@@ -1,44 +1,42 @@
 """The checkpoint file: its format, written and read."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unet.inference.pytorch_unet import is_pytorch_unet, to_checkpoint
 from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file
 
-_FORMAT, _VERSION = "unet checkpoint", 4
+_FORMAT, _VERSION = "unet checkpoint", 5
 
 
-def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write a checkpoint, completely or not at all.
 
     Args:
-        path: the file.
-        contents: config, normalization, val_stems, palette, model, and for training also optimizer,
-            scaler, progress ...
+        path: the file; an existing one is replaced.
+        contents: config, normalization, val_stems, palette and model, as `Predictor.contents`
+            returns them; a training run adds optimizer, scaler, progress ...
     """
     contents = {"format": _FORMAT, "version": _VERSION, **contents}
-    # Through a file of Python's own, whose errors say what the disk said.
+    # Python writes the file: its errors hold the system's message, torch's own do not.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(contents, file)
-        except RuntimeError as error:  # torch closes its archive, after the disk refused to go on
+        except RuntimeError as error:  # torch fails to close its archive on a full disk
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or a state dict of Pytorch-UNet as one, to the CPU.
-
-    No code is run that it may hold.
+    """Read a checkpoint to the CPU, without running code that the file may hold.
 
     Raises:
-        DamagedFileError: if it is damaged, unsafe, or another kind of file.
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is neither, or of another version of this project.
+        DamagedFileError: if the file is damaged, unsafe, or of another type.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is no checkpoint, or of another format version.
     """
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
@@ -50,16 +48,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedFileError(
             f"{error}: take a best.pt or last.pt that 'unet train' wrote"
         ) from error
-    if is_pytorch_unet(contents):
-        try:
-            return to_checkpoint(contents)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path}: is not a checkpoint of unet; take a best.pt or last.pt that 'unet train' "
-            "wrote, or a state dict of Pytorch-UNet with its own names"
-        )
+        advice = "take a best.pt or last.pt that 'unet train' wrote"
+        if isinstance(contents, Mapping) and any(
+            str(key).endswith("inc.double_conv.0.weight") for key in contents
+        ):
+            advice = (
+                "it holds weights of Pytorch-UNet: convert them with "
+                f"scripts/convert_pytorch_unet.py {path} -o checkpoint.pt"
+            )
+        raise ValueError(f"{path}: is not a checkpoint of unet; {advice}")
     if contents["version"] != _VERSION:
         raise ValueError(
             f"{path}: got a checkpoint of format version {contents['version']}, expected "

@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from convert_pytorch_unet import convert
 from helpers import ENCODER, make_config, their_net
 
 from unet import load_model
 from unet.build import build_network
-from unet.checkpoint import load_checkpoint
+from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.cli.main import main
 from unet.config.values import config_to_dict
 from unet.data.normalization import Normalization
@@ -20,8 +21,9 @@ WIDTHS = "model.widths=[4, 8, 16, 32, 64]"
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    torch.save({**their_net(1).state_dict(), "mask_values": [0, 255]}, tmp_path / "theirs.pth")
-    return tmp_path / "theirs.pth"
+    state = {**their_net(1).state_dict(), "mask_values": [0, 255]}
+    save_checkpoint(tmp_path / "theirs.pt", convert(state, [], "theirs.pth"))
+    return tmp_path / "theirs.pt"
 
 
 def test_weights_of_pytorch_unet_begin_a_run(

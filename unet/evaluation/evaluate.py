@@ -303,8 +303,7 @@ def _pairs_to_score(
         )
     if not model.val_stems:
         raise ValueError(
-            "evaluate: got weights of Pytorch-UNet, whose validation images nobody knows, expected "
-            "--images and --masks"
+            "evaluate: got a checkpoint without validation images, expected --images and --masks"
         )
     return validation_pairs(model, instances), [], "the validation split"
 

@@ -14,7 +14,6 @@ from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
 from unet.inference.costs import multiply_adds, prediction_memory, step_memory
 from unet.inference.predictor import load_model
-from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.models.fuse import fuse_batch_norm
 from unet.models.losses import SegmentationLoss
 from unet.models.receptive_field import receptive_field
@@ -51,12 +50,6 @@ def describe_checkpoint(
     config = load_model(path, "cpu", overrides).config
     contents, shown = load_checkpoint(path), config_to_dict(config)
     scores = _scores(contents.get("progress", {}).get("history", []), config)
-    if contents["format"] == PYTORCH_UNET:
-        scores = ["none: these are weights of Pytorch-UNet, which come without"]
-        # The rest is of a training that nobody knows.
-        known = ("classes", "ignore", "normalization")
-        shown["data"] = {key: shown["data"][key] for key in known}
-        shown = {key: shown[key] for key in ("data", "model", "tiling")}
     net, crop = build_network(config, torch.device("meta")), config.augment.crop
     if crop is not None and size is None:
         size = (crop[0] - 2 * net.context, crop[1] - 2 * net.context)

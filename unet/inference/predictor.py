@@ -15,14 +15,10 @@ from unet.config.schema import Config, MayChange, tile_overlap, tiles_blend
 from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.normalization import Normalization
-from unet.inference.pytorch_unet import FORMAT as PYTORCH_UNET
 from unet.inference.sliding_window import sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
 from unet.runtime.device import memory_advice, pick_device, pick_dtype
-
-# What weights of Pytorch-UNet do not know may be said of them.
-_UNKNOWN_TO_OTHERS = ("data.classes", "data.ignore", "data.normalization")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,12 +153,11 @@ def load_model(
     of 496 x 496, widths 32 to 256). To train on, set `train.init_from` instead.
 
     Args:
-        path: a best.pt or last.pt, or a state dict of Pytorch-UNet; several for a model that
+        path: a best.pt or last.pt; several for a model that
             averages their probabilities.
         device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
         overrides: changes to the config, such as `tiling.overlap=64`, of where files lie and how
-            the model is run; for Pytorch-UNet also of data.classes, data.ignore and
-            data.normalization.
+            the model is run.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -202,24 +197,11 @@ def load_model(
 
 def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -> Config:
     """The config of a checkpoint with what may be changed of it, changed."""
-    are_others = contents["format"] == PYTORCH_UNET
-    said = [one for one in overrides if are_others and one.startswith(_UNKNOWN_TO_OTHERS)]
-    trained = config_from_dict(contents["config"], said, where)
+    trained = config_from_dict(contents["config"], (), where)
     config = config_from_dict(contents["config"], overrides, where)
     if changes := changed_settings(trained, config, MayChange.IN_USE):
         raise ValueError(
             f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
-        )
-    names, count = list(config.data.classes), len(contents["config"]["data"]["classes"])
-    if len(names) != count:
-        raise ValueError(
-            f"{where}: data.classes: got {', '.join(names)}, expected {count} classes, as the "
-            "network has outputs (a single one is of two)"
-        )
-    if are_others and config.data.normalization == "dataset":
-        raise ValueError(
-            f"{where}: data.normalization: got dataset, expected image, percentiles or numbers: "
-            "these weights come without a data set"
         )
     return config
 

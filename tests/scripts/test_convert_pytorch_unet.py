@@ -4,29 +4,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from convert_pytorch_unet import convert, convert_weights
+from convert_pytorch_unet import main as run_script
 from helpers import TheirUNet, their_net, write_pairs
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from unet import UNet, load_model
+from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
 from unet.data.normalization import Normalization
-from unet.inference.pytorch_unet import is_pytorch_unet, to_checkpoint
-
-# A network of their module names, from torch's own layers alone.
 
 
 def our_net(state: dict, classes: int = 2) -> UNet:
-    contents = to_checkpoint(state)
+    contents = convert(state, [], "theirs.pth")
     net = UNet(**contents["config"]["model"], num_classes=classes)
-    net.load_state_dict(contents["model"])  # strictly: every name, and none besides
+    net.load_state_dict(contents["model"])  # strict: every name and no other
     return net.eval().requires_grad_(False)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (33, 47), (50, 61)])
 def test_logits_are_theirs(size: tuple[int, int]) -> None:
-    """At other sizes than multiples of 16 theirs loses pixels, where the image here is extended."""
+    # At sizes that are no multiples of 16 theirs loses pixels; ours extends the image.
     theirs = their_net()
     image = torch.randn(2, 3, *size)
     bottom, right = (max(-side % 16, 32 - side) for side in size)
@@ -39,7 +39,7 @@ def test_logits_are_theirs(size: tuple[int, int]) -> None:
     )
 
 
-def test_logits_of_their_own_size() -> None:
+def test_logits_and_parameters_of_the_full_width_are_theirs() -> None:
     theirs = their_net(1, 3, shallow=64)
     ours, image = our_net(theirs.state_dict(), 3), torch.randn(1, 1, 48, 32)
     torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
@@ -53,7 +53,7 @@ def test_a_single_output_becomes_two_classes_of_its_sigmoid() -> None:
     torch.testing.assert_close(probabilities[:, 1:], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_older_files_have_biases_that_batch_norm_takes_away() -> None:
+def test_biases_of_older_files_go_into_the_batch_norm() -> None:
     theirs = their_net()
     for module in theirs.modules():
         if isinstance(module, nn.Conv2d) and module.bias is None:
@@ -62,13 +62,12 @@ def test_older_files_have_biases_that_batch_norm_takes_away() -> None:
     torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_state_dict_tells_of_its_network() -> None:
+def test_the_config_follows_from_the_shapes_of_the_weights() -> None:
     state = {**their_net(1, 3).state_dict(), "mask_values": [0, 128, 255]}
-    assert is_pytorch_unet(state)
-    contents = to_checkpoint(state)
-    assert contents["normalization"] == {"mean": (0.0,), "std": (1.0,)}
+    contents = convert(state, [], "theirs.pth")
+    assert contents["normalization"] == {"method": "given", "mean": (0.0,), "std": (1.0,)}
     config = contents["config"]
-    assert config["data"]["classes"] == {"0": 0, "1": 128, "2": 255}
+    assert [one["value"] for one in config["data"]["classes"]] == [0, 128, 255]
     assert (config["model"]["in_channels"], config["model"]["widths"]) == (1, [4, 8, 16, 32, 64])
 
 
@@ -82,14 +81,15 @@ def test_what_a_state_dict_tells_of_its_network() -> None:
         (2, [[0, 0, 0], [255, 0, 128]], [(0, 0, 0), (255, 0, 128)]),
     ],
 )
-def test_masks_have_the_values_of_the_masks_they_were_trained_with(
+def test_masks_get_the_values_of_the_training_masks(
     tmp_path: Path, outputs: int, mask_values: list[Any] | None, expected: list[Any]
 ) -> None:
     state = their_net(classes=outputs).state_dict()
     if mask_values is not None:
         state["mask_values"] = mask_values
     torch.save(state, tmp_path / "theirs.pth")
-    classes = load_model(tmp_path / "theirs.pth").classes
+    assert run_script([str(tmp_path / "theirs.pth"), "-o", str(tmp_path / "ours.pt")]) == 0
+    classes = load_model(tmp_path / "ours.pt").classes
     assert classes.names == tuple(map(str, range(len(expected))))
     assert list(classes.values) == expected
 
@@ -97,45 +97,44 @@ def test_masks_have_the_values_of_the_masks_they_were_trained_with(
 @pytest.mark.parametrize(
     "mask_values", [[0, 128, 255], [0.0, 0.5], [[0, 0, 0, 255], [9, 9, 9, 255]], [0, [1, 2, 3]], 7]
 )
-def test_mask_values_that_mean_nothing_here_are_to_be_replaced(
-    tmp_path: Path, mask_values: Any
-) -> None:
-    path = tmp_path / "theirs.pth"
-    torch.save({**their_net().state_dict(), "mask_values": mask_values}, path)
+def test_other_mask_values_must_be_replaced(mask_values: Any) -> None:
+    state = {**their_net().state_dict(), "mask_values": mask_values}
     with pytest.raises(ValueError, match=r"theirs\.pth: data\.classes: got 'mask_values (7|\[)"):
-        load_model(path)
-    assert load_model(path, overrides=["data.classes={a: 0, b: 9}"]).classes.values == (0, 9)
+        convert(state, [], "theirs.pth")
+    contents = convert(state, ["data.classes={a: 0, b: 9}"], "theirs.pth")
+    assert [one["value"] for one in contents["config"]["data"]["classes"]] == [0, 9]
 
 
-def test_other_networks_are_told_apart() -> None:
-    assert not is_pytorch_unet({"model": {}})
-    assert not is_pytorch_unet([1, 2])
+def test_other_networks_are_refused() -> None:
+    with pytest.raises(ValueError, match="is not a state dict of Pytorch-UNet"):
+        convert_weights({"model": {}})
     state = their_net().state_dict()
     bilinear = {key: tensor for key, tensor in state.items() if ".up." not in key}
-    with pytest.raises(ValueError, match="with bilinear upsampling, expected those of UNet"):
-        to_checkpoint(bilinear)
+    with pytest.raises(ValueError, match="with bilinear upsampling, expected UNet"):
+        convert_weights(bilinear)
     with pytest.raises(ValueError, match=r"got attention\.weight, expected names of Pytorch-UNet"):
-        to_checkpoint({**state, "attention.weight": torch.zeros(3)})
+        convert_weights({**state, "attention.weight": torch.zeros(3)})
     partly = {key: tensor for key, tensor in state.items() if "outc" not in key}
-    with pytest.raises(ValueError, match=r"whose head\.weight, head\.bias are missing or"):
-        to_checkpoint(partly)
+    with pytest.raises(ValueError, match=r"in which head\.weight, head\.bias is missing or"):
+        convert_weights(partly)
     volumes = {key: one[..., None] if one.ndim == 4 else one for key, one in state.items()}
-    with pytest.raises(ValueError, match=r"Pytorch-UNet whose stem\.0\.weight, encoder\.0\.conv"):
-        to_checkpoint(volumes)
+    with pytest.raises(
+        ValueError, match=r"Pytorch-UNet in which stem\.0\.weight, encoder\.0\.conv"
+    ):
+        convert_weights(volumes)
 
 
-def test_names_of_data_parallel_are_the_same() -> None:
+def test_the_prefix_of_data_parallel_is_removed() -> None:
     state = their_net().state_dict()
     parallel = {f"module.{key}": tensor for key, tensor in state.items()}
-    assert is_pytorch_unet(parallel)
-    expected, weights = to_checkpoint(state)["model"], to_checkpoint(parallel)["model"]
+    expected, weights = (convert(one, [], "theirs.pth")["model"] for one in (state, parallel))
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 @pytest.fixture
 def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TheirUNet:
-    """In a folder with its file theirs.pth, and images and masks."""
+    """Work in a folder with theirs.pth, images and masks."""
     monkeypatch.chdir(tmp_path)
     write_pairs(Path("new"), 2)
     for path in Path("new").glob("*/*.png"):
@@ -149,64 +148,67 @@ def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TheirUNet:
     return net
 
 
-def test_masks_are_theirs(theirs: TheirUNet) -> None:
-    assert main(["predict", "theirs.pth", "new/images", "-o", "masks"]) == 0
+def test_masks_are_theirs(theirs: TheirUNet, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(["theirs.pth", "-o", "ours.pt"]) == 0
+    assert capsys.readouterr().out == "wrote ours.pt; mask values: 0 0, 1 200\n"
+    assert main(["predict", "ours.pt", "new/images", "-o", "masks"]) == 0
     for name in ("0.png", "1.png"):
         with Image.open(f"new/images/{name}") as picture, Image.open(f"masks/{name}") as mask:
             image, values = (torch.from_numpy(np.array(one)) for one in (picture, mask))
         expected = theirs(image[None, None] / 255)[0, 0]
         assert torch.equal(torch.where(expected.sigmoid() > 0.5, 200, 0), values)
         assert len(values.unique()) == 2
-        logits = load_model("theirs.pth").logits(image[None] / 255)
+        logits = load_model("ours.pt").logits(image[None] / 255)
         torch.testing.assert_close(logits[1] - logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("theirs")
-def test_they_are_scored_exported_and_described(capsys: pytest.CaptureFixture[str]) -> None:
-    classes = "data.classes={ground: 0, box: 200}"
+def test_a_converted_checkpoint_is_scored_exported_and_described(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    named = "data.classes={ground: 0, box: 200}"
+    assert run_script(["theirs.pth", named, "-o", "ours.pt"]) == 0
     images = ["--images", "new/images", "--masks", "new/masks"]
-    assert main(["evaluate", "theirs.pth", *images, classes, "-o", "scores"]) == 0
+    assert main(["evaluate", "ours.pt", *images, "-o", "scores"]) == 0
     assert "\nbox  " in capsys.readouterr().out
-    assert main(["export", "theirs.pth", "-o", "model.pt2", classes]) == 0
+    assert main(["export", "ours.pt", "-o", "model.pt2"]) == 0
     capsys.readouterr()
-    assert main(["info", "theirs.pth", classes]) == 0
+    assert main(["info", "ours.pt"]) == 0
     shown = capsys.readouterr().out
     assert "box: mask value 200" in shown
     assert "mean: [0.0]" in shown
-    assert "none: these are weights of Pytorch-UNet" in shown
-    for unknown in ("root", "epochs", "lr:"):
-        assert unknown not in shown
-    assert main(["evaluate", "theirs.pth"]) == 2
-    assert "validation images nobody knows, expected --images and --masks" in (
-        capsys.readouterr().err
-    )
+    assert main(["evaluate", "ours.pt", "data.root=new"]) == 2
+    assert "without validation images, expected --images and --masks" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("theirs")
-def test_only_what_they_do_not_know_may_be_said() -> None:
-    def load(override: str) -> dict[str, Any]:
-        return load_model("theirs.pth", overrides=[override]).normalization.to_dict()
+def test_only_classes_and_normalization_can_be_set() -> None:
+    state = their_net(1, 1).state_dict()
 
-    assert load("data.ignore=[9]") == load("data.normalization=auto")
-    assert load("data.normalization=auto") == Normalization(mean=(0.0,), std=(1.0,)).to_dict()
+    def normalization(*overrides: str) -> dict[str, Any]:
+        return convert(state, overrides, "theirs.pth")["normalization"]
+
+    as_they_are = Normalization(mean=(0.0,), std=(1.0,)).to_dict()
+    assert normalization("data.ignore=[9]") == as_they_are
+    assert normalization("data.normalization=auto") == as_they_are
     given = "data.normalization={mean: [0.5], std: [0.25]}"
-    assert load(given) == Normalization(mean=(0.5,), std=(0.25,)).to_dict()
-    assert load("data.normalization=image") == Normalization(method="image").to_dict()
+    assert normalization(given) == Normalization(mean=(0.5,), std=(0.25,)).to_dict()
+    assert normalization("data.normalization=image") == Normalization("image").to_dict()
     for override, message in (
-        ("data.normalization=dataset", "got dataset, expected image, percentiles or numbers"),
+        ("data.normalization=dataset", "got dataset, expected image, percentiles or a mean and"),
         ("data.classes={a: 0, b: 1, c: 2}", "got a, b, c, expected 2 classes"),
         ("data.classes.sky=9", "got 0, 1, sky, expected 2 classes"),
-        ("model.padding=valid", "a trained model keeps its settings, but model.padding was"),
+        ("model.padding=valid", r"got model\.padding=valid, expected only settings of data\.cla"),
     ):
-        with pytest.raises(ValueError, match=rf"theirs\.pth: .*{message}"):
-            load(override)
+        with pytest.raises(ValueError, match=message):
+            normalization(override)
 
 
 @pytest.mark.usefixtures("theirs")
-def test_files_that_cannot_be_taken_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_cannot_be_converted_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     state = torch.load("theirs.pth")
     whole = Path("theirs.pth").read_bytes()
     Path("damaged.pth").write_bytes(whole[: len(whole) // 2])
+    torch.save([1, 2], "list.pth")
     torch.save({f"net.{key}": tensor for key, tensor in state.items()}, "prefix.pth")
     torch.save({key: one for key, one in state.items() if ".up." not in key}, "bilinear.pth")
     torch.save({**state, "up2.up.bias": torch.zeros(3)}, "shape.pth")
@@ -214,12 +216,33 @@ def test_files_that_cannot_be_taken_are_told_apart(capsys: pytest.CaptureFixture
     without_norm = {key: one for key, one in state.items() if "double_conv.1." not in key}
     torch.save({**without_norm, **bias}, "norm.pth")
     for name, message in (
-        ("damaged", "cannot be loaded safely"),
-        ("prefix", "is not a checkpoint of unet; take a best.pt or last.pt that 'unet train' "),
-        ("bilinear", "got weights of Pytorch-UNet with bilinear upsampling"),
-        ("shape", "the weights do not fit the model"),
-        ("norm", "the weights do not fit the model"),
+        ("no", "No such file or directory"),
+        ("damaged", "damaged.pth: cannot be loaded safely"),
+        ("list", "list.pth: is not a state dict of Pytorch-UNet"),
+        ("prefix", "prefix.pth: is not a state dict of Pytorch-UNet"),
+        ("bilinear", "bilinear.pth: got weights of Pytorch-UNet with bilinear upsampling"),
+        ("shape", "shape.pth: the weights do not fit the network"),
+        ("norm", "norm.pth: the weights do not fit the network"),
     ):
-        assert main(["predict", f"{name}.pth", "new/images", "-o", "masks"]) == 2
-        assert f"{name}.pth: {message}" in capsys.readouterr().err
-    assert not Path("masks").exists()
+        assert run_script([f"{name}.pth", "-o", "ours.pt"]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("ours.pt").exists()
+
+
+@pytest.mark.usefixtures("theirs")
+def test_an_existing_file_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("ours.pt").write_text("mine")
+    assert run_script(["theirs.pth", "-o", "ours.pt"]) == 2
+    assert "ours.pt: exists; pass --overwrite" in capsys.readouterr().err
+    assert run_script(["theirs.pth", "-o", "ours.pt", "--overwrite"]) == 0
+    assert load_checkpoint(Path("ours.pt"))["val_stems"] == []
+
+
+@pytest.mark.usefixtures("theirs")
+def test_weights_that_are_not_converted_are_refused_with_the_script(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["predict", "theirs.pth", "new/images", "-o", "masks"]) == 2
+    error = capsys.readouterr().err
+    assert "theirs.pth: is not a checkpoint of unet; it holds weights of Pytorch-UNet" in error
+    assert "scripts/convert_pytorch_unet.py theirs.pth -o checkpoint.pt" in error

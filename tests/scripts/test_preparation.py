@@ -1,6 +1,5 @@
 import csv
 import errno
-import importlib
 import io
 import tarfile
 from collections import Counter
@@ -11,6 +10,8 @@ from types import ModuleType
 from urllib.error import URLError
 
 import numpy as np
+import prepare_oxford_pet
+import prepare_voc
 import pytest
 import torchvision.datasets.utils
 import yaml
@@ -27,12 +28,6 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module
 
 
 def picture(mode: str, suffix: str) -> bytes:
@@ -110,9 +105,9 @@ def read_rows(root: Path) -> list[dict[str, str]]:
 
 
 def test_voc_is_unpacked_and_its_own_splits_are_listed(
-    voc: Path, script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+    voc: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script("prepare_voc").main([str(voc)]) == 0
+    assert prepare_voc.main([str(voc)]) == 0
     base = "VOCdevkit/VOC2012"
     assert (voc / "pairs.csv").read_text() == (
         "image,mask,split\n"
@@ -130,23 +125,21 @@ def test_voc_is_unpacked_and_its_own_splits_are_listed(
     ]
 
 
-def test_another_year_of_voc_replaces_the_list(
-    voc: Path, script: Callable[[str], ModuleType]
-) -> None:
-    assert script("prepare_voc").main([str(voc)]) == 0
-    assert script("prepare_voc").main([str(voc), "--year", "2007"]) == 0
+def test_another_year_of_voc_replaces_the_list(voc: Path) -> None:
+    assert prepare_voc.main([str(voc)]) == 0
+    assert prepare_voc.main([str(voc), "--year", "2007"]) == 0
     assert [row["image"] for row in read_rows(voc)] == [
         "VOCdevkit/VOC2007/JPEGImages/000001.jpg",
         "VOCdevkit/VOC2007/JPEGImages/000002.jpg",
     ]
     with pytest.raises(SystemExit, match="2"):  # has no images to train on
-        script("prepare_voc").main([str(voc), "--year", "2007-test"])
+        prepare_voc.main([str(voc), "--year", "2007-test"])
 
 
 def test_a_tenth_of_each_breed_validates_and_the_test_list_is_kept_apart(
-    pets: Path, script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str]
+    pets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script("prepare_oxford_pet").main([str(pets)]) == 0
+    assert prepare_oxford_pet.main([str(pets)]) == 0
     rows = read_rows(pets)
     stems = {
         split: [Path(row["image"]).stem for row in rows if row["split"] == split]
@@ -168,8 +161,8 @@ def test_a_tenth_of_each_breed_validates_and_the_test_list_is_kept_apart(
     ]
 
 
-def test_the_draw_is_the_same_whatever_the_order(script: Callable[[str], ModuleType]) -> None:
-    draw = script("prepare_oxford_pet").draw_validation
+def test_the_draw_is_the_same_whatever_the_order() -> None:
+    draw = prepare_oxford_pet.draw_validation
     stems = [f"{breed}_{i}" for breed in ("pug", "Birman", "great_dane") for i in range(100)]
     assert draw(stems) == draw(stems[::-1])
     assert Counter(stem.rpartition("_")[0] for stem in draw(stems)) == {
@@ -179,16 +172,14 @@ def test_the_draw_is_the_same_whatever_the_order(script: Callable[[str], ModuleT
     }
 
 
-def test_a_second_run_mends_what_an_interrupted_one_left(
-    pets: Path, script: Callable[[str], ModuleType]
-) -> None:
-    assert script("prepare_oxford_pet").main([str(pets)]) == 0
+def test_a_second_run_mends_what_an_interrupted_one_left(pets: Path) -> None:
+    assert prepare_oxford_pet.main([str(pets)]) == 0
     whole = (pets / "pairs.csv").read_bytes()
     (pets / "pairs.csv").unlink()
     annotations = pets / "oxford-iiit-pet" / "annotations"
     (annotations / "trainval.txt").write_text("pug_1 2 2 1\n")
     (annotations / "trimaps" / "pug_1.png").unlink()
-    assert script("prepare_oxford_pet").main([str(pets)]) == 0
+    assert prepare_oxford_pet.main([str(pets)]) == 0
     assert (pets / "pairs.csv").read_bytes() == whole
     assert (annotations / "trimaps" / "pug_1.png").is_file()
 
@@ -204,7 +195,7 @@ def failure(main: Callable[[list[str]], int], root: Path, capfd: pytest.CaptureF
 
 
 def test_without_network_every_missing_archive_is_named(
-    pets: Path, script: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str]
+    pets: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     images, annotations = (
         (pets / "oxford-iiit-pet" / url.rpartition("/")[2], url, checksum)
@@ -214,29 +205,28 @@ def test_without_network_every_missing_archive_is_named(
         for path, _, _ in missing:
             path.unlink(missing_ok=True)
         wanted = " and ".join(f"{url} (MD5 checksum {md5}) as {path}" for path, url, md5 in missing)
-        assert failure(script("prepare_oxford_pet").main, pets, capfd) == (
+        assert failure(prepare_oxford_pet.main, pets, capfd) == (
             f"{missing[0][0]}: could not be downloaded and unpacked (<urlopen error no network>), "
-            f"expected {wanted}; run this again, or first bring what is missing there by other "
+            f"expected {wanted}; run this again, or download the missing files by other "
             "means"
         )
 
 
 def test_an_archive_with_another_checksum_is_refused(
     voc: Path,
-    script: Callable[[str], ModuleType],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = voc / "voc2012.tar"
     path.write_bytes(path.read_bytes()[:-1])
-    expected = "and the file that is there is damaged, incomplete or another"
-    assert expected in failure(script("prepare_voc").main, voc, capfd)
+    expected = "and the existing file is damaged, incomplete or another one"
+    assert expected in failure(prepare_voc.main, voc, capfd)
     # Where there is a network, torchvision downloads it anew and checks that, too.
     monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
     monkeypatch.setattr(
         torchvision.datasets.utils, "_urlretrieve", lambda _, path: Path(path).write_bytes(b"page")
     )
-    error = failure(script("prepare_voc").main, voc, capfd)
+    error = failure(prepare_voc.main, voc, capfd)
     assert error.startswith(f"{path}: could not be downloaded and unpacked (File not found or corr")
     assert expected in error
     assert DATASET_YEAR_DICT["2012"]["url"] in error
@@ -244,31 +234,30 @@ def test_an_archive_with_another_checksum_is_refused(
 
 
 def test_an_archive_that_cannot_be_unpacked_is_refused(
-    voc: Path, script: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str]
+    voc: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (voc / "voc2012.tar").write_bytes(b"no archive")
     DATASET_YEAR_DICT["2012"]["md5"] = md5(b"no archive", usedforsecurity=False).hexdigest()
-    error = failure(script("prepare_voc").main, voc, capfd)
+    error = failure(prepare_voc.main, voc, capfd)
     assert "could not be downloaded and unpacked (file could not be opened successfully" in error
-    assert "the file that is there" not in error
+    assert "the existing file" not in error
 
 
 def test_a_file_in_place_of_the_folder_is_refused(
-    tmp_path: Path, script: Callable[[str], ModuleType], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "file"
     path.touch()
-    for name in ("prepare_voc", "prepare_oxford_pet"):
-        error = failure(script(name).main, path, capfd)
+    for script in (prepare_voc, prepare_oxford_pet):
+        error = failure(script.main, path, capfd)
         assert error == f"{path}: is a file, expected a folder; give another name"
-        inside = failure(script(name).main, path / "inside", capfd)
+        inside = failure(script.main, path / "inside", capfd)
         assert inside.startswith(str(path))
         assert inside.endswith("Not a directory; check the path, its rights and the space")
 
 
 def test_a_full_disk_is_told_from_a_missing_network(
     voc: Path,
-    script: Callable[[str], ModuleType],
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -276,13 +265,12 @@ def test_a_full_disk_is_told_from_a_missing_network(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tarfile, "copyfileobj", no_space)
-    error = failure(script("prepare_voc").main, voc, capfd)
+    error = failure(prepare_voc.main, voc, capfd)
     assert error == f"{voc}: No space left on device; check the path, its rights and the space"
 
 
 def test_an_interruption_leaves_no_list(
     voc: Path,
-    script: Callable[[str], ModuleType],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -290,22 +278,21 @@ def test_an_interruption_leaves_no_list(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tarfile, "copyfileobj", interrupt)
-    assert script("prepare_voc").main([str(voc)]) == 130
+    assert prepare_voc.main([str(voc)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert not (voc / "pairs.csv").exists()
 
 
-@pytest.mark.parametrize("name", ["voc", "oxford_pet"])
+@pytest.mark.parametrize(
+    ("name", "script"), [("voc", prepare_voc), ("oxford_pet", prepare_oxford_pet)]
+)
 def test_the_configs_read_what_the_scripts_write(
-    name: str,
-    script: Callable[[str], ModuleType],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))["data"]
-    module = script(f"prepare_{name}")
     prepared = []
-    monkeypatch.setattr(module, "prepare", lambda *arguments: prepared.append(arguments))
-    module.main([])
+    monkeypatch.setattr(script, "prepare", lambda *arguments: prepared.append(arguments))
+    script.main([])
     root, _, _, config = prepared[0]
     assert (data["root"], config) == (root.as_posix(), f"configs/{name}.yaml")
     assert (data["csv"], data["validation"]) == ("pairs.csv", {"split": "val"})

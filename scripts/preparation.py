@@ -1,4 +1,4 @@
-"""Known data sets: archives that torchvision downloads, and the list of the pairs in them."""
+"""Download the archives of a public data set with torchvision, and list its pairs in a CSV file."""
 
 import argparse
 import csv
@@ -23,16 +23,16 @@ CSV_NAME = "pairs.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """An archive as torchvision knows it."""
+    """An archive to download."""
 
     path: Path
-    """Where it is downloaded to; it is unpacked beside itself."""
+    """The file to download to; it is unpacked into the same folder."""
     url: str
     md5: str
 
 
 def folder_parser(description: str | None, default: str) -> argparse.ArgumentParser:
-    """The arguments of a script: the folder `root`."""
+    """Return a parser with the argument `root`, the folder for the data."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "root",
@@ -51,20 +51,20 @@ def prepare(
     rows: Callable[[], Iterable[tuple[str | Path, str | Path, str]]],
     config: str,
 ) -> int:
-    """Fetch a data set, list its pairs in root/pairs.csv, and return the exit code of a script.
+    """Download a data set, list its pairs in root/pairs.csv, and return the exit code.
 
-    An archive that is there and whole is not downloaded again; what it holds is unpacked anew, so
-    that an interrupted run is mended by the next.
+    A complete archive is not downloaded again, but it is always unpacked: a second run repairs an
+    interrupted one.
 
     Args:
-        root: folder of the data set, made if it is not there.
-        archives: what to download and unpack.
-        rows: called when all is unpacked: image and mask, below `root`, and split (train,
-            val or test) of each pair.
-        config: the config file to train with next.
+        root: folder of the data set.
+        archives: the archives to download and unpack.
+        rows: called after unpacking; returns image, mask (both in `root`) and split (train, val or
+            test) of each pair.
+        config: the config file that trains on the data set, for the message.
 
     Returns:
-        0 done; 2 after an error, which is printed as one line; 130 interrupted.
+        0 done; 2 after an error, which is printed in one line; 130 interrupted.
     """
     try:
         if root.exists() and not root.is_dir():
@@ -74,7 +74,7 @@ def prepare(
         counts = _write_pairs(root, rows())
     except OSError as error:
         text = str(error)
-        if error.strerror:  # the system's, not ours
+        if error.strerror:  # from the system
             text = f"{error.filename or root}: {error.strerror}; check the path, its rights and "
             text += "the space"
         print(f"error: {text}", file=sys.stderr)
@@ -92,11 +92,10 @@ def _fetch(archive: Archive, archives: Sequence[Archive]) -> None:
     """Download, check and unpack one of the archives.
 
     Raises:
-        OSError: if that fails, with the system's words or with ours, which name every archive that
-            is still to be had.
+        OSError: the system's own, or one that names every archive that is still missing.
     """
     path = archive.path
-    print(f"{path}: downloading, unless it is there, and unpacking", flush=True)
+    print(f"{path}: downloading, unless it exists, and unpacking", flush=True)
     try:
         download_and_extract_archive(archive.url, path.parent, filename=path.name, md5=archive.md5)
     except (OSError, HTTPException, RuntimeError, tarfile.TarError, EOFError, zlib.error) as error:
@@ -104,7 +103,7 @@ def _fetch(archive: Archive, archives: Sequence[Archive]) -> None:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         if path.is_file() and not check_integrity(path, archive.md5):
-            reason += ", and the file that is there is damaged, incomplete or another"
+            reason += ", and the existing file is damaged, incomplete or another one"
         wanted = " and ".join(
             f"{one.url} (MD5 checksum {one.md5}) as {one.path}"
             for one in archives
@@ -112,18 +111,18 @@ def _fetch(archive: Archive, archives: Sequence[Archive]) -> None:
         )
         raise OSError(
             f"{path}: could not be downloaded and unpacked ({reason}), expected {wanted}; run this "
-            "again, or first bring what is missing there by other means"
+            "again, or download the missing files by other means"
         ) from error
 
 
 def _is_local(error: OSError) -> bool:
-    """Tell errors of this machine's files from those of the network, which name no file."""
+    """Whether an error is about a file of this machine, not about the network."""
     named = error.filename is not None and not isinstance(error, URLError)
     return named or error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _write_pairs(root: Path, rows: Iterable[tuple[str | Path, str | Path, str]]) -> Counter[str]:
-    """Write root/pairs.csv, whole or not at all, and count the pairs of each split."""
+    """Write root/pairs.csv, completely or not at all, and count the pairs of each split."""
     counts: Counter[str] = Counter()
     with (
         atomic_path(root / CSV_NAME) as temporary,
