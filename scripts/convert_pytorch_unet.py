@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unet.build import build_network, given_normalization
+from unet.build import build_network, build_normalization
 from unet.checkpoint import save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.config.values import config_to_dict
@@ -144,7 +144,7 @@ def convert(state: Mapping[str, Any], overrides: Sequence[str], where: str) -> d
     as_they_are = Normalization(mean=[0.0] * in_channels, std=[1.0] * in_channels)
     return {
         "config": config_to_dict(config),
-        "normalization": (given_normalization(config) or as_they_are).to_dict(),
+        "normalization": (build_normalization(config) or as_they_are).to_dict(),
         "val_stems": [],
         "palette": None,
         "model": weights,
