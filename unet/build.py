@@ -102,12 +102,12 @@ def build_training_reader(config: Config) -> PairReader:
     """Return the reader of training pairs, which adds the border weights of `loss.border`.
 
     Raises:
-        ValueError: if border weights need scipy, and it is not installed.
+        ValueError: if scikit-image is needed, and not installed.
     """
     reader, border = build_reader(config), config.loss.border
     if border is None:
         return reader
-    import_extra("scipy.ndimage", "loss.border")
+    import_extra("skimage.measure", "loss.border")
     classes = tuple(reader.classes.names.index(name) for name in border.classes)
     return replace(reader, border=Border(**{**vars(border), "classes": classes}))
 

@@ -49,9 +49,13 @@ def test_objects_are_numbered_class_by_class() -> None:
     assert numbers.dtype == np.int32
 
 
-def test_the_way_to_scipy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_image_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"needs scipy; install it with pip install 'unet\[scipy"):
+    with pytest.raises(
+        ValueError, match=r"needs scikit-image; install it with pip install .unet\[metrics"
+    ):
         clean(IDS, min_size=2)
 
 

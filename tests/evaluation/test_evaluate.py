@@ -391,9 +391,9 @@ def test_without_scipy_boundaries_are_left_out_and_it_is_said(
     report = json.loads(path.read_text())
     assert report["boundary_distance"] is None
     assert "boundary_f1" not in report
-    assert "needs unet[scipy]" in path.with_name("report.html").read_text()
-    assert "boundary F1 and HD95 need unet[scipy]" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"^--instances: needs scipy; install it"):
+    assert "needs unet[metrics]" in path.with_name("report.html").read_text()
+    assert "boundary F1 and HD95 need unet[metrics]" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"^--instances: needs scikit-image; install it"):
         evaluate([run / "best.pt"], overwrite=True, objects="")
 
 
@@ -448,7 +448,7 @@ def test_objects_are_those_of_the_label_images_where_the_config_has_them(
         found = predict(load_model(best[0]), data_root / f"images/{stem}.png") == 1
         with Image.open(data_root / f"instances/{stem}.png") as file:
             labels = np.asarray(file)
-        expected.append(membrane_scores(found, labels > 0, true_cells=labels).thinned_rand_score)
+        expected.append(membrane_scores(found, labels > 0, true_objects=labels).thinned_rand_score)
     assert report["per_image"]["mean"][name] == pytest.approx(np.mean(expected))
     assert report["per_image"]["mean"][name] < parts["per_image"]["mean"][name]
     # Of other images they are named beside the masks.

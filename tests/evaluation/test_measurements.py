@@ -317,7 +317,7 @@ def test_the_rules_say_what_was_measured() -> None:
     assert "mean without ground" in said
     assert "thresholds" not in said
     said = rules(summary_of(images, Measures()))
-    assert said["boundary F1, HD95"] == "Not computed: needs unet[scipy]."
+    assert said["boundary F1, HD95"] == "Not computed: needs unet[metrics]."
     assert "objects" not in said
 
 

@@ -137,7 +137,7 @@ def test_the_confusion_matrix_is_in_percent_of_each_target() -> None:
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.partition('class="matrix"')[2])[:12]
     assert cells == ["66.7", "33.3", "0.0", "3", "0.0", "100.0", "0.0", "1", "-", "-", "-", "0"]
     assert "1 of 3 classes in neither target nor prediction, without a score: never." in html
-    assert "needs unet[scipy]" in html
+    assert "needs unet[metrics]" in html
 
 
 def test_the_bars_hold_every_image_that_has_a_score() -> None:

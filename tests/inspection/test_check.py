@@ -354,7 +354,9 @@ def test_border_weights_without_scipy_are_an_error_that_says_how_to_install_it(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
-    with pytest.raises(ValueError, match=r"loss\.border: needs scipy; install it with pip install"):
+    with pytest.raises(
+        ValueError, match=r"loss\.border: needs scikit-image; install it with pip install"
+    ):
         check_data(make_config(data_root, *BORDER))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unet.data.label_images import connected_components, connected_parts
+from unet.data.label_images import connected_components
 from unet.metrics.instances import IOU_THRESHOLDS, average_precision
 from unet.metrics.isbi2012 import (
     info_score,
@@ -418,7 +418,7 @@ def test_nothing_hangs_together_through_ignored_pixels() -> None:
 def test_cells_of_a_label_image_that_touch_are_two() -> None:
     labels = np.ones((4, 8), int)
     labels[:, 4:] = 9
-    result = membrane_scores(labels > 0, labels > 0, true_cells=labels)
+    result = membrane_scores(labels > 0, labels > 0, true_objects=labels)
     # One of 32 pixels is found instead of two of 16.
     assert result.thinned_rand_score == pytest.approx(2 * 512 / (1024 + 512))
     assert result.pixel_error == result.warping_error == 0  # of the masks, which are the same
@@ -427,16 +427,20 @@ def test_cells_of_a_label_image_that_touch_are_two() -> None:
 
 def test_parts_of_objects_are_numbered() -> None:
     labels = np.array([[7, 7, 0, 7], [3, 0, 3, 3], [3, 3, 3, 9]])
-    parts = connected_parts(labels)
+    parts = connected_components(labels)
     assert ((parts > 0) == (labels > 0)).all()
     pairs = {(int(part), int(label)) for part, label in zip(parts.flat, labels.flat, strict=True)}
     assert len(pairs) == 1 + 4  # nothing, and of 7 two parts, of 3 and 9 one
     assert parts[0, 0] == parts[0, 1] != parts[0, 3]
-    assert connected_parts(labels[:1, :1]).tolist() == [[1]]
+    assert connected_components(labels[:1, :1]).tolist() == [[1]]
 
 
-def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_scikit_image_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
     mask = np.array([[True, False]])
-    with pytest.raises(ValueError, match=r"^connected components: needs scipy; .*'unet\[scipy\]'"):
+    with pytest.raises(
+        ValueError, match=r"^connected components: needs scikit-image; .*'unet\[metrics\]'"
+    ):
         connected_components(mask)

@@ -14,9 +14,12 @@ def test_a_module_of_an_extra_is_imported() -> None:
 def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(
-        ValueError, match=r"^boundary F1: needs scipy; install it with pip install 'unet\[scipy\]'$"
+        ValueError,
+        match=r"^boundary F1: needs scipy; install it with pip install 'unet\[metrics\]'$",
     ):
         import_extra("scipy.ndimage", "boundary F1")
     assert not is_installed("scipy")
+    with pytest.raises(ValueError, match=r"^objects: needs scikit-image; .* 'unet\[metrics\]'$"):
+        import_extra("skimage.measure", "objects")
     with pytest.raises(ValueError, match=r"needs onnxruntime; install it .* 'unet\[onnx\]'$"):
         import_extra("onnxruntime", "model.onnx", "onnx")

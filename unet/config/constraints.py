@@ -4,29 +4,20 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 from unet.config.schema import Config, FixedNormalizationConfig, tile_overlap
 from unet.data.classes import ClassMap
 from unet.data.image_io import SUFFIXES
+from unet.metrics.confusion import Scores
 from unet.models.encoder_specs import ENCODER_SPECS
-
-_RATIOS = ("iou", "dice", "precision", "recall")
-# The scalar fields of metrics.confusion.Scores, whose module needs torch.
-_SCORES = (
-    "pixel_accuracy",
-    *(f"mean_{name}" for name in _RATIOS),
-    *(f"mean_{name}_foreground" for name in _RATIOS),
-    "micro_iou",
-    *(f"micro_{name}_foreground" for name in _RATIOS),
-    "frequency_weighted_iou",
-    "frequency_weighted_dice",
-)
 
 
 def monitor_names(classes: Iterable[str]) -> list[str]:
     """List the scores that `train.monitor` may name, given the names of the classes."""
     classes = list(classes)
-    return [*_SCORES, *(f"{score}_{name}" for score in ("iou", "dice") for name in classes)]
+    scalars = [name for name, hint in get_type_hints(Scores).items() if hint is float]
+    return [*scalars, *(f"{score}_{name}" for score in ("iou", "dice") for name in classes)]
 
 
 # (where, got, expected), the parts of an error message.

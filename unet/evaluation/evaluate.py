@@ -261,7 +261,7 @@ def _measures(
         )
     class_id = None
     if objects is not None:
-        import_extra("scipy.ndimage", "--instances")
+        import_extra("skimage.measure", "--instances")
         if objects == "" and len(names) > 2:
             raise ValueError(
                 f"evaluate: got --instances for a model of {len(names)} classes, expected the "

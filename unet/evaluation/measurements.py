@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unet.data.classes import IGNORE_INDEX
-from unet.data.label_images import connected_components, connected_parts
+from unet.data.label_images import connected_components
 from unet.metrics.boundary import boundary_f1, boundary_measures
 from unet.metrics.confusion import confusion_matrix, score_values, scores, spread
 from unet.metrics.instances import IOU_THRESHOLDS, average_precision
@@ -126,7 +126,7 @@ def _true_objects(target: np.ndarray, counted: np.ndarray, labels: np.ndarray | 
     near[:, 1:] |= ~counted[:, :-1]
     near[:, :-1] |= ~counted[:, 1:]
     beside = np.isin(objects, np.unique(objects[near]))
-    parts = connected_parts(np.where(beside, objects, 0))
+    parts = connected_components(np.where(beside, objects, 0))
     return np.where(parts > 0, parts + objects.max(), objects)
 
 
@@ -399,7 +399,7 @@ def rules(summary: Summary) -> dict[str, str]:
         "without.",
     }
     if distance is None:
-        result["boundary F1, HD95"] = "Not computed: needs unet[scipy]."
+        result["boundary F1, HD95"] = "Not computed: needs unet[metrics]."
     else:
         result["boundary F1"] = (
             "Precision is the share of the prediction's boundary pixels of a class within "

@@ -67,7 +67,7 @@ def score_table(summary: Summary) -> str:
         notes.append(f"{len(summary.sizes) - having} image(s) without a pixel that counts")
     distance = summary.measures.boundary_distance
     notes.append(
-        "boundary F1 and HD95 need unet[scipy]"
+        "boundary F1 and HD95 need unet[metrics]"
         if distance is None
         else f"boundary F1 within {distance:g} pixels; HD95 in pixels, the mean over images"
     )

@@ -377,7 +377,7 @@ def _check_options(model: Predictor, options: Options) -> None:
             "and each pixel is of its likeliest class"
         )
     if options.min_size or options.keep_largest or options.instances:
-        import_extra("scipy.ndimage", "--min-size, --keep-largest and --instances")
+        import_extra("skimage.measure", "--min-size, --keep-largest and --instances")
 
 
 def _find_inputs(

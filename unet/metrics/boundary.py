@@ -1,10 +1,12 @@
-"""Where classes end: boundary F1 and the Hausdorff distance.
+"""Scores of class boundaries: boundary F1 and the Hausdorff distance.
 
-Label images are (H, W) arrays of class ids. A boundary pixel of a class is a pixel of it that has
-one of another class above, below, left or right of it. The edge of the image is no boundary. Pixels
-that the target ignores are neither boundary pixels nor neighbours, in target and prediction alike.
-Distances are Euclidean, in pixels, between centres.
+A boundary pixel of a class is a pixel of it with a pixel of another class above, below, left or
+right. The edge of the image is no boundary. Pixels that the target ignores are neither boundary
+pixels nor neighbours, in target and prediction alike. Distances are Euclidean, in pixels, between
+pixel centres.
 """
+
+from types import ModuleType
 
 import numpy as np
 
@@ -12,37 +14,28 @@ from unet.runtime.optional import import_extra
 
 
 def boundary(ids: np.ndarray, class_id: int, counted: np.ndarray) -> np.ndarray:
-    """Return the boundary pixels of a class as bool (H, W), `counted` being those to look at."""
+    """Return the boundary pixels of a class as bool (H, W); only `counted` pixels (H, W) exist."""
     inside, other = (ids == class_id) & counted, (ids != class_id) & counted
-    beside = np.zeros_like(other)
-    beside[1:] |= other[:-1]
-    beside[:-1] |= other[1:]
-    beside[:, 1:] |= other[:, :-1]
-    beside[:, :-1] |= other[:, 1:]
-    found: np.ndarray = inside & beside
+    found: np.ndarray = inside & _ndimage().binary_dilation(other)
     return found
 
 
 def boundary_f1(counts: np.ndarray) -> list[float]:
     """Compute the boundary F1 of each class from counts (K, 4) of `boundary_measures`.
 
-    The harmonic mean of the precision, the share of the prediction's boundary pixels near the
-    target's, and the recall, the share of the target's near the prediction's. 0 where only one
-    side has boundary pixels, NaN where neither has.
+    Precision is the fraction of predicted boundary pixels that are near true ones, recall that of
+    true ones near predicted ones. 0 where only one side has boundary pixels, NaN where neither has.
 
     Source: Csurka, Larlus and Perronnin 2013, "What is a good evaluation measure for semantic
-    segmentation?", BMVC; they average over images, counts can do either.
+    segmentation?", BMVC, who average over images.
     """
-    result = []
-    for near_prediction, prediction, near_target, target in counts.tolist():
-        if prediction == target == 0:
-            result.append(float("nan"))
-        elif near_prediction == 0 or near_target == 0:
-            result.append(0.0)
-        else:
-            precision, recall = near_prediction / prediction, near_target / target
-            result.append(2 * precision * recall / (precision + recall))
-    return result
+    near_target, predicted, near_prediction, true = counts.T
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        precision, recall = near_target / predicted, near_prediction / true
+        f1 = 2 * precision * recall / (precision + recall)
+    f1[(predicted + true > 0) & (near_target * near_prediction == 0)] = 0
+    scores: list[float] = f1.tolist()
+    return scores
 
 
 def boundary_measures(
@@ -53,25 +46,23 @@ def boundary_measures(
     percentile: float = 95,
     ignore_index: int = 255,
 ) -> tuple[np.ndarray, list[float]]:
-    """Count the boundary pixels near one of the other side; compute the Hausdorff distances.
+    """Count the boundary pixels near the other boundary; compute the Hausdorff distances.
 
-    Each boundary pixel has a distance to the nearest one of the other side. The percentile of
-    these is taken from prediction to target and from target to prediction, interpolated linearly,
-    and the larger of the two is the Hausdorff distance.
+    These are percentiles (interpolated linearly) of the distances from the boundary pixels of one
+    side to the nearest of the other, the larger one of both directions.
 
     Args:
         prediction: class ids (H, W).
         target: class ids (H, W).
         num_classes: K.
-        distance: in pixels; one that is exactly so far away counts as near.
-        percentile: 100 for the Hausdorff distance proper, which a single pixel decides.
-        ignore_index: the class id of the target whose pixels do not count.
+        distance: pixels at most this far apart are near.
+        percentile: 100 is the usual Hausdorff distance, which a single pixel decides.
+        ignore_index: pixels of this class id in the target do not count.
 
     Returns:
-        Counts (K, 4) int64: of the prediction's boundary pixels those near the target's, and all;
-        of the target's those near the prediction's, and all. Those of images add up to those of a
-        set. And the Hausdorff distance of each class in pixels, NaN where a side has no boundary
-        pixel.
+        Counts (K, 4) int64 of predicted boundary pixels near true ones, of all predicted ones, of
+        true ones near predicted ones, of all true ones; counts of images can be added. K Hausdorff
+        distances in pixels, NaN where a side has no boundary pixel.
 
     Raises:
         ValueError: if scipy is not installed.
@@ -80,24 +71,22 @@ def boundary_measures(
     distance", IEEE TPAMI 15(9): the partial distance, by rank instead of maximum.
     """
     counted = target != ignore_index
-    counts, distances = [], []
+    counts, hausdorff = [], []
     for class_id in range(num_classes):
-        found, truth = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
-        box = _box(found | truth)  # beyond it nothing is near
-        found, truth = found[box], truth[box]
-        # How far the prediction's boundary pixels are from the target's, and the other way.
-        sides = _distances_to(truth)[found], _distances_to(found)[truth]
-        counts.append([int(n) for far in sides for n in ((far <= distance).sum(), far.size)])
-        distances.append(
-            float(max(np.percentile(far, percentile) for far in sides))
-            if all(far.size for far in sides)
+        found, true = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
+        box = _bounding_box(found | true)  # nothing is near outside of it
+        found, true = found[box], true[box]
+        directions = _distances_to(true)[found], _distances_to(found)[true]
+        counts.append([int(n) for far in directions for n in ((far <= distance).sum(), far.size)])
+        hausdorff.append(
+            float(max(np.percentile(far, percentile) for far in directions))
+            if all(far.size for far in directions)
             else float("nan")
         )
-    return np.array(counts), distances
+    return np.array(counts), hausdorff
 
 
-def _box(pixels: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold some."""
+def _bounding_box(pixels: np.ndarray) -> tuple[slice, slice]:
     rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
     if not rows.size:
         return slice(0), slice(0)
@@ -105,9 +94,12 @@ def _box(pixels: np.ndarray) -> tuple[slice, slice]:
 
 
 def _distances_to(pixels: np.ndarray) -> np.ndarray:
-    """How far every pixel is from the nearest of some; infinity if there are none."""
-    ndimage = import_extra("scipy.ndimage", "measures of boundaries")
+    """The distance of every pixel to the nearest True one; infinity if there is none."""
     if not pixels.any():
         return np.full(pixels.shape, np.inf)
-    distances: np.ndarray = ndimage.distance_transform_edt(~pixels)
+    distances: np.ndarray = _ndimage().distance_transform_edt(~pixels)
     return distances
+
+
+def _ndimage() -> ModuleType:
+    return import_extra("scipy.ndimage", "measures of boundaries")

@@ -1,10 +1,48 @@
-"""Integer confusion matrices, and every score from them."""
+"""Integer confusion matrices, and every score that is computed from them."""
+
+from __future__ import annotations  # torch is imported by who has tensors: config needs the names
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores over all counted pixels of a confusion matrix; NaN where there is no score.
+
+    A class in neither target nor prediction has no score and is left out of means. A class in only
+    one of the two scores 0, also its precision or recall where that is 0 / 0: never predicting a
+    class must not raise a mean. As in scikit-learn with zero_division=0.
+
+    mean_*: over the classes. micro_*: of sums over the classes, so that large classes count more.
+    frequency_weighted_*: classes weighted by their pixels in the target. *_foreground: without
+    class 0, the background.
+    """
+
+    # Of each class.
+    iou: list[float]  # common pixels / pixels in target or prediction
+    dice: list[float]  # 2 common pixels / (pixels in target + in prediction), also called F1
+    precision: list[float]  # common pixels / pixels in prediction
+    recall: list[float]  # common pixels / pixels in target
+    pixel_accuracy: float  # fraction of right pixels, equal to micro Dice, precision and recall
+    mean_iou: float
+    mean_dice: float
+    mean_precision: float
+    mean_recall: float  # also called balanced accuracy, if every class is in the target
+    mean_iou_foreground: float
+    mean_dice_foreground: float
+    mean_precision_foreground: float
+    mean_recall_foreground: float
+    micro_iou: float
+    micro_iou_foreground: float
+    micro_dice_foreground: float
+    micro_precision_foreground: float
+    micro_recall_foreground: float
+    frequency_weighted_iou: float
+    frequency_weighted_dice: float
 
 
 def confusion_matrix(
@@ -14,120 +52,66 @@ def confusion_matrix(
 
     Args:
         prediction: class ids below `num_classes`, any shape.
-        target: class ids of the same shape; pixels of `ignore_index` are not counted.
+        target: class ids of the same shape.
         num_classes: K.
-        ignore_index: the class id whose pixels do not count.
+        ignore_index: pixels of this class id in the target do not count.
 
     Returns:
-        (K, K) int64. Matrices of parts add up to that of the whole.
+        (K, K) int64. Matrices of several images can be added.
     """
     counted = target != ignore_index
     pairs = target[counted].long() * num_classes + prediction[counted].long()
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Scores over all counted pixels of a confusion matrix; NaN where there is none.
-
-    A class in neither target nor prediction has no score. One in only one of them scores 0, its
-    precision though nothing was predicted, its recall though there was nothing to find: or a mean
-    would reward who never predicts a class. So a mean is over the same classes for all scores, all
-    alike; `_foreground` leaves out class 0, the background. Micro scores divide sums over classes,
-    so that large classes count for more. All as in scikit-learn with zero_division=0.
-    """
-
-    iou: list[float]
-    """Of each class: common pixels by those in target or prediction."""
-    dice: list[float]
-    """Of each class: twice the common pixels by the sum of target's and prediction's; F1."""
-    precision: list[float]
-    """Of each class: share of the predicted pixels that are right."""
-    recall: list[float]
-    """Of each class: share of the target's pixels that were found."""
-    pixel_accuracy: float
-    """Share of the counted pixels that are right; also micro Dice, precision and recall."""
-    mean_iou: float
-    """Over the classes, background included."""
-    mean_dice: float
-    """Over the classes, background included."""
-    mean_precision: float
-    """Over the classes, background included."""
-    mean_recall: float
-    """Over the classes, background included; where all of them are in the target, also called mean
-    or balanced accuracy."""
-    mean_iou_foreground: float
-    """Over the classes without the background."""
-    mean_dice_foreground: float
-    """Over the classes without the background."""
-    mean_precision_foreground: float
-    """Over the classes without the background."""
-    mean_recall_foreground: float
-    """Over the classes without the background."""
-    micro_iou: float
-    """Of the sums over all classes, background included."""
-    micro_iou_foreground: float
-    """Of the sums over the classes without the background."""
-    micro_dice_foreground: float
-    """Of the sums over the classes without the background."""
-    micro_precision_foreground: float
-    """Share of the pixels predicted as foreground whose class is right."""
-    micro_recall_foreground: float
-    """Share of the target's foreground pixels whose class was found."""
-    frequency_weighted_iou: float
-    """Mean IoU, each class weighted by its pixels in the target, background included."""
-    frequency_weighted_dice: float
-    """Mean Dice, each class weighted by its pixels in the target, background included."""
+    return pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def scores(matrix: Tensor) -> Scores:
-    """Compute every score from a confusion matrix (K, K), rows target, columns prediction."""
+    """Compute every score of a confusion matrix (K, K), rows target, columns prediction."""
     values: dict[str, Any] = {name: x.tolist() for name, x in score_values(matrix).items()}
     return Scores(**values)
 
 
-def spread(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute mean, sample standard deviation and number of NaN over the first dimension.
-
-    NaN is left out; a mean is NaN without any value, a deviation below two of them.
-    """
-    mean, without = values.nanmean(0), values.isnan().sum(0)
-    squares = (values - mean).square().nansum(0)
-    # 0 / 0 is NaN: no spread.
-    return mean, (squares / (len(values) - without - 1).clamp(min=0)).sqrt(), without
-
-
 def score_values(matrices: Tensor) -> dict[str, Tensor]:
-    """Compute every score of matrices (..., K, K): (..., K) for each class, else (...).
+    """Compute every score of matrices (..., K, K) by its name in `Scores`.
 
     Returns:
-        By the names of `Scores`, float64, NaN where there is none.
+        Float64 (..., K) for scores of each class, else (...).
     """
     counts = matrices.double()
     right, target, predicted = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)
     by_class = _ratios(right, target, predicted)
     micro = _ratios(right.sum(-1), target.sum(-1), predicted.sum(-1))
-    foreground = _ratios(*(part[..., 1:].sum(-1) for part in (right, target, predicted)))
+    foreground = _ratios(*(pixels[..., 1:].sum(-1) for pixels in (right, target, predicted)))
     frequency = target / target.sum(-1, keepdim=True)
-    # A class without a score is not in the target, and has no weight; NaN if no pixel counts.
+    # A class without a score is not in the target, and has no weight. NaN if no pixel counts.
     weighted = {name: (frequency * by_class[name].nan_to_num()).sum(-1) for name in ("iou", "dice")}
     return {
         **by_class,
         "pixel_accuracy": micro["recall"],
-        **{f"mean_{name}": value.nanmean(-1) for name, value in by_class.items()},
+        **{f"mean_{name}": x.nanmean(-1) for name, x in by_class.items()},
         **{f"mean_{name}_foreground": x[..., 1:].nanmean(-1) for name, x in by_class.items()},
         "micro_iou": micro["iou"],
-        **{f"micro_{name}_foreground": value for name, value in foreground.items()},
-        **{f"frequency_weighted_{name}": value for name, value in weighted.items()},
+        **{f"micro_{name}_foreground": x for name, x in foreground.items()},
+        **{f"frequency_weighted_{name}": x for name, x in weighted.items()},
     }
 
 
+def spread(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute mean, sample standard deviation and number of NaN over the first dimension.
+
+    NaN is left out. The mean of no value is NaN, and the deviation of less than two.
+    """
+    mean, missing = values.nanmean(0), values.isnan().sum(0)
+    squares = (values - mean).square().nansum(0)
+    # 0 / 0 is NaN.
+    return mean, (squares / (len(values) - missing - 1).clamp(min=0)).sqrt(), missing
+
+
 def _ratios(right: Tensor, target: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-    """The four scores of numbers of pixels; 0 / 0 is NaN: no score."""
+    """The four scores from numbers of pixels; 0 / 0 is NaN."""
     return {
         "iou": right / (target + predicted - right),
         "dice": 2 * right / (target + predicted),
-        # Where only the other side has some: 0 / 1.
-        "precision": right / torch.maximum(predicted, target.clamp(max=1)),
-        "recall": right / torch.maximum(target, predicted.clamp(max=1)),
+        # 0 / 1 where only the other one has pixels of the class.
+        "precision": right / predicted.maximum(target.clamp(max=1)),
+        "recall": right / target.maximum(predicted.clamp(max=1)),
     }

@@ -7,15 +7,14 @@ import numpy as np
 from unet.data.classes import IGNORE_INDEX
 
 NUM_BINS = 256
-"""Of equal width, from 0 to 1; the last holds 1, too. Thresholds are where bins begin."""
+"""Of equal width from 0 to 1; the last one includes 1. Thresholds are the lower ends of bins."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What a pixel classifier with a threshold amounts to, each array (NUM_BINS,) by threshold.
+    """Scores by threshold, each array (NUM_BINS,); NaN where there is no score.
 
-    A pixel is predicted as foreground if its probability is at least the threshold. NaN where
-    there is no score: no precision where nothing is predicted, no recall without foreground.
+    A pixel is predicted as foreground if its probability is at least the threshold.
     """
 
     thresholds: np.ndarray
@@ -26,24 +25,22 @@ class Curve:
     recall: np.ndarray
     f1: np.ndarray
     average_precision: float
-    """The area under the steps: sum of precision times what the threshold adds to recall."""
+    """Area under the steps: the sum of precision times the gain in recall, not interpolated."""
     best: int | None
-    """The place of the highest F1, of equal ones that nearest to 0.5; None without foreground."""
+    """Index of the highest F1, of equal ones that nearest to 0.5; None without foreground."""
 
 
 def probability_counts(
     probability: np.ndarray, target: np.ndarray, ignore_index: int = IGNORE_INDEX
 ) -> np.ndarray:
-    """Count pixels by their probability of being foreground.
+    """Count the pixels of background and foreground by probability: (2, NUM_BINS) int64.
+
+    Counts of several images can be added.
 
     Args:
-        probability: (H, W), from 0 to 1.
+        probability: of the foreground, (H, W), 0 to 1.
         target: (H, W), 0 background, 1 foreground.
-        ignore_index: the class id of the target whose pixels do not count.
-
-    Returns:
-        (2, NUM_BINS) int64, pixels of the background and of the foreground. Counts of images add
-        up to those of a set.
+        ignore_index: pixels of this value in the target do not count.
     """
     counted = target != ignore_index
     bins = (probability[counted] * NUM_BINS).astype(np.int64).clip(0, NUM_BINS - 1)
@@ -52,16 +49,17 @@ def probability_counts(
 
 
 def precision_recall(counts: np.ndarray) -> Curve:
-    """Compute the curve of `probability_counts` (2, NUM_BINS)."""
-    # At a threshold everything in its bin and above is predicted.
+    """Compute the curve from `probability_counts` (2, NUM_BINS)."""
+    # All pixels in the threshold's bin and above are predicted as foreground.
     false_positives, true_positives = counts[:, ::-1].cumsum(1)[:, ::-1]
     false_negatives = counts[1].sum() - true_positives
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: no score
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         precision = true_positives / (true_positives + false_positives)
         recall = true_positives / (true_positives + false_negatives)
         f1 = 2 * true_positives / (2 * true_positives + false_positives + false_negatives)
     thresholds = np.arange(NUM_BINS) / NUM_BINS
     gains = -np.diff(recall, append=0.0)
+    area = float((gains * np.nan_to_num(precision)).sum())  # no gain where nothing is predicted
     best = max(range(NUM_BINS), key=lambda i: (f1[i], -abs(thresholds[i] - 0.5)))
     has_foreground = bool(counts[1].any())
     return Curve(
@@ -72,9 +70,6 @@ def precision_recall(counts: np.ndarray) -> Curve:
         precision=precision,
         recall=recall,
         f1=f1,
-        # Where nothing is predicted, nothing is gained either.
-        average_precision=float((gains * np.nan_to_num(precision)).sum())
-        if has_foreground
-        else float("nan"),
+        average_precision=area if has_foreground else float("nan"),
         best=best if has_foreground else None,
     )
