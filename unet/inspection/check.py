@@ -69,10 +69,8 @@ class CheckedData:
 
     def normalization(self, config: Config) -> Normalization:
         """Return the normalization that a config asks for."""
-        given, train = (
-            build_normalization(config) or build_encoder_normalization(config),
-            self.train,
-        )
+        train = self.train
+        given = build_normalization(config) or build_encoder_normalization(config)
         pixels = int(train.sizes.prod(1).sum())
         return given or normalization_from_sums(pixels, train.sums.sum(0), train.squares.sum(0))
 
