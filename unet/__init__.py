@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unet.evaluation.evaluate import evaluate
     from unet.inference.predict import predict
     from unet.inference.predictor import Predictor, load_model
     from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
@@ -18,6 +19,7 @@ __all__ = [
     "Predictor",
     "UNet",
     "conv_transpose2d",
+    "evaluate",
     "load_model",
     "predict",
 ]
@@ -27,6 +29,7 @@ _MODULES = {
     "Predictor": "inference.predictor",
     "UNet": "models.unet",
     "conv_transpose2d": "models.conv_transpose",
+    "evaluate": "evaluation.evaluate",
     "load_model": "inference.predictor",
     "predict": "inference.predict",
 }

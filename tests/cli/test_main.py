@@ -1,5 +1,6 @@
 import contextlib
 import fcntl
+import json
 import os
 import pickle
 import pty
@@ -185,7 +186,7 @@ def test_the_value_of_an_option_is_no_setting(words: list[str]) -> None:
 
 def test_a_setting_may_follow_an_option_whose_value_is_optional() -> None:
     arguments, settings = parse(["evaluate", "best.pt", "--instances", "data.root=a"])
-    assert (arguments.instances, settings) == ("", ["data.root=a"])
+    assert (arguments.instances, settings) == (True, ["data.root=a"])
     arguments, settings = parse(["data.root=a", "evaluate", "best.pt", "--instances", "cell"])
     assert (arguments.instances, settings) == ("cell", ["data.root=a"])
 
@@ -363,7 +364,10 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     assert "--folds: expected data.validation.folds, the number of parts" in capsys.readouterr().err
     folds = "data.validation={folds: 2}"
     assert main(["train", str(config), folds]) == 2
-    assert "data.validation.fold: got none of 0 to 1; set one, or" in capsys.readouterr().err
+    assert (
+        "data.validation.fold: got null, expected one of 0 to 1; set it, or"
+        in capsys.readouterr().err
+    )
     assert main(["train", str(config), folds, "train.epochs=1", "--folds", "all"]) == 0
     assert "wrote runs/tiny_folds.csv" in capsys.readouterr().out
 
@@ -372,34 +376,51 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     assert main(["predict", *both, str(data_root / "images"), "-o", "masks"]) == 0
     assert len(list(Path("masks").iterdir())) == 6
     assert main(["evaluate", *both, *images, "-o", "scores"]) == 0
-    assert "the mean of 2 checkpoints on 6 images" in capsys.readouterr().out
+    assert "ensemble of 2 checkpoints on 6 images" in capsys.readouterr().out
     assert main(["evaluate", *both, *images]) == 2
-    assert "several checkpoints, expected a folder for their scores: -o" in capsys.readouterr().err
+    assert "several checkpoints, expected a folder for the scores: -o" in capsys.readouterr().err
     assert main(["evaluate", *both, "-o", "scores2"]) == 2
-    assert "got checkpoints with other validation images (1 of 2)" in capsys.readouterr().err
+    assert "got checkpoints with different validation images (1 of 2" in capsys.readouterr().err
     for arguments in (both[:1], [str(data_root / "images")]):
         assert main(["predict", *arguments, "-o", "masks2"]) == 2
         assert "expected one or more checkpoints, whose names end in .pt" in capsys.readouterr().err
 
 
-def test_evaluate_measures_what_it_is_asked_for(
-    config: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluate_prints_the_scores_and_names_its_options_in_errors(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config), "train.epochs=1"]) == 0
+    capsys.readouterr()
     evaluate = ["evaluate", "runs/tiny/best.pt"]
-    assert main([*evaluate, "--boundary", "3.5", "--threshold", "--instances", "box"]) == 0
+    options = ["--boundary", "3.5", "--threshold", "--instances", "box"]
+    assert main([*evaluate, *options]) == 0
     out = capsys.readouterr().out
-    assert "boundary F1 within 3.5 pixels" in out
-    assert "thresholds of ground" in out  # the second: this file has its keys in order
-    assert "Parts of the class box as objects" in out
     folder = Path("runs/tiny/evaluation_best")
-    assert "objects at the best threshold of ground" in out
-    beside = "metrics.json, per_image.csv, confusion.png, thresholds.csv, object_thresholds.csv"
-    assert f"wrote {folder / 'report.html'}, and beside it {beside}\n" in out
-    assert main([*evaluate, "--instances", "cat"]) == 2  # said before what is there is
-    assert "error: evaluate: got --instances cat, expected one of the" in capsys.readouterr().err
+    report = json.loads((folder / "metrics.json").read_text())
+    assert out.startswith("runs/tiny/best.pt on 2 images of the validation split\n\nclass")
+    for score in (report["iou"][1], report["mean_iou"], report["threshold"]["best_f1"],
+                  report["per_image"]["mean"]["thinned_rand_score"]):  # fmt: skip
+        assert f" {score:.4f}" in out
+    assert "boundary F1 within 3.5 pixels" in out
+    assert "thresholds of box" in out
+    assert "Objects: connected components of box" in out
+    assert "objects at the best threshold of box" in out
+    best = report["object_thresholds"]["best"]["pixel_error"]
+    assert f"{best['score']:.4f}       {best['threshold']:.2f}" in out
+    assert out.endswith(
+        f"\n\nwrote {folder / 'report.html'}, and next to it metrics.json and tables\n"
+    )
+    assert main([*evaluate, "--instances", "cat"]) == 2  # before results that exist are
+    assert "got objects of cat, expected one of the classes" in capsys.readouterr().err
     assert main([*evaluate, "--overwrite", "--boundary", "-2"]) == 2
-    assert "got --boundary -2, expected pixels from 0 up" in capsys.readouterr().err
+    assert "got the boundary tolerance -2, expected a number of pixels" in capsys.readouterr().err
+
+    images = ["--images", str(data_root / "images")]
+    assert main([*evaluate, *images]) == 2
+    assert "got only one of --images and --masks, expected both" in capsys.readouterr().err
+    for wrong in (["--instances"], [*images, "--masks", str(data_root / "masks")]):
+        assert main([*evaluate, "--labels", "cells", *wrong]) == 2
+        assert "expected it with --images, --masks and --instances" in capsys.readouterr().err
 
 
 def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(

@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from PIL import Image
 
 from unet.data.classes import ClassMap
-from unet.evaluation.measurements import Measures, Summary, measure, summarize
-from unet.evaluation.report import Example, choose_examples, example_pictures, html_report
+from unet.evaluation.measure import Measures, measure_image
+from unet.evaluation.report import Example, choose_examples, draw_example, render_report
+from unet.evaluation.summary import Summary, summarize
 from unet.metrics.precision_recall import NUM_BINS, Curve, precision_recall, probability_counts
 from unet.visualize import ERROR_COLOUR
 
@@ -18,7 +20,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """Fails on tags that do not nest; keeps tags, and the text of each."""
+    """Collects tags and text; fails if the tags do not nest."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -49,36 +51,35 @@ class Page(HTMLParser):
 
 
 def make_summary(names: tuple[str, ...], count: int = 13, curve: Curve | None = None) -> Summary:
-    """Of images that are predicted the worse the later they come."""
+    """Each image has more errors than the one before."""
     rng = np.random.default_rng(0)
+    measures = Measures(class_names=names, boundary_tolerance=2, thresholds=curve is not None)
     images = []
     for i in range(count):
         target = rng.integers(0, len(names), (12, 18))
         wrong = rng.random((12, 18)) < 0.05 * i
         prediction = np.where(wrong, (target + 1) % len(names), target)
-        images.append(
-            measure(
-                torch.from_numpy(prediction),
-                torch.from_numpy(target),
-                len(names),
-                Measures(boundary_distance=2),
-            )
-        )
-    return summarize(images, names, Measures(boundary_distance=2), curve)
+        both = torch.from_numpy(prediction), torch.from_numpy(target)
+        images.append(measure_image(*both, replace(measures, thresholds=False)))
+    title, stems = f"best.pt of {names[1]}", [str(i) for i in range(count)]
+    return replace(summarize(images, measures, stems, title), curve=curve)
+
+
+def render(summary: Summary, **settings: object) -> str:
+    """Render a report with one example image."""
+    names = summary.class_names
+    colours = ClassMap({name: i for i, name in enumerate(names)}).colours
+    ids = np.arange(12 * 18).reshape(12, 18) % len(names)
+    pictures = draw_example(np.zeros((12, 18, 3), np.uint8), ids, ids, colours)
+    facts = {"checkpoints": ["best.pt"], "tta": [], "source": "the validation split"}
+    settings = {"model.widths": [4, 8], "model.encoder": "none", **settings}
+    examples = {"worst": [Example(stem=names[1], score=0.5, pictures=pictures)]}
+    return render_report(summary, facts, settings, colours, examples)
 
 
 def make_report(names: tuple[str, ...], count: int = 13, curve: Curve | None = None) -> str:
-    colours = ClassMap({name: i for i, name in enumerate(names)}).colours
-    ids = np.arange(12 * 18).reshape(12, 18) % len(names)
-    pictures = example_pictures(np.zeros((12, 18, 3), np.uint8), ids, ids, colours)
-    return html_report(
-        make_summary(names, count, curve),
-        title=f"best.pt of {names[1]}",
-        facts={"classes": ", ".join(names)},
-        settings={"data.root": "a & b", "data.classes": str(names)},
-        colours=colours,
-        examples=[Example(group="worst", stem=names[1], score=0.5, pictures=pictures)],
-    )
+    settings = {"data.root": "a & b", "data.classes": str(names)}
+    return render(make_summary(names, count, curve), **settings)
 
 
 def make_curve() -> Curve:
@@ -96,7 +97,7 @@ def decoded(address: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [2, 12])
-def test_the_file_is_whole_and_needs_nothing_else(count: int) -> None:
+def test_the_report_is_complete_and_needs_no_other_file(count: int) -> None:
     names = tuple(f"class {i}" for i in range(count))
     html = make_report(names, curve=make_curve())
     page = Page(html)
@@ -113,11 +114,12 @@ def test_the_file_is_whole_and_needs_nothing_else(count: int) -> None:
     assert all(attributes.get("alt") for attributes in page.all("img"))
     for name in names:
         assert name in page.text
-    for heading in ("Scores", "How each is averaged", "Confusion matrix", "Thresholds", "Settings"):
+    for heading in ("Scores", "How each score is averaged", "Confusion matrix", "Thresholds",
+                    "Images", "Settings"):  # fmt: skip
         assert heading in page.text
 
 
-def test_names_are_text_whatever_they_hold() -> None:
+def test_names_are_escaped() -> None:
     names = ("ground", '<script>alert("&")</script>\'')
     html = make_report(names, curve=make_curve())
     assert "<script" not in html
@@ -128,21 +130,18 @@ def test_names_are_text_whatever_they_hold() -> None:
 
 
 def test_the_confusion_matrix_is_in_percent_of_each_target() -> None:
-    names = ("ground", "cell", "never")
-    ids = torch.tensor([[0, 0, 0, 1]])
-    summary = summarize(
-        [measure(torch.tensor([[0, 0, 1, 1]]), ids, 3, Measures())], names, Measures()
-    )
-    html = html_report(summary, title="", facts={}, settings={}, colours=[], examples=[])
+    measures = Measures(class_names=("ground", "cell", "never"))
+    image = measure_image(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[0, 0, 0, 1]]), measures)
+    html = render(summarize([image], measures))
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.partition('class="matrix"')[2])[:12]
     assert cells == ["66.7", "33.3", "0.0", "3", "0.0", "100.0", "0.0", "1", "-", "-", "-", "0"]
     assert "1 of 3 classes in neither target nor prediction, without a score: never." in html
     assert "needs unet[metrics]" in html
 
 
-def test_the_bars_hold_every_image_that_has_a_score() -> None:
+def test_the_bars_count_every_image_that_has_a_score() -> None:
     summary = make_summary(("ground", "cell"))
-    bars = re.findall(r"<title>([\d.]+) to ([\d.]+): (\d+) image", make_report(summary.names))
+    bars = re.findall(r"<title>([\d.]+) to ([\d.]+): (\d+) image", make_report(summary.class_names))
     assert sum(int(count) for *_, count in bars) == 13
     scores = summary.columns["mean_iou"].numpy()
     for low, high, count in bars:
@@ -158,19 +157,20 @@ def test_the_best_threshold_is_named() -> None:
     assert f"is at the threshold {curve.thresholds[curve.best]:.3f}" in text
     none = precision_recall(np.zeros((2, NUM_BINS), np.int64))
     text = Page(make_report(("ground", "cell"), curve=none)).text
-    assert "No pixel of cell is in the targets" in text
+    assert "No target has a pixel of cell: there is no curve" in text
 
 
-def test_nothing_scored_is_said() -> None:
+def test_a_report_says_that_no_image_has_a_score() -> None:
     ignored = torch.full((3, 4), 255)
-    measures = Measures(boundary_distance=2, objects=1)
-    summary = summarize([measure(ignored * 0, ignored, 2, measures)], ("a", "b"), measures)
-    html = html_report(summary, title="", facts={}, settings={}, colours=[], examples=[])
-    assert "No image has a score. 1 image(s) have none" in Page(html).text
-    assert "nan" not in Page(html).text
+    measures = Measures(class_names=("a", "b"), boundary_tolerance=2, objects=1, thresholds=True)
+    image = measure_image(ignored * 0, ignored, measures, torch.full((2, 3, 4), 0.5))
+    text = Page(render(summarize([image], measures, ["0"]))).text
+    assert text.count("No image has a score.") == 2  # and no thresholds of objects
+    assert "1 image(s) have no score, as all of their pixels are ignored" in text
+    assert "nan" not in text
 
 
-def test_worst_median_and_best_are_chosen_without_any_twice() -> None:
+def test_worst_median_and_best_images_are_chosen_once() -> None:
     assert choose_examples(range(100)) == {
         "worst": [0, 1, 2, 3],
         "median": [48, 49, 50, 51],
@@ -185,13 +185,15 @@ def test_worst_median_and_best_are_chosen_without_any_twice() -> None:
         assert len(chosen) == len(set(chosen))
 
 
-def test_pictures_show_image_target_prediction_and_difference() -> None:
+def test_an_example_shows_image_target_prediction_and_errors() -> None:
     colours = [(90, 90, 90), (230, 159, 0)]
     image = np.full((40, 60, 3), 100, np.uint8)
     target, prediction = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
     prediction[:20, :30] = 1
     target[20:, 30:] = 255
-    shown = [decoded(one) for one in example_pictures(image, target, prediction, colours)]
+    pictures = draw_example(image, target, prediction, colours)
+    assert [name for name, _, _ in pictures] == ["image", "target", "prediction", "errors"]
+    shown = [decoded(url) for *_, url in pictures]
     assert {one.shape for one in shown} == {(40, 60, 3)}
     assert (shown[0] == 100).all()
     assert tuple(shown[1][30, 40]) == (255, 255, 255)
@@ -202,28 +204,28 @@ def test_pictures_show_image_target_prediction_and_difference() -> None:
     assert np.ptp(difference[5, 50]) < 12
 
 
-@pytest.mark.parametrize("size", [(4096, 4096), (1500, 700), (30000, 40), (515, 512)])
-def test_a_single_pixel_that_differs_is_seen_in_a_large_image(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("size", [(2048, 2048), (1500, 700), (30000, 40), (515, 512)])
+def test_a_single_wrong_pixel_is_visible_in_a_large_image(size: tuple[int, int]) -> None:
     height, width = size
     image, target = np.full((*size, 3), 100, np.uint8), np.zeros(size, np.uint8)
     for y, x in ((0, 0), (height - 1, width - 1), (height // 3, width // 2)):
         prediction = target.copy()
         prediction[y, x] = 1
-        *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
-        shown = decoded(difference).astype(int)
+        *_, errors = draw_example(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
+        shown = decoded(errors[2]).astype(int)
         v, u = y * shown.shape[0] // height, x * shown.shape[1] // width
         assert abs(shown[v, u] - ERROR_COLOUR).max() < 60  # JPEG
         reddish = shown[..., 0] - shown[..., 1] > 60
         assert reddish[max(0, v - 2) : v + 3, max(0, u - 2) : u + 3].sum() == reddish.sum() <= 16
 
 
-def test_where_much_differs_a_large_image_shows_how_much() -> None:
+def test_a_large_image_with_many_errors_shows_the_fraction_of_wrong_pixels() -> None:
     image, target = np.zeros((1024, 1024, 3), np.uint8), np.zeros((1024, 1024), np.uint8)
     prediction = target.copy()
     prediction[:512, ::2] = 1  # half of the upper half's pixels
     prediction[:256, 512:] = 1  # all of a corner's
-    *_, difference = example_pictures(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
-    shown = decoded(difference).astype(int)
+    *_, errors = draw_example(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
+    shown = decoded(errors[2]).astype(int)
     assert abs(shown[64, 384] - ERROR_COLOUR).max() < 12  # JPEG
     assert abs(shown[192, 128] - (40 + np.array(ERROR_COLOUR)) / 2).max() < 12
     assert abs(shown[400, 128] - 40).max() < 12
@@ -231,5 +233,5 @@ def test_where_much_differs_a_large_image_shows_how_much() -> None:
 
 def test_large_images_are_shown_smaller() -> None:
     ids = np.zeros((1500, 300), np.uint8)
-    pictures = example_pictures(np.zeros((1500, 300, 3), np.uint8), ids, ids, [(1, 2, 3)])
-    assert [decoded(one).shape for one in pictures] == [(512, 102, 3)] * 4
+    pictures = draw_example(np.zeros((1500, 300, 3), np.uint8), ids, ids, [(1, 2, 3)])
+    assert [decoded(url).shape for *_, url in pictures] == [(512, 102, 3)] * 4

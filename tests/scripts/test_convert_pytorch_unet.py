@@ -178,7 +178,7 @@ def test_a_converted_checkpoint_is_scored_exported_and_described(
     assert "box: mask value 200" in shown
     assert "mean: [0.0]" in shown
     assert main(["evaluate", "ours.pt", "data.root=new"]) == 2
-    assert "without validation images, expected --images and --masks" in capsys.readouterr().err
+    assert "without validation images, expected images and masks" in capsys.readouterr().err
 
 
 def test_only_classes_and_normalization_can_be_set() -> None:

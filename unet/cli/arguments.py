@@ -135,7 +135,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--instances",
         nargs="?",
-        const="",
+        const=True,
         metavar="CLASS",
         help="also score the objects of a class (default: the second of two); the true objects "
         "come from label images, or else are the connected components of the mask",

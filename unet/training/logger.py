@@ -13,7 +13,7 @@ import yaml
 from unet.build import build_classes
 from unet.config.schema import Config
 from unet.config.values import config_to_dict
-from unet.evaluation.evaluate import Segmented
+from unet.evaluation.scoring import PredictedImage
 from unet.runtime.files import atomic_path
 from unet.visualize import draw_preview_sheet, save_picture
 
@@ -55,7 +55,9 @@ class RunLogger:
                 self._writer.add_scalar("train/learning_rate", learning_rate, step)
                 self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
 
-    def validation(self, history: Sequence[dict[str, Any]], previews: Sequence[Segmented]) -> None:
+    def validation(
+        self, history: Sequence[dict[str, Any]], previews: Sequence[PredictedImage]
+    ) -> None:
         """Note a validation, the last of the rows, and draw some of its images."""
         row = history[-1]
         with (

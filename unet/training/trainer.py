@@ -19,7 +19,7 @@ from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
 from unet.data.loader import load_samples, worker_errors
 from unet.data.sampler import SeededBatchSampler
-from unet.evaluation.evaluate import Segmented, confusion_of_pairs
+from unet.evaluation.scoring import PredictedImage, score_pairs
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
 from unet.metrics.confusion import Scores, scores
@@ -213,8 +213,7 @@ class Trainer:
     def _validate(self, tracker: RunLogger | None, stop: StopRequest) -> str:
         """Score the model, note that and save it; return the line that says so."""
         progress = self.progress
-        previews: dict[int, Segmented] = {}
-        result = self._score(self._model, stop, self._preview_places, previews)
+        result, previews = self._score(self._model, stop, self._preview_places)
         row = {
             "epoch": math.ceil(progress.step / self._steps_per_epoch),
             "step": progress.step,
@@ -224,7 +223,8 @@ class Trainer:
             "skipped_steps": progress.skipped,
         }
         if self._average is not None:
-            row["raw_mean_iou"] = self._score(replace(self._model, net=self._net), stop).mean_iou
+            raw, _ = self._score(replace(self._model, net=self._net), stop)
+            row["raw_mean_iou"] = raw.mean_iou
         row["seconds"] = round(time.monotonic() - self._start, 1)
         is_best = result.mean_iou > max(progress.scores, default=-math.inf)
         progress.history.append(row)
@@ -235,22 +235,16 @@ class Trainer:
                 if self._average is not None:
                     states["raw_model"] = self._net.state_dict()
                 save_checkpoint(self._run / "best.pt", self._model.contents() | states)
-            tracker.validation(
-                progress.history, [previews[place] for place in self._preview_places]
-            )
+            tracker.validation(progress.history, previews)
         self._save()  # last: with it, the validation is done
         return _line(row, self._config.train.epochs, is_best)
 
     def _score(
-        self,
-        model: Predictor,
-        stop: StopRequest,
-        places: Sequence[int] = (),
-        seen: dict[int, Segmented] | None = None,
-    ) -> Scores:
+        self, model: Predictor, stop: StopRequest, keep: Sequence[int] = ()
+    ) -> tuple[Scores, list[PredictedImage]]:
         distributed.broadcast_buffers(model.net)
-        pairs = self._data.val_pairs
-        return scores(confusion_of_pairs(model, pairs, "validate", stop, places, seen))
+        matrix, kept = score_pairs(model, self._data.val_pairs, "validate", stop, keep)
+        return scores(matrix), kept
 
     def _save(self) -> None:
         self._saved = time.monotonic()

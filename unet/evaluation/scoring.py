@@ -1,0 +1,100 @@
+"""Predict pairs of image and mask files, and count right and wrong pixels."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unet.build import build_reader
+from unet.data.dataset import SegmentationDataset
+from unet.data.loader import load_samples
+from unet.data.pairing import Pair
+from unet.inference.predictor import Predictor
+from unet.inference.tta import Kind, probabilities
+from unet.metrics.confusion import confusion_matrix
+from unet.models.unet import argmax_classes
+from unet.runtime import distributed
+from unet.runtime.signals import StopRequest
+
+T = TypeVar("T")
+
+
+class PredictedImage(NamedTuple):
+    """An image (C, H, W) from 0 to 1, its target and its prediction, class ids (H, W)."""
+
+    image: Tensor
+    target: np.ndarray
+    prediction: np.ndarray
+
+
+def score_pairs(
+    model: Predictor,
+    pairs: Sequence[Pair],
+    title: str,
+    stop: StopRequest | None = None,
+    keep: Sequence[int] = (),
+) -> tuple[Tensor, list[PredictedImage]]:
+    """Count the pixels of every image at the size of its mask.
+
+    The processes of a distributed run share the images; each returns the results of all.
+
+    Args:
+        model: the model to score.
+        pairs: image and mask files.
+        title: of the progress bar.
+        stop: checked before each image.
+        keep: indices of the pairs whose images are returned.
+
+    Returns:
+        The confusion matrix (K, K) int64 of all images, and the images in the order of `keep`.
+
+    Raises:
+        Stopped: if a signal has come meanwhile.
+    """
+    num_classes = len(model.classes.names)
+    matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    kept: dict[int, PredictedImage] = {}
+    for index, image, scores, target in predict_pairs(model, pairs, title, stop):
+        prediction = argmax_classes(scores).cpu()
+        matrix += confusion_matrix(prediction, target, num_classes)
+        if index in keep:
+            kept[index] = PredictedImage(image, target.numpy(), prediction.numpy())
+    everything = gather(kept)
+    return distributed.all_reduce_sum(matrix), [everything[index] for index in keep]
+
+
+def predict_pairs(
+    model: Predictor,
+    pairs: Sequence[Pair],
+    title: str,
+    stop: StopRequest | None = None,
+    tta: Sequence[Kind] = (),
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    """Yield index, image, logits (probabilities with `tta`) and target of this process's pairs."""
+    indices = distributed.shard(range(len(pairs)))
+    samples = load_samples(
+        SegmentationDataset(pairs, build_reader(model.config), normalization=None),
+        sampler=[(0, index) for index in indices],  # one by one, as their sizes differ
+        num_workers=model.config.train.num_workers,
+    )
+    disable = distributed.disable_progress()
+    bar = tqdm(samples, title, len(indices), unit="image", leave=False, disable=disable)
+    # Processes with fewer images make as many rounds, as all of them must check for a signal.
+    rounds = range(math.ceil(len(pairs) / distributed.world_size()))
+    for i, sample in zip_longest(rounds, bar):
+        if stop is not None:
+            stop.check()
+        if sample is not None:
+            image, target = sample
+            scores = probabilities(model, image, tta) if tta else model.logits(image)
+            yield indices[i], image, scores, target
+
+
+def gather(own: dict[int, T]) -> dict[int, T]:
+    """Return the results of all processes, by index."""
+    return {index: one for part in distributed.all_gather(own) for index, one in part.items()}
