@@ -55,17 +55,12 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float):
-                if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"got the key {key!r} twice, expected it once; remove one",
-                        problem_mark=key_node.start_mark,
-                    )
-                seen.add(key)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                problem = f"got the key {key.value!r} twice, expected it once; remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 

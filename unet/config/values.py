@@ -26,12 +26,8 @@ def flat_settings(config: Config) -> dict[str, Any]:
 def changed_settings(before: Config, now: Config, allowed: MayChange) -> list[str]:
     """Describe every setting that differs, except those that are marked with `allowed`."""
     old, new = (
-        {
-            path: value
-            for path, value, mark in _flatten("", config, MayChange(0))
-            if not mark & allowed
-        }
-        for config in (before, now)
+        {path: value for path, value, mark in _flatten("", one, MayChange(0)) if not mark & allowed}
+        for one in (before, now)
     )
     changed = [
         f"{path} was {old.get(path, 'not there')} and is now {new.get(path, 'not there')}"
