@@ -34,7 +34,7 @@ def write(root: Path, image: str, mask: str) -> None:
         ("{}/images/a.png", "{}/masks/a.png", "{stem}/images/a", "{stem}/masks/a"),
     ],
 )
-def test_files_are_paired_however_they_are_named(
+def test_files_with_corresponding_names_are_paired(
     tmp_path: Path, image: str, mask: str, images: str, masks: str
 ) -> None:
     root = tmp_path / "data"
@@ -65,7 +65,7 @@ def test_equal_names_in_several_folders_are_paired(tmp_path: Path) -> None:
         ("{}/a{}.png", "{}/a{}_mask.png", ".", "{stem}_mask"),
     ],
 )
-def test_a_folder_for_each_image_or_patient_is_understood(
+def test_one_folder_per_image_or_patient_is_recognised(
     tmp_path: Path, image: str, mask: str, images: str, masks: str, count: int
 ) -> None:
     for i in range(count):
@@ -77,7 +77,7 @@ def test_a_folder_for_each_image_or_patient_is_understood(
 
 
 def test_the_slices_of_several_patients_are_not_mixed(tmp_path: Path) -> None:
-    """Which of a patient's images and masks belong together, folders alone do not tell."""
+    """Folders alone do not tell which of a patient's images and masks belong together."""
     for name in ("ann", "ben", "cid", "dan"):
         for i in range(3):
             write(tmp_path, f"{name}/scans/{i}.png", f"{name}/masks/{i}.png")
@@ -86,8 +86,8 @@ def test_the_slices_of_several_patients_are_not_mixed(tmp_path: Path) -> None:
             assert Path(image).stem == Path(mask).stem
 
 
-def test_the_folders_of_cities_and_splits_are_understood(tmp_path: Path) -> None:
-    """As in Cityscapes."""
+def test_folders_of_cities_and_splits_are_recognised(tmp_path: Path) -> None:
+    """Cityscapes, for example."""
     for split, cities in (("train", ("ulm", "jena", "bonn")), ("val", ("koeln", "aalen", "bern"))):
         for city in cities:
             for i in range(2):
@@ -98,7 +98,7 @@ def test_the_folders_of_cities_and_splits_are_understood(tmp_path: Path) -> None
     assert found["left8bit/train/*/{stem}_left8bit", "fine/train/*/{stem}_fine_labelIds"] == 6
 
 
-def test_files_beside_the_folders_do_not_matter(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     for name in "abcdefgh":
         write(tmp_path, f"{name}/photo.png", f"{name}/label.png")
     Image.new("L", (9, 9)).save(tmp_path / "overview.png")
@@ -107,7 +107,7 @@ def test_files_beside_the_folders_do_not_matter(tmp_path: Path) -> None:
     assert len(pairing.files) == 8
 
 
-def test_of_very_many_folders_the_largest_are_looked_at(tmp_path: Path) -> None:
+def test_the_largest_of_very_many_folders_are_compared(tmp_path: Path) -> None:
     for i in range(30):
         folder = tmp_path / f"{chr(ord('a') + i // 26)}{chr(ord('a') + i % 26)}"
         folder.mkdir()
@@ -118,8 +118,8 @@ def test_of_very_many_folders_the_largest_are_looked_at(tmp_path: Path) -> None:
     assert (pairing.images, pairing.masks) == ("scans", "truth")
 
 
-def test_a_longer_name_may_be_on_either_side(tmp_path: Path) -> None:
-    """As in nnU-Net: the image has its channel's number, the mask has none."""
+def test_images_may_have_longer_names_than_masks(tmp_path: Path) -> None:
+    """In nnU-Net, for example, the image has the number of its channel, the mask has none."""
     for name in ("lung", "liver", "heart", "brain"):
         write(tmp_path, f"imagesTr/{name}_0000.png", f"labelsTr/{name}.png")
     pairing = find_pairings(tmp_path)[0]
@@ -136,7 +136,7 @@ def test_several_masks_of_an_image_are_all_found(tmp_path: Path) -> None:
     }
 
 
-def test_images_of_images_are_no_pairs(tmp_path: Path) -> None:
+def test_two_images_are_not_a_pair(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"raw/{i}.png", f"x/{i}_mask.png")
         Image.fromarray(RNG.integers(0, 256, (70, 90), np.uint8)).save(tmp_path / f"x/{i}.png")

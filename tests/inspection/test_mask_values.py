@@ -32,14 +32,13 @@ def test_pixels_and_files_of_each_value_are_counted(tmp_path: Path) -> None:
     assert counts.most == 3
     assert frozenset((7, 9)) in counts.together
     assert frozenset((7, 255)) not in counts.together
-    # Of colours, too.
     assert count_values([masks[3], save(tmp_path / "red.png", red)]).together == {
         frozenset(((0, 0, 0), (255, 255, 255))),
         frozenset(((0, 0, 0), (255, 0, 0))),
     }
 
 
-def test_greys_among_colours_are_colours(tmp_path: Path) -> None:
+def test_grey_masks_among_coloured_masks_count_as_coloured(tmp_path: Path) -> None:
     red = np.zeros((2, 3, 3), np.uint8)
     red[0, 0] = 255, 0, 0
     black = save(tmp_path / "black.png", np.zeros((2, 3), np.uint8))
@@ -48,7 +47,7 @@ def test_greys_among_colours_are_colours(tmp_path: Path) -> None:
     assert counts.files == {(0, 0, 0): 2, (255, 0, 0): 1}
 
 
-def test_what_cannot_be_read_is_passed_over_and_fractions_are_refused(tmp_path: Path) -> None:
+def test_unreadable_masks_are_left_out_and_fractions_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no image")
     good = save(tmp_path / "good.png", np.zeros((2, 2), np.uint8))
     assert count_values([(str(tmp_path / "bad.png"), None), good]).pixels == {0: 4}
@@ -58,7 +57,7 @@ def test_what_cannot_be_read_is_passed_over_and_fractions_are_refused(tmp_path: 
         count_values([save(tmp_path / "half.tif", np.full((2, 2), 0.5, np.float32))])
 
 
-def test_neighbouring_numbers_are_one_class_if_no_mask_has_both(tmp_path: Path) -> None:
+def test_close_values_are_one_class_if_no_mask_has_both(tmp_path: Path) -> None:
     halves = [np.repeat(np.array([[0, value]], np.uint8), 8, axis=1) for value in (127, 128)]
     apart = [save(tmp_path / f"{i}.png", half) for i, half in enumerate(halves)]
     assert find_classes(count_values(apart)).values == {
@@ -73,13 +72,13 @@ def test_neighbouring_numbers_are_one_class_if_no_mask_has_both(tmp_path: Path) 
     }
 
 
-def test_the_shares_of_classes_are_told(tmp_path: Path) -> None:
+def test_the_fractions_of_classes_are_found(tmp_path: Path) -> None:
     mask = np.zeros((10, 100), np.uint8)
     mask[:, 60:] = 1
     mask[:, 99:] = 2
     found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
     assert found.values == {"background": [0], "class_1": [1], "class_2": [2]}
-    assert found.shares == pytest.approx({"background": 0.6, "class_1": 0.39, "class_2": 0.01})
+    assert found.fractions == pytest.approx({"background": 0.6, "class_1": 0.39, "class_2": 0.01})
 
 
 def test_stray_values_are_near_a_class_or_far_from_all(tmp_path: Path) -> None:
@@ -96,14 +95,14 @@ def test_stray_values_are_near_a_class_or_far_from_all(tmp_path: Path) -> None:
     assert found.far == found.ignore == [9, 110]
 
 
-def test_the_highest_value_above_a_row_of_numbers_is_ignored(tmp_path: Path) -> None:
+def test_255_above_consecutive_values_is_ignored(tmp_path: Path) -> None:
     mask = np.repeat(np.array([[0, 1, 2, 255]], np.uint8), 9, axis=0)
     found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
     assert [*found.values.values()] == [[0], [1], [2]]
     assert (found.ignore, found.far) == ([255], [])
 
 
-def test_objects_are_numbered_where_each_number_lies_in_one_place() -> None:
+def test_label_images_have_each_number_in_one_place() -> None:
     squares = np.kron(np.arange(30, dtype=np.uint8).reshape(5, 6), np.ones((8, 8), np.uint8))
     assert are_label_images([squares])
     assert not are_label_images([np.tile(squares, (1, 2))])  # each in two places

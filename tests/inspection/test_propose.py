@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.fixture(autouse=True)
 def _run_in_workdir(workdir: Path) -> None:
-    """What is checked is remembered in runs/ of a folder of the test's own."""
+    """The cache of the check is in runs/, relative to the current folder."""
 
 
 def draw(values: list[int], size: tuple[int, int] = (70, 90)) -> tuple[np.ndarray, np.ndarray]:
@@ -28,14 +28,14 @@ def draw(values: list[int], size: tuple[int, int] = (70, 90)) -> tuple[np.ndarra
 
 
 def write(root: Path, image: str, mask: str, values: list[int]) -> None:
-    """An image and its mask, into folders that are made."""
+    """Write an image and its mask."""
     for name, pixels in zip((image, mask), draw(values), strict=True):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(root / name)
 
 
 def proposed(root: Path) -> Config:
-    """The config for a folder, with which nothing is wrong."""
+    """The config for a folder; the check finds no errors."""
     config = load_config(write_config(root))
     assert check_data(config).errors == []
     return config
@@ -92,7 +92,7 @@ def test_validation_folders_and_tables_are_recognised(tmp_path: Path) -> None:
     assert (data.csv, data.validation.split) == ("pairs.csv", "val")
 
 
-def test_the_test_split_is_left_alone(tmp_path: Path) -> None:
+def test_the_test_split_is_not_used(tmp_path: Path) -> None:
     number = 0
     for split, count in (("train", 5), ("val", 2), ("test", 6)):
         for _ in range(count):
@@ -109,7 +109,7 @@ def test_the_test_split_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["2024-01-05", "on", "1e5", "it's", 'a "b" c', "x: y", "ä b"])
-def test_names_that_yaml_would_take_for_something_else(tmp_path: Path, name: str) -> None:
+def test_names_with_another_meaning_in_yaml_are_quoted(tmp_path: Path, name: str) -> None:
     for i in range(4):
         write(tmp_path / name, f"{name}/{i}.png", f"{name} mask/{i}.png", [0, 255])
     data = proposed(tmp_path / name).data
@@ -137,8 +137,8 @@ def test_the_images_of_one_folder_stay_together(tmp_path: Path) -> None:
     assert not patients[0] & patients[1]
 
 
-def test_masks_of_other_splits_are_never_those_of_training(tmp_path: Path) -> None:
-    """Though they have the same names, and more classes."""
+def test_training_images_never_get_masks_of_other_splits(tmp_path: Path) -> None:
+    """Even if these have the same names and more classes."""
     number = 0
     for split, values in (("train", [0, 1]), ("val", [0, 1, 2]), ("test", [0, 1, 2])):
         for _ in range(10):
@@ -149,8 +149,8 @@ def test_masks_of_other_splits_are_never_those_of_training(tmp_path: Path) -> No
     assert (data.validation.images, data.validation.masks) == ("val/images", "val/masks")
 
 
-def test_a_field_of_view_is_no_mask_of_classes(tmp_path: Path) -> None:
-    """As in DRIVE: the same in all images."""
+def test_a_field_of_view_is_not_taken_for_a_mask_of_classes(tmp_path: Path) -> None:
+    """In DRIVE, for example, it is the same in all images."""
     for i in range(21, 29):
         write(tmp_path, f"images/{i}_training.png", f"1st_manual/{i}_manual1.png", [0, 255])
         with Image.open(tmp_path / f"1st_manual/{i}_manual1.png") as mask:
@@ -167,17 +167,17 @@ def test_a_field_of_view_is_no_mask_of_classes(tmp_path: Path) -> None:
     ).read_text(encoding="utf-8")
 
 
-def test_other_files_are_told(tmp_path: Path) -> None:
+def test_other_files_are_a_warning(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"{'abcd'[i]}/image.png", f"{'abcd'[i]}/mask.png", [0, 255])
     Image.new("L", (9, 9)).save(tmp_path / "overview.png")
     data = proposed(tmp_path).data
     assert (data.images, data.masks) == ("{stem}/image", "{stem}/mask")
-    said = f"# Note: 1 other file(s) beside the images and masks, such as {tmp_path}/overview"
+    said = f"# Warning: 1 other file(s) beside the images and masks, such as {tmp_path}/overview"
     assert said in Path("mine.yaml").read_text(encoding="utf-8")
 
 
-def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
+def test_classes_follow_the_mask_values(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path / "a", f"images/{i}.png", f"masks/{i}.png", [0, 127 + i % 2, 255])
         write(tmp_path / "b", f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 255])
@@ -199,7 +199,7 @@ def test_classes_are_those_of_the_values(tmp_path: Path) -> None:
     assert proposed(tmp_path / "d").data.classes == {"background": 0, "object": "1-65535"}
 
 
-def test_stray_values_are_taken_for_the_nearest_class(tmp_path: Path) -> None:
+def test_stray_values_near_a_class_get_a_tolerance(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
     with Image.open(tmp_path / "masks/3.png") as mask:
@@ -211,7 +211,7 @@ def test_stray_values_are_taken_for_the_nearest_class(tmp_path: Path) -> None:
     assert data.tolerance == 9
 
 
-def test_masks_that_were_smoothed_or_saved_as_jpeg_have_the_classes_meant(tmp_path: Path) -> None:
+def test_smoothed_masks_and_jpeg_masks_have_their_original_classes(tmp_path: Path) -> None:
     for i in range(6):
         for root, values in (("grey", [0, 128, 255]), ("colour", [0, 255])):
             image, mask = draw(values, (140, 180))
@@ -232,7 +232,7 @@ def test_masks_that_were_smoothed_or_saved_as_jpeg_have_the_classes_meant(tmp_pa
     assert 10 < data.tolerance < 255
 
 
-def test_masks_in_colours_of_which_one_is_black_have_colours(tmp_path: Path) -> None:
+def test_a_black_mask_among_coloured_masks_counts_as_coloured(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255] if i else [0, 0])
         with Image.open(tmp_path / f"masks/{i}.png") as mask:
@@ -242,14 +242,14 @@ def test_masks_in_colours_of_which_one_is_black_have_colours(tmp_path: Path) -> 
     assert proposed(tmp_path).data.classes == {"class_0": (0, 0, 0), "class_1": (255, 0, 0)}
 
 
-def test_masks_of_one_value_are_refused(tmp_path: Path) -> None:
+def test_masks_with_one_value_are_an_error(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0])
     with pytest.raises(ValueError, match="masks: got the value 0 nearly everywhere"):
         propose(tmp_path, "mine")
 
 
-def test_stray_indices_are_ignored_as_nearness_means_nothing(tmp_path: Path) -> None:
+def test_stray_values_among_consecutive_classes_are_ignored(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 3])
     with Image.open(tmp_path / "masks/3.png") as mask:
@@ -262,14 +262,14 @@ def test_stray_indices_are_ignored_as_nearness_means_nothing(tmp_path: Path) -> 
     assert list(data.classes.values()) == [0, 1, 2, 3]
 
 
-def test_a_class_in_few_of_many_masks_is_found(tmp_path: Path) -> None:
+def test_a_class_in_few_masks_is_found(tmp_path: Path) -> None:
     for i in range(400):
         values = [0, 1, 2] if i % 40 == 7 else [0, 1]
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", values)
     assert list(proposed(tmp_path).data.classes.values()) == [0, 1, 2]
 
 
-def test_what_holds_no_classes_or_cannot_be_read_is_said(tmp_path: Path) -> None:
+def test_masks_without_classes_and_unreadable_masks_are_errors(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
         blurred = np.kron(RNG.integers(0, 256, (7, 9, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
@@ -284,18 +284,18 @@ def test_what_holds_no_classes_or_cannot_be_read_is_said(tmp_path: Path) -> None
         propose(tmp_path, "mine")
 
 
-def test_a_damaged_file_is_left_to_the_check(tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error_of_the_check_only(tmp_path: Path) -> None:
     for i in range(6):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
     (tmp_path / "images/0.png").write_text("no image")
     (tmp_path / "masks/3.png").write_bytes(b"")
     Path("mine.yaml").write_text(propose(tmp_path, "mine"), encoding="utf-8")
-    faults = check_data(load_config(Path("mine.yaml"))).errors
-    assert len(faults) == 2
-    assert all("cannot be read as an image" in fault for fault in faults)
+    errors = check_data(load_config(Path("mine.yaml"))).errors
+    assert len(errors) == 2
+    assert all("cannot be read as an image" in error for error in errors)
 
 
-def test_rare_classes_and_large_images_draw_more_crops(tmp_path: Path) -> None:
+def test_rare_classes_and_large_images_get_more_crops(tmp_path: Path) -> None:
     for i in range(4):
         rgb = RNG.integers(0, 256, (900, 700, 3), dtype=np.uint8)
         mask = np.zeros((900, 700), np.uint8)
@@ -321,7 +321,7 @@ def test_16_bit_images_are_normalised_by_percentiles(tmp_path: Path) -> None:
     assert config.model.in_channels == 1
 
 
-def test_instances_stand_back_behind_classes(tmp_path: Path) -> None:
+def test_masks_of_classes_are_preferred_to_instances(tmp_path: Path) -> None:
     for i in range(4):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
         numbers = np.kron(np.arange(63, dtype=np.uint16).reshape(7, 9), np.ones((10, 10), int))
@@ -329,7 +329,7 @@ def test_instances_stand_back_behind_classes(tmp_path: Path) -> None:
         Image.fromarray(numbers.astype(np.uint16)).save(tmp_path / f"instances/{i}.png")
     data = proposed(tmp_path).data
     assert data.masks == "masks"
-    assert data.instances is None  # these are of something else
+    assert data.instances is None  # they number other objects
 
 
 @pytest.mark.parametrize("masks", ["masks", "instances"])
@@ -339,7 +339,7 @@ def test_label_images_of_the_same_objects_are_recognised(tmp_path: Path, masks: 
             objects = np.zeros((70, 90), np.uint16)
             for place in range(12 + i):
                 top, left = divmod(place, 8)
-                objects[20 * top :, 10 * left :][:18, :10] = place + 1  # side by side
+                objects[20 * top :, 10 * left :][:18, :10] = place + 1  # touching
             image = (objects > 0) * 90.0 + RNG.normal(60, 9, objects.shape)
             files = {
                 "images": image.clip(0, 255).astype(np.uint8),
@@ -355,8 +355,7 @@ def test_label_images_of_the_same_objects_are_recognised(tmp_path: Path, masks: 
     assert (validation.masks, validation.instances) == (f"val/{masks}", "val/instances")
 
 
-def test_masks_that_number_few_large_objects_among_many_have_one_class(tmp_path: Path) -> None:
-    """Numbers that some large objects have are no classes."""
+def test_numbers_of_large_objects_are_not_taken_for_classes(tmp_path: Path) -> None:
     for i in range(8):
         objects = np.zeros((90, 90), np.uint16)
         for place in range(64):
@@ -373,7 +372,9 @@ def test_masks_that_number_few_large_objects_among_many_have_one_class(tmp_path:
 
 
 @pytest.mark.parametrize("names", [("images/{}", "masks/{}"), ("{}/images", "{}/masks")])
-def test_splits_within_or_around_images_and_masks(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_split_folders_are_recognised_above_and_below_image_folders(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
     for split in ("train", "val", "test"):
         for i in range(6):
             write(tmp_path, *(f"{name.format(split)}/{i}.png" for name in names), [0, 255])
@@ -385,14 +386,14 @@ def test_splits_within_or_around_images_and_masks(tmp_path: Path, names: tuple[s
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_other_classes_are_no_label_images(tmp_path: Path, both: bool) -> None:
+def test_masks_of_other_classes_are_not_taken_for_label_images(tmp_path: Path, both: bool) -> None:
     for i in range(4):
         write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255, 255 * both])
-        write(tmp_path, f"images/{i}.png", f"kinds/{i}.png", [0, 1, 2])
+        write(tmp_path, f"images/{i}.png", f"types/{i}.png", [0, 1, 2])
     assert proposed(tmp_path).data.instances is None
 
 
-def test_label_images_must_be_there_for_all(tmp_path: Path) -> None:
+def test_label_images_must_exist_for_all_images(tmp_path: Path) -> None:
     for i in range(20):
         numbers = np.kron(np.arange(63).reshape(7, 9), np.ones((10, 10), int))
         image = RNG.normal(60, 9, numbers.shape) + 90 * (numbers > 0)
@@ -408,10 +409,10 @@ def test_label_images_must_be_there_for_all(tmp_path: Path) -> None:
     assert proposed(tmp_path).data.instances is None
 
 
-def test_what_has_no_masks_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_masks_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "other/2.png", [0, 255])
     with pytest.raises(
-        ValueError, match="got no images with masks that their names tell, expected files"
+        ValueError, match="got no images and masks with corresponding names, expected files"
     ):
         propose(tmp_path, "mine")
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):

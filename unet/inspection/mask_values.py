@@ -1,89 +1,92 @@
-"""The values of masks that nobody has described -> the classes that they seem to mean."""
+"""The values of masks without a config -> the classes that they seem to mean."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import combinations, product
+from typing import NamedTuple
 
 import numpy as np
 
 from unet.data.image_io import open_image, skip_unreadable
 
-_MANY = 10
-"""Numbers in an image that are hardly those of classes."""
+_MANY_OBJECTS = 10
+"""A mask with more numbers than this likely numbers objects, not classes."""
+_MANY_VALUES = 40
+"""A mask with more values than this was smoothed or saved as JPEG."""
 
 Value = int | tuple[int, ...]
+"""A grey value or palette index, or a colour."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ValueCounts:
-    """What was found in masks: pixels and files of each value, and what occurs together."""
+class ValueCounts(NamedTuple):
+    """The values of a set of masks."""
 
-    pixels: Counter[Value]
-    files: Counter[Value]
-    together: set[frozenset[Value]]
-    most: int
-    """Values in one mask, at most."""
+    pixels: Counter[Value]  # number of pixels of each value
+    files: Counter[Value]  # number of masks with each value
+    together: set[frozenset[Value]]  # pairs of values that occur in one mask
+    most: int  # largest number of values in one mask
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundClasses:
-    """What the values of masks seem to mean."""
+class FoundClasses(NamedTuple):
+    """The classes that the values of masks seem to mean, by proposed names."""
 
     values: dict[str, list[Value]]
-    """Of each class, by a name for it."""
-    shares: dict[str, float]
-    """Of the pixels."""
-    ignore: list[Value]
-    """What is no class: mostly 255, and values far from all classes."""
-    far: list[Value]
-    """Stray values that are far from all classes."""
-    near: dict[Value, int]
-    """Those that are near one, and how far from it."""
+    fractions: dict[str, float]  # of the pixels
+    ignore: list[Value]  # 255 above consecutive numbers, and `far`
+    far: list[Value]  # stray values far from every class
+    near: dict[Value, int]  # stray values close to a class, with their distance
 
 
 def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
-    """Count the values of masks (file and page): grey values, palette indices, or colours."""
+    """Count the values of masks (file and page); unreadable files are left out.
+
+    Raises:
+        ValueError: if a mask has values that are not whole numbers.
+    """
     pixels: Counter[Value] = Counter()
     files: Counter[Value] = Counter()
     together: set[frozenset[Value]] = set()
     most = 0
-    for image in skip_unreadable(lambda mask: open_image(*mask), masks):
-        bands = np.asarray(image.convert("L") if image.mode == "1" else image)
-        if image.mode == "F" and not (bands == np.round(bands)).all():
-            raise ValueError("masks: got fractions or NaN, expected whole numbers")
-        if bands.ndim == 3:
-            bands = bands[..., : 1 if bands.shape[2] == 2 else 3]  # without alpha
-            if (bands == bands[..., :1]).all():
-                bands = bands[..., 0]
-        if bands.ndim == 3:
-            codes = bands.astype(np.int64) @ [1 << 16, 1 << 8, 1]
-            numbers, counts = np.unique(codes, return_counts=True)
-            values: list[Value] = [(c >> 16, c >> 8 & 255, c & 255) for c in numbers.tolist()]
-        else:
-            numbers, counts = np.unique(bands, return_counts=True)
-            values = [int(number) for number in numbers.tolist()]
-        pixels.update(dict(zip(values, counts.tolist(), strict=True)))
-        files.update(values)
-        most = max(most, len(values))
-        if len(values) <= 40:
-            together.update(map(frozenset, combinations(values, 2)))
-    if any(isinstance(value, tuple) for value in pixels):  # a mask of greys among colours
+    for counts in skip_unreadable(_count_in_mask, masks):
+        pixels.update(counts)
+        files.update(counts.keys())
+        most = max(most, len(counts))
+        if len(counts) <= _MANY_VALUES:
+            together.update(map(frozenset, combinations(counts, 2)))
+    if any(isinstance(value, tuple) for value in pixels):  # some masks of coloured ones are grey
 
         def colour(value: Value) -> Value:
             return (value,) * 3 if isinstance(value, int) else value
 
-        for found in (pixels, files):
-            for value in [value for value in found if isinstance(value, int)]:
-                found[colour(value)] += found.pop(value)
+        for counter in (pixels, files):
+            for value in [value for value in counter if isinstance(value, int)]:
+                counter[colour(value)] += counter.pop(value)
         together = {frozenset(map(colour, both)) for both in together}
-    return ValueCounts(pixels=pixels, files=files, together=together, most=most)
+    return ValueCounts(pixels, files, together, most)
+
+
+def _count_in_mask(mask: tuple[str, int | None]) -> dict[Value, int]:
+    """Value -> number of pixels; alpha is left out, and equal channels are one."""
+    image = open_image(*mask)
+    bands = np.asarray(image.convert("L") if image.mode == "1" else image)
+    if image.mode == "F" and not (bands == np.round(bands)).all():
+        raise ValueError("masks: got fractions or NaN, expected whole numbers")
+    if bands.ndim == 3:
+        bands = bands[..., : 1 if bands.shape[2] == 2 else 3]
+        if (bands == bands[..., :1]).all():
+            bands = bands[..., 0]
+    if bands.ndim == 2:
+        numbers, counts = np.unique(bands, return_counts=True)
+        return {int(number): count for number, count in zip(numbers, counts.tolist(), strict=True)}
+    codes, counts = np.unique(bands.astype(np.int64) @ [1 << 16, 1 << 8, 1], return_counts=True)
+    colours = [(code >> 16, code >> 8 & 255, code & 255) for code in codes.tolist()]
+    return dict(zip(colours, counts.tolist(), strict=True))
 
 
 def are_label_images(masks: Iterable[np.ndarray]) -> bool:
-    """Whether masks number their objects: each number in one place, and many of them.
+    """Whether masks number their objects: many numbers, each in one place.
 
-    In files of more than 8 bits few are enough, if they go from 1 on.
+    Few numbers are enough in files of more than 8 bits, if they are 1, 2, 3 ...
     """
     verdicts = []
     for mask in masks:
@@ -92,32 +95,32 @@ def are_label_images(masks: Iterable[np.ndarray]) -> bool:
         numbers, counts = np.unique(mask[mask > 0], return_counts=True)
         if not len(numbers):
             continue
-        # In one place, so in one run of a row; edges that are smoothed or of JPEGs have many.
+        # A number in one place has one run in each row; smoothed or JPEG edges have many runs.
         starts = np.diff(mask, axis=1, prepend=0) != 0
         rows, columns = np.nonzero(starts & (mask > 0))
         runs = np.stack((rows, mask[rows, columns]), axis=1)
-        alone = len(np.unique(runs, axis=0)) / len(runs)
-        many = len(numbers) > _MANY and counts.max() < 0.5 * counts.sum()
-        deep = mask.dtype.itemsize > 1 and numbers[-1] == len(numbers)
-        verdicts.append((alone > 0.8, many or deep))
+        single = len(np.unique(runs, axis=0)) / len(runs)
+        many = len(numbers) > _MANY_OBJECTS and counts.max() < 0.5 * counts.sum()
+        consecutive = mask.dtype.itemsize > 1 and numbers[-1] == len(numbers)
+        verdicts.append((single > 0.8, many or consecutive))
     if not verdicts:
         return False
-    in_place, enough = np.mean(verdicts, axis=0)
-    return bool(in_place > 0.8 and enough > 0.1)
+    in_one_place, enough = np.mean(verdicts, axis=0)
+    return bool(in_one_place > 0.8 and enough > 0.1)
 
 
 def find_classes(values: ValueCounts) -> FoundClasses:
-    """Tell the classes that masks seem to have; not for those that number objects.
+    """Find the classes that the values of masks mean; not for masks that number objects.
 
     Raises:
-        ValueError: if there are no two.
+        ValueError: if there are fewer than two classes.
     """
     total = values.pixels.total()
-    share = {value: count / total for value, count in values.pixels.items()}
-    if values.most > 40:  # few values are meant: the others come of smoothing, or of JPEG
-        groups, ignore = [[value] for value in _peaks(share)], list[Value]()
+    fraction = {value: count / total for value, count in values.pixels.items()}
+    if values.most > _MANY_VALUES:
+        groups, ignore = [[value] for value in _find_peaks(fraction)], list[Value]()
     else:
-        groups, ignore = _groups(values, share)
+        groups, ignore = _group_values(values, fraction)
     if not groups:
         raise ValueError(
             f"masks: got {values.most} values in one mask and none that stands out, expected those "
@@ -127,64 +130,70 @@ def find_classes(values: ValueCounts) -> FoundClasses:
         raise ValueError(
             f"masks: got the value {groups[0][0]} nearly everywhere, expected several classes"
         )
-    # What is 0 nearly everywhere is the background; other names nobody can know.
-    parts = [sum(share[value] for value in group) for group in groups]
     names = [
         f"class_{group[0] if isinstance(group[0], int) else i}" for i, group in enumerate(groups)
     ]
-    if groups[0] == [0] and parts[0] == max(parts):
+    fractions = [sum(fraction[value] for value in group) for group in groups]
+    if groups[0] == [0] and fractions[0] == max(fractions):
         names[0] = "background"
         names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
-    meant = [value for group in groups for value in group]
-    stray = [value for value in share if value not in [*meant, *ignore]]
-    # Nearness means something only where classes are further apart.
+    known = [value for group in groups for value in group]
+    # Only where classes are further apart does a small distance to one of them mean anything.
     gap = min(
         _distance(one, other)
         for group, others in combinations(groups, 2)
         for one, other in product(group, others)
     )
-    distances = {one: min(_distance(one, value) for value in meant) for one in stray}
-    far = sorted(one for one, distance in distances.items() if 2 * distance >= gap)
+    distances = {
+        stray: min(_distance(stray, value) for value in known)
+        for stray in fraction
+        if stray not in [*known, *ignore]
+    }
+    far = sorted(stray for stray, distance in distances.items() if 2 * distance >= gap)
     return FoundClasses(
         values=dict(zip(names, groups, strict=True)),
-        shares=dict(zip(names, parts, strict=True)),
+        fractions=dict(zip(names, fractions, strict=True)),
         ignore=[*ignore, *far[:20]],
         far=far,
-        near={one: distance for one, distance in distances.items() if 2 * distance < gap},
+        near={stray: distance for stray, distance in distances.items() if 2 * distance < gap},
     )
 
 
-def _peaks(share: dict[Value, float]) -> list[Value]:
-    """The values that nearly all others are close to; none if there are no such."""
+def _find_peaks(fraction: dict[Value, float]) -> list[Value]:
+    """The values that nearly all others are close to; none if there are no such values."""
     bins: defaultdict[Value, list[Value]] = defaultdict(list)
-    for value in share:
+    for value in fraction:
         coarse = value // 32 if isinstance(value, int) else tuple(band // 32 for band in value)
         bins[coarse].append(value)
     peaks: list[Value] = []
-    for members in sorted(bins.values(), key=lambda some: -sum(share[one] for one in some)):
-        highest = max(members, key=lambda one: share[one])
-        if sum(share[one] for one in members) > 0.01 and all(
+    for members in sorted(bins.values(), key=lambda some: -sum(fraction[one] for one in some)):
+        highest = max(members, key=lambda one: fraction[one])
+        if sum(fraction[one] for one in members) > 0.01 and all(
             _distance(highest, peak) > 40 for peak in peaks
         ):
             peaks.append(highest)
-    far = (part for one, part in share.items() if all(_distance(one, p) > 32 for p in peaks))
-    return sorted(peaks) if sum(far) < 0.1 else []
+    far = sum(
+        part for one, part in fraction.items() if all(_distance(one, peak) > 32 for peak in peaks)
+    )
+    return sorted(peaks) if far < 0.1 else []
 
 
-def _groups(
-    values: ValueCounts, share: dict[Value, float]
+def _group_values(
+    values: ValueCounts, fraction: dict[Value, float]
 ) -> tuple[list[list[Value]], list[Value]]:
     """The values of each class, and those to be ignored."""
-    main = sorted(
+    frequent = sorted(
         value
-        for value, part in share.items()
+        for value, part in fraction.items()
         if part >= 0.002 or (part >= 0.0002 and values.files[value] > 1)
     )
-    # 255 above 0, 1, 2 ... mostly is what nobody labelled.
-    ignore = [255] if len(main) > 3 and main[-2:] == [len(main) - 2, 255] else []
+    # 255 above 0, 1, 2 ... mostly marks pixels without a label.
+    ignore: list[Value] = []
+    if len(frequent) > 3 and frequent[-2:] == [len(frequent) - 2, 255]:
+        ignore = [frequent.pop()]
     groups: list[list[Value]] = []
-    for value in main[: len(main) - len(ignore)]:
-        # Neighbouring numbers that no mask has both of are one class, saved in two ways.
+    for value in frequent:
+        # Close numbers that no mask has both of, such as 127 and 128, are one class.
         last = groups[-1][-1] if groups else None
         if (
             isinstance(value, int)
@@ -196,13 +205,10 @@ def _groups(
             groups[-1].append(value)
         else:
             groups.append([value])
-    return groups, list(ignore)
+    return groups, ignore
 
 
 def _distance(one: Value, other: Value) -> int:
-    """Of the channel that differs most."""
-    if isinstance(one, int) or isinstance(other, int):
-        assert isinstance(one, int)
-        assert isinstance(other, int)
-        return abs(one - other)
-    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+    """The largest difference in any channel."""
+    bands, others = ((value,) if isinstance(value, int) else value for value in (one, other))
+    return max(abs(a - b) for a, b in zip(bands, others, strict=True))
