@@ -1,7 +1,11 @@
-"""Image files -> arrays; stacks of pages written."""
+"""Image files -> arrays.
+
+What a file contains decides how it is read, not its name. Functions of a path raise
+FileNotFoundError if there is no such file, and UnreadableError if it is no image or is damaged.
+`page` is the page of a stack, from 0; None stands for the only page of a file.
+"""
 
 import errno
-import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,20 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, TiffTags, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    EXTRASAMPLES,
-    SAMPLESPERPIXEL,
-    STRIPOFFSETS,
-    AppendingTiffWriter,
-    ImageFileDirectory_v2,
-    TiffImageFile,
-)
-
-from unet.runtime.files import atomic_path
+from PIL.TiffImagePlugin import BITSPERSAMPLE, EXTRASAMPLES, SAMPLESPERPIXEL, TiffImageFile
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"})
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
@@ -30,40 +24,29 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 # Pillow refuses twice as many: a small file that claims to be huge must not fill the memory.
 Image.MAX_IMAGE_PIXELS = 125_000_000
 
+# Errors of the machine, not of the file.
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
-
-# No brightness, but a mark of missing data, such as -3.4e38.
+# Floats beyond are no brightness but mark missing data, such as -3.4e38.
 _HUGE = 1e9
-
-# The machine's errors, not the file's: too many open files, no memory.
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Bytes of pixels in a TIFF, which ends at 4 GiB; the rest is for what is around them.
-_LARGEST_TIFF = 4_000_000_000
-
 
 class UnreadableError(ValueError):
-    """A file that is no image or is damaged."""
+    """The file is no image or is damaged."""
 
 
 def open_image(path: str | Path, page: int | None = None) -> Image.Image:
-    """Open and decode one image file, turned as its EXIF orientation says.
-
-    Args:
-        path: the file; what it holds decides how it is read, not its name.
-        page: which one of a stack, from 0; None for the only one.
+    """Decode an image file, turned as its EXIF orientation says.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UnreadableError: if the file is no image or is damaged.
-        ValueError: if it holds several pages and `page` is None, or colours of 16 bits, which
-            Pillow's images cannot hold.
+        ValueError: if it has several pages and `page` is None, or colours of 16 bits, which Pillow
+            would cut to 8.
     """
     image, cut = _decode(Path(path), page)
     if cut:
@@ -72,13 +55,10 @@ def open_image(path: str | Path, page: int | None = None) -> Image.Image:
 
 
 def read_pixels(path: str | Path, page: int | None = None) -> np.ndarray:
-    """Read one image file: (H, W) or (H, W, bands), uint8, uint16 or float32.
-
-    A palette becomes its colours.
+    """Read (H, W) or (H, W, C) of uint8, uint16 or float32; a palette becomes its colours.
 
     Raises:
-        FileNotFoundError, UnreadableError, ValueError: as `open_image`; also if the values are of
-            another kind.
+        ValueError: if it has several pages and `page` is None, or pixels of another type.
     """
     image, cut = _decode(Path(path), page)
     pixels = to_pixels(image, str(path))
@@ -91,15 +71,15 @@ def read_pixels(path: str | Path, page: int | None = None) -> np.ndarray:
 def read_image(
     paths: str | Path | Sequence[str], in_channels: int, page: int | None = None
 ) -> np.ndarray:
-    """Read an image (C, H, W) of uint8, uint16 or float32, as `to_channels` gives it.
+    """Read an image (C, H, W) of uint8, uint16 or float32 as `to_channels` returns it.
 
     Args:
-        paths: its file, or one file for each channel.
+        paths: one file, or a file for each channel.
         in_channels: C.
-        page: as `open_image`.
+        page: see above.
 
     Raises:
-        FileNotFoundError, UnreadableError, ValueError: if a file cannot be read as such.
+        ValueError: as `read_pixels` and `to_channels`.
     """
     if isinstance(paths, str | Path):
         return to_channels(read_pixels(paths, page), in_channels, str(paths))
@@ -122,45 +102,33 @@ def read_image(
 
 
 def to_float(channels: np.ndarray) -> np.ndarray:
-    """Scale integers to float32 from 0 to 1, the whole range of their bits; floats stay."""
+    """Scale integers to float32, 0 to 1 for the whole range of their type; copy float32."""
     if channels.dtype == np.float32:
         return channels.copy()
     return channels.astype(np.float32) / np.float32(np.iinfo(channels.dtype).max)
 
 
 def count_pages(path: str | Path) -> int:
-    """How many images a file holds.
-
-    Raises:
-        FileNotFoundError, UnreadableError: as `open_image`.
-    """
+    """Count the images of a file."""
     with _open(Path(path)) as file:
-        return _pages(file)
+        return _count_pages(file)
 
 
 def image_mode(path: str | Path) -> str:
-    """Pillow's name of a file's kind of pixels, such as RGBA, and whether its EXIF turns it.
-
-    Raises:
-        FileNotFoundError, UnreadableError: as `open_image`.
-    """
+    """Return Pillow's mode, such as RGBA, and whether EXIF turns the image."""
     with _open(Path(path)) as file:
         turned = file.getexif().get(Base.Orientation, 1) != 1
         return f"{file.mode}{', turned by EXIF' if turned else ''}"
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) in pixels as the file's header says, before any turn by its EXIF.
-
-    Raises:
-        FileNotFoundError, UnreadableError: as `open_image`.
-    """
+    """Return (height, width) in pixels from the header, before EXIF turns the image."""
     with _open(Path(path)) as file:
         return file.height, file.width
 
 
 def skip_unreadable(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """What can be read of some files; `unet check` names the others."""
+    """Read what is readable; `unet check` reports the rest."""
     for item in items:
         try:
             yield read(item)
@@ -168,57 +136,17 @@ def skip_unreadable(read: Callable[[Item], Result], items: Iterable[Item]) -> It
             continue
 
 
-@contextmanager
-def stack_writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
-    """Give a function that adds a page to a TIFF, which is whole or not at all in the end.
-
-    It is deflated, or a BigTIFF, which Pillow does not compress.
-
-    Args:
-        path: the file.
-        num_bytes: of the pixels of all pages together; above 4 GB the file is a BigTIFF.
-
-    Raises:
-        ValueError: if there were more, and the file is full.
-    """
-    options: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
-    if num_bytes > _LARGEST_TIFF:
-        # Pillow moves a page to its place in the file, and has room for where that is in 64 bits
-        # only if it is of this type from the beginning.
-        tags = ImageFileDirectory_v2()
-        tags.tagtype[STRIPOFFSETS] = TiffTags.LONG8
-        tags[STRIPOFFSETS] = 0
-        options = {"big_tiff": True, "tiffinfo": tags}
-    with (
-        atomic_path(path) as temporary,
-        temporary.open("w+b") as stream,
-        AppendingTiffWriter(stream) as file,
-    ):
-
-        def add(page: Image.Image) -> None:
-            try:
-                page.save(file, format="TIFF", **options)
-                file.newFrame()
-            except struct.error as error:  # no 32 bits for where the page is
-                raise ValueError(
-                    f"{path}: got more than 4 GiB, expected pages of the size of the first; save "
-                    "pages of other sizes as files of their own"
-                ) from error
-
-        yield add
-
-
-def _pages(file: ImageFile) -> int:
-    # MPO is a phone's JPEG with a second picture in it, which is not meant.
+def _count_pages(file: ImageFile) -> int:
+    # MPO is a phone's JPEG with a second picture, which is not meant.
     return 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[ImageFile]:
-    """Open a file, and say of whatever goes wrong with it that it cannot be read."""
+    """Open a file. Errors of its format inside the block become `UnreadableError`."""
     if not path.is_file():
-        what = "is a folder, expected an image" if path.is_dir() else "there is no such file"
-        raise FileNotFoundError(f"{path}: {what}; check the path")
+        found = "is a folder, expected an image" if path.is_dir() else "there is no such file"
+        raise FileNotFoundError(f"{path}: {found}; check the path")
     try:
         # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
         with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as file:
@@ -228,31 +156,34 @@ def _open(path: Path) -> Iterator[ImageFile]:
     except Exception as error:  # damaged files make Pillow's decoders raise errors of any class
         if isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES:
             raise
-        reason, cure = (
-            " ".join(str(error).split()) or type(error).__name__,
-            "replace or remove the file",
-        )
-        if isinstance(error, UnidentifiedImageError):
-            with path.open("rb") as stream:
-                head = stream.read(4)
-            reason = "no PNG, JPEG, TIFF, BMP, GIF or WebP" if head else "0 bytes"
-            if head in {b"II*\0", b"MM\0*"}:
-                reason = "a TIFF that is cut off, or of a kind such as 64-bit numbers or 5 channels"
-        elif isinstance(error, PermissionError):
-            reason, cure = "permission denied", "correct its rights"
-        raise UnreadableError(f"{path}: cannot be read as an image ({reason}); {cure}") from error
+        advice = "replace or remove the file"
+        if isinstance(error, PermissionError):
+            reason, advice = "permission denied", "correct its permissions"
+        elif isinstance(error, UnidentifiedImageError):
+            reason = _why_unidentified(path)
+        else:
+            reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableError(f"{path}: cannot be read as an image ({reason}); {advice}") from error
+
+
+def _why_unidentified(path: Path) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start in {b"II*\0", b"MM\0*"}:
+        return "a truncated TIFF, or one of unknown type, such as 64-bit numbers or 5 channels"
+    return "no PNG, JPEG, TIFF, BMP, GIF or WebP" if start else "0 bytes"
 
 
 def _decode(
     path: Path, page: int | None = None, low_bytes: bool = False
 ) -> tuple[Image.Image, bool]:
-    """Decode a file; say whether its colours have 16 bits, of which this is the high (low) byte."""
+    """Decode a file; also whether Pillow cut its 16-bit colours to their high (or low) bytes."""
     with _open(path) as file:
-        pages = _pages(file)
+        pages = _count_pages(file)
         if page is not None or pages == 1:
             file.seek(page or 0)
             cut = _is_cut(file)
-            if file.format == "PNG":  # whose checksums decoding passes over
+            if file.format == "PNG":  # decoding does not compare all checksums
                 with Image.open(path, formats=("PNG",)) as same:
                     same.verify()
             if low_bytes:
@@ -266,36 +197,35 @@ def _decode(
 
 
 def _is_cut(file: ImageFile) -> bool:
-    """Whether Pillow will keep only the high byte of this file's colours."""
+    """Whether Pillow will keep only the high bytes; raise an error if the low ones are lost."""
     if "LA;16" in str(file.tile):
         raise ValueError("grey with alpha of 16 bits; save it without the alpha channel")
-    if isinstance(file, TiffImageFile) and 0 in file.tag_v2.get(EXTRASAMPLES, ()):
-        raise ValueError(
-            f"{file.tag_v2.get(SAMPLESPERPIXEL)} channels, of which it does not say what the last "
-            "is; save each channel as a file, or the image without it"
-        )
     cut = file.mode in {"RGB", "RGBA"} and ";16" in str(file.tile)
-    # TIFFs that hold their colours apart do not say so in the tiles.
-    if isinstance(file, TiffImageFile) and not cut and file.mode in {"RGB", "RGBA"}:
-        bits = file.tag_v2.get(BITSPERSAMPLE, (8,))
-        if max(bits) > 8:
-            raise ValueError(f"planes of {max(bits)} bits; interleave the colours")
+    if isinstance(file, TiffImageFile):
+        if 0 in file.tag_v2.get(EXTRASAMPLES, ()):
+            raise ValueError(
+                f"{file.tag_v2.get(SAMPLESPERPIXEL)} channels without the meaning of the last one; "
+                "save each channel as a file, or the image without it"
+            )
+        # The tiles of separate colour planes do not tell their bits.
+        bits = max(file.tag_v2.get(BITSPERSAMPLE, (8,)))
+        if not cut and file.mode in {"RGB", "RGBA"} and bits > 8:
+            raise ValueError(f"planes of {bits} bits; interleave the colours")
     return cut
 
 
 def _swap_bytes(tile: Any) -> Any:
-    """Pillow's description of how pixels are packed (such as RGB;16B), in the other byte order."""
-    if isinstance(tile.args, str):
-        return tile._replace(args=tile.args[:-1] + _OTHER_BYTE[tile.args[-1]])
-    packing, *rest = tile.args
-    return tile._replace(args=(packing[:-1] + _OTHER_BYTE[packing[-1]], *rest))
+    """Change the byte order in Pillow's description of packed pixels, such as RGB;16B."""
+    packing, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+    packing = packing[:-1] + _OTHER_BYTE[packing[-1]]
+    return tile._replace(args=packing if isinstance(tile.args, str) else (packing, *rest))
 
 
 def open_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Pixels as `to_pixels` gives them, of an image that the caller opened; turned as by its EXIF.
+    """Convert an image that the caller opened as `to_pixels`, turned as its EXIF says.
 
     Raises:
-        ValueError: beginning with `where`, if the image is damaged or cannot be read so exactly.
+        ValueError: starting with `where`, if the image is damaged or has other pixels.
     """
     if image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
         raise ValueError(
@@ -310,18 +240,16 @@ def open_pixels(image: Image.Image, where: str) -> np.ndarray:
 
 
 def to_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Pillow image -> (H, W) or (H, W, bands), uint8, uint16 or float32.
+    """Convert a Pillow image to (H, W) or (H, W, C) of uint8, uint16 or float32.
 
     Raises:
-        ValueError: beginning with `where`, if the image has another kind of values.
+        ValueError: starting with `where`, if its pixels have another type.
     """
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
-    if image.mode in {"L", "LA", "RGB", "RGBA"}:
-        return np.asarray(image)
-    if image.mode == "F":
+    if image.mode in {"L", "LA", "RGB", "RGBA", "F"}:
         return np.asarray(image)
     if image.mode != "I" and not image.mode.startswith("I;16"):
         raise ValueError(
@@ -338,14 +266,14 @@ def to_pixels(image: Image.Image, where: str) -> np.ndarray:
 
 
 def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
-    """(H, W) or (H, W, bands) of uint8, uint16 or float32 -> (C, H, W) of the same.
+    """Convert (H, W) or (H, W, bands) of uint8, uint16 or float32 to (C, H, W).
 
-    Only what loses nothing is converted: a grey image is repeated to three channels, three equal
-    channels are read as one, a constant alpha channel is dropped.
+    Only lossless conversions: a grey image is repeated to three channels, three equal channels
+    become one, and a constant alpha channel is dropped.
 
     Raises:
-        ValueError: beginning with `where`, if the image has other channels, an alpha channel that
-            means something, or floating-point values that are no brightness.
+        ValueError: starting with `where`, if the image has other channels, an alpha channel that
+            is not constant, or floats that are no brightness.
     """
     if (
         pixels.dtype not in (np.uint8, np.uint16, np.float32)
@@ -363,7 +291,7 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
         )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[2] in (2, 4) and pixels.shape[2] != in_channels:
-        pixels = without_alpha(pixels, where)
+        pixels = drop_alpha(pixels, where)
     bands = pixels.shape[2]
     if bands == 1 and in_channels == 3:
         pixels = np.repeat(pixels, 3, axis=2)
@@ -377,11 +305,11 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def without_alpha(pixels: np.ndarray, where: str) -> np.ndarray:
-    """Drop the last band of (H, W, bands), which must be the same everywhere.
+def drop_alpha(pixels: np.ndarray, where: str) -> np.ndarray:
+    """Drop the last band of (H, W, bands).
 
     Raises:
-        ValueError: beginning with `where`, if it is not.
+        ValueError: starting with `where`, if it is not constant.
     """
     alpha = pixels[:, :, -1]
     if alpha.min() != alpha.max():

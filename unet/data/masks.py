@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from unet.data.classes import ClassMap, Colour
-from unet.data.image_io import open_image, without_alpha
+from unet.data.image_io import drop_alpha, open_image
 from unet.runtime.files import atomic_path
 
 
@@ -167,7 +167,7 @@ def _colour_codes(image: Image.Image, path: str | Path) -> np.ndarray:
             "gives colours; convert the mask or give grey values"
         )
     if image.mode in {"LA", "RGBA"}:
-        without_alpha(np.asarray(image), str(path))
+        drop_alpha(np.asarray(image), str(path))
     bands = np.asarray(image.convert("RGB"))
     codes = bands[:, :, 0].astype(np.int32)  # in place, as the image may be large
     for band in (1, 2):
@@ -183,7 +183,7 @@ def _grey_codes(image: Image.Image, path: str | Path) -> np.ndarray:
     if image.mode in {"LA", "RGB", "RGBA"}:
         bands = np.asarray(image)
         if image.mode != "RGB":
-            bands = without_alpha(bands, str(path))
+            bands = drop_alpha(bands, str(path))
         if (bands != bands[:, :, :1]).any():
             raise ValueError(
                 f"{path}: got a mask in colours, expected grey values, as data.classes gives "

@@ -21,13 +21,13 @@ from unet.data.image_io import (
     count_pages,
     open_pixels,
     read_image,
-    stack_writer,
     to_channels,
     to_float,
 )
 from unet.data.label_images import clean, number_objects
 from unet.data.masks import draw_mask
 from unet.data.pairing import find_pairs, list_files, natural_key
+from unet.data.tiff_stack import stack_writer
 from unet.inference.geotiff import is_raster
 from unet.inference.predict_geotiff import check_rasters, predict_raster
 from unet.inference.predictor import Predictor, load_model

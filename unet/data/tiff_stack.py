@@ -1,0 +1,52 @@
+"""Stacks of pages -> TIFF files."""
+
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, TiffTags
+from PIL.TiffImagePlugin import STRIPOFFSETS, AppendingTiffWriter, ImageFileDirectory_v2
+
+from unet.runtime.files import atomic_path
+
+# Bytes of pixels in a TIFF, which ends at 4 GiB, without what surrounds them.
+_LARGEST_TIFF = 4_000_000_000
+
+
+@contextmanager
+def stack_writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
+    """Provide a function that adds a page to a TIFF; an unfinished file does not stay.
+
+    The TIFF is deflated, or a BigTIFF, which Pillow does not compress, if `num_bytes`, the pixels
+    of all pages, are more than 4 GB.
+
+    Raises:
+        ValueError: if there were more bytes than that, and the file is full.
+    """
+    options: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
+    if num_bytes > _LARGEST_TIFF:
+        # Pillow moves each page to its place. It has room for that place's 64 bits only if the
+        # tag has this type from the start.
+        tags = ImageFileDirectory_v2()
+        tags.tagtype[STRIPOFFSETS] = TiffTags.LONG8
+        tags[STRIPOFFSETS] = 0
+        options = {"big_tiff": True, "tiffinfo": tags}
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w+b") as stream,
+        AppendingTiffWriter(stream) as file,
+    ):
+
+        def add(page: Image.Image) -> None:
+            try:
+                page.save(file, format="TIFF", **options)
+                file.newFrame()
+            except struct.error as error:  # the place of the page does not fit into 32 bits
+                raise ValueError(
+                    f"{path}: got more than 4 GiB, expected pages of the size of the first; save "
+                    "pages of other sizes as separate files"
+                ) from error
+
+        yield add
