@@ -17,8 +17,9 @@ from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization
-from unet.data.pairing import Pair, find_pairs, read_table
+from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
+from unet.data.table import read_table
 from unet.data.transforms import Augment
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 
 from unet.data.image_io import SUFFIXES, count_pages, open_image, skip_unreadable
-from unet.data.pairing import Pair, find_pairs, read_table
+from unet.data.pairing import Pair, find_pairs
+from unet.data.table import read_table
 from unet.inspection.discovery import Pairing, find_pairings
 from unet.inspection.mask_values import are_label_images, count_values
 

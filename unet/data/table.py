@@ -1,0 +1,72 @@
+"""Pairs of files from a CSV table."""
+
+import csv
+from pathlib import Path
+
+from unet.data.pairing import Pair, split_stacks
+
+
+def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair], list[str]]:
+    """Read pairs from a CSV file with the columns image, mask and, if there is one, split.
+
+    Args:
+        root: the table and the paths in it are relative to this folder.
+        table: the file.
+        stacks: whether each file is a stack of images.
+
+    Returns:
+        The pairs in the table's order, and errors: missing files, incomplete rows, files that
+        occur twice.
+
+    Raises:
+        FileNotFoundError: if there is no such table.
+        ValueError: if it lacks a column or has no rows.
+    """
+    path, errors = root / table, []
+    rows = _read_rows(path)
+    pairs: dict[str, Pair] = {}
+    used = {row["image"] for _, row in rows}
+    for number, row in rows:
+        image, mask = row["image"], row["mask"]
+        if not (image and mask):
+            errors.append(f"{path}: line {number} lacks an image or a mask; complete it")
+            continue
+        stem, where = Path(image).with_suffix("").as_posix(), f"{path}: line {number}: "
+        if missing := [name for name in (image, mask) if not (root / name).is_file()]:
+            errors.append(f"{where}there is no file {root / missing[0]}; correct the path")
+        elif stem in pairs:
+            errors.append(
+                f"{where}{image} has the stem of {pairs[stem].images[0]}, expected each once; "
+                "remove or rename one"
+            )
+        elif mask in used:
+            errors.append(f"{where}{mask} occurs twice, expected every file once; correct one")
+        else:
+            used |= {image, mask}
+            files = (str(root / image),), (str(root / mask),)
+            pairs[stem] = Pair(stem, *files, split=row.get("split") or "")
+    found = list(pairs.values())
+    return (split_stacks(found, errors) if stacks else found), errors
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a table with their line numbers."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such table; check data.csv")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
+    if lacking := {"image", "mask"} - set(columns):
+        raise ValueError(
+            f"{path}: got the columns {', '.join(columns) or '(none)'}, expected "
+            f"{' and '.join(sorted(lacking))} too, separated by commas"
+        )
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"{path}: got a column twice in {', '.join(columns)}; remove one")
+    if not rows:
+        raise ValueError(f"{path}: got no rows, expected one for each image")
+    return rows
