@@ -68,3 +68,14 @@ def test_the_text_fits_a_screen() -> None:
     assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
     assert max(map(len, describe(summary_of(objects=2)).splitlines())) <= 80
+
+
+def test_the_text_explains_what_is_missing() -> None:
+    text = describe(summary_of())
+    assert "\nboundary F1 and HD95 need unet[metrics]" in text
+    assert "\n1 class(es) in neither target nor prediction have no score" in text
+    ignored = torch.full((2, 3), 255)
+    measures = Measures(class_names=NAMES, boundary_tolerance=2, objects=1, labelled=True)
+    text = describe(summarize([measure_image(ignored * 0, ignored, measures)], measures))
+    assert "\n1 image(s) have no score, as all of their pixels are ignored" in text
+    assert "\nObjects: connected components of cell against label images:\n" in text

@@ -78,15 +78,13 @@ def evaluate(
 ) -> Summary:
     """Score a checkpoint: `evaluate("runs/mine/best.pt")["mean_iou"]`.
 
-    In a distributed run, the processes share the images and each returns all scores.
+    Distributed processes divide the images among them; each returns all scores.
 
     Args:
-        checkpoint: a best.pt or last.pt; several are an ensemble, whose probabilities are averaged.
+        checkpoint: a best.pt or last.pt; the probabilities of several are averaged.
         options: the images to score and the scores to compute.
         overrides: changes to the config of the checkpoint, such as `data.root=DIR`.
-        out: folder for report.html, metrics.json, per_image.csv, confusion.png, with
-            `options.thresholds` thresholds.csv and with `options.objects`, too,
-            object_thresholds.csv; None to write nothing.
+        out: folder for the report, metrics.json and tables; None to write nothing.
         overwrite: whether to replace results in `out`.
 
     Raises:

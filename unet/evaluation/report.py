@@ -14,12 +14,7 @@ from PIL import Image, ImageFilter
 from unet.data.classes import IGNORE_INDEX, Colour
 from unet.evaluation.measure import rules
 from unet.evaluation.summary import Summary
-from unet.evaluation.tables import (
-    object_rows,
-    object_title,
-    score_rows,
-    threshold_rows,
-)
+from unet.evaluation.tables import object_rows, object_title, score_rows, threshold_rows
 from unet.metrics.precision_recall import Curve
 from unet.visualize import (
     ERROR_COLOUR,
@@ -43,18 +38,14 @@ class Example(NamedTuple):
 
 
 def choose_examples(ranking: Sequence[int], most: int = 4) -> dict[str, list[int]]:
-    """Choose at most `most` worst, median and best images of a ranking, none of them twice.
+    """Choose the worst, median and best of ranked images, none of them twice; the worst is first.
 
-    Args:
-        ranking: indices of the images, the worst first.
-        most: images in each group.
+    `most` is the number of images in each group.
     """
     count = min(most, max(1, len(ranking) // 3))
     middle = (len(ranking) - count) // 2
-    worst, best = (
-        list(ranking[:count]),
-        [i for i in ranking[::-1][:count] if i not in ranking[:count]],
-    )
+    worst = list(ranking[:count])
+    best = [i for i in ranking[::-1][:count] if i not in worst]
     median = [i for i in ranking[middle : middle + count] if i not in {*worst, *best}]
     groups = {"worst": worst, "median": median, "best": best}
     return {group: members for group, members in groups.items() if members}
@@ -63,27 +54,21 @@ def choose_examples(ranking: Sequence[int], most: int = 4) -> dict[str, list[int
 def draw_example(
     image: np.ndarray, target: np.ndarray, prediction: np.ndarray, colours: Sequence[Colour]
 ) -> list[tuple[str, str, str]]:
-    """Draw image, target, prediction and errors as (title, CSS class, data URL).
+    """Draw image (H, W, 3) uint8, target, prediction (H, W) and errors for the report.
 
-    Args:
-        image: (H, W, 3) uint8.
-        target: class ids (H, W).
-        prediction: class ids (H, W).
-        colours: one for each class.
+    Returns:
+        Title, CSS class and data URL of each picture.
     """
+    nearest = Image.Resampling.NEAREST  # the colours of masks are not mixed
     small, ignored = _shrink(image, Image.Resampling.BOX), target == IGNORE_INDEX
     errors = _shrink_errors((prediction != target) & ~ignored, small.shape[:2])
-    nearest = Image.Resampling.NEAREST  # the colours of masks are not mixed
     masks = [_shrink(mask_to_rgb(ids, colours), nearest) for ids in (target, prediction)]
+    wrong = errors_to_rgb(small, errors, _shrink(ignored, nearest))
     return [
         ("image", "photo", _data_url(small, "JPEG")),
         ("target", "mask", _data_url(masks[0], "PNG")),
         ("prediction", "mask", _data_url(masks[1], "PNG")),
-        (
-            "errors",
-            "photo",
-            _data_url(errors_to_rgb(small, errors, _shrink(ignored, nearest)), "JPEG"),
-        ),
+        ("errors", "photo", _data_url(wrong, "JPEG")),
     ]
 
 
@@ -98,10 +83,10 @@ def render_report(
 
     Args:
         summary: the scores.
-        facts: checkpoints, source of the images, tta.
+        facts: checkpoints, source of the images and tta.
         settings: of the model, by their dotted paths.
         colours: one for each class.
-        examples: images by group, such as worst.
+        examples: from `choose_examples`.
     """
     matrix, counted = summary.matrix.numpy(), int(summary.matrix.sum())
     image_scores = summary.columns["mean_iou"][summary.ranking].tolist()

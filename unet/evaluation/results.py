@@ -35,7 +35,7 @@ def check_results(folder: Path, overwrite: bool) -> None:
     existing = [folder / name for name in _FILES if (folder / name).exists()]
     if existing and not overwrite:
         raise FileExistsError(
-            f"{existing[0]}: exists; pass --overwrite to replace it, or -o FOLDER for another place"
+            f"{existing[0]}: exists; use overwrite to replace it, or write to another folder"
         )
 
 
@@ -48,7 +48,7 @@ def write_results(folder: Path, summary: Summary, report: str, facts: Mapping[st
         folder: made if it is missing.
         summary: the scores.
         report: the text of report.html.
-        facts: what metrics.json holds before the scores.
+        facts: the first entries of metrics.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in _FILES:
@@ -103,7 +103,7 @@ def _numbers(summary: Summary) -> dict[str, Any]:
 
 
 def _image_columns(summary: Summary) -> dict[str, Sequence[Any]]:
-    """Sizes and scores of each image; a score that each class has is <score>_<class>."""
+    """Sizes and scores of each image; scores of a class are named <score>_<class>."""
     heights, widths = zip(*summary.sizes, strict=True)
     columns: dict[str, Sequence[Any]] = {"stem": summary.stems, "height": heights, "width": widths}
     by_class: dict[str, Sequence[Any]] = {}
@@ -111,8 +111,8 @@ def _image_columns(summary: Summary) -> dict[str, Sequence[Any]]:
         if values.ndim == 1:
             columns[name] = values.tolist()
         else:
-            for class_name, column in zip(summary.class_names, values.T.tolist(), strict=True):
-                by_class[f"{name}_{class_name}"] = column
+            names = [f"{name}_{class_name}" for class_name in summary.class_names]
+            by_class |= zip(names, values.T.tolist(), strict=True)
     return columns | by_class
 
 

@@ -41,20 +41,20 @@ def score_pairs(
 ) -> tuple[Tensor, list[PredictedImage]]:
     """Count the pixels of every image at the size of its mask.
 
-    The processes of a distributed run share the images; each returns the results of all.
+    Distributed processes divide the images among them; each returns the results of all.
 
     Args:
         model: the model to score.
         pairs: image and mask files.
         title: of the progress bar.
         stop: checked before each image.
-        keep: indices of the pairs whose images are returned.
+        keep: indices of the pairs to return.
 
     Returns:
-        The confusion matrix (K, K) int64 of all images, and the images in the order of `keep`.
+        The confusion matrix (K, K) int64 of all images, and the images of `keep`.
 
     Raises:
-        Stopped: if a signal has come meanwhile.
+        Stopped: if `stop` has received a signal.
     """
     num_classes = len(model.classes.names)
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)

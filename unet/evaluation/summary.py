@@ -22,28 +22,22 @@ class Summary:
     `summary["mean_iou"]` is a score over all pixels of all images, `summary["iou"]` a list of one
     for each class: those of `unet.metrics.confusion.Scores`, boundary_f1, mean_boundary_f1 and
     mean_boundary_f1_foreground. `summary.over_images("mean_iou")` averages over the images.
-
-    Args:
-        title: which model on which images.
-        stems: the names of the images.
-        measures: what was measured.
-        matrix: confusion matrix (K, K) int64 of all pixels.
-        overall: scores over all pixels by name.
-        columns: scores of each image by name, (N,) or, if each class has one, (N, K).
-        sizes: (H, W) of each image.
-        curve: over the thresholds of the second class's probability; None if not measured.
-        at_thresholds: means over images by threshold and measure of objects; {} if not measured.
     """
 
     title: str
     stems: tuple[str, ...]
     measures: Measures
     matrix: Tensor
+    """Confusion matrix (K, K) int64 of all pixels."""
     overall: Mapping[str, Any]
+    """Scores over all pixels by name."""
     columns: Mapping[str, Tensor]
+    """Scores of each image by name: (N,) or, if each class has one, (N, K)."""
     sizes: Sequence[tuple[int, int]]
     curve: Curve | None
+    """Over the thresholds of the second class's probability."""
     at_thresholds: Mapping[float, Mapping[str, float]]
+    """Means over images by threshold and measure of objects."""
 
     def __getitem__(self, name: str) -> Any:
         return self.overall[name]
