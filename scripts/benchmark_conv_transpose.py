@@ -1,7 +1,8 @@
-"""Time our transposed convolution beside torch's and the matrix product that bounds both.
+"""Compare the speed of our transposed convolution with torch's.
 
-The levels are those of the standard U-Net's decoder. All are run in turn in one process, so that a
-noisy machine slows them alike; compare the columns of one row, not rows of two runs.
+The matrix product that both need shows the limit. The levels are those of the standard U-Net's
+decoder. All candidates run in turn in one process, so that a noisy machine slows all of them down
+equally. Compare the columns of one row, not rows of two runs.
 """
 
 import argparse
@@ -29,26 +30,27 @@ LEVELS = [
     (1, 128, 64, 256),
     (4, 64, 32, 128),
 ]
+QUICK_LEVELS = [(1, 16, 8, 16)]
 
 
 def matrix_product(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:  # noqa: ARG001
-    """The product over the pixels alone: neither bias nor blocks put in place."""
+    """Compute only the product over the pixels, without the bias and without placing blocks."""
     return input.permute(0, 2, 3, 1).flatten(0, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
 
 
 def ours(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Ours."""
+    """Call our function."""
     return conv_transpose2d(input, weight, bias, stride=2)
 
 
 def torchs(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Torch's."""
+    """Call torch's function."""
     return F.conv_transpose2d(input, weight, bias, stride=2)
 
 
 @dataclass
 class Candidate:
-    """An implementation on tensors of one memory format."""
+    """An implementation with tensors of one memory format."""
 
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     leaves: list[Tensor]
@@ -57,17 +59,17 @@ class Candidate:
     peak: float = math.nan
 
     def forward(self) -> None:
-        """One forward pass, as in prediction."""
+        """Run one forward pass, as in prediction."""
         with torch.inference_mode():
             self.function(*self.leaves)
 
     def both(self) -> None:
-        """One forward and backward pass, as in training."""
+        """Run one forward and backward pass, as in training."""
         leaves = [leaf.detach().requires_grad_() for leaf in self.leaves]
         self.function(*leaves).backward(self.output_gradient)
 
     def time(self, run: Callable[[], None], device: str) -> None:
-        """Run once and note the seconds."""
+        """Run once and record the seconds."""
         synchronize(device)
         start = time.perf_counter()
         run()
@@ -86,13 +88,13 @@ class Candidate:
 
 
 def synchronize(device: str) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_memory(run: Callable[[], None], device: str) -> float:
-    """MiB that a run takes at its peak beyond what was there; NaN where that cannot be known."""
+    """Return the MiB that a run needs at its peak; NaN if the system cannot say."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -100,23 +102,23 @@ def peak_memory(run: Callable[[], None], device: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     if sys.platform != "linux":
         return math.nan
-    run()  # libraries' own buffers are made once
+    run()  # libraries allocate their own buffers once
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     run()
     return resident("VmHWM") - before
 
 
 def resident(name: str) -> float:
-    """MiB of this process's memory, now (VmRSS) or at its peak (VmHWM)."""
+    """Return the MiB of this process, now (VmRSS) or at its peak (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith(name))
     return int(line.split()[1]) / 2**10
 
 
 def candidates(level: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> dict:
-    """Ours, torch's in both memory formats, and the bare matrix product."""
+    """Make ours, torch's in both memory formats, and the matrix product."""
     n, channels, out_channels, size = level
     torch.manual_seed(0)
     x = torch.randn(n, channels, size, size, device=device, dtype=dtype)
@@ -142,10 +144,14 @@ def candidates(level: tuple[int, int, int, int], device: str, dtype: torch.dtype
 
 
 def main() -> None:
-    """Print one table, and the geometric means of the speeds."""
+    """Print a table and the geometric means of the speeds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15, help="counted runs (default: 15)")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--quick", action="store_true", help="only test that the script runs")
+    arguments = parser.parse_args()
+    levels, repeats = LEVELS, arguments.repeats
+    if arguments.quick:
+        levels, repeats = QUICK_LEVELS, 1
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads; milliseconds: min, median"
@@ -154,14 +160,14 @@ def main() -> None:
     for device in devices:
         for dtype in (torch.float32, torch.bfloat16):
             speeds: dict[str, list[float]] = {"forward": [], "both": []}
-            for level in LEVELS:
+            for level in levels:
                 for passes, ratios in speeds.items():
                     row = candidates(level, device, dtype)
                     runs = {name: getattr(one, passes) for name, one in row.items()}
                     for name, one in row.items():
                         one.peak = peak_memory(runs[name], device)
                     for _ in range(repeats):
-                        # In random order: what ran before leaves its mark on cache and heap.
+                        # In random order: the previous run affects the CPU cache and the heap.
                         for name in random.sample(list(row), len(row)):
                             row[name].time(runs[name], device)
                     theirs = min(

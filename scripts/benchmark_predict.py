@@ -1,12 +1,12 @@
-"""Time our prediction in tiles beside MONAI's, and beside the network alone, which bounds both.
+"""Compare the speed and memory of our tiled prediction with MONAI's and with the bare network.
 
-One untrained network, with its batch norm folded as `unet.inference.predictor.load_model` does it, runs over
-one synthetic image of one channel in tiles: in `unet.inference.sliding_window.sliding_window`, in MONAI's
-`sliding_window_inference` where it is installed, and bare, over one and the same tile as many times
-as ours has tiles, its results thrown away. All are run in turn in one process, so that a noisy
-machine slows them alike, and ratios are those within a round; compare the rows of one run, not
-rows of two runs. Peak memory is that of a process of its own for each, over what it had when image
-and network were ready.
+An untrained network with fused batch norm runs over a synthetic image with one channel in three
+ways: with `unet.inference.sliding_window`, with MONAI's `sliding_window_inference` if it is
+installed, and bare: over one tile as often as our prediction has tiles, discarding the results.
+
+All candidates run in turn in one process, so that a noisy machine slows all of them down equally,
+and ratios are computed within a round. Compare the rows of one run, not rows of two runs. Peak
+memory is measured in a separate process for each candidate, without the image and the network.
 """
 
 import argparse
@@ -209,8 +209,9 @@ def measure(
     image: Tensor,
     tile: int,
     rounds: int,
+    quick: bool,
 ) -> dict[tuple[str, int], Measured]:
-    """Run every candidate in every round, then each in a process of its own for its memory."""
+    """Run every candidate in every round, then each in its own process to measure its memory."""
     measured = {key: Measured() for key in candidates}
     # What is done once, be it for a size of tiles, is not counted.
     for run in candidates.values():
@@ -228,13 +229,15 @@ def measure(
             synchronize(image.device)
             measured[key].seconds.append(time.perf_counter() - start)
             measured[key].pixels = network.pixels
-    for (name, overlap), one in measured.items():
-        one.memory = memory_in_new_process(name, tile, overlap)
+    for name, overlap in [(OURS, 0)] if quick else measured:
+        measured[name, overlap].memory = memory_in_new_process(name, tile, overlap)
     return measured
 
 
-def compare(network: Network, image: Tensor, tile: int, overlap: int, rounds: int) -> None:
-    """Print a table for one size of tiles, and whether the targets are met."""
+def compare(
+    network: Network, image: Tensor, tile: int, overlap: int, rounds: int, quick: bool
+) -> None:
+    """Print a table for one tile size, and whether the targets are met."""
     size = image.shape[1]
     reason = reason_to_leave_out()
     print(f"\ntiles of at most {tile} x {tile}, overlap {overlap} and 0")
@@ -242,7 +245,7 @@ def compare(network: Network, image: Tensor, tile: int, overlap: int, rounds: in
         print(f"monai: left out, as {reason}")
     with torch.inference_mode():
         candidates = make_candidates(network, tile, overlap, reason is None)
-        measured = measure(network, candidates, image, tile, rounds)
+        measured = measure(network, candidates, image, tile, rounds, quick)
     print(
         f"{'':17} {'overlap':>8} {'megapixels/s: min':>18} {'median':>8} "
         f"{'of bare, overlap 0':>19} {'computed':>9} {'peak MiB':>9}"
@@ -341,8 +344,8 @@ def main() -> int:
     for tile in arguments.tile:
         if tile % net.output_stride or not overlap < tile <= arguments.size:
             parser.error(
-                f"--tile: got {tile}, expected a multiple of {net.output_stride}, more than the overlap "
-                f"of {overlap} and at most the image's {arguments.size}"
+                f"--tile: got {tile}, expected a multiple of {net.output_stride}, more than the "
+                f"overlap of {overlap} and at most the image's {arguments.size}"
             )
     print(
         f"torch {torch.__version__}, {device.type}, {torch.get_num_threads()} threads; widths "
@@ -354,7 +357,7 @@ def main() -> int:
     )
     image = make_image(arguments.size, device)
     for tile in arguments.tile:
-        compare(network, image, tile, overlap, arguments.rounds)
+        compare(network, image, tile, overlap, arguments.rounds, arguments.quick)
     return 0
 
 

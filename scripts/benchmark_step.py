@@ -1,10 +1,12 @@
-"""Time a step of our training beside the bare step, and other libraries' U-Nets.
+"""Compare the time of our training step with a bare step and with U-Nets of other libraries.
 
-On one synthetic batch of the size in configs/isbi2012.yaml: the bare step that no loop can do
-without, our step, and the bare step with the U-Nets of monai and segmentation_models_pytorch,
-where they are installed. All are run in turn in one process, so that a noisy machine slows them
-alike, and ratios are those within a round; compare the rows of one run, not rows of two runs. Peak
-memory is that of a process of its own for each.
+The batch is synthetic and has the size of configs/isbi2012.yaml. The candidates are the bare step
+that every loop needs, our step, and the bare step with the U-Nets of monai and
+segmentation_models_pytorch if they are installed.
+
+All candidates run in turn in one process, so that a noisy machine slows all of them down equally,
+and ratios are computed within a round. Compare the rows of one run, not rows of two runs. Peak
+memory is measured in a separate process for each candidate.
 """
 
 import argparse
@@ -25,13 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unet.build import build_network, memory_format
+from unet.build import build_network, build_optimizer, memory_format
 from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.models.losses import SegmentationLoss
 from unet.runtime.device import memory_advice
 from unet.runtime.seeds import Stream
-from unet.training import train as training
 from unet.training.schedule import learning_rate_factor
 from unet.training.step import TrainingStep
 
@@ -190,7 +191,7 @@ def make_step(
         config.loss.dice,
         None if isinstance(weights, str) else weights,
     ).to(device)
-    optimizer = training._optimizer(config.optimizer, net)
+    optimizer = build_optimizer(config, net)
     if name == "our step":
         step = TrainingStep(net, loss, optimizer, dtype, compiled=compiled, memory_format=layout)
         numbers = count()
@@ -364,6 +365,8 @@ def main() -> int:
 
     compiled = not arguments.quick if arguments.compile is None else arguments.compile
     precisions = [name for name, (_, compiles) in PRECISIONS.items() if compiled or not compiles]
+    if arguments.quick:
+        precisions = ["float32"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in arguments.devices:
         steps = arguments.steps or (30 if name == "cuda" else 2)

@@ -1,4 +1,4 @@
-"""Draw the transposed convolution for the README."""
+"""Draw the picture of the transposed convolution for the README."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from unet.models.conv_transpose import kernel_times_pixel, lay_blocks
 from unet.runtime.files import atomic_path
 
-SCALE = 2  # drawn larger, so that it is sharp on a dense screen
-CELL, GAP, MARGIN = 40 * SCALE, 28 * SCALE, 24 * SCALE
+SCALE = 2  # sharp on screens with many pixels per inch
+SQUARE, GAP, MARGIN = 40 * SCALE, 28 * SCALE, 24 * SCALE
 INK, LINE, PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 COLOURS = {(0, 0): (255, 200, 120), (0, 1): (150, 210, 245), (1, 0): (140, 215, 180),
            (1, 1): (240, 170, 200)}  # fmt: skip
@@ -18,7 +18,7 @@ PIXELS = torch.tensor([[1, 2], [3, 4]])
 
 
 def mix(colours: list[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """The colour of a cell on which several blocks lie: their mean, darker."""
+    """Return the mean of the colours of overlapping blocks, a little darker."""
     shade = 1 if len(colours) == 1 else 0.85
     red, green, blue = (
         round(shade * sum(band) / len(colours)) for band in zip(*colours, strict=True)
@@ -27,7 +27,7 @@ def mix(colours: list[tuple[int, int, int]]) -> tuple[int, int, int]:
 
 
 class Picture:
-    """A canvas that grids and words are put on."""
+    """A canvas for grids and text."""
 
     def __init__(self, width: int, height: int) -> None:
         self.image = Image.new("RGB", (width, height), PAPER)
@@ -45,36 +45,36 @@ class Picture:
         self.draw.polygon([(x + half, y), (x + head, y - head), (x + head, y + head)], INK)
 
     def grid(self, x: float, y: float, numbers: Tensor, colours: dict) -> None:
-        """Draw a matrix with its top left corner at (x, y), cells in the colours of their place."""
+        """Draw a matrix with its top left corner at (x, y) and colours by position."""
         for i, row in enumerate(numbers.tolist()):
             for j, number in enumerate(row):
-                left, top = x + j * CELL, y + i * CELL
-                box = (left, top, left + CELL, top + CELL)
+                left, top = x + j * SQUARE, y + i * SQUARE
+                box = (left, top, left + SQUARE, top + SQUARE)
                 self.draw.rectangle(box, colours.get((i, j), PAPER), LINE, SCALE)
-                self.text(left + CELL / 2, top + CELL / 2, str(number), "mm")
+                self.text(left + SQUARE / 2, top + SQUARE / 2, str(number), "mm")
 
 
 def draw_operation(title: str, kernel: Tensor, stride: int) -> Image.Image:
-    """Draw input, kernel, one block for each pixel, and the image that they are laid down to."""
+    """Draw the input, the kernel, one block for each pixel, and the output."""
     blocks = kernel_times_pixel(PIXELS, kernel)
     output = lay_blocks(blocks, stride)
-    n, side = kernel.shape[0] * CELL, output.shape[0] * CELL
+    n, side = kernel.shape[0] * SQUARE, output.shape[0] * SQUARE
     middle = MARGIN + 60 * SCALE + max(side, 2 * n + GAP) / 2
     picture = Picture(
-        round(2 * MARGIN + 2 * CELL + n + 2 * n + GAP + side + 6 * GAP),
+        round(2 * MARGIN + 2 * SQUARE + n + 2 * n + GAP + side + 6 * GAP),
         round(2 * middle - 24 * SCALE),
     )
     picture.text(MARGIN, MARGIN, title)
 
     def column(x: float, width: float, height: float, name: str) -> tuple[float, float]:
-        """Name a column; return its grid's corner."""
+        """Write the name above a grid and return the corner of the grid."""
         top = middle - height / 2
         picture.text(x + width / 2, top - 14 * SCALE, name, "mm")
         return x, top
 
     x = float(MARGIN)
-    picture.grid(*column(x, 2 * CELL, 2 * CELL, "input"), PIXELS, COLOURS)
-    x += 2 * CELL + GAP
+    picture.grid(*column(x, 2 * SQUARE, 2 * SQUARE, "input"), PIXELS, COLOURS)
+    x += 2 * SQUARE + GAP
     picture.text(x, middle, "x", "mm")
     x += GAP
     picture.grid(*column(x, n, n, "kernel"), kernel, {})
@@ -83,9 +83,9 @@ def draw_operation(title: str, kernel: Tensor, stride: int) -> Image.Image:
     x += GAP
     left, top = column(x, 2 * n + GAP, 2 * n + GAP, "kernel times pixel")
     for place, colour in COLOURS.items():
-        cells = {(i, j): colour for i in range(len(kernel)) for j in range(len(kernel))}
+        squares = {(i, j): colour for i in range(len(kernel)) for j in range(len(kernel))}
         corner = (left + place[1] * (n + GAP), top + place[0] * (n + GAP))
-        picture.grid(*corner, blocks[place], cells)
+        picture.grid(*corner, blocks[place], squares)
     x += 2 * n + 2 * GAP
     picture.arrow(x, middle)
     x += GAP
@@ -94,8 +94,8 @@ def draw_operation(title: str, kernel: Tensor, stride: int) -> Image.Image:
         for i in range(len(kernel)):
             for j in range(len(kernel)):
                 under.setdefault((row * stride + i, column_ * stride + j), []).append(colour)
-    cells = {place: mix(colours) for place, colours in under.items()}
-    picture.grid(*column(x, side, side, "output"), output, cells)
+    squares = {place: mix(colours) for place, colours in under.items()}
+    picture.grid(*column(x, side, side, "output"), output, squares)
     return picture.image
 
 
@@ -103,12 +103,12 @@ def main() -> None:
     """Draw both cases, one below the other."""
     parts = [
         draw_operation(
-            "2 x 2 kernel, stride 2: the blocks lie side by side",
+            "2 x 2 kernel, stride 2: the blocks do not overlap",
             torch.tensor([[1, 2], [3, 4]]),
             stride=2,
         ),
         draw_operation(
-            "3 x 3 kernel, stride 2: the blocks overlap, and what overlaps is summed",
+            "3 x 3 kernel, stride 2: overlapping blocks are summed",
             torch.tensor([[1, 2, 1], [2, 4, 2], [1, 2, 1]]),
             stride=2,
         ),

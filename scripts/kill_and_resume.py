@@ -1,13 +1,13 @@
-"""Kill training at random moments, resume it, and compare the weights with an undisturbed run's.
+"""Kill a training run at random moments, resume it, and compare it with an uninterrupted run.
 
-A small run on the quickstart data saves after every step. Each round starts one anew, kills it with
-SIGKILL, lets `--resume` finish it and compares last.pt, best.pt and metrics.csv bit for bit with
-those of a run that was left alone. Half of the moments are drawn from the whole duration of a run,
-half from those at which a checkpoint is written or takes the place of the one before; half of the
-kills hit the workers that load samples as well, and half of the runs have such workers.
+A small run on the quickstart data saves after every step. Each round starts a new run, kills it
+with SIGKILL, finishes it with `--resume`, and compares last.pt, best.pt and metrics.csv bit for bit
+with an uninterrupted run. Half of the kills happen at any time of the run, half while a checkpoint
+is written or replaces the previous one. Half of the kills also hit the workers that load samples,
+and half of the runs have such workers.
 
-All is computed on the CPU by one thread each, as sums depend on the number of threads. The moments
-are drawn from --seed, but what a process has done by then is up to the machine. Linux only.
+Everything runs on the CPU with one thread, because sums depend on the number of threads. --seed
+determines the moments, but the progress of the run at a moment depends on the machine. Linux only.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from typing import Any, Literal
 from unet.data.synthetic import draw_quickstart
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = (
+SETTINGS = [
     "model.widths=[8,16]",
     "augment.crop=[64,64]",
     "train.epochs=3",
@@ -37,15 +37,16 @@ SETTINGS = (
     "train.save_every_steps=1",
     "train.previews=1",
     "train.device=cpu",
-)
+]
+QUICK = ("train.epochs=2", "train.steps_per_epoch=3")
 WORKERS = (0, 2)
-# What may differ between two runs that computed the same.
-BESIDES = ("seconds", "config.name", "config.train.num_workers")
+# These may differ between two equal runs.
+IGNORED = ("seconds", "config.name", "config.train.num_workers")
 
 
 @dataclass(frozen=True)
-class Undisturbed:
-    """A run that was left alone, beside which the others are held."""
+class Uninterrupted:
+    """A run without a kill, which the other runs are compared with."""
 
     run: Path
     seconds: float
@@ -55,35 +56,36 @@ class Undisturbed:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill.
+    """The moment of a kill.
 
     Args:
-        seconds: after the start; None for while saving.
-        save: with which checkpoint to begin to look for the moment while saving, 1 for the first.
-        stage: of saving: the file is being written; next.pt is whole; last.pt has made way for it.
-        share: of the file that is written by then.
+        seconds: time after the start; None for a moment during a save.
+        save: first checkpoint at which to look for the moment, counted from 1.
+        stage: stage of the save: the file is being written; next.pt is complete; or last.pt has
+            been renamed, and next.pt not yet.
+        fraction: fraction of the file that is written.
     """
 
     seconds: float | None = None
     save: int = 1
     stage: Literal["writing", "whole", "exchange"] = "writing"
-    share: float = 0.0
+    fraction: float = 0.0
 
     @classmethod
-    def draw(cls, rng: random.Random, undisturbed: Undisturbed, saving: bool) -> "Moment":
-        """Draw one by lot."""
+    def draw(cls, rng: random.Random, uninterrupted: Uninterrupted, saving: bool) -> "Moment":
+        """Draw a random moment."""
         if not saving:
-            return cls(seconds=rng.uniform(0, undisturbed.seconds))
+            return cls(seconds=rng.uniform(0, uninterrupted.seconds))
         return cls(
-            save=rng.randint(1, undisturbed.steps),
+            save=rng.randint(1, uninterrupted.steps),
             stage=rng.choice(("writing", "writing", "whole", "exchange")),
-            share=rng.random(),
+            fraction=rng.random(),
         )
 
 
 @contextmanager
 def started(folder: Path, name: str, workers: int, *more: str) -> Iterator[subprocess.Popen]:
-    """Start `unet train`, with what it says in a log; at the end none of it is left."""
+    """Start `unet train` with a log file; at the end, kill all its processes."""
     command = [sys.executable, "-m", "unet", "train", str(ROOT / "configs" / "quickstart.yaml")]
     command += [f"name={name}", *SETTINGS, f"train.num_workers={workers}", *more]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -101,19 +103,19 @@ def started(folder: Path, name: str, workers: int, *more: str) -> Iterator[subpr
     try:
         yield process
     finally:
-        # Workers outlive a main process that was killed by some seconds.
+        # Workers survive a killed main process for some seconds.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
 def log_of(folder: Path, name: str, *more: str) -> Path:
-    """Where a run, or its resumption, says what it does."""
+    """Return the log file of a run or of its resumption."""
     return folder / "logs" / f"{name}{''.join(more)}.log"
 
 
 def run_through(folder: Path, name: str, workers: int, *more: str, limit: float) -> str:
-    """Run `unet train` to its end; return what went wrong, or nothing."""
+    """Run `unet train` to its end; return the error, or an empty text."""
     with started(folder, name, workers, *more) as process:
         try:
             code = process.wait(limit)
@@ -125,20 +127,20 @@ def run_through(folder: Path, name: str, workers: int, *more: str, limit: float)
     return f"exit code {code}: {' | '.join(lines[-3:])}"
 
 
-def run_undisturbed(folder: Path, workers: int) -> Undisturbed:
-    """Run once without a kill."""
+def run_uninterrupted(folder: Path, workers: int) -> Uninterrupted:
+    """Run without a kill."""
     from unet.checkpoint import load_checkpoint
 
-    name, start = f"undisturbed-{workers}", time.monotonic()
+    name, start = f"uninterrupted-{workers}", time.monotonic()
     if fault := run_through(folder, name, workers, limit=600):
         raise RuntimeError(f"{name}: {fault}")
     seconds, run = time.monotonic() - start, folder / "runs" / name
     steps = load_checkpoint(run / "last.pt")["progress"]["step"]
-    return Undisturbed(run, seconds, steps, (run / "last.pt").stat().st_size)
+    return Uninterrupted(run, seconds, steps, (run / "last.pt").stat().st_size)
 
 
 def wait_for(moment: Moment, process: subprocess.Popen, run: Path, size: int) -> None:
-    """Return at the moment, with the process perhaps stopped, or when it has ended before."""
+    """Return at the moment, or when the process has ended; it may be stopped by SIGSTOP."""
     if moment.seconds is not None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(moment.seconds)
@@ -148,7 +150,7 @@ def wait_for(moment: Moment, process: subprocess.Popen, run: Path, size: int) ->
             return
         time.sleep(0.001)
     count, latest, looked = 0, "", 0.0
-    while True:  # without a pause, as a file is written in some milliseconds
+    while True:  # without a pause, because writing a file takes only milliseconds
         files = {entry.name: entry for entry in os.scandir(run)}
         new = next((n for n in files if n.startswith(".next.pt.") and n.endswith(".tmp")), "")
         count += bool(new) and new != latest
@@ -156,11 +158,11 @@ def wait_for(moment: Moment, process: subprocess.Popen, run: Path, size: int) ->
         if count >= moment.save:
             if moment.stage == "writing" and new:
                 with suppress(FileNotFoundError):
-                    if files[new].stat().st_size >= moment.share * size:
+                    if files[new].stat().st_size >= moment.fraction * size:
                         return
             if moment.stage == "whole" and "next.pt" in files:
                 return
-            # The first checkpoint of all takes nobody's place.
+            # The first checkpoint does not replace another one.
             whole_beside_last = {"next.pt", "last.pt"} <= files.keys()
             if moment.stage == "exchange" and whole_beside_last and stop_in_exchange(process, run):
                 return
@@ -171,15 +173,15 @@ def wait_for(moment: Moment, process: subprocess.Popen, run: Path, size: int) ->
 
 
 def stop_in_exchange(process: subprocess.Popen, run: Path) -> bool:
-    """Stop a process between last.pt's making way and next.pt's taking its place, if it goes well.
+    """Try to stop a process after last.pt was renamed and before next.pt takes its place.
 
-    That lasts a few microseconds, less than a signal takes to arrive. So the process is stopped and
-    let go on again and again, and advances by a little each time.
+    This takes a few microseconds, less than a signal needs to arrive. Therefore the process is
+    stopped and continued again and again, and advances a little each time.
     """
     end = time.monotonic() + 5
     while time.monotonic() < end:
         os.kill(process.pid, signal.SIGSTOP)
-        # An end is left to be noticed by Popen.
+        # WNOWAIT: Popen must still see the end of the process.
         state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         if state is None or state.si_code != os.CLD_STOPPED:
             return False
@@ -188,13 +190,13 @@ def stop_in_exchange(process: subprocess.Popen, run: Path) -> bool:
             return True
         whole = (run / "next.pt").exists()
         os.kill(process.pid, signal.SIGCONT)
-        if not whole:  # it was too quick
+        if not whole:  # too late
             break
     return False
 
 
 def kill(process: subprocess.Popen, main_only: bool) -> bool:
-    """Kill a process, and its workers as well; return whether there was still one to kill."""
+    """Kill a process and, unless `main_only`, its workers; return whether it was still running."""
     if process.poll() is not None:
         return False
     if main_only:
@@ -204,8 +206,8 @@ def kill(process: subprocess.Popen, main_only: bool) -> bool:
     return process.wait() == -signal.SIGKILL
 
 
-def reached(run: Path) -> str:
-    """How far a killed run has come."""
+def describe_progress(run: Path) -> str:
+    """Describe the progress of a killed run."""
     from unet.checkpoint import load_checkpoint
 
     for name, note in (("last.pt", ""), ("previous.pt", " in previous.pt")):
@@ -217,8 +219,8 @@ def reached(run: Path) -> str:
     return "before the first checkpoint"
 
 
-def half_done(run: Path) -> str:
-    """What a killed run was just saving, or nothing."""
+def describe_save(run: Path) -> str:
+    """Name the files that a killed run was saving; empty if there are none."""
     files = sorted(path.name for path in run.rglob(".*.tmp"))
     if (run / "next.pt").exists():
         files.append("next.pt" if (run / "last.pt").exists() else "next.pt, no last.pt")
@@ -226,7 +228,7 @@ def half_done(run: Path) -> str:
 
 
 def differences(run: Path, other: Path) -> list[str]:
-    """Say in what two finished runs differ."""
+    """List the differences of two finished runs."""
     from unet.checkpoint import load_checkpoint
 
     found = []
@@ -236,7 +238,7 @@ def differences(run: Path, other: Path) -> list[str]:
         except (ValueError, FileNotFoundError) as error:
             found.append(str(error))
             continue
-        keys = [key for key in contents[0] | contents[1] if not key.endswith(BESIDES)]
+        keys = [key for key in contents[0] | contents[1] if not key.endswith(IGNORED)]
         missing = object()
         found += [
             f"{name} {key}"
@@ -259,7 +261,7 @@ def differences(run: Path, other: Path) -> list[str]:
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """Values of nested dicts and lists by their dotted path; of tensors and floats, the bits."""
+    """Map dotted paths to the values of nested dicts and lists; tensors and floats as bits."""
     from torch import Tensor
 
     if isinstance(value, dict | list | tuple):
@@ -274,7 +276,7 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
-    """The lines of metrics.csv but for the time that was taken; none where there is no file."""
+    """Return the rows of metrics.csv without the time; none if there is no file."""
     path = run / "metrics.csv"
     if not path.exists():
         return []
@@ -286,15 +288,15 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 
 
 def kill_one(
-    folder: Path, number: int, undisturbed: dict[int, Undisturbed], rng: random.Random
+    folder: Path, number: int, uninterrupted: dict[int, Uninterrupted], rng: random.Random
 ) -> tuple[bool, bool]:
-    """Do one round; return whether the weights are the same, and whether it was while saving."""
-    # The eight combinations come in turn, and the first rounds already mix them.
+    """Do one round; return whether the weights are equal and whether the kill hit a save."""
+    # Cycle through the eight combinations, mixed from the first rounds on.
     i = number - 1
     workers = WORKERS[i % 2]
     saving = bool((i + i // 2) % 2)
     main_only = bool((i + i // 4) % 2)
-    base, name = undisturbed[workers], f"round-{number}"
+    base, name = uninterrupted[workers], f"round-{number}"
     run = folder / "runs" / name
     while True:
         moment = Moment.draw(rng, base, saving)
@@ -303,21 +305,21 @@ def kill_one(
             wait_for(moment, process, run, base.size)
             seconds = time.monotonic() - start
             if kill(process, main_only):
-                # As a person would resume it: workers of the killed process may still be there.
+                # As a user would resume: workers of the killed process may still be alive.
                 return finish(folder, number, workers, seconds, main_only, base)
-        print(f"{number:3}  not killed: the run was over before; another moment is drawn")
+        print(f"{number:3}  not killed, because the run had already ended; trying another moment")
         shutil.rmtree(run, ignore_errors=True)
 
 
 def finish(
-    folder: Path, number: int, workers: int, seconds: float, main_only: bool, base: Undisturbed
+    folder: Path, number: int, workers: int, seconds: float, main_only: bool, base: Uninterrupted
 ) -> tuple[bool, bool]:
-    """Resume a killed run, compare it, and print the line of its round."""
+    """Resume a killed run, compare it, and print a line."""
     name = f"round-{number}"
     run = folder / "runs" / name
-    step, half = reached(run), half_done(run)
+    step, half = describe_progress(run), describe_save(run)
     fault = run_through(folder, name, workers, "--resume", limit=60 + 10 * base.seconds)
-    said = log_of(folder, name, "--resume").read_text(encoding="utf-8")
+    log = log_of(folder, name, "--resume").read_text(encoding="utf-8")
     if fault:
         result = f"RESUME FAILED, {fault}"
     elif differing := differences(run, base.run):
@@ -330,7 +332,7 @@ def finish(
         f"{number:3}  killed {'without' if main_only and workers else 'with'} its {workers} "
         f"workers after {seconds:5.2f} s, {step}",
         *([f"while saving ({half})"] if half else []),
-        *(["went on from previous.pt"] if "previous.pt instead" in said else []),
+        *(["resumed from previous.pt"] if "previous.pt instead" in log else []),
         result,
     ]
     print("; ".join(parts), flush=True)
@@ -338,39 +340,46 @@ def finish(
 
 
 def main() -> int:
-    """Print one line for each round; 0 if all ended in the same weights."""
+    """Print one line for each round; return 0 if all weights are equal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="rounds (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
     parser.add_argument(
         "--folder",
         type=Path,
         help="new folder for data and runs (default: a temporary one, kept if a round fails)",
     )
+    parser.add_argument("--quick", action="store_true", help="one kill of a very short run")
     arguments = parser.parse_args()
     given: Path | None = arguments.folder
     if given is not None and given.exists():
         print(f"error: {given}: exists; remove it, or pass --folder OTHER", file=sys.stderr)
         return 2
     folder = (given or Path(tempfile.mkdtemp(prefix="kill_and_resume_"))).resolve()
+    if arguments.quick:
+        SETTINGS.extend(QUICK)
+        arguments.kills = 1
     (folder / "logs").mkdir(parents=True)
     draw_quickstart(folder / "data" / "quickstart")
-    undisturbed = {workers: run_undisturbed(folder, workers) for workers in WORKERS}
-    for workers, one in undisturbed.items():
-        print(f"undisturbed, {workers} workers: {one.seconds:.1f} s, {one.steps} steps", flush=True)
-    first, *others = undisturbed.values()
+    used = WORKERS[: arguments.kills]
+    uninterrupted = {workers: run_uninterrupted(folder, workers) for workers in used}
+    for workers, one in uninterrupted.items():
+        print(
+            f"uninterrupted, {workers} workers: {one.seconds:.1f} s, {one.steps} steps", flush=True
+        )
+    first, *others = uninterrupted.values()
     for other in others:
         if found := differences(other.run, first.run):
             print(f"error: {other.run} differs by itself: {', '.join(found)}", file=sys.stderr)
             return 1
     rng = random.Random(arguments.seed)  # noqa: S311 (no secret)
     results = [
-        kill_one(folder, number, undisturbed, rng) for number in range(1, arguments.kills + 1)
+        kill_one(folder, number, uninterrupted, rng) for number in range(1, arguments.kills + 1)
     ]
     same, saving = (sum(column) for column in zip(*results, strict=True)) if results else (0, 0)
     print(f"{same} of {len(results)}: same weights; {saving} killed while saving")
     if same < len(results):
-        print(f"what differs is in {folder / 'runs'}, what was said in {folder / 'logs'}")
+        print(f"the differing runs are in {folder / 'runs'}, the logs in {folder / 'logs'}")
         return 1
     if given is None:
         shutil.rmtree(folder)

@@ -1,4 +1,7 @@
-"""The benchmarks and checks in scripts/ run. What they measure is not tested."""
+"""The benchmarks and checks in scripts/ run. What they measure is not tested.
+
+They take more than 5 seconds because each imports torch in one to four new processes.
+"""
 
 import os
 import shlex
@@ -28,7 +31,7 @@ def run_script(command: str) -> str:
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        ("benchmark_conv_transpose.py --repeats 1", "times as fast as torch's in the geometric"),
+        ("benchmark_conv_transpose.py --quick", "times as fast as torch's in the geometric"),
         ("benchmark_step.py --quick", "float32: our step over the bare step"),
         ("benchmark_training.py --quick", "our loop over the plain loop"),
         pytest.param(
@@ -36,7 +39,7 @@ def run_script(command: str) -> str:
             "times as fast as the plain loop",
             marks=pytest.mark.skipif(not DATASETS.exists(), reason=f"there is no {DATASETS}"),
         ),
-        ("kill_and_resume.py --kills 1", "1 of 1: same weights"),
+        ("kill_and_resume.py --quick", "1 of 1: same weights"),
     ],
 )
 def test_a_script_runs_and_prints_its_result(command: str, shown: str) -> None:
