@@ -1,10 +1,12 @@
-"""Time our augmented samples beside the plain loop that a person would write with torchvision.
+"""Compare the speed of our augmented samples with a plain loop over torchvision's transforms.
 
-Both read the same files, do the same to them and collate batches, each with one thread as in a
-worker of a DataLoader. The plain loop transforms whole images and crops last; cropping first is
-faster, and leaves black corners in what is turned. The augmentation is that of the config, with
-the elastic deformation of configs/isbi2012.yaml in both sets. All are run in turn in one process,
-so that a noisy machine slows them alike; compare the columns of one row, not rows of two runs.
+Both read the same files, apply the same augmentation and collate batches, each with one thread as
+in a worker of a DataLoader. The plain loop transforms whole images and crops last. Cropping first is
+faster, but leaves black corners in rotated images. The augmentation is that of the config, with the
+elastic deformation of configs/isbi2012.yaml for both data sets.
+
+All candidates run in turn in one process, so that a noisy machine slows all of them down equally.
+Compare the columns of one row, not rows of two runs.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from unet.inspection.statistics import collect_statistics
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("isbi2012", "camvid")
 IMAGES = 32
-CROPS = 8  # of an image in a round of ours, which otherwise would be over too soon to be timed
+CROPS = 8  # per image in a round of ours, which is too short to measure otherwise
 ELASTIC_STD = 4.0  # pixels, as in configs/isbi2012.yaml
 
 
@@ -130,11 +132,11 @@ class Candidate:
         return f"{1 / max(self.seconds):8.1f} {self.median:8.1f}"
 
 
-def candidates(config: Config) -> dict[str, Candidate]:
+def candidates(config: Config, images: int, crops: int) -> dict[str, Candidate]:
     """Ours from memory, from files and with two workers; the plain loop in two orders."""
     pairs, faults = list_pairs(config)
     assert not faults, faults
-    pairs = pairs[:: max(1, len(pairs) // IMAGES)][:IMAGES]
+    pairs = pairs[:: max(1, len(pairs) // images)][:images]
     reader = build_reader(config)
     _, found, *faults = collect_statistics(pairs, reader)
     assert not any(faults), faults
@@ -150,7 +152,7 @@ def candidates(config: Config) -> dict[str, Candidate]:
             reader,
             norm,
             Augment(**vars(augment)),
-            crops_per_image=CROPS,
+            crops_per_image=crops,
             decoded=decoded,
         )
         return Candidate(
@@ -197,7 +199,9 @@ def main() -> int:
         help="holds isbi2012/ and camvid/ (default: data)",
     )
     parser.add_argument("--repeats", type=int, default=10, help="counted rounds (default: 10)")
+    parser.add_argument("--quick", action="store_true", help="only test that the script runs")
     arguments = parser.parse_args()
+    images, crops, repeats = (4, 1, 1) if arguments.quick else (IMAGES, CROPS, arguments.repeats)
     names = [name for name in NAMES if (arguments.data / name).is_dir()]
     for name in NAMES:
         if name not in names:
@@ -219,12 +223,12 @@ def main() -> int:
         config = load_config(
             ROOT / "configs" / f"{name}.yaml", [f"data.root={arguments.data / name}"]
         )
-        row = candidates(config)
+        row = candidates(config, images, crops)
         for one in row.values():
             one.time()
-            one.seconds.clear()  # what is done once is not counted
-        for _ in range(arguments.repeats):
-            # In random order: what ran before leaves its mark on cache and heap.
+            one.seconds.clear()  # the first round includes the start of the workers
+        for _ in range(repeats):
+            # In random order: the previous run affects the CPU cache and the heap.
             for one in random.sample(list(row.values()), len(row)):
                 one.time()
         print(f"{name:8} {' '.join(one.shown for one in row.values())}", flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DATASETS = ROOT.parent / "shared" / "datasets"
 
 
@@ -35,7 +35,7 @@ def run_script(command: str) -> str:
         ("benchmark_step.py --quick", "float32: our step over the bare step"),
         ("benchmark_training.py --quick", "our loop over the plain loop"),
         pytest.param(
-            f"benchmark_data.py --data '{DATASETS}' --repeats 1",
+            f"benchmark_data.py --data '{DATASETS}' --quick",
             "times as fast as the plain loop",
             marks=pytest.mark.skipif(not DATASETS.exists(), reason=f"there is no {DATASETS}"),
         ),
