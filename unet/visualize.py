@@ -16,8 +16,7 @@ from unet.runtime.files import atomic_path
 
 IGNORED_COLOUR: Colour = (255, 255, 255)
 
-ERROR_COLOUR: Colour = (230, 0, 126)
-"""Pixels whose prediction differs from the target."""
+ERROR_COLOUR: Colour = (230, 0, 126)  # the prediction differs from the target
 
 _BACKGROUND: Colour = (32, 32, 32)
 _GREY: Colour = (90, 90, 90)

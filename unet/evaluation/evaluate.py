@@ -176,8 +176,8 @@ def _pairs_to_score(
     if differing := sum(one != stems[0] for one in stems):
         raise ValueError(
             f"evaluate: got checkpoints with different validation images ({differing} of "
-            f"{len(stems)} differ from the first), some of which others were trained on; give "
-            "images that none was trained on, with their masks"
+            f"{len(stems)} differ from the first), expected the same, as no model should be scored "
+            "on its training images; give other images with their masks"
         )
     if not stems[0]:
         raise ValueError(
@@ -208,7 +208,7 @@ def _measure_pairs(
     model: Predictor, pairs: Sequence[Pair], measures: Measures, tta: Sequence[Kind]
 ) -> tuple[list[ImageMeasurements], dict[int, bytes]]:
     """Measure every image; the measurements of all and this process's predictions, compressed."""
-    own: dict[int, ImageMeasurements] = {}
+    measured: dict[int, ImageMeasurements] = {}
     predictions: dict[int, bytes] = {}
     reader = build_reader(model.config)
     for i, _, scores, target in predict_pairs(model, pairs, "evaluate", tta=tta):
@@ -218,10 +218,10 @@ def _measure_pairs(
             probabilities = (scores if tta else scores.softmax(0)).cpu()
         if measures.labelled and measures.objects is not None:
             label_image = _read_label_image(reader, pairs[i], target.numpy(), measures.objects)
-        own[i] = measure_image(prediction, target, measures, probabilities, label_image)
+        measured[i] = measure_image(prediction, target, measures, probabilities, label_image)
         # Kept to draw some of them: masks compress to about a hundredth of their size.
         predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
-    everything = gather(own)
+    everything = gather(measured)
     return [everything[i] for i in range(len(pairs))], predictions
 
 

@@ -160,8 +160,8 @@ def _shrink_errors(errors: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return _shrink(errors.astype(np.uint8) * 255, Image.Resampling.BOX) / 255
 
 
-def _data_url(pixels: np.ndarray, kind: str) -> str:
+def _data_url(pixels: np.ndarray, image_format: str) -> str:
     file = io.BytesIO()
-    options = {"quality": 82, "subsampling": 0} if kind == "JPEG" else {"optimize": True}
-    Image.fromarray(pixels).save(file, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    options = {"quality": 82, "subsampling": 0} if image_format == "JPEG" else {"optimize": True}
+    Image.fromarray(pixels).save(file, image_format, **options)
+    return f"data:image/{image_format.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

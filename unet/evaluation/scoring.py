@@ -95,6 +95,6 @@ def predict_pairs(
             yield indices[i], image, scores, target
 
 
-def gather(own: dict[int, T]) -> dict[int, T]:
-    """Return the results of all processes, by index."""
-    return {index: one for part in distributed.all_gather(own) for index, one in part.items()}
+def gather(results: dict[int, T]) -> dict[int, T]:
+    """Merge the results of all processes, by index."""
+    return {index: one for part in distributed.all_gather(results) for index, one in part.items()}

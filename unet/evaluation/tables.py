@@ -1,4 +1,4 @@
-"""Lay out scores as tables: rows of text, the first of which is the head."""
+"""Tables of scores: lists of rows of text. The first row is the head."""
 
 import math
 
