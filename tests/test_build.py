@@ -87,7 +87,7 @@ def test_classes_have_the_values_of_the_config() -> None:
     config = small_config("data.classes={a: 3, b: 9}", "data.ignore=[7]", "data.tolerance=1")
     classes = build_classes(config)
     assert (classes.names, classes.tolerance) == (("a", "b"), 1)
-    assert classes.ids_of(np.array([[3, 9, 7, 10]]), "mask").tolist() == [[0, 1, 255, 1]]
+    assert classes.decode(np.array([[3, 9, 7, 10]]), "mask").tolist() == [[0, 1, 255, 1]]
 
 
 def test_only_the_training_reader_has_border_weights() -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unet.data.border_weights import border_weights, part_cells
+from unet.data.border_weights import border_weights, separate_cells
 
 
 def slow_border_weights(cells: np.ndarray, weight: float, sigma: float) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_cells_that_fill_the_image_have_nothing_between() -> None:
 def test_touching_cells_are_parted() -> None:
     cells = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 2, 3]])
     ids = np.where(cells > 0, 1, 0).astype(np.uint8)
-    parted, parts = part_cells(ids, cells)
+    parted, parts = separate_cells(ids, cells)
     assert parts.tolist() == [[1, 1, 0, 0, 2, 2], [1, 1, 0, 0, 2, 0], [0, 0, 0, 0, 0, 0]]
     assert np.array_equal(parted, parts > 0)
     assert parted.dtype == np.uint8
@@ -68,5 +68,5 @@ def test_touching_cells_are_parted() -> None:
 
 def test_cells_are_parted_neither_from_another_class_nor_on_ignored_pixels() -> None:
     cells, ids = np.array([[1, 1, 2, 2, 3, 3]]), np.array([[1, 1, 2, 255, 255, 2]], np.uint8)
-    for before, after in zip((ids, cells), part_cells(ids, cells), strict=True):
+    for before, after in zip((ids, cells), separate_cells(ids, cells), strict=True):
         assert np.array_equal(before, after)

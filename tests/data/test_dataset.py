@@ -9,7 +9,7 @@ from helpers import HEIGHT, WIDTH, write_instances
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from unet.data.border_weights import Border, border_weights, part_cells
+from unet.data.border_weights import Border, border_weights, separate_cells
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
@@ -236,7 +236,7 @@ def test_a_reader_with_a_border_gives_parted_cells_and_their_weights(data_root: 
         before, whole = READER(pair)
         assert np.array_equal(image, before)
         with Image.open(str(pair.instances)) as file:
-            expected, cells = part_cells(whole, np.asarray(file))
+            expected, cells = separate_cells(whole, np.asarray(file))
         assert np.array_equal(ids, expected)
         assert (whole != ids).sum() == 2 * 16  # the height of the box
         assert weights.dtype == np.float16
@@ -258,7 +258,7 @@ def test_parts_of_a_class_are_cells_where_none_are_numbered(tmp_path: Path) -> N
 def test_cells_of_another_image_are_refused(data_root: Path) -> None:
     pair = numbered_pairs(data_root)[0]
     Image.fromarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)).save(str(pair.instances))
-    with pytest.raises(ValueError, match=r"0\.png: got cells that are \d+% ground in .*0\.png"):
+    with pytest.raises(ValueError, match=r"0\.png: got objects that are \d+% ground in .*0\.png"):
         BORDER_READER(pair)
 
 

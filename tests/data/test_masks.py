@@ -6,7 +6,7 @@ from helpers import write_png16
 from PIL import Image
 
 from unet.data.classes import IGNORE_INDEX, ClassMap, StrayValueError
-from unet.data.masks import palette_of, read_class_masks, read_label_image, read_mask, write_mask
+from unet.data.masks import draw_mask, read_class_masks, read_label_image, read_mask, read_palette
 
 IDS = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
 
@@ -65,7 +65,7 @@ def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> Non
 )
 def test_what_is_written_reads_back_the_same(tmp_path: Path, values: tuple) -> None:
     classes = ClassMap(dict(zip("abc", values, strict=True)))
-    write_mask(tmp_path / "a.png", IDS, classes)
+    draw_mask(IDS, classes).save(tmp_path / "a.png")
     assert np.array_equal(read_mask(tmp_path / "a.png", classes), IDS)
 
 
@@ -170,8 +170,8 @@ def test_one_bit_is_a_class_rather_than_ignored_and_white_in_colours(tmp_path: P
 def test_the_classes_that_would_fit_lose_none(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     classes = ClassMap({"ground": 0, "cell": 255})
-    assert classes.that_would_fit({1: 2}, {0}, 4).endswith("would fit: {ground: 0, cell: 1}")
-    assert "{ground: 0, cell: 255, new_1: 1}" in classes.that_would_fit({1: 2}, {0, 1}, 4)
+    assert classes.suggest({1: 2}, {0}, 4).endswith("would fit: {ground: 0, cell: 1}")
+    assert "{ground: 0, cell: 255, new_1: 1}" in classes.suggest({1: 2}, {0, 1}, 4)
     Image.fromarray(np.array([[0, 1]], np.uint8)).save(path)
     with Image.open(path) as mask:
         mask.load()
@@ -216,15 +216,15 @@ def test_a_palette_is_written_again(tmp_path: Path) -> None:
     image = Image.fromarray(IDS)
     image.putpalette([9, 9, 9, 255, 0, 0, 0, 0, 255])
     image.save(tmp_path / "a.png")
-    palette = palette_of(tmp_path / "a.png")
+    palette = read_palette(tmp_path / "a.png")
     assert palette is not None
     assert palette[:3] == ((9, 9, 9), (255, 0, 0), (0, 0, 255))
     classes = ClassMap({"a": 0, "b": 1, "c": 2})
-    write_mask(tmp_path / "b.png", read_mask(tmp_path / "a.png", classes), classes, palette)
+    draw_mask(read_mask(tmp_path / "a.png", classes), classes, palette).save(tmp_path / "b.png")
     assert np.array_equal(read_mask(tmp_path / "b.png", classes), IDS)
     with Image.open(tmp_path / "a.png") as one, Image.open(tmp_path / "b.png") as other:
         assert np.array_equal(np.asarray(one.convert("RGB")), np.asarray(other.convert("RGB")))
-    assert palette_of(save(tmp_path / "c.png", IDS)) is None
+    assert read_palette(save(tmp_path / "c.png", IDS)) is None
 
 
 def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Docstring to be written."""
+"""A pair of files -> image, class ids and pixel weights."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from unet.data.border_weights import Border, border_weights, part_cells
+from unet.data.border_weights import Border, border_weights, separate_cells
 from unet.data.classes import ClassMap
 from unet.data.image_io import read_image
 from unet.data.label_images import number_objects
@@ -14,13 +14,16 @@ from unet.data.pairing import Pair
 
 @dataclass(frozen=True, kw_only=True)
 class PairReader:
-    """Reads pairs of one data set.
+    """Reads the pairs of a data set.
+
+    All methods raise FileNotFoundError if a file is missing, and ValueError if it cannot be read
+    or does not fit the others.
 
     Args:
         classes: of the masks.
         in_channels: C of the images.
-        mask_per_class: whether a mask lies in several files, one for each class but the first.
-        border: how the background between cells weighs more; None for not.
+        mask_per_class: whether each class except the first has its own binary mask.
+        border: which pixels weigh more; None for no weights.
     """
 
     classes: ClassMap
@@ -29,66 +32,50 @@ class PairReader:
     border: Border | None = None
 
     def __call__(self, pair: Pair) -> tuple[np.ndarray, ...]:
-        """Read what there is to learn.
+        """Read image and class ids for training.
 
-        Returns:
-            Image and class ids as `read` gives them; with a border, touching cells are parted, and
-            the extra weights (H, W) come third: float16, as three digits are enough.
-
-        Raises:
-            FileNotFoundError, ValueError: as `read` and `cells`.
+        With a border, touching cells are separated, and extra weights (H, W) float16 come third:
+        three digits are enough.
         """
         image, ids = self.read(pair)
         if self.border is None:
             return image, ids
-        ids, cells = part_cells(ids, self.cells(pair, ids))
+        ids, cells = separate_cells(ids, self.cells(pair, ids))
         weights = border_weights(cells, self.border.weight, self.border.sigma)
         return image, ids, weights.astype(np.float16)
 
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image (C, H, W), as `read_image` gives it, and class ids (H, W) uint8.
-
-        Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if one cannot be read, or their sizes differ.
-        """
+        """Read an image (C, H, W) as `read_image`, and class ids (H, W) uint8."""
         image = read_image(pair.images, self.in_channels, pair.page)
-        size = (image.shape[1], image.shape[2])
-        names = self.classes.names
+        size, names = (image.shape[1], image.shape[2]), self.classes.names
         if self.mask_per_class:
-            return image, read_class_masks(
-                pair.masks, names[1:], self.classes.tolerance, size, pair.page
-            )
+            tolerance = self.classes.tolerance
+            return image, read_class_masks(pair.masks, names[1:], tolerance, size, pair.page)
         return image, read_mask(pair.masks[0], self.classes, size, pair.page)
 
     def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
-        """Number the cells (H, W), 0 between them, by the border's classes or the label image.
-
-        Raises:
-            FileNotFoundError: if the label image is missing.
-            ValueError: if it cannot be read or is not that of the mask; if scipy is not installed.
-        """
+        """Number the cells (H, W), 0 between them: from the border's classes or a label image."""
         classes = self.border.classes if self.border else ()
         if classes or pair.instances is None:
             return number_objects(ids, classes)
         return self.label_image(pair, ids)
 
     def label_image(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
-        """Read the label image (H, W) of a pair that has one: as `cells`, whatever the border."""
+        """Read the label image (H, W) of a pair that has one; its objects must be in the mask."""
         assert pair.instances is not None
-        cells = read_label_image(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
-        numbered = ids[cells > 0]
-        if 2 * np.count_nonzero(numbered == 0) > numbered.size:
+        labels = read_label_image(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
+        background = ids[labels > 0] == 0
+        if 2 * np.count_nonzero(background) > background.size:
             raise ValueError(
-                f"{pair.instances}: got cells that are {(numbered == 0).mean():.0%} "
-                f"{self.classes.names[0]} in {pair.masks[0]}, expected other classes; pair them "
-                "right, or let data.classes begin with the class that lies between cells"
+                f"{pair.instances}: got objects that are {background.mean():.0%} "
+                f"{self.classes.names[0]} in {pair.masks[0]}, expected other classes; correct the "
+                "pairs, or let data.classes start with the class that lies between objects"
             )
-        inside = cells[ids == 1] > 0
-        if len(self.classes.names) == 2 and 2 * np.count_nonzero(inside) < inside.size:
+        numbered = labels[ids == 1] > 0
+        if len(self.classes.names) == 2 and 2 * np.count_nonzero(numbered) < numbered.size:
             raise ValueError(
-                f"{pair.instances}: numbers {inside.mean():.0%} of the pixels of "
-                f"{self.classes.names[1]} in {pair.masks[0]}, expected most; pair them right, or "
+                f"{pair.instances}: numbers {numbered.mean():.0%} of the pixels of "
+                f"{self.classes.names[1]} in {pair.masks[0]}, expected most; correct the pairs, or "
                 "complete the label image"
             )
-        return cells
+        return labels

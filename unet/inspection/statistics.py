@@ -168,7 +168,7 @@ def _advise_on_stray_values(
         counts.update(error.pixels)
         present |= error.present
         total += error.total
-    return f"all masks together: {reader.classes.that_would_fit(counts, present, total)}"
+    return f"all masks together: {reader.classes.suggest(counts, present, total)}"
 
 
 def _hash(array: np.ndarray) -> bytes:

@@ -16,7 +16,7 @@ from unet.build import (
 )
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config, TrainConfig
-from unet.data.masks import palette_of
+from unet.data.masks import read_palette
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
@@ -123,7 +123,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         config=config,
         normalization=normalization,
         val_stems=tuple(pair.stem for pair in data.val_pairs),
-        palette=None if reader.mask_per_class else palette_of(first.masks[0], first.page),
+        palette=None if reader.mask_per_class else read_palette(first.masks[0], first.page),
         device=device,
     )
     training_step = TrainingStep(
