@@ -1,5 +1,6 @@
 """Fixtures: a tiny data set, a folder to work in."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,15 @@ from helpers import write_pairs
 from torchvision.models import get_model
 
 
+# Sums of floats depend on the number of threads: tests, fixtures and the processes that they start
+# have one thread each. With pytest-xdist, each core runs one test.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
-def _fixed_threads() -> None:
-    """Sums of floats depend on the number of threads: keep it the same in every test."""
+def _one_thread() -> None:
+    """Undo `torch.set_num_threads` of another test."""
     torch.set_num_threads(1)
 
 
