@@ -1,9 +1,9 @@
 """Compare the speed of our augmented samples with a plain loop over torchvision's transforms.
 
 Both read the same files, apply the same augmentation and collate batches, each with one thread as
-in a worker of a DataLoader. The plain loop transforms whole images and crops last. Cropping first is
-faster, but leaves black corners in rotated images. The augmentation is that of the config, with the
-elastic deformation of configs/isbi2012.yaml for both data sets.
+in a worker of a DataLoader. The plain loop transforms whole images and crops last. Cropping first
+is faster, but leaves black corners in rotated images. The augmentation is that of the config, with
+the elastic deformation of configs/isbi2012.yaml for both data sets.
 
 All candidates run in turn in one process, so that a noisy machine slows all of them down equally.
 Compare the columns of one row, not rows of two runs.
