@@ -27,8 +27,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from unet.build import build_reader, list_pairs
+from unet.config.data_schema import AugmentConfig
 from unet.config.loader import load_config
-from unet.config.schema import AugmentConfig, Config
+from unet.config.schema import Config
 from unet.data.cache import DecodedCache
 from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization, normalization_from_sums

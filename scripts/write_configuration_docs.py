@@ -15,14 +15,15 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
-from unet.config import schema
+from unet.config.data_schema import MaskValues, MayChange
 from unet.config.parsing import describe_type
+from unet.config.schema import Config
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 
-<!-- Written by scripts/write_configuration_docs.py from unet/config/schema.py. Do not edit. -->
+<!-- Written by scripts/write_configuration_docs.py from the schema in unet/config. Do not edit. -->
 
 Look up here what each setting of a config file means. A config is a YAML file; only `data.root`,
 `data.classes`, `data.validation` and `train.epochs` are required. Every setting can also be changed
@@ -35,19 +36,19 @@ The last column says when a setting may change after training has begun: on *res
 settings belong to the trained model.
 """
 CHANGES = {
-    schema.MayChange(0): "",
-    schema.MayChange.ON_RESUME: "resume",
-    schema.MayChange.IN_USE: "use",
-    schema.MayChange.ON_RESUME | schema.MayChange.IN_USE: "resume, use",
+    MayChange(0): "",
+    MayChange.ON_RESUME: "resume",
+    MayChange.IN_USE: "use",
+    MayChange.ON_RESUME | MayChange.IN_USE: "resume, use",
 }
 
 
 def configuration_page() -> str:
     """Return the text of docs/configuration.md."""
-    return HEAD + "".join(_section("", schema.Config, "The run", schema.MayChange(0)))
+    return HEAD + "".join(_section("", Config, "The run", MayChange(0)))
 
 
-def _section(path: str, section: Any, title: str, inherited: schema.MayChange) -> Iterator[str]:
+def _section(path: str, section: Any, title: str, inherited: MayChange) -> Iterator[str]:
     """Yield the heading, introduction and table of a section, then its inner sections."""
     comments, hints = _comments(section), get_type_hints(section, include_extras=True)
     yield f"\n## {title}\n\n{' '.join(str(inspect.getdoc(section)).split())}\n\n"
@@ -55,7 +56,7 @@ def _section(path: str, section: Any, title: str, inherited: schema.MayChange) -
     inner = []
     for field in dataclasses.fields(section):
         hint, name = hints[field.name], path + field.name
-        marks = [mark for mark in get_args(hint) if isinstance(mark, schema.MayChange)]
+        marks = [mark for mark in get_args(hint) if isinstance(mark, MayChange)]
         change = marks[0] if marks else inherited
         inner += [
             (f"{name}.", option, f"`{name}`", change)
@@ -89,9 +90,9 @@ def _comments(section: Any) -> dict[str, str]:
 
 
 def _type_in_words(hint: Any) -> str:
-    if hint == dict[str, schema.MaskValues]:
+    if hint == dict[str, MaskValues]:
         return "names, each with mask values"
-    if hint == tuple[schema.MaskValues, ...]:
+    if hint == tuple[MaskValues, ...]:
         return "a list of mask values"
     return describe_type(hint).replace(" (in quotes if it looks like a number)", "")
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from unet.config.schema import Config, FixedNormalizationConfig
+from unet.config.data_schema import FixedNormalizationConfig
+from unet.config.schema import Config
 from unet.data.border_weights import Border
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap

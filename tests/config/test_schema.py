@@ -6,14 +6,8 @@ import sys
 import pytest
 from helpers import small_config
 
-from unet.config.schema import (
-    AugmentConfig,
-    BorderConfig,
-    LossConfig,
-    ModelConfig,
-    tile_overlap,
-    tiles_blend,
-)
+from unet.config.data_schema import AugmentConfig
+from unet.config.schema import BorderConfig, LossConfig, ModelConfig, tile_overlap, tiles_blend
 from unet.data.border_weights import Border
 from unet.data.transforms import Augment
 from unet.models.losses import SegmentationLoss

@@ -1,6 +1,6 @@
 from helpers import small_config
 
-from unet.config.schema import MayChange
+from unet.config.data_schema import MayChange
 from unet.config.values import changed_settings, config_to_dict, flat_settings
 
 NEVER = MayChange(0)

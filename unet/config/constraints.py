@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_type_hints
 
-from unet.config.schema import Config, FixedNormalizationConfig, tile_overlap
+from unet.config.data_schema import FixedNormalizationConfig
+from unet.config.schema import Config, tile_overlap
 from unet.data.classes import ClassMap
 from unet.data.image_io import SUFFIXES
 from unet.metrics.confusion import Scores

@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_type_hints
 
-from unet.config.schema import Config, MayChange
+from unet.config.data_schema import MayChange
+from unet.config.schema import Config
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from unet.build import build_classes, build_network, build_normalization, memory_format
 from unet.checkpoint import load_checkpoint
+from unet.config.data_schema import MayChange
 from unet.config.loader import config_from_dict
-from unet.config.schema import Config, MayChange, tile_overlap, tiles_blend
+from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.normalization import Normalization

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from unet.checkpoint import load_checkpoint, save_checkpoint
+from unet.config.data_schema import MayChange
 from unet.config.loader import config_from_dict
-from unet.config.schema import Config, MayChange
+from unet.config.schema import Config
 from unet.config.values import changed_settings, config_to_dict
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
