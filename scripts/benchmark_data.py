@@ -35,7 +35,7 @@ from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import Pair
 from unet.data.sampler import SeededBatchSampler
-from unet.data.transforms import Augment
+from unet.data.transforms import Augmentation
 from unet.inspection.statistics import collect_statistics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,14 +147,14 @@ def candidates(config: Config, images: int, crops: int) -> dict[str, Candidate]:
     augment = replace(config.augment, elastic_std=ELASTIC_STD)
 
     def ours(limit: float, num_workers: int = 0) -> Candidate:
-        decoded = DecodedCache(pairs, reader, found.sizes, found.num_bytes, limit)
+        cache = DecodedCache(pairs, reader, found.sizes, found.num_bytes, limit)
         dataset = SegmentationDataset(
             pairs,
             reader,
             norm,
-            Augment(**vars(augment)),
+            Augmentation(**vars(augment)),
             crops_per_image=crops,
-            decoded=decoded,
+            cache=cache,
         )
         return Candidate(
             DataLoader(

@@ -21,7 +21,7 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.table import read_table
-from unet.data.transforms import Augment
+from unet.data.transforms import Augmentation
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 from unet.models.weights import encoder_numbers
@@ -134,10 +134,10 @@ def build_encoder_normalization(config: Config) -> Normalization | None:
     return None if numbers is None else Normalization(mean=numbers[0], std=numbers[1])
 
 
-def build_transforms(config: Config) -> Augment:
+def build_transforms(config: Config) -> Augmentation:
     """Return the augmentation of training samples."""
     geometry = config.model.geometry
-    return Augment(
+    return Augmentation(
         **vars(config.augment),
         context=geometry.context,
         size_multiple=geometry.output_stride if geometry.context else 1,
@@ -173,9 +173,9 @@ def build_dataset(
         augment=build_transforms(config),
         seed=config.train.seed,
         crops_per_image=sampling.crops_per_image,
-        rare=[names.index(name) for name in sampling.rare_classes],
+        rare_classes=[names.index(name) for name in sampling.rare_classes],
         rare_fraction=sampling.rare_fraction,
-        decoded=DecodedCache(pairs, reader, sizes, num_bytes, limit),
+        cache=DecodedCache(pairs, reader, sizes, num_bytes, limit),
     )
 
 

@@ -9,7 +9,7 @@ from helpers import small_config
 from unet.config.data_schema import AugmentConfig
 from unet.config.schema import BorderConfig, LossConfig, ModelConfig, tile_overlap, tiles_blend
 from unet.data.border_weights import Border
-from unet.data.transforms import Augment
+from unet.data.transforms import Augmentation
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 
@@ -29,7 +29,7 @@ def test_tiles_overlap_by_twice_the_margin_unless_set() -> None:
 @pytest.mark.parametrize(
     ("section", "component", "other_names"),
     [
-        (AugmentConfig, Augment, {"context", "size_multiple", "size_remainder"}),
+        (AugmentConfig, Augmentation, {"context", "size_multiple", "size_remainder"}),
         # From data.classes and train.
         (ModelConfig, UNet, {"num_classes", "activation_checkpointing"}),
         # ignore_index is not a setting, border weights come with the data.

@@ -17,7 +17,7 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.sampler import SeededBatchSampler
-from unet.data.transforms import Augment
+from unet.data.transforms import Augmentation
 from unet.runtime.errors import SampleError
 
 READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)
@@ -35,9 +35,9 @@ def pairs_of(root: Path) -> list[Pair]:
 def test_what_is_kept_in_memory_changes_no_sample(data_root: Path, limit: float) -> None:
     pairs = pairs_of(data_root)
     num_bytes = np.full(6, 2 * HEIGHT * WIDTH)
-    decoded = DecodedCache(pairs, READER, SIZES, num_bytes, limit)
-    assert decoded.num_cached == {0: 0, 1e9: 6}.get(limit, 2)
-    anew, kept = dataset(data_root), dataset(data_root, decoded=decoded)
+    cache = DecodedCache(pairs, READER, SIZES, num_bytes, limit)
+    assert cache.num_cached == {0: 0, 1e9: 6}.get(limit, 2)
+    anew, kept = dataset(data_root), dataset(data_root, cache=cache)
     for place in ((0, 0), (1, 1), (5, 5)):
         for _ in range(2):  # read from the file, then from memory
             assert all(map(torch.equal, anew[place], kept[place]))
@@ -58,9 +58,9 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
         )
     sizes = np.array([array.shape for array in arrays])
     num_bytes = np.array([array.nbytes + array.size for array in arrays])
-    decoded = DecodedCache(pairs, READER, sizes, num_bytes, 1e6)
+    cache = DecodedCache(pairs, READER, sizes, num_bytes, 1e6)
     for i, array in [*enumerate(arrays)] * 2:  # read from the file, then from memory
-        image, ids = decoded[i]
+        image, ids = cache[i]
         assert image.dtype == array.dtype
         assert np.array_equal(image[0], array)
         assert ids.shape == array.shape
@@ -69,8 +69,8 @@ def test_images_of_16_bits_and_of_floats_are_kept_in_memory_as_they_are(tmp_path
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_what_a_worker_reads_is_there_for_all(data_root: Path, start: str) -> None:
-    decoded = DecodedCache(pairs_of(data_root), READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
-    samples = dataset(data_root, decoded=decoded)
+    cache = DecodedCache(pairs_of(data_root), READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    samples = dataset(data_root, cache=cache)
     before = [dataset(data_root)[(0, i)] for i in range(6)]
     loader = DataLoader(
         samples,
@@ -100,15 +100,15 @@ def test_a_pair_is_not_taken_from_the_cache_before_all_its_bytes_are_there(
 
 
 def test_a_pair_that_no_longer_fits_is_read_anew(data_root: Path) -> None:
-    decoded = DecodedCache(pairs_of(data_root), READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
-    _, neighbour = decoded[3]
+    cache = DecodedCache(pairs_of(data_root), READER, SIZES, np.full(6, 2 * HEIGHT * WIDTH), 1e6)
+    _, neighbour = cache[3]
     for folder in ("images", "masks"):
         Image.fromarray(np.full((99, 99), 200, np.uint8)).save(data_root / folder / "2.png")
     for _ in range(2):
-        image, ids = decoded[2]
+        image, ids = cache[2]
         assert image.shape == (1, 99, 99)
         assert (ids == 1).all()
-    assert np.array_equal(decoded[3][1], neighbour)
+    assert np.array_equal(cache[3][1], neighbour)
 
 
 def test_crops_are_drawn_around_rare_classes(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_crops_are_drawn_around_rare_classes(tmp_path: Path) -> None:
             pairs_of(tmp_path),
             READER,
             Normalization(mean=(0.4,), std=(0.2,)),
-            Augment(crop=(40, 40), rotate=20, quarter_turns=True, scale=(0.8, 1.2)),
+            Augmentation(crop=(40, 40), rotate=20, quarter_turns=True, scale=(0.8, 1.2)),
             crops_per_image=200,
-            rare=[1],
+            rare_classes=[1],
             rare_fraction=rare_fraction,
         )
         assert len(samples) == 200
@@ -150,14 +150,14 @@ def test_a_workers_memory_does_not_grow_with_the_pairs_it_has_seen(data_root: Pa
     assert not any(isinstance(part, list) for part in vars(pairs).values())
 
 
-def dataset(root: Path, seed: int = 0, decoded: DecodedCache | None = None) -> SegmentationDataset:
+def dataset(root: Path, seed: int = 0, cache: DecodedCache | None = None) -> SegmentationDataset:
     return SegmentationDataset(
         pairs_of(root),
         READER,
         Normalization(mean=(0.4,), std=(0.2,)),
-        Augment(crop=(20, 24), flip_horizontal=True, rotate=20, elastic_std=2, brightness=0.2),
+        Augmentation(crop=(20, 24), flip_horizontal=True, rotate=20, elastic_std=2, brightness=0.2),
         seed,
-        decoded=decoded,
+        cache=cache,
     )
 
 
@@ -273,21 +273,21 @@ def test_weights_are_computed_once_and_change_no_sample(
         computed.append(sigma)
         return border_weights(cells, weight, sigma)
 
-    def samples(decoded: DecodedCache | None) -> list[list[torch.Tensor]]:
+    def samples(cache: DecodedCache | None) -> list[list[torch.Tensor]]:
         data = SegmentationDataset(
             pairs,
             BORDER_READER,
             Normalization(mean=(0.4,), std=(0.2,)),
-            Augment(crop=(20, 24), rotate=20),
-            decoded=decoded,
+            Augmentation(crop=(20, 24), rotate=20),
+            cache=cache,
         )
         stream = SeededBatchSampler(6, 3, 0, 0, 6)
         return list(DataLoader(data, batch_sampler=stream, num_workers=num_workers))
 
     expected = samples(None)
     monkeypatch.setattr("unet.data.reader.border_weights", spy)
-    decoded = DecodedCache(pairs, BORDER_READER, SIZES, np.full(6, 4 * HEIGHT * WIDTH), limit)
-    for ours, theirs in zip(samples(decoded), expected, strict=True):
+    cache = DecodedCache(pairs, BORDER_READER, SIZES, np.full(6, 4 * HEIGHT * WIDTH), limit)
+    for ours, theirs in zip(samples(cache), expected, strict=True):
         assert all(map(torch.equal, ours, theirs))
     assert [one.dtype for one in expected[0]] == [torch.float32, torch.int64, torch.float32]
     assert expected[0][2].shape == expected[0][1].shape == (3, 20, 24)

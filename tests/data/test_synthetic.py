@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unet.data.synthetic import VALUES, draw_cells, draw_quickstart
+from unet.data.synthetic import VALUES, draw_pair, draw_quickstart
 from unet.metrics.confusion import confusion_matrix, scores
 from unet.models.unet import UNet
 
@@ -31,7 +31,7 @@ def test_what_is_there_is_not_drawn_over(tmp_path: Path) -> None:
 
 def cells(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N, 1, H, W), normalised, and targets (N, H, W)."""
-    pairs = [draw_cells(np.random.default_rng([9, i])) for i in range(count)]
+    pairs = [draw_pair(np.random.default_rng([9, i])) for i in range(count)]
     images = torch.tensor(np.stack([image for image, _ in pairs])).float()[:, None]
     ids = [np.searchsorted(list(VALUES.values()), mask) for _, mask in pairs]
     return (images - images.mean()) / images.std(), torch.tensor(np.stack(ids))
@@ -39,7 +39,7 @@ def cells(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_every_class_is_there_and_cells_touch() -> None:
     for seed in range(5):
-        _, mask = draw_cells(np.random.default_rng([0, seed]))
+        _, mask = draw_pair(np.random.default_rng([0, seed]))
         assert set(np.unique(mask)) == set(VALUES.values())
         # Two cells of different kinds side by side.
         left, right = mask[:, :-1], mask[:, 1:]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet.data.transforms import Augment
+from unet.data.transforms import Augmentation
 
 EVERYTHING = {
     "scale": (0.6, 1.6),
@@ -26,15 +26,19 @@ def blobs(seed: int = 0, values: tuple[int, int] = (3, 7)) -> torch.Tensor:
 
 def test_nothing_asked_changes_nothing() -> None:
     target = blobs()
-    image, same = Augment()(target[None].float(), target, np.random.default_rng(0))
+    image, same = Augmentation()(target[None].float(), target, np.random.default_rng(0))
     assert torch.equal(same, target)
     torch.testing.assert_close(image[0], target.float(), atol=1e-4, rtol=0)
 
 
 def test_flips_and_turns_move_whole_pixels() -> None:
     target = torch.arange(30 * 41).reshape(30, 41) % 251
-    augment = Augment(flip_horizontal=True, flip_vertical=True, quarter_turns=True, crop=(30, 41))
-    square = Augment(flip_horizontal=True, flip_vertical=True, quarter_turns=True, crop=(30, 30))
+    augment = Augmentation(
+        flip_horizontal=True, flip_vertical=True, quarter_turns=True, crop=(30, 41)
+    )
+    square = Augmentation(
+        flip_horizontal=True, flip_vertical=True, quarter_turns=True, crop=(30, 30)
+    )
     seen = set()
     for seed in range(100):
         image, out = square(
@@ -57,7 +61,9 @@ def test_a_crop_is_a_window_of_the_image() -> None:
     target = torch.arange(20 * 30).reshape(20, 30) % 251
     tops = set()
     for seed in range(60):
-        _, out = Augment(crop=(8, 11))(target[None].float(), target, np.random.default_rng(seed))
+        _, out = Augmentation(crop=(8, 11))(
+            target[None].float(), target, np.random.default_rng(seed)
+        )
         places = [
             (top, left)
             for top in range(13)
@@ -72,7 +78,7 @@ def test_a_crop_is_a_window_of_the_image() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_the_mask_follows_the_image(seed: int) -> None:
     target = blobs(seed, values=(0, 1))
-    image, out = Augment(crop=(25, 38), **EVERYTHING)(
+    image, out = Augmentation(crop=(25, 38), **EVERYTHING)(
         target[None].float(), target, np.random.default_rng(seed)
     )
     # The image is the target as float. Half-way between two pixels nearest may pick either.
@@ -86,7 +92,7 @@ def test_no_class_is_invented_inside_or_at_the_borders(crop: tuple[int, int] | N
     for seed in range(10):
         target = blobs(seed)
         target[:4] = 255
-        _, out = Augment(crop=crop, **EVERYTHING)(
+        _, out = Augmentation(crop=crop, **EVERYTHING)(
             target[None].float(), target, np.random.default_rng(seed)
         )
         assert set(out.unique().tolist()) <= {3, 7, 255}
@@ -95,7 +101,7 @@ def test_no_class_is_invented_inside_or_at_the_borders(crop: tuple[int, int] | N
 
 def test_borders_are_mirrored() -> None:
     target = torch.tensor([[1, 2, 3]])
-    _, out = Augment(crop=(1, 9))(target[None].float(), target, np.random.default_rng(0))
+    _, out = Augmentation(crop=(1, 9))(target[None].float(), target, np.random.default_rng(0))
     assert out.tolist() == [[3, 2, 1, 1, 2, 3, 3, 2, 1]]
 
 
@@ -103,7 +109,7 @@ def centred(**settings: object) -> torch.Tensor:
     """A square of 10 x 10 in the middle of 41 x 41, with a crop of the middle after `settings`."""
     target = torch.zeros(41, 41, dtype=torch.long)
     target[15:26, 15:26] = 1
-    augment = Augment(crop=(81, 81), **settings)  # larger than the image: centred on it
+    augment = Augmentation(crop=(81, 81), **settings)  # larger than the image: centred on it
     return augment(target[None].float(), target, np.random.default_rng(0))[1][20:61, 20:61]
 
 
@@ -116,7 +122,7 @@ def test_scale_magnifies(scale: float) -> None:
 
 
 def test_scales_are_drawn_over_the_whole_range() -> None:
-    augment = Augment(scale=(0.5, 2.0), crop=(9, 9))
+    augment = Augmentation(scale=(0.5, 2.0), crop=(9, 9))
     grids = [augment._grid(99, 99, np.random.default_rng(seed), None) for seed in range(200)]
     # A step of one pixel in the crop is 2 / 99 / scale in grid_sample's units.
     scales = [2 / 99 / float(grid[0, 1, 0] - grid[0, 0, 0]) for grid in grids]
@@ -126,7 +132,7 @@ def test_scales_are_drawn_over_the_whole_range() -> None:
 
 
 def test_rotation_turns_by_up_to_the_given_angle() -> None:
-    augment = Augment(rotate=30, crop=(9, 9))
+    augment = Augmentation(rotate=30, crop=(9, 9))
     angles = []
     for seed in range(200):
         grid = augment._grid(99, 99, np.random.default_rng(seed), None)
@@ -142,7 +148,7 @@ def test_elastic_deformation_bends_what_was_straight() -> None:
 
 
 def test_elastic_displacements_have_the_given_standard_deviation() -> None:
-    augment = Augment(elastic_std=5.0, elastic_spacing=10)
+    augment = Augmentation(elastic_std=5.0, elastic_spacing=10)
     moves = torch.stack(
         [augment._displacements(41, 41, np.random.default_rng(seed)) for seed in range(200)]
     )
@@ -153,7 +159,7 @@ def test_elastic_displacements_have_the_given_standard_deviation() -> None:
 
 def test_the_papers_elastic_grid_is_3_x_3_points() -> None:
     """A spacing of half of the crop: arXiv 1505.04597, section 3.1, with 10 pixels."""
-    augment = Augment(crop=(572, 572), elastic_std=10.0, elastic_spacing=286)
+    augment = Augmentation(crop=(572, 572), elastic_std=10.0, elastic_spacing=286)
     drawn = np.random.default_rng(0).normal(0, 10, (2, 3, 3))
     moves = augment._displacements(572, 572, np.random.default_rng(0))
     # The points lie in the corners and half-way; between two pixels, half-way is the mean of four.
@@ -164,7 +170,7 @@ def test_the_papers_elastic_grid_is_3_x_3_points() -> None:
 
 
 def test_elastic_points_are_no_further_apart_than_asked_for_and_no_more_than_that_takes() -> None:
-    augment = Augment(elastic_std=1.0, elastic_spacing=10)
+    augment = Augmentation(elastic_std=1.0, elastic_spacing=10)
     for side, points in ((2, 2), (11, 2), (12, 3), (20, 3), (21, 3), (22, 4)):
         rng, same = np.random.default_rng(0), np.random.default_rng(0)
         augment._displacements(side, side, rng)
@@ -179,7 +185,7 @@ UNPADDED = {"context": 8, "size_multiple": 2, "size_remainder": 4}
 @pytest.mark.parametrize("crop", [(44, 52), None])
 def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] | None) -> None:
     target = torch.arange(31 * 44).reshape(31, 44) % 251
-    augment = Augment(crop=crop, flip_horizontal=True, **UNPADDED)
+    augment = Augmentation(crop=crop, flip_horizontal=True, **UNPADDED)
     around, tops = UNPADDED["context"], set()
     mirrored = np.pad(target.numpy(), around + 4, mode="symmetric")
     for seed in range(60):
@@ -203,7 +209,7 @@ def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] 
 def test_a_rare_pixel_is_where_an_unpadded_network_learns() -> None:
     target = torch.zeros(200, 200, dtype=torch.long)
     target[90, 120] = 1
-    augment = Augment(crop=(52, 44), **UNPADDED)
+    augment = Augmentation(crop=(52, 44), **UNPADDED)
     inside = UNPADDED["context"] + 3
     for seed in range(50):
         _, out = augment(target[None].float(), target, np.random.default_rng(seed), (90, 120))
@@ -213,7 +219,7 @@ def test_a_rare_pixel_is_where_an_unpadded_network_learns() -> None:
 def test_brightness_shifts_and_contrast_scales_the_image_only() -> None:
     target = blobs()
     image = torch.randn(2, 31, 44)
-    out, same = Augment(brightness=0.5, contrast=0.5)(image, target, np.random.default_rng(3))
+    out, same = Augmentation(brightness=0.5, contrast=0.5)(image, target, np.random.default_rng(3))
     gain = out.std() / image.std()
     assert 0.5 <= float(gain) <= 1.5
     assert float(gain) != pytest.approx(1, abs=0.01)
@@ -225,7 +231,7 @@ def test_brightness_shifts_and_contrast_scales_the_image_only() -> None:
 
 def test_the_same_generator_gives_the_same_sample() -> None:
     target = blobs()
-    augment = Augment(crop=(20, 20), brightness=1.0, contrast=0.5, **EVERYTHING)
+    augment = Augmentation(crop=(20, 20), brightness=1.0, contrast=0.5, **EVERYTHING)
     first = augment(target[None].float(), target, np.random.default_rng(9))
     again = augment(target[None].float(), target, np.random.default_rng(9))
     other = augment(target[None].float(), target, np.random.default_rng(10))
@@ -238,7 +244,7 @@ def test_weights_go_the_images_way() -> None:
     target, weights = blobs(), torch.rand(blobs().shape)
     image = torch.stack([weights, torch.randn(weights.shape)])
     for crop in (None, (25, 38), (90, 90)):  # the last is mirrored
-        augment = Augment(crop=crop, **EVERYTHING)
+        augment = Augmentation(crop=crop, **EVERYTHING)
         for seed in range(5):
             rngs = [np.random.default_rng(seed) for _ in range(2)]
             plain = augment(image, target, rngs[0])

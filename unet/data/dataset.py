@@ -12,7 +12,7 @@ from unet.data.image_io import to_float
 from unet.data.normalization import Normalization
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
-from unet.data.transforms import Augment
+from unet.data.transforms import Augmentation
 from unet.runtime.device import is_out_of_memory
 from unet.runtime.errors import SampleError
 from unet.runtime.seeds import Stream
@@ -28,9 +28,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         augment: None for whole images.
         seed: for the augmentation.
         crops_per_image: samples per pair and pass over the data.
-        rare: class ids; crops are centred near one of their pixels,
-        rare_fraction: in this fraction of the samples.
-        decoded: a cache of the pairs; None reads every file every time.
+        rare_classes: class ids that a fraction of the crops is drawn around.
+        rare_fraction: this fraction.
+        cache: of the same pairs; None reads their files every time.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         pairs: Sequence[Pair],
         reader: PairReader,
         normalization: Normalization | None,
-        augment: Augment | None = None,
+        augment: Augmentation | None = None,
         seed: int = 0,
         crops_per_image: int = 1,
-        rare: Sequence[int] = (),
+        rare_classes: Sequence[int] = (),
         rare_fraction: float = 0.0,
-        decoded: DecodedCache | None = None,
+        cache: DecodedCache | None = None,
     ) -> None:
         self.pairs = PackedPairs.of(pairs)
         self.reader = reader
@@ -51,9 +51,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         self.augment = augment
         self.seed = seed
         self.crops_per_image = crops_per_image
-        self.rare = rare
+        self.rare_classes = rare_classes
         self.rare_fraction = rare_fraction
-        self.decoded = decoded
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.pairs) * self.crops_per_image
@@ -71,7 +71,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         try:
             return self._sample(*place)
         except (ValueError, OSError):
-            raise  # the reader's, which name the file
+            raise  # they name the file
         except Exception as error:
             if is_out_of_memory(error):
                 raise MemoryError(str(error)) from error
@@ -86,7 +86,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
     def _sample(self, pass_number: int, index: int) -> tuple[Tensor, ...]:
         i = index % len(self.pairs)
-        pixels, ids, *extra = self.decoded[i] if self.decoded else self.reader(self.pairs[i])
+        pixels, ids, *extra = self.reader(self.pairs[i]) if self.cache is None else self.cache[i]
         image = torch.from_numpy(to_float(pixels))
         if self.normalization is not None:
             image = self.normalization(image)
@@ -99,8 +99,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         return self.augment(image, torch.from_numpy(ids), rng, around, *weights)
 
     def _rare_pixel(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
-        """(y, x) of a pixel of a rare class, each class in the image equally likely."""
-        for i in rng.permutation(self.rare).tolist():
+        """(y, x) of a random pixel of a rare class, each class in the image equally likely."""
+        for i in rng.permutation(self.rare_classes).tolist():
             if len(places := np.flatnonzero(ids == i)):
                 y, x = divmod(int(rng.choice(places)), ids.shape[1])
                 return y, x

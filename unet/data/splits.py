@@ -1,4 +1,4 @@
-"""Which pairs are trained on, and which are kept to be scored."""
+"""Which pairs are for training, and which for validation."""
 
 import difflib
 import re
@@ -14,71 +14,60 @@ from unet.runtime.seeds import Stream
 def split_randomly(
     pairs: Sequence[Pair],
     present: np.ndarray,
-    shares: Sequence[float],
+    fractions: Sequence[float],
     seed: int,
     group: str | None = None,
 ) -> np.ndarray:
-    """Deal the pairs out to parts by lot, every combination of classes alike.
+    """Split the N pairs at random, each combination of classes in the same proportions.
 
     Args:
-        pairs: to be dealt out.
-        present: (N, K), whether a pair has a class.
-        shares: of each part; they sum to 1.
-        seed: of the lot.
-        group: regular expression; stems in which it finds the same (its first group, if it has
-            one) stay together.
+        pairs: to be split.
+        present: (N, K) bool, whether a pair has pixels of a class.
+        fractions: of the subsets; they sum to 1.
+        seed: of the random order.
+        group: regular expression. Stems for which it finds the same text (its first group, if it
+            has one) stay together.
 
     Returns:
-        (N,) the part of each pair. No part is empty.
+        (N,) the index of each pair's subset. No subset is empty.
 
     Raises:
-        ValueError: if there are fewer groups than parts, or `group` finds nothing in a stem.
+        ValueError: if there are fewer groups than subsets, or `group` finds nothing in a stem.
     """
-    units: dict[str, int] = {}
-    unit_of = [units.setdefault(_group_of(pair.stem, group), len(units)) for pair in pairs]
-    if len(units) < len(shares):
+    groups: dict[str, int] = {}
+    group_of = [groups.setdefault(_find_group(pair.stem, group), len(groups)) for pair in pairs]
+    if len(groups) < len(fractions):
         what = "pair(s)" if group is None else f"group(s) by {group!r}"
         raise ValueError(
-            f"data.validation: got {len(units)} {what} to split, expected at least {len(shares)}; "
-            "add images, or give those to keep by data.validation.images"
+            f"data.validation: got {len(groups)} {what} to split, expected at least "
+            f"{len(fractions)}; add images, or choose the validation images by "
+            "data.validation.images"
         )
-    order = np.random.default_rng([Stream.SPLIT, seed]).permutation(len(units)).tolist()
-    # Units of the same classes follow each other, so that dealing in turn divides them evenly.
-    classes = np.zeros((len(units), present.shape[1]), bool)
-    np.logical_or.at(classes, unit_of, present)
+    order = np.random.default_rng([Stream.SPLIT, seed]).permutation(len(groups)).tolist()
+    # Groups with the same classes follow each other, so that all subsets get some of them.
+    classes = np.zeros((len(groups), present.shape[1]), bool)
+    np.logical_or.at(classes, group_of, present)
     order.sort(key=[row.tobytes() for row in classes].__getitem__)
-    sizes = np.bincount(unit_of).tolist()
-    parts = np.zeros(len(units), np.int64)
-    counts, seen = [0] * len(shares), 0
-    for unit in order:
-        seen += sizes[unit]
-        lacking = [share * seen - count for share, count in zip(shares, counts, strict=True)]
-        parts[unit] = part = lacking.index(max(lacking))
-        counts[part] += sizes[unit]
-    for part in [part for part, count in enumerate(counts) if not count]:
-        # So small a share that none fell to it.
-        largest = int(np.bincount(parts[unit_of], minlength=len(shares)).argmax())
-        parts[next(unit for unit in order if parts[unit] == largest)] = part
-    return parts[unit_of]
-
-
-def _group_of(stem: str, group: str | None) -> str:
-    if group is None:
-        return stem
-    match = re.search(group, stem)
-    if match is None or (match.re.groups and match[1] is None):
-        raise ValueError(
-            f"data.validation.group: {group!r} finds nothing in {stem!r}, expected something in "
-            "every stem"
-        )
-    return str(match[1] if match.re.groups else match[0])
+    sizes = np.bincount(group_of).tolist()
+    subsets = np.zeros(len(groups), np.int64)
+    counts, seen = [0] * len(fractions), 0
+    for i in order:
+        seen += sizes[i]
+        missing = [f * seen - count for f, count in zip(fractions, counts, strict=True)]
+        subsets[i] = subset = missing.index(max(missing))
+        counts[subset] += sizes[i]
+    for empty in [subset for subset, count in enumerate(counts) if not count]:
+        # Its fraction is less than one group: take one from the largest subset.
+        largest = int(np.bincount(subsets[group_of], minlength=len(fractions)).argmax())
+        subsets[next(i for i in order if subsets[i] == largest)] = empty
+    return subsets[group_of]
 
 
 def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
-    """Take the pairs of the given stems for validation: (N,) of bool.
+    """Return (N,) bool, True for the pairs with the given stems, which are for validation.
 
     Raises:
-        ValueError: if a stem is not among the pairs, or none is left to train on.
+        ValueError: if no pair has one of the stems, or every pair has one.
     """
     known = [pair.stem for pair in pairs]
     if unknown := sorted(set(stems) - set(known)):
@@ -89,10 +78,9 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
             f"data.validation.stems: got {', '.join(map(repr, unknown[:5]))}{more}, expected stems "
             f"of images such as {pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
         )
-    chosen = set(stems)
-    if chosen == set(known):
+    if set(stems) == set(known):
         raise ValueError("data.validation.stems: got every image, expected some left to train on")
-    return np.array([stem in chosen for stem in known])
+    return np.isin(known, list(stems))
 
 
 def read_stems(path: Path) -> list[str]:
@@ -111,3 +99,16 @@ def read_stems(path: Path) -> list[str]:
     if not any(stems):
         raise ValueError(f"{path}: is empty, expected a stem on each line")
     return [stem for stem in stems if stem]
+
+
+def _find_group(stem: str, group: str | None) -> str:
+    if group is None:
+        return stem
+    match = re.search(group, stem)
+    text = match and match[1 if match.re.groups else 0]
+    if text is None:
+        raise ValueError(
+            f"data.validation.group: {group!r} finds nothing in {stem!r}, expected something in "
+            "every stem"
+        )
+    return str(text)

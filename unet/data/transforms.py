@@ -1,6 +1,7 @@
 """Augmentation of image and target together: one map of pixels, resampled once."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,25 +9,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class Augment:
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
     """Random crop, scale, flips, turns, rotation, elastic deformation, brightness and contrast.
 
-    Everything that moves pixels is composed into one map from the crop to the image, so that an
-    image is interpolated once (bilinear) and its target picked once (nearest: no new classes).
-    Where the map leaves the image, image and target are mirrored alike. Weights of the pixels go
-    the image's way.
+    All geometric transforms are composed into one map from the crop to the image, so that the image
+    is resampled once (bilinear), and the target, too (nearest: no new classes). Outside of the
+    image both are mirrored.
 
     Args:
         crop: (height, width) of the result in pixels; None keeps the image's size.
         scale: smallest and largest magnification, drawn log-uniformly.
-        flip_horizontal: mirror left and right, half of the time.
-        flip_vertical: mirror top and bottom, half of the time.
+        flip_horizontal: mirror left and right with probability 0.5.
+        flip_vertical: mirror top and bottom with probability 0.5.
         quarter_turns: turn by 0, 90, 180 or 270 degrees; without a crop only by 0 or 180.
-        rotate: largest rotation to either side in degrees.
+        rotate: largest rotation in degrees, to either side.
         elastic_std: standard deviation in pixels of the elastic displacements; 0 for none.
-        elastic_spacing: pixels between the points that are displaced; bicubic in between.
+        elastic_spacing: pixels between displaced points; bicubic interpolation in between.
         brightness: largest shift to either side, in standard deviations of the image data.
-        contrast: largest change of contrast to either side, as a fraction.
+        contrast: largest change to either side, as a fraction.
         context: pixels on each side of the result for which an unpadded network has no logits. The
             crop includes them, but only its middle is drawn from the image; without a crop the
             image is mirrored into them.
@@ -38,35 +39,19 @@ class Augment:
     arXiv 1505.04597, section 3.1.
     """
 
-    def __init__(
-        self,
-        crop: tuple[int, int] | None = None,
-        scale: tuple[float, float] = (1.0, 1.0),
-        flip_horizontal: bool = False,
-        flip_vertical: bool = False,
-        quarter_turns: bool = False,
-        rotate: float = 0.0,
-        elastic_std: float = 0.0,
-        elastic_spacing: int = 64,
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        context: int = 0,
-        size_multiple: int = 1,
-        size_remainder: int = 0,
-    ) -> None:
-        self.crop = crop
-        self.scale = scale
-        self.flip_horizontal = flip_horizontal
-        self.flip_vertical = flip_vertical
-        self.quarter_turns = quarter_turns
-        self.rotate = rotate
-        self.elastic_std = elastic_std
-        self.elastic_spacing = elastic_spacing
-        self.brightness = brightness
-        self.contrast = contrast
-        self.context = context
-        self.size_multiple = size_multiple
-        self.size_remainder = size_remainder
+    crop: tuple[int, int] | None = None
+    scale: tuple[float, float] = (1.0, 1.0)
+    flip_horizontal: bool = False
+    flip_vertical: bool = False
+    quarter_turns: bool = False
+    rotate: float = 0.0
+    elastic_std: float = 0.0
+    elastic_spacing: int = 64
+    brightness: float = 0.0
+    contrast: float = 0.0
+    context: int = 0
+    size_multiple: int = 1
+    size_remainder: int = 0
 
     def __call__(
         self,
@@ -76,18 +61,18 @@ class Augment:
         around: tuple[int, int] | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Draw one augmentation from `rng` and apply it.
+        """Augment one sample at random.
 
         Args:
             image: (C, H, W) float32, normalised to mean 0 and standard deviation 1.
             target: (H, W) class ids.
             rng: the only source of randomness.
-            around: (y, x) of a pixel that the crop is drawn around; it will not be near its border
-                unless it is near the image's.
-            weights: (H, W) float32 of the pixels; None for none.
+            around: (y, x) of a pixel that is to be in the crop, and not near its border unless it
+                is near the image's.
+            weights: (H, W) float32, resampled as the image.
 
         Returns:
-            Image (C, h, w), target (h, w), and weights (h, w) if there are any, of the crop's size.
+            Image (C, h, w), target (h, w) and, if given, weights (h, w), of the crop's size.
         """
         height, width = image.shape[-2:]
         grid = self._grid(height, width, rng, around)[None]
@@ -95,7 +80,7 @@ class Augment:
         smooth = F.grid_sample(
             smooth[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
         )[0]
-        # Class ids are at most 255: float32 holds them exactly, and nearest only picks.
+        # Class ids are at most 255, which float32 holds exactly.
         target = F.grid_sample(
             target[None, None].float(),
             grid,
@@ -111,7 +96,7 @@ class Augment:
     def _grid(
         self, height: int, width: int, rng: np.random.Generator, around: tuple[int, int] | None
     ) -> Tensor:
-        """Where each pixel of the crop comes from: (h, w, 2) as (x, y) in grid_sample's units."""
+        """The place in the image of each pixel of the crop: (h, w, 2) as (x, y) for grid_sample."""
         crop_height, crop_width = self.crop or (self._full_side(height), self._full_side(width))
         scale = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
@@ -128,8 +113,7 @@ class Augment:
         if self.elastic_std:
             offsets = offsets + self._displacements(crop_height, crop_width, rng)
 
-        # A quarter turn's cosine and sine are whole numbers: a crop that is only flipped and
-        # turned picks pixels instead of mixing them.
+        # Exact integers, so that flips and quarter turns alone do not interpolate.
         turn_cos, turn_sin = ((1, 0), (0, 1), (-1, 0), (0, -1))[turns]
         cos, sin = math.cos(angle), math.sin(angle)
         turn = torch.tensor([[turn_cos, -turn_sin], [turn_sin, turn_cos]], dtype=torch.float32)
@@ -137,7 +121,7 @@ class Augment:
         flip = torch.diag(torch.tensor([-1.0 if flip_y else 1.0, -1.0 if flip_x else 1.0]))
         source = torch.einsum("ij,jhw->ihw", turn @ rotation @ flip / scale, offsets)
 
-        # The crop's window in the image, whole pixels from its border; centred if it is larger.
+        # The crop's window starts at a whole pixel of the image; a larger one is centred.
         window = [crop_height - 2 * self.context, crop_width - 2 * self.context]
         if turns % 2:
             window.reverse()
