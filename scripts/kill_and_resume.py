@@ -360,7 +360,7 @@ def main() -> int:
         SETTINGS.extend(QUICK)
         arguments.kills = 1
     (folder / "logs").mkdir(parents=True)
-    draw_quickstart(folder / "data" / "quickstart")
+    draw_quickstart(folder / "data" / "quickstart", 10 if arguments.quick else 60)
     used = WORKERS[: arguments.kills]
     uninterrupted = {workers: run_uninterrupted(folder, workers) for workers in used}
     for workers, one in uninterrupted.items():

@@ -8,7 +8,6 @@ import torch
 from helpers import write_pairs
 from torchvision.models import get_model
 
-
 # Sums of floats depend on the number of threads: tests, fixtures and the processes that they start
 # have one thread each. With pytest-xdist, each core runs one test.
 os.environ["OMP_NUM_THREADS"] = "1"
