@@ -33,7 +33,7 @@ def load_initial_weights(net: UNet, contents: dict[str, Any], path: str, config:
         said += f", but not those of the head: it has {len(theirs)} classes, here are {len(names)}"
     elif theirs != names:
         said += f"; its classes {', '.join(theirs)} become {', '.join(names)}, in this order"
-    other = incompatible_weights(weights, own, known=own)
+    other = incompatible_weights(weights, own, allowed=own)
     if model["norm"] != config.model.norm:  # group and instance have weights of the same shapes
         other.insert(0, f"model.norm {model['norm']}, expected {config.model.norm}")
     if other:

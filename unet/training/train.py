@@ -20,7 +20,7 @@ from unet.data.masks import read_palette
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
-from unet.models.weights import encoder_weights
+from unet.models.weights import load_encoder_weights
 from unet.runtime import distributed
 from unet.runtime.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.runtime.text import listed
@@ -112,7 +112,7 @@ def _train(run: Path, config: Config, resume: bool, overwrite: bool) -> Path:
         said = load_initial_weights(net, begin, str(settings.init_from), config)
         print(f"train.init_from: {said}")
     if pretrained is not None:
-        net.encoder.load_state_dict(pretrained)
+        net.encoder.backbone.load_state_dict(pretrained)
     if settings.sync_batch_norm:
         # It replaces the norms inside and returns the same network.
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
@@ -188,7 +188,7 @@ def _encoder_weights(config: Config) -> dict[str, torch.Tensor]:
     """Read what the encoder begins with, and say so."""
     encoder, channels = config.model.encoder, config.model.in_channels
     wanted = str(config.train.encoder_weights)
-    weights = encoder_weights(encoder, wanted, channels)
+    weights = load_encoder_weights(encoder, wanted, channels)
     fitted = ""
     if channels != 3:
         how = "summed for grey images" if channels == 1 else "repeated and scaled"

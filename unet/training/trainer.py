@@ -187,7 +187,7 @@ class Trainer:
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         factor = self._rate_factor(number)
         lr = self._config.optimizer.lr * factor
-        self._net.encoder_frozen = number < settings.freeze_encoder_epochs * self._steps_per_epoch
+        self._net.encoder.frozen = number < settings.freeze_encoder_epochs * self._steps_per_epoch
         with memory_advice(_memory_advice(self._config)):
             loss, norm = self._training_step.gradients(islice(batches, settings.accumulate))
             skips = not math.isfinite(norm) and self._training_step.may_skip
