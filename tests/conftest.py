@@ -20,6 +20,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _plain_logs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip curves and TensorBoard, most of the time of a tiny training, unless `extras` is used."""
+    if "extras" not in request.fixturenames:
+        monkeypatch.setattr("unet.training.logger.is_installed", lambda _: False)
+
+
+@pytest.fixture
+def extras() -> None:
+    """Let trainings in this process write curves.png and tensorboard/."""
+
+
 @pytest.fixture
 def data_root(tmp_path: Path) -> Path:
     root = tmp_path / "data"

@@ -18,8 +18,6 @@ import unet
 from unet.cli.arguments import parse
 from unet.config.loader import config_from_dict, load_config
 from unet.config.schema import Config
-from unet.evaluation.measure import OBJECT_MEASURES
-from unet.metrics.confusion import Scores
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -135,14 +133,6 @@ def test_every_yaml_block_is_a_config() -> None:
         config_from_dict({"name": "mine", **yaml.safe_load(block)}, where=page)
 
 
-def test_every_score_that_the_page_about_evaluation_names_exists() -> None:
-    names = {field.name for field in fields(Scores)} | {*OBJECT_MEASURES, "hausdorff95"}
-    scores = r"((?:mean|micro|frequency|pixel|rand|warping|foreground|thinned|object)_\w+[\w.]*)"
-    found = re.findall(rf"`{scores}`", TEXTS["docs/evaluation.md"])
-    assert len(found) > 10
-    assert set(found) - {"object_thresholds.csv"} <= names
-
-
 def test_the_tables_about_data_hold_valid_settings() -> None:
     rows = re.findall(r"^\|.*\| (`\w+: .*`[^|]*) \|$", TEXTS["docs/data.md"], re.MULTILINE)
     assert len(rows) > 15
@@ -177,12 +167,10 @@ def test_every_python_block_runs(
     settings["model"] = {"in_channels": 1, "widths": [4, 8]}
     settings["train"] = {"epochs": 1, "batch_size": 2, "num_workers": 0}
     Path("configs/mine.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    if page != "README.md" and "train" in unet.__all__:  # whose code trains this run
+    if page != "README.md":  # whose code trains this run
         unet.train(unet.load_config("configs/mine.yaml"))
     blocks = [block for of_page, block in code_blocks("python") if of_page == page]
     assert blocks
-    if "train" not in unet.__all__:
-        pytest.skip("until unet.train exists")
     for block in blocks:
         exec(block, {})
 

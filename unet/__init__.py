@@ -8,11 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unet.config.loader import load_config
     from unet.evaluation.evaluate import evaluate
     from unet.inference.predict import predict
     from unet.inference.predictor import Predictor, load_model
     from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
     from unet.models.unet import UNet
+    from unet.training.trainer import train
 
 __all__ = [
     "ConvTranspose2d",
@@ -20,8 +22,10 @@ __all__ = [
     "UNet",
     "conv_transpose2d",
     "evaluate",
+    "load_config",
     "load_model",
     "predict",
+    "train",
 ]
 
 _MODULES = {
@@ -30,8 +34,10 @@ _MODULES = {
     "UNet": "models.unet",
     "conv_transpose2d": "models.conv_transpose",
     "evaluate": "evaluation.evaluate",
+    "load_config": "config.loader",
     "load_model": "inference.predictor",
     "predict": "inference.predict",
+    "train": "training.trainer",
 }
 
 

@@ -230,7 +230,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unet.training.train.check_data", interrupt)
+    monkeypatch.setattr("unet.training.setup.check_data", interrupt)
     assert main(["train", str(config)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not Path("runs/tiny").exists()
@@ -309,11 +309,11 @@ def test_a_fault_in_a_worker_is_shown_without_its_way(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def remove(*_: object) -> None:
+    def remove(*_: object, **__: object) -> None:
         for image in (data_root / "images").iterdir():
             image.unlink()
 
-    monkeypatch.setattr("unet.training.train.make_folder", remove)
+    monkeypatch.setattr("unet.training.trainer.prepare_folder", remove)
     assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {data_root / 'images'}")
@@ -336,7 +336,16 @@ def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, colu
     terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, "-m", "unet", "train", str(config), "train.epochs=20"], stderr=inside
+        [
+            sys.executable,
+            "-m",
+            "unet",
+            "train",
+            str(config),
+            "train.epochs=9",
+            "train.validate_every=9",
+        ],
+        stderr=inside,
     )
     os.close(inside)
     shown = b""
@@ -349,7 +358,7 @@ def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, colu
     steps = [line for line in lines if "loss" in line]
     assert len(steps) > 3
     assert max(map(len, steps)) < columns
-    pattern = r"epoch \d+/20 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
+    pattern = r"epoch \d+/9 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
     assert all(re.match(pattern, line) for line in steps), steps
     if columns == 100:
         assert all(
@@ -361,7 +370,7 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config), "--folds", "all"]) == 2
-    assert "--folds: expected data.validation.folds, the number of parts" in capsys.readouterr().err
+    assert "--folds: expected data.validation.folds, the number of folds" in capsys.readouterr().err
     folds = "data.validation={folds: 2}"
     assert main(["train", str(config), folds]) == 2
     assert (

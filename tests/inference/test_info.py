@@ -11,7 +11,7 @@ from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.inference.info import describe_checkpoint
 from unet.inference.predictor import Predictor
-from unet.training.train import train
+from unet.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

@@ -3,7 +3,6 @@ import math
 
 import numpy as np
 import pytest
-from skimage.metrics import hausdorff_distance
 
 from unet.metrics.boundary import boundary, boundary_f1, boundary_measures
 from unet.runtime import optional as extras
@@ -34,10 +33,10 @@ def slow_boundary(ids: np.ndarray, class_id: int, counted: np.ndarray) -> list[t
     height, width = ids.shape
     found = []
     for y, x in itertools.product(range(height), range(width)):
-        neighbours = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        beside = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
         others = [
             ids[v, u] != class_id
-            for v, u in neighbours
+            for v, u in beside
             if 0 <= v < height and 0 <= u < width and counted[v, u]
         ]
         if counted[y, x] and ids[y, x] == class_id and any(others):
@@ -101,11 +100,12 @@ def test_boundary_scores_equal_those_of_slow_loops(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_whole_hausdorff_distance_equals_scikit_images(seed: int) -> None:
+    metrics = pytest.importorskip("skimage.metrics")
     prediction, target = random_ids(seed)
     counted = target != 255
     for k, distance in enumerate(hausdorff_distances(prediction, target, 3, percentile=100)):
         sides = [boundary(ids, k, counted) for ids in (prediction, target)]
-        assert distance == pytest.approx(hausdorff_distance(*sides))
+        assert distance == pytest.approx(metrics.hausdorff_distance(*sides))
 
 
 def test_what_is_predicted_on_ignored_pixels_changes_nothing() -> None:
@@ -134,11 +134,8 @@ def test_counts_of_images_add_up() -> None:
     both = boundary_counts(
         np.hstack([first, gap, second]), np.hstack([first_target, gap, second_target]), 3, 2
     )
-    each = (
-        boundary_counts(first, first_target, 3, 2),
-        boundary_counts(second, second_target, 3, 2),
-    )
-    assert np.array_equal(both, sum(each))
+    parts = boundary_counts(first, first_target, 3, 2), boundary_counts(second, second_target, 3, 2)
+    assert np.array_equal(both, sum(parts))
 
 
 def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

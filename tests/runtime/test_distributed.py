@@ -136,7 +136,7 @@ def test_two_processes_freeze_an_encoder_as_one_does(config: Path) -> None:
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=0.2)
     given = torch.load("weights.pth")["features.3.block.1.0.weight"]
-    assert not torch.equal(two["model"]["encoder.backbone.features.3.block.1.0.weight"], given)
+    assert not torch.equal(two["model"]["encoder.features.3.block.1.0.weight"], given)
 
 
 LAST_THREADS = """
@@ -238,6 +238,6 @@ def test_a_signal_to_torchrun_saves_the_step(config: Path) -> None:
     process = start_and_wait_for_a_checkpoint(config)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=100)
-    assert "which is saved; the same command with --resume goes on" in out
+    assert "which is saved; the same command with --resume continues" in out
     step = load_checkpoint(Path("runs/two/last.pt"))["progress"]["step"]
     assert f"stopped after step {step} of 400" in out

@@ -12,7 +12,7 @@ from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.cli.main import main
 from unet.config.values import config_to_dict
 from unet.data.normalization import Normalization
-from unet.training.train import train
+from unet.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -32,8 +32,10 @@ def test_weights_of_pytorch_unet_begin_a_run(
     slow = ["optimizer={name: sgd, lr: 1e-12, weight_decay: 0}", "train.epochs=1", WIDTHS]
     run = train(make_config(data_root, f"train.init_from={weights}", *slow))
     shown = capsys.readouterr().out
-    assert f"train.init_from: taking the weights of {weights}; its classes 0, 1 become" in shown
-    assert "data.normalization: mean [0.0] and std [1.0], as these weights know images" in shown
+    assert (
+        f"train.init_from: starting from the weights of {weights}; its classes 0, 1 become" in shown
+    )
+    assert "data.normalization: mean [0.0] and std [1.0], as in the training of the" in shown
     contents = load_checkpoint(run / "last.pt")
     assert contents["normalization"] == Normalization(mean=(0.0,), std=(1.0,)).to_dict()
     theirs = their_net(1).state_dict()
@@ -57,7 +59,10 @@ def test_weights_bring_their_normalization_along(
     begin = [f"train.init_from={first / 'last.pt'}", "train.epochs=1"]
     capsys.readouterr()
     run = train(make_config(data_root, *begin, "name=a"))
-    assert "data.normalization: mean [0.9] and std [0.05], as these" in capsys.readouterr().out
+    assert (
+        "data.normalization: mean [0.9] and std [0.05], as in the training"
+        in capsys.readouterr().out
+    )
     assert load_checkpoint(run / "last.pt")["normalization"]["mean"] == pytest.approx((0.9,))
     run = train(make_config(data_root, *begin, "name=b", "data.normalization=dataset"))
     assert "normalization" not in capsys.readouterr().out
@@ -81,7 +86,7 @@ def test_padding_other_than_that_of_the_weights_is_said(
 ) -> None:
     unpadded = ["model.padding=valid", "augment.crop=null", "train.epochs=1", WIDTHS]
     run = train(make_config(data_root, f"train.init_from={weights}", *unpadded))
-    said = "trained with model.padding same, here it is valid, which is the same but near the bord"
+    said = "trained with model.padding same, this model has valid, which differs only near image"
     assert said in capsys.readouterr().out
     train(make_config(data_root, f"train.init_from={run / 'last.pt'}", *unpadded, "name=b"))
     assert "trained with" not in capsys.readouterr().out
@@ -103,16 +108,14 @@ def test_a_run_begins_with_other_weights(
     three = "data.classes={ground: 0, box: 200, sky: 7}"
     capsys.readouterr()
     run = train(make_config(data_root, "name=three", "train.epochs=1", init, slow, three))
-    assert "but not those of the head: it has 2 classes, here are 3" in capsys.readouterr().out
+    assert "except the head: it has 2 classes, this model has 3" in capsys.readouterr().out
     now = load_checkpoint(run / "last.pt")["model"]
     assert now["head.weight"].shape[0] == 3
     for key in parameters:
         if not key.startswith("head."):
             torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
 
-    with pytest.raises(
-        ValueError, match=r"weights do not fit .* model.widths=\[4,8\].*:\nencoder\.stem"
-    ):
+    with pytest.raises(ValueError, match=r"weights do not fit .* model.widths=\[4,8\].*:\nstem"):
         train(make_config(data_root, "name=wide", init, "model.widths=[8, 8]"))
     assert not Path("runs/wide").exists()
     with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
@@ -121,8 +124,7 @@ def test_a_run_begins_with_other_weights(
 
 def encoder_of(path: Path) -> dict[str, torch.Tensor]:
     model = load_checkpoint(path)["model"]
-    prefix = "encoder.backbone."
-    return {key.removeprefix(prefix): model[key] for key in model if key.startswith(prefix)}
+    return {key.removeprefix("encoder."): model[key] for key in model if key.startswith("encoder.")}
 
 
 def test_an_encoder_begins_with_weights_that_only_the_start_needs(
@@ -132,7 +134,10 @@ def test_an_encoder_begins_with_weights_that_only_the_start_needs(
     given = torch.load(encoder_weights)
     whole = train(make_config(data_root, *overrides, "name=whole", "train.freeze_encoder_epochs=2"))
     shown = capsys.readouterr().out
-    assert "note: efficientnet_b0 begins with the weights weights.pth; those of the first" in shown
+    assert (
+        "the encoder efficientnet_b0 starts from the weights weights.pth; the weights of its first"
+        in shown
+    )
     assert "normalization    mean [0.449] and std [0.226], from the weights of" in shown
     frozen = encoder_of(whole / "last.pt")
     assert torch.equal(frozen.pop("features.0.0.weight"), given["features.0.0.weight"].sum(1, True))

@@ -6,8 +6,9 @@ import torch
 from helpers import make_config
 from PIL import Image
 
+from unet.build import build_classes
 from unet.training.logger import RunLogger, draw_curves
-from unet.training.train import train
+from unet.training.trainer import train
 
 ROWS = [
     {"epoch": i, "step": 2 * i, "lr": 0.1 / i, "train_loss": 1 / i, "mean_iou": 0.1 * i,
@@ -19,7 +20,7 @@ ROWS = [
 def test_curves_are_drawn_of_one_row_and_of_scores_that_are_not_there(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for count in (1, 3):
-        draw_curves(tmp_path / "curves.png", ROWS[:count])
+        draw_curves(tmp_path / "curves.png", ROWS[:count], "mean_iou")
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.size == (800, 900)
             assert len(picture.convert("RGB").getcolors(10**6)) > 10
@@ -27,7 +28,7 @@ def test_curves_are_drawn_of_one_row_and_of_scores_that_are_not_there(tmp_path: 
 
 def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path) -> None:
     (tmp_path / "previews").mkdir()
-    tracker = RunLogger(tmp_path, make_config(data_root), step=0)
+    tracker = RunLogger(tmp_path, build_classes(make_config(data_root)), "mean_iou")
     ids = np.zeros((36, 52), np.uint8)
     tracker.validation(ROWS[:1], [(torch.zeros(1, 36, 52), ids, ids)])
     tracker.validation(ROWS[:2], [(torch.zeros(1, 36, 52), ids, ids)])
@@ -36,6 +37,7 @@ def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.usefixtures("extras")
 def test_tensorboard_holds_scalars_pictures_and_the_config(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -63,7 +65,9 @@ def test_without_the_extras_a_run_is_the_same(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("unet.training.logger.find_spec", lambda _: None)
+    monkeypatch.setattr("unet.training.logger.is_installed", lambda _: None)
     run = train(make_config(data_root, "train.epochs=1"))
     names = sorted(path.name for path in run.iterdir())
-    assert names == ["best.pt", "config.yaml", "last.pt", "metrics.csv", "previews"]
+    assert names == [
+        "best.pt", "config.yaml", "last.pt", "metrics.csv", "previews", "previous.pt",
+    ]  # fmt: skip

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from PIL import Image
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict, load_config
 from unet.config.values import config_to_dict
-from unet.training.train import train
+from unet.training.run_folder import save_last
+from unet.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -29,7 +31,9 @@ def test_a_run_that_exists_is_not_overwritten_unasked(data_root: Path) -> None:
 def test_only_a_runs_folder_is_deleted(data_root: Path) -> None:
     Path("runs/tiny").mkdir(parents=True)
     Path("runs/tiny/thesis.txt").touch()
-    with pytest.raises(FileExistsError, match=r"holds no config\.yaml and is no run's folder"):
+    with pytest.raises(
+        FileExistsError, match=r"holds no config\.yaml and is not the folder of a run"
+    ):
         train(make_config(data_root), overwrite=True)
     assert Path("runs/tiny/thesis.txt").exists()
 
@@ -52,7 +56,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     if damage == "cut":
         last.write_bytes(contents[: len(contents) // 2])
     elif damage == "flipped":  # in the middle of the weights
-        weights = load_checkpoint(last)["model"]["encoder.stem.3.weight"]
+        weights = load_checkpoint(last)["model"]["stem.3.weight"]
         place = contents.index(weights.contiguous(memory_format=torch.channels_last)
                                .permute(0, 2, 3, 1).numpy().tobytes()[:40])  # fmt: skip
         flipped = bytes([contents[place + 9] ^ 4])
@@ -62,8 +66,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     train(make_config(data_root), resume=True)
     shown = capsys.readouterr().out
     if damage != "missing":
-        assert "note: runs/tiny/last.pt: is damaged, and deleted; going on from the one" in shown
-        assert "before, runs/tiny/previous.pt" in shown
+        assert "runs/tiny/last.pt: is damaged, and deleted; resuming from the one before, " in shown
     assert_same_run(whole, run)
 
 
@@ -71,7 +74,9 @@ def test_without_a_whole_checkpoint_a_run_is_not_resumed(data_root: Path) -> Non
     run = train(make_config(data_root))
     for name in ("last.pt", "previous.pt"):
         (run / name).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"last\.pt: cannot .*\n.*previous\.pt: cannot .*\n.*anew"):
+    with pytest.raises(
+        ValueError, match=r"last\.pt: cannot .*\n.*previous\.pt: cannot .*\n.*again"
+    ):
         train(make_config(data_root), resume=True)
 
 
@@ -97,12 +102,39 @@ def test_a_kill_between_the_new_checkpoint_and_its_name_loses_nothing(
     assert_same_run(whole, train(config, resume=True))
 
 
-def test_a_kill_after_the_first_best_and_before_the_first_last_starts_anew(data_root: Path) -> None:
+def test_a_kill_between_the_first_best_and_the_next_last_loses_nothing(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train(make_config(data_root, "name=whole"))
-    run = train(make_config(data_root))
+
+    def killed_with_a_best(run: Path, contents: dict[str, Any]) -> None:
+        if (run / "best.pt").exists():
+            raise KeyboardInterrupt
+        save_last(run, contents)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("unet.training.trainer.save_last", killed_with_a_best)
+        with pytest.raises(KeyboardInterrupt):
+            train(make_config(data_root))
+    assert Path("runs/tiny/best.pt").exists()
+    assert load_checkpoint(Path("runs/tiny/last.pt"))["progress"]["history"] == []
+    assert_same_run(whole, train(make_config(data_root), resume=True))
+
+
+def test_a_best_checkpoint_is_only_deleted_when_asked(data_root: Path) -> None:
+    config = make_config(data_root, "train.epochs=1")
+    run = train(config)
     for name in ("last.pt", "previous.pt"):
         (run / name).unlink()
-    assert_same_run(whole, train(make_config(data_root), resume=True))
+    (run / "evaluation_best").mkdir()
+    with pytest.raises(
+        FileExistsError, match=r"tiny: holds a best\.pt, but no last\.pt or previous"
+    ):
+        train(config, resume=True)
+    assert (run / "best.pt").exists()
+    assert (run / "evaluation_best").exists()
+    train(config, overwrite=True)
+    assert not (run / "evaluation_best").exists()
 
 
 def test_after_falling_back_the_good_checkpoint_stays_until_a_new_one_is_whole(
@@ -139,11 +171,9 @@ def test_what_the_system_refuses_to_read_is_no_damage(
 def test_a_run_has_one_process_at_a_time(data_root: Path) -> None:
     command = (
         "import sys, time\n"
-        "from contextlib import ExitStack\n"
         "from pathlib import Path\n"
-        "from unet.training.run_folder import hold\n"
-        "with ExitStack() as until:\n"
-        "    hold(Path('runs/tiny'), until)\n"
+        "from unet.training.run_folder import locked\n"
+        "with locked(Path('runs/tiny')):\n"
         "    print('held', flush=True)\n"
         "    sys.stdin.read()\n"
     )
@@ -178,7 +208,7 @@ def test_resuming_what_has_not_begun_begins_it(
 ) -> None:
     config = make_config(data_root, "train.epochs=1")
     run = train(config, resume=True)
-    assert "runs/tiny: there is no such run yet; it starts" in capsys.readouterr().out
+    assert "runs/tiny: does not exist yet; starting a new run" in capsys.readouterr().out
     for path in run.glob("*.pt"):
         path.unlink()
     train(config, resume=True)
@@ -217,7 +247,7 @@ def test_resuming_notices_files_that_have_changed(data_root: Path, folder: str) 
 
 def test_resuming_in_another_precision_is_refused(data_root: Path) -> None:
     train(make_config(data_root, "train.epochs=1"))
-    with pytest.raises(ValueError, match=r"computed in float32, here it would be torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"computed in float32, this one would in bfloat16"):
         train(make_config(data_root, "train.epochs=1", "train.precision=bfloat16"), resume=True)
 
 

@@ -17,13 +17,13 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_several_seeds_are_trained_and_their_mean_and_spread_told(
+def test_several_seeds_are_trained_and_their_mean_and_std_reported(
     data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(data_root, "train.seeds=3", "train.seed=4", "train.epochs=2")
     rows = read(train_series(config))
     assert [row["run"] for row in rows] == [
-        "tiny_seed4", "tiny_seed5", "tiny_seed6", "mean", "spread",
+        "tiny_seed4", "tiny_seed5", "tiny_seed6", "mean", "std",
     ]  # fmt: skip
     states = [load_checkpoint(Path(f"runs/tiny_seed{seed}/last.pt")) for seed in (4, 5, 6)]
     best = [max(row["mean_iou"] for row in state["progress"]["history"]) for state in states]
@@ -44,7 +44,7 @@ def test_every_fold_is_trained(data_root: Path) -> None:
     config = make_config(data_root, "data.validation={folds: 3, fold: 0}", "train.epochs=1")
     rows = read(train_series(config, all_folds=True))
     assert [row["run"] for row in rows] == [
-        "tiny_fold0", "tiny_fold1", "tiny_fold2", "mean", "spread",
+        "tiny_fold0", "tiny_fold1", "tiny_fold2", "mean", "std",
     ]  # fmt: skip
     held_out = [
         stem

@@ -1,23 +1,142 @@
+import csv
 import math
+import os
 import re
+import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from helpers import make_config, states_equal
+import yaml
+from helpers import PAPER, make_config, states_equal, write_pairs
+from PIL import Image
 
+import unet.training.setup
 import unet.training.trainer
-from unet import load_model
+from unet import load_model, predict
 from unet.build import build_network
 from unet.checkpoint import load_checkpoint
+from unet.cli.main import main
+from unet.config.loader import load_config
 from unet.config.schema import Config
+from unet.config.values import config_to_dict
 from unet.data.sampler import SeededBatchSampler
+from unet.inference.info import describe_checkpoint
 from unet.models.unet import UNet
-from unet.training.train import train
+from unet.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
+
+
+@pytest.mark.usefixtures("extras")
+def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
+    config = make_config(data_root)
+    assert train(config) == Path("runs/tiny")
+    files = sorted(str(path.relative_to("runs/tiny")) for path in Path("runs/tiny").rglob("*.*"))
+    assert [path for path in files if not path.startswith("tensorboard")] == [
+        "best.pt",
+        "config.yaml",
+        "curves.png",
+        "last.pt",
+        "metrics.csv",
+        "previews/epoch_0001.png",
+        "previews/epoch_0002.png",
+        "previews/epoch_0003.png",
+        "previous.pt",
+    ]
+    assert load_config(Path("runs/tiny/config.yaml")) == config
+    with Path("runs/tiny/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    # Of the epoch's last update: cos(pi / 2 * 5 / 6) squared.
+    assert float(rows[-1]["lr"]) == pytest.approx(0.01 * 0.0669873)
+    assert 0 <= float(rows[-1]["iou_box"]) <= 1
+    with Image.open("runs/tiny/previews/epoch_0003.png") as picture:
+        assert picture.size[0] > 3 * 256
+
+
+@pytest.mark.parametrize("crop", ["[36, 44]", "null"])
+def test_an_unpadded_network_learns(data_root: Path, crop: str) -> None:
+    overrides = [*PAPER, "model.dropout=0.1", f"augment.crop={crop}", "optimizer.lr=0.005"]
+    run = train(make_config(data_root, *overrides, "train.epochs=40", "train.validate_every=40"))
+    row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
+    assert row["mean_iou"] > 0.9
+    write_pairs(Path("new"), 1, seed=99)
+    ids = predict(load_model(run / "best.pt"), Path("new/images/0.png"))
+    with Image.open("new/masks/0.png") as mask:
+        truth = np.asarray(mask) == 200
+    assert ((ids == 1) == truth).mean() > 0.95
+
+
+def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(make_config(data_root, "train.epochs=25", "train.validate_every=25"))
+    row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
+    assert row["mean_iou"] > 0.9
+    assert f"next:     unet evaluate {run / 'best.pt'}" in capsys.readouterr().out
+    # And the checkpoint alone segments an image that it has never seen, to the mask's values.
+    write_pairs(Path("new"), 1, seed=99)
+    model = load_model(run / "best.pt")
+    ids = predict(model, Path("new/images/0.png"))
+    with Image.open("new/masks/0.png") as mask:
+        truth = np.asarray(mask) == 200
+    assert ((ids == 1) == truth).mean() > 0.95
+
+
+def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:
+    runs = [
+        train(make_config(data_root, f"name=workers{number}", f"train.num_workers={number}"))
+        for number in (0, 2)
+    ]
+    states = [load_checkpoint(run / "last.pt") for run in runs]
+    assert states_equal(states[0]["model"], states[1]["model"])
+
+
+def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:
+    train(make_config(data_root, "train.epochs=1", "schedule.warmup_epochs=0.9"))
+
+
+def test_validation_in_folders_of_their_own(data_root: Path) -> None:
+    write_pairs(data_root / "held_out", 2, seed=5)
+    validation = "data.validation={images: held_out/images, masks: held_out/masks}"
+    run = train(make_config(data_root, validation, "train.epochs=1"))
+    assert load_checkpoint(run / "last.pt")["progress"]["history"][-1]["epoch"] == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_optimizers_and_precisions_train(data_root: Path, optimizer: str, precision: str) -> None:
+    overrides = [
+        "train.epochs=2",
+        f"optimizer={{name: {optimizer}, lr: 0.01}}",
+        f"train.precision={precision}",
+        "schedule={name: polynomial, power: 0.9}",
+    ]
+    history = load_checkpoint(train(make_config(data_root, *overrides)) / "last.pt")["progress"][
+        "history"
+    ]
+    losses = [row["train_loss"] for row in history]
+    assert losses[1] < losses[0]
+
+
+def test_a_loader_that_is_killed_is_told(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = os.getpid()
+
+    def die(*_: object) -> None:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("unet.data.cache.DecodedCache.__getitem__", die)
+    settings = config_to_dict(make_config(data_root, "train.num_workers=1"))
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert main(["train", "tiny.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"^error: DataLoader worker \(pid.*(killed|exited).*lower train\.num", error)
+    assert "Traceback" not in error
 
 
 def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: Path) -> None:
@@ -25,9 +144,9 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: P
     with pytest.raises(FloatingPointError) as caught:
         train(make_config(data_root, *overrides))
     found = re.fullmatch(
-        r"train: (the loss|a gradient) is (nan|-?inf) in step (\d), at a learning rate of \S+, on "
-        r"the samples (\d(?:, \d)*); the weights were not changed by it, and runs/tiny/last\.pt is "
-        r"whole\. Lower optimizer\.lr.*",
+        r"train: (the loss|a gradient) is (nan|-?inf) in step (\d), with a learning rate of \S+, "
+        r"on the samples (\d(?:, \d)*); this step did not change the weights, and "
+        r"runs/tiny/last\.pt is intact\. Lower optimizer\.lr.*",
         str(caught.value),
     )
     assert found is not None, caught.value
@@ -36,7 +155,7 @@ def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: P
     assert state["progress"]["step"] == step - 1
     assert all(weights.isfinite().all() for weights in state["model"].values())
     # The samples are those of the step.
-    stems = state["train_stems"]
+    stems = state["identity"]["train_stems"]
     places = SeededBatchSampler(len(stems), 2, 0, 0, 9).batch(step - 1)
     assert found[4] == ", ".join(dict.fromkeys(stems[index] for _, index in places))
 
@@ -63,33 +182,10 @@ def test_float16_does_not_skip_for_ever(data_root: Path, monkeypatch: pytest.Mon
         net.head.weight.register_hook(lambda gradient: gradient * math.inf)
         return net
 
-    monkeypatch.setattr("unet.training.train.build_network", broken)
+    monkeypatch.setattr("unet.training.setup.build_network", broken)
     monkeypatch.setattr("unet.training.step._SMALLEST_SCALE", 2.0**10)
     with pytest.raises(FloatingPointError, match=r"a gradient is (nan|inf) in step 8"):
         train(make_config(data_root, "train.precision=float16", "train.epochs=20"))
-
-
-def test_too_little_memory_comes_with_advice(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    monkeypatch.setattr("unet.training.step.TrainingStep.gradients", fail)
-    with pytest.raises(MemoryError) as caught:
-        train(make_config(data_root, "train.batch_size=4", "augment.crop=[512, 384]"))
-    assert str(caught.value) == (
-        "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); a step has batches of 4 "
-        "crops of 512 x 384: set train.batch_size=2 with train.accumulate=2 (the same samples in a "
-        "step, half of the memory), or train.activation_checkpointing=true (slower), or augment.crop=[256,192], "
-        "or smaller model.widths"
-    )
-    with pytest.raises(MemoryError, match=r"1 crops of 24 x 32: set augment.crop=\[16,16\], or sm"):
-        train(
-            make_config(
-                data_root, "train.batch_size=1", "train.activation_checkpointing=true", "name=b"
-            )
-        )
 
 
 def test_a_run_ends_early_when_the_score_no_longer_grows(
@@ -104,7 +200,7 @@ def test_a_run_ends_early_when_the_score_no_longer_grows(
     run = train(config)
     history = load_checkpoint(run / "last.pt")["progress"]["history"]
     assert [row["mean_iou"] for row in history] == [0.1, 0.3, 0.2, 0.3]
-    assert "ended early, after epoch 4, as train.patience asks" in capsys.readouterr().out
+    assert "ended after epoch 4 because of train.patience" in capsys.readouterr().out
     train(config, resume=True)
     assert "the run is complete: there is nothing left to train" in capsys.readouterr().out
 
@@ -139,20 +235,30 @@ def test_averaged_weights_are_scored_and_saved_beside_the_raw_ones(data_root: Pa
     assert not torch.equal(head, state["raw_model"]["head.weight"])
 
 
-def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
-    config = make_config(Path(), "augment.crop=[16, 16]", "train.batch_size=1")
-    assert unet.training.trainer._memory_advice(config).endswith(
-        "1 crops of 16 x 16: set train.activation_checkpointing=true (slower), or smaller model.widths"
+def test_the_monitored_score_decides_which_weights_are_best(
+    data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used for best.pt, patience and plateau, and in all that is printed."""
+    dice = iter([0.1, 0.5, 0.4, 0.5, 0.3, 0.2])
+    real = unet.training.trainer.scores
+    monkeypatch.setattr(
+        "unet.training.trainer.scores",
+        lambda matrix: replace(real(matrix), dice=[0.9, next(dice)], mean_iou=0.7),
     )
+    overrides = ["train.monitor=dice_box", "train.patience=4", "train.epochs=9"]
+    plateau = "schedule={name: plateau, patience: 1, factor: 0.5}"
+    run = train(make_config(data_root, *overrides, plateau))
+    history = load_checkpoint(run / "last.pt")["progress"]["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5, 6]
+    assert [row["lr"] for row in history] == [0.01, 0.01, 0.01, 0.01, 0.005, 0.005]
+    assert load_checkpoint(run / "best.pt")["progress"]["step"] == history[1]["step"]
+    shown = capsys.readouterr().out
+    assert "epoch 2/9  loss " in shown
+    assert "mean IoU 0.7000  Dice of box 0.5000  pixel accuracy" in shown
+    assert "best Dice of box 0.5000 in epoch 2;" in shown
+    assert "best: epoch 2 of 9" in describe_checkpoint(run / "best.pt")
 
 
-def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
-    deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
-    advice = unet.training.trainer._memory_advice(
-        make_config(Path(), *deep, "augment.crop=[572, 204]")
-    )
-    assert "augment.crop=[380,204]" in advice
-    advice = unet.training.trainer._memory_advice(
-        make_config(Path(), *deep, "augment.crop=[188, 204]")
-    )
-    assert "augment.crop" not in advice
+def test_a_run_prints_its_classes(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(make_config(data_root, "train.epochs=1"))
+    assert "\nclasses: 0 ground, 1 box\n" in capsys.readouterr().out

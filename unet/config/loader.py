@@ -11,13 +11,14 @@ from unet.config.parsing import describe_value, named_items, parse_section
 from unet.config.schema import Config
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, change it by `section.key=value` overrides, and check all of it.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: with every error found, one per line.
     """
+    path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a config file in it")
     if not path.is_file():

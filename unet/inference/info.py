@@ -14,6 +14,7 @@ from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
 from unet.inference.costs import multiply_adds, prediction_memory, step_memory
 from unet.inference.predictor import load_model
+from unet.metrics.monitor import best_row
 from unet.models.fuse import fuse_batch_norm
 from unet.models.losses import SegmentationLoss
 from unet.models.receptive_field import receptive_field
@@ -112,7 +113,7 @@ def _classes(config: Config) -> list[str]:
 def _scores(history: Sequence[dict[str, Any]], config: Config) -> list[str]:
     if not history:
         return ["none: the file was written before a validation"]
-    best = max(history, key=lambda row: float(row["mean_iou"]))
+    best = best_row(history, config.train.monitor)
     texts = []
     for which, row in (("best", best), ("last", history[-1])):
         texts.append(

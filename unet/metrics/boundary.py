@@ -55,9 +55,9 @@ def boundary_measures(
         prediction: class ids (H, W).
         target: class ids (H, W).
         num_classes: K.
-        distance: at which pixels are near, inclusive, in pixels.
+        distance: pixels at most this far apart are near.
         percentile: 100 is the usual Hausdorff distance, which a single pixel decides.
-        ignore_index: class id in the target of pixels that do not count.
+        ignore_index: pixels of this class id in the target do not count.
 
     Returns:
         Counts (K, 4) int64 of predicted boundary pixels near true ones, of all predicted ones, of

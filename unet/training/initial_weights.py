@@ -1,51 +1,99 @@
-"""The weights that a network begins with."""
+"""The weights that a new run starts from: another model's, or pretrained ones for the encoder."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from unet.checkpoint import load_checkpoint
 from unet.config.parsing import named_items
 from unet.config.schema import Config
+from unet.data.normalization import Normalization
 from unet.models.unet import UNet
-from unet.models.weights import incompatible_weights
+from unet.models.weights import encoder_weights, incompatible_weights
+from unet.runtime import distributed
 from unet.runtime.text import listed
 
 
-def load_initial_weights(net: UNet, contents: dict[str, Any], path: str, config: Config) -> str:
-    """Take over the weights of another model; of another number of classes, but the head's.
+@dataclass(frozen=True)
+class InitialWeights:
+    """What `train.init_from` and `train.encoder_weights` name; None where a setting is null.
 
     Args:
-        net: to be changed.
-        contents: of `load_checkpoint`.
-        path: of the file, for the messages.
-        config: of the network.
+        checkpoint: contents of `load_checkpoint`.
+        encoder: state dict of the encoder.
+    """
 
-    Returns:
-        What was done, in words.
+    checkpoint: dict[str, Any] | None = None
+    encoder: dict[str, Tensor] | None = None
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """The normalization that the checkpoint was trained with."""
+        return Normalization(**self.checkpoint["normalization"]) if self.checkpoint else None
+
+    def load_into(self, net: UNet, config: Config) -> None:
+        """Copy the weights into a network, and print what was done.
+
+        Raises:
+            ValueError: if the weights do not fit.
+        """
+        if self.checkpoint is not None:
+            _load_checkpoint_into(net, self.checkpoint, config)
+        if self.encoder is not None:
+            net.encoder.load_state_dict(self.encoder)
+
+
+def read_initial_weights(config: Config) -> InitialWeights:
+    """Read the files, and download what has to be downloaded.
 
     Raises:
-        ValueError: if the weights do not fit.
+        FileNotFoundError: if there is no such file.
+        ValueError: if a file or a download is damaged, or is not for this encoder.
     """
-    weights, own = contents["model"], net.state_dict()
-    model, names = contents["config"]["model"], list(config.data.classes)
-    theirs = list(named_items(contents["config"]["data"]["classes"]))
-    said = f"taking the weights of {path}"
-    if len(theirs) != len(names):
+    init_from, encoder = config.train.init_from, config.train.encoder_weights
+    checkpoint = None if init_from is None else load_checkpoint(Path(init_from))
+    return InitialWeights(checkpoint, None if encoder is None else _read_encoder(config))
+
+
+@distributed.on_first_rank
+def _read_encoder(config: Config) -> dict[str, Tensor]:
+    encoder, channels = config.model.encoder, config.model.in_channels
+    source = str(config.train.encoder_weights)
+    weights = encoder_weights(encoder, source, channels)
+    fitted = ""
+    if channels != 3:
+        change = "summed over the colours" if channels == 1 else "repeated and scaled"
+        fitted = f"; the weights of its first convolution are {change} for {channels} channel(s)"
+    print(f"train.encoder_weights: the encoder {encoder} starts from the weights {source}{fitted}")
+    return weights
+
+
+def _load_checkpoint_into(net: UNet, checkpoint: dict[str, Any], config: Config) -> None:
+    """Copy a model's weights, without those of the head if it has another number of classes."""
+    weights, own, path = checkpoint["model"], net.state_dict(), config.train.init_from
+    names, model = list(config.data.classes), checkpoint["config"]["model"]
+    others = list(named_items(checkpoint["config"]["data"]["classes"]))
+    text = f"train.init_from: starting from the weights of {path}"
+    if len(others) != len(names):
         weights = {key: own[key] if key.startswith("head.") else w for key, w in weights.items()}
-        said += f", but not those of the head: it has {len(theirs)} classes, here are {len(names)}"
-    elif theirs != names:
-        said += f"; its classes {', '.join(theirs)} become {', '.join(names)}, in this order"
-    other = incompatible_weights(weights, own, allowed=own)
+        text += f", except the head: it has {len(others)} classes, this model has {len(names)}"
+    elif others != names:
+        text += f"; its classes {', '.join(others)} become {', '.join(names)}, in this order"
+    incompatible = incompatible_weights(weights, own, known=own)
     if model["norm"] != config.model.norm:  # group and instance have weights of the same shapes
-        other.insert(0, f"model.norm {model['norm']}, expected {config.model.norm}")
-    if other:
+        incompatible.insert(0, f"model.norm {model['norm']}, expected {config.model.norm}")
+    if incompatible:
         settings = " ".join(f"model.{k}={v}".replace(" ", "") for k, v in model.items())
         raise ValueError(
-            f"{path}: the weights do not fit this config's model; set it as there, {settings}:\n"
-            f"{listed(other, 3)}"
+            f"{path}: the weights do not fit this config's model; use the model of the file, "
+            f"{settings}:\n{listed(incompatible, 3)}"
         )
     net.load_state_dict(weights)
     if model["padding"] != net.padding:
-        said += (
-            f"; they were trained with model.padding {model['padding']}, here it is {net.padding}, "
-            "which is the same but near the borders"
+        text += (
+            f"; they were trained with model.padding {model['padding']}, this model has "
+            f"{net.padding}, which differs only near image borders"
         )
-    return said
+    print(text)

@@ -1,40 +1,48 @@
-"""The learning rate of every step, as a function of the step and of the scores so far."""
+"""The learning rate of every step, as a function of the step and the scores so far."""
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
-from unet.config.schema import ScheduleConfig
 
-
-def learning_rate_factor(
-    config: ScheduleConfig,
+def learning_rate_multiplier(
     step: int,
+    *,
     num_steps: int,
     steps_per_epoch: int,
     scores: Sequence[float] = (),
+    name: Literal["cosine", "polynomial", "one_cycle", "constant", "plateau"] = "cosine",
+    warmup_epochs: float = 0.0,
+    power: float | None = None,
+    patience: int | None = None,
+    factor: float | None = None,
 ) -> float:
-    """Return what the highest learning rate is multiplied by.
+    """Return the multiplier of the highest learning rate, from 0 to 1, for a step counted from 0.
 
     Args:
-        config: which schedule.
-        step: the number of the update, from 0.
-        num_steps: of the run.
-        steps_per_epoch: which the warm-up is counted in.
-        scores: of the validations so far, higher is better.
+        step: number of the update.
+        num_steps: updates in the run.
+        steps_per_epoch: converts the warm-up to steps.
+        scores: of the validations so far, higher is better; only plateau needs them.
+        name: the schedule.
+        warmup_epochs: length of a linear warm-up.
+        power: exponent of polynomial.
+        patience: for plateau, validations without a better score before the rate is multiplied.
+        factor: for plateau, this multiplies the rate.
 
     Source: one_cycle by Smith and Topin 2017, arXiv 1708.07120, with the numbers of torch's
     OneCycleLR: from 1/25 to 1 over three tenths of the steps, then to 4e-6, along cosines.
     """
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), num_steps - 1)
+    warmup = min(round(warmup_epochs * steps_per_epoch), num_steps - 1)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / (num_steps - warmup)
-    match config.name:
+    match name:
         case "cosine":
             return _cosine(1, 0, progress)
         case "polynomial":
-            assert config.power is not None  # the config sees to it
-            return float((1 - progress) ** config.power)
+            assert power is not None  # checked by the config
+            return float((1 - progress) ** power)
         case "one_cycle":
             peak, last = 0.3 * num_steps - 1, num_steps - 1
             if step < peak:
@@ -43,13 +51,13 @@ def learning_rate_factor(
         case "constant":
             return 1.0
         case "plateau":
-            assert config.factor is not None  # the config sees to it
-            assert config.patience is not None
-            return float(config.factor ** _plateaus(scores, config.patience))
+            assert factor is not None  # checked by the config
+            assert patience is not None
+            return float(factor ** _num_plateaus(scores, patience))
 
 
 def validations_without_gain(scores: Sequence[float]) -> int:
-    """Return how many of the last scores are no better than the best before them."""
+    """Return the number of validations since the best one."""
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
@@ -57,8 +65,8 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _plateaus(scores: Sequence[float], patience: int) -> int:
-    """Count how often more than `patience` scores in a row brought no better one."""
+def _num_plateaus(scores: Sequence[float], patience: int) -> int:
+    """Count how often more than `patience` scores in a row were no better than the best."""
     best, waited, count = -math.inf, 0, 0
     for score in scores:
         waited = 0 if score > best else waited + 1

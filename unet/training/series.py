@@ -1,4 +1,4 @@
-"""Several runs of one config: every fold of a cross-validation, several seeds."""
+"""Several runs of one config: every fold of a cross-validation, several seeds, or both."""
 
 import csv
 from collections.abc import Sequence
@@ -11,28 +11,29 @@ import numpy as np
 
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config
+from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
 from unet.runtime.files import atomic_path
 from unet.runtime.text import table
-from unet.training.train import train
+from unet.training.trainer import train
 
 
 def train_series(
     config: Config, all_folds: bool = False, resume: bool = False, overwrite: bool = False
 ) -> Path:
-    """Train `train.seeds` models, or one of every fold, or both; report each and the mean.
+    """Train `train.seeds` models, for each fold or for one; print and write their best scores.
 
     Args:
-        config: of all runs; each has its name with _fold0 or _seed0 behind it.
-        all_folds: whether to train each of `data.validation.folds`.
-        resume: whether to continue the runs that are there.
-        overwrite: whether to delete runs of the same names first.
+        config: of all runs, which are named <name>_fold0, <name>_seed0 or <name>_fold0_seed0.
+        all_folds: whether to train on each of `data.validation.folds`.
+        resume: see `train`.
+        overwrite: see `train`.
 
     Returns:
-        The table written, runs/<name>_folds.csv or runs/<name>_seeds.csv.
+        The table, <runs>/<name>_folds.csv or <runs>/<name>_seeds.csv.
 
     Raises:
-        Exception: those of `train`.
+        Exception: see `train`.
     """
     configs, runs = configs_of_series(config, all_folds), []
     for i, one in enumerate(configs):
@@ -40,38 +41,42 @@ def train_series(
         runs.append(train(one, resume, overwrite))
     path = Path(config.runs) / f"{config.name}_{'folds' if all_folds else 'seeds'}.csv"
     if distributed.rank() == 0:
-        rows = [_best(run) for run in runs]
+        monitor = config.train.monitor
+        rows = [_best_scores(run, monitor) for run in runs]
         columns = [key for key in rows[0] if key not in ("run", "epoch")]
         values = np.array([[row[key] for key in columns] for row in rows])
-        # A fold without any pixel of a class has no score for it, and no part in the mean.
-        mean, spread = np.nanmean(values, 0), np.nanstd(values, 0, ddof=1)
-        rows.append({"run": "mean", "epoch": "", **dict(zip(columns, mean.tolist(), strict=True))})
-        rows.append(
-            {"run": "spread", "epoch": "", **dict(zip(columns, spread.tolist(), strict=True))}
-        )
+        # A class without any pixel in a fold has no score there, and the mean ignores it.
+        for name, numbers in (
+            ("mean", np.nanmean(values, 0)),
+            ("std", np.nanstd(values, 0, ddof=1)),
+        ):
+            scores = dict(zip(columns, numbers.tolist(), strict=True))
+            rows.append({"run": name, "epoch": "", **scores})
         with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        print(f"\n{_report(rows)}\nspread: standard deviation over the runs\nwrote {path}")
+        print(f"\n{_text(rows, monitor)}\nstd: standard deviation over the runs\nwrote {path}")
         print(f"next:     unet predict {runs[0].parent / config.name}_*/best.pt IMAGES -o masks")
     return path
 
 
 def configs_of_series(config: Config, all_folds: bool) -> list[Config]:
-    """Return the config of every run of a series, in order."""
+    """Return the config of every run, in order.
+
+    Raises:
+        ValueError: if `all_folds` is set, but not `data.validation.folds`.
+    """
     validation, settings = config.data.validation, config.train
     if all_folds and validation.folds is None:
         raise ValueError(
-            "--folds: expected data.validation.folds, the number of parts, such as "
+            "--folds: expected data.validation.folds, the number of folds, such as "
             "data.validation='{folds: 5}'"
         )
     folds = range(validation.folds or 1) if all_folds else [None]
     configs = []
     for fold, i in product(folds, range(settings.seeds)):
-        seed = settings.seed + i
-        name = config.name
-        data = config.data
+        name, data, seed = config.name, config.data, settings.seed + i
         if fold is not None:
             name += f"_fold{fold}"
             data = replace(data, validation=replace(validation, fold=fold))
@@ -83,23 +88,17 @@ def configs_of_series(config: Config, all_folds: bool) -> list[Config]:
     return configs
 
 
-def _best(run: Path) -> dict[str, Any]:
-    """The scores of a run's best.pt."""
-    history = load_checkpoint(run / "last.pt")["progress"]["history"]
-    best = max(history, key=lambda row: float(row["mean_iou"]))
-    scores = {
-        key: value
-        for key, value in best.items()
-        if key in ("mean_iou", "mean_dice", "pixel_accuracy") or key.startswith("iou_")
-    }
-    return {"run": run.name, "epoch": best["epoch"], **scores}
+def _best_scores(run: Path, monitor: str) -> dict[str, Any]:
+    best = best_row(load_checkpoint(run / "last.pt")["progress"]["history"], monitor)
+    other = ("step", "lr", "train_loss", "skipped_steps", "seconds", f"raw_{monitor}")
+    return {"run": run.name} | {key: best[key] for key in best if key not in other}
 
 
-def _report(rows: Sequence[dict[str, Any]]) -> str:
-    shown = ("mean_iou", "mean_dice", "pixel_accuracy")
+def _text(rows: Sequence[dict[str, Any]], monitor: str) -> str:
+    shown = dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy", monitor))
     return table(
         [
-            ("run", "best epoch", *(key.replace("_", " ").replace("iou", "IoU") for key in shown)),
+            ("run", "best epoch", *map(score_title, shown)),
             *(
                 (row["run"], str(row["epoch"]), *(f"{row[key]:.4f}" for key in shown))
                 for row in rows

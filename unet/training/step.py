@@ -13,23 +13,23 @@ from unet.models.blocks import centre_crop
 from unet.models.unet import UNet
 from unet.runtime import distributed
 
-# The scale that float16 begins with, 2**16, halved 30 times.
+# GradScaler's initial scale of 2**16, halved 30 times.
 _SMALLEST_SCALE = 2.0**-14
 
 
 class TrainingStep:
-    """Forward, loss and backward over some batches, then the update; in all processes alike.
+    """Forward and backward pass over one or more batches, then the update, in all processes.
 
     Args:
-        net: to train, on its device.
-        loss_function: (logits, targets, and what else is in a batch) -> scalar.
-        optimizer: of the net's weights, made with the highest learning rates.
-        dtype: to compute in; float16 scales the loss so that small gradients are not lost.
-        accumulate: batches whose gradients are averaged.
-        clip_grad_norm: longer gradients are shortened to it; None for never.
-        compiled: whether torch.compile makes one program of the net.
+        net: the network, on its device.
+        loss_function: (logits, target and any other tensors of a batch) -> scalar.
+        optimizer: with the highest learning rate of each group.
+        dtype: dtype of autocast; with float16 the loss is scaled, so that small gradients are kept.
+        accumulate: number of batches whose gradients are averaged.
+        clip_grad_norm: largest norm of all gradients; None for no clipping.
+        compiled: whether to use torch.compile.
         memory_format: of the images.
-        freezes: whether part of the net has no gradient in some steps.
+        freezes: whether some parameters have no gradient in some steps.
     """
 
     def __init__(
@@ -54,25 +54,24 @@ class TrainingStep:
         self.memory_format = memory_format
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self._net = net
-        # The highest learning rate of each group.
-        self._highest = [float(group["lr"]) for group in optimizer.param_groups]
+        self._highest_rates = [float(group["lr"]) for group in optimizer.param_groups]
         self._parallel = None
         if distributed.world_size() > 1:
-            # Or it waits for gradients that do not come.
+            # Without find_unused_parameters it waits for the gradients of frozen parameters.
             self._parallel = DistributedDataParallel(net, find_unused_parameters=freezes)
         self._forward = self._parallel or net
         if compiled:
-            # Crops have one size; a size that may change is more than torch's compiler can do.
+            # All crops have one size; torch's compiler cannot handle a dynamic one.
             self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
 
     def gradients(self, batches: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
         """Compute the gradients of the mean loss over `accumulate` batches.
 
         Args:
-            batches: images (N, C, H, W), targets (N, H, W) and what else the loss takes.
+            batches: images (N, C, H, W), targets (N, H, W), and further inputs of the loss.
 
         Returns:
-            The loss, and the norm of all gradients together (before they are clipped).
+            The loss, and the norm of all gradients before clipping.
         """
         self._net.train()
         self.optimizer.zero_grad()
@@ -80,15 +79,14 @@ class TrainingStep:
         for i, (images, *targets) in enumerate(batches):
             images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
             targets = [target.to(self.device, non_blocking=True) for target in targets]
+            # Processes exchange gradients only once, with the last batch.
             is_last = i == self.accumulate - 1
-            # Gradients are exchanged once, with the last batch.
-            unsynchronized = self._parallel is not None and not is_last
-            with self._parallel.no_sync() if self._parallel and unsynchronized else nullcontext():
+            with self._parallel.no_sync() if self._parallel and not is_last else nullcontext():
                 with torch.autocast(
                     self.device.type, self.dtype, enabled=self.dtype != torch.float32
                 ):
                     logits = self._forward(images)
-                    # An unpadded network's are those of the middle; the rest was their context.
+                    # The logits of an unpadded network cover only the centre of a crop.
                     targets = [centre_crop(target, logits) for target in targets]
                     loss = self.loss_function(logits, *targets) / self.accumulate
                 self.scaler.scale(loss).backward()
@@ -97,25 +95,24 @@ class TrainingStep:
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.clip_grad_norm is not None:
             clip_grads_with_norm_(self.parameters, self.clip_grad_norm, norm)
-        loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()  # waits for the device once
+        loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()  # the only synchronization
         return loss_value, norm_value
 
     @property
     def may_skip(self) -> bool:
-        """Whether an update by gradients that are no finite numbers is left out, as float16 does.
+        """Whether `update` skips gradients that are not finite, as float16 does to find its scale.
 
-        Not for ever: after 30 in a row it is not for the scale of the loss that they are not.
+        After 30 skipped steps in a row the scale is not the reason, and the answer is False.
         """
         return self.scaler.is_enabled() and self.scaler.get_scale() >= _SMALLEST_SCALE
 
-    def update(self, factor: float) -> None:
-        """Change the weights; in float16 only if all gradients are finite numbers.
+    def update(self, multiplier: float) -> None:
+        """Update the weights with `multiplier` times the highest learning rates.
 
-        Args:
-            factor: of the learning rates that the optimizer was made with.
+        In float16 the update is skipped if a gradient is not finite.
         """
-        for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
-            group["lr"] = highest * factor
+        for group, highest in zip(self.optimizer.param_groups, self._highest_rates, strict=True):
+            group["lr"] = highest * multiplier
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -125,7 +122,7 @@ class WeightAverage:
 
     Args:
         net: the network.
-        decay: what each update keeps of the average; less in the first ones.
+        decay: fraction of the average that an update keeps; the first updates keep less.
     """
 
     def __init__(self, net: UNet, decay: float) -> None:
@@ -134,7 +131,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Take in the weights after the update number `step`, from 0."""
+        """Add the weights after a step, counted from 0."""
         keep = min(self.decay, (1 + step) / (10 + step))
         for averaged, now in zip(
             self.net.state_dict().values(), net.state_dict().values(), strict=True

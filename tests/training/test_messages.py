@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_config
+
+from unet.training.messages import smaller_step
+from unet.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+
+def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
+    config = make_config(Path(), "augment.crop=[16, 16]", "train.batch_size=1")
+    assert smaller_step(config).endswith(
+        "1 crops of 16 x 16: set train.activation_checkpointing=true (slower), or smaller "
+        "model.widths"
+    )
+
+
+def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
+    deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
+    advice = smaller_step(make_config(Path(), *deep, "augment.crop=[572, 204]"))
+    assert "augment.crop=[380,204]" in advice
+    advice = smaller_step(make_config(Path(), *deep, "augment.crop=[188, 204]"))
+    assert "augment.crop" not in advice
+
+
+def test_too_little_memory_comes_with_advice(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("unet.training.step.TrainingStep.gradients", fail)
+    with pytest.raises(MemoryError) as caught:
+        train(make_config(data_root, "train.batch_size=4", "augment.crop=[512, 384]"))
+    assert str(caught.value) == (
+        "out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.); a step has batches of 4 "
+        "crops of 512 x 384: set train.batch_size=2 with train.accumulate=2 (the same samples in a "
+        "step, half the memory), or train.activation_checkpointing=true (slower), or "
+        "augment.crop=[256,192], or smaller model.widths"
+    )
+    with pytest.raises(MemoryError, match=r"1 crops of 24 x 32: set augment.crop=\[16,16\], or sm"):
+        train(
+            make_config(
+                data_root, "train.batch_size=1", "train.activation_checkpointing=true", "name=b"
+            )
+        )

@@ -1,0 +1,88 @@
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_config, write_instances
+from PIL import Image
+
+import unet.training.setup
+import unet.training.trainer
+from unet.data.border_weights import border_weights
+from unet.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+
+def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    class Watched(unet.training.setup.TrainingStep):
+        def gradients(self, batches: Iterable) -> tuple[float, float]:
+            seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
+            seen["recompute"] = self._net.activation_checkpointing
+            seen["clip"] = self.clip_grad_norm
+            weight = self._net.stem[3].weight
+            seen["channels_last"] = weight.is_contiguous(memory_format=torch.channels_last)
+            return super().gradients(batches)
+
+    monkeypatch.setattr("unet.training.setup.TrainingStep", Watched)
+    train(make_config(data_root, "train.epochs=1"))
+    assert seen == {"deterministic": False, "recompute": False, "clip": None, "channels_last": True}
+    train(make_config(data_root, "name=b", "train={epochs: 1, num_workers: 0, "
+                      "activation_checkpointing: true, deterministic: true, clip_grad_norm: 2, "
+                      "channels_last: false}"))  # fmt: skip
+    assert seen == {"deterministic": True, "recompute": True, "clip": 2.0, "channels_last": False}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"sync_batch_norm: needs CUDA, but the device is cpu"):
+        train(make_config(data_root, "train.sync_batch_norm=true", "train.device=cpu"))
+
+
+def test_faults_on_both_sides_of_the_split_are_reported_together(data_root: Path) -> None:
+    for stem in "0123":
+        (data_root / "masks" / f"{stem}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        train(make_config(data_root, "data.validation={stems: ['3', '4']}"))
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_wrong_data_leaves_no_run(data_root: Path) -> None:
+    (data_root / "masks" / "3.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"3\.png: cannot be read"):
+        train(make_config(data_root))
+    with pytest.raises(FileNotFoundError, match=r"data\.root: there is no folder"):
+        train(make_config(data_root / "elsewhere"))
+    assert not Path("runs/tiny").exists()
+
+
+def test_images_of_many_sizes_need_a_crop(data_root: Path) -> None:
+    for folder in ("images", "masks"):
+        Image.new("L", (40, 50)).save(data_root / folder / "6.png")
+        Image.new("L", (50, 40)).save(data_root / folder / "7.png")
+    with pytest.raises(ValueError, match=r"augment\.crop: got null for training images of"):
+        train(make_config(data_root, "augment.crop="))
+    train(make_config(data_root, "augment.crop=", "train.batch_size=1", "train.epochs=1"))
+
+
+def test_validating_on_the_training_images_is_refused(data_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"which contains files of data\.images"):
+        train(make_config(data_root, "data.validation={images: images, masks: masks}"))
+
+
+def test_border_weights_are_computed_once_for_each_image(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_instances(data_root)
+    computed = []
+
+    def spy(cells: np.ndarray, weight: float, sigma: float) -> np.ndarray:
+        computed.append((weight, sigma))
+        return border_weights(cells, weight, sigma)
+
+    monkeypatch.setattr("unet.data.reader.border_weights", spy)
+    train(make_config(data_root, "data.instances=instances", "loss.border={weight: 7, sigma: 3}"))
+    assert computed == [(7, 3)] * 4

@@ -1,0 +1,108 @@
+"""The texts that a training prints."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unet.config.schema import Config
+from unet.metrics.monitor import best_row, score_title
+from unet.runtime import distributed
+
+
+def start_text(
+    config: Config, run: Path, net: nn.Module, device: torch.device, dtype: torch.dtype
+) -> str:
+    """Describe classes, network and device."""
+    classes = ", ".join(f"{i} {name}" for i, name in enumerate(config.data.classes))
+    parameters = sum(p.numel() for p in net.parameters()) / 1e6
+    processes = distributed.world_size()
+    lines = [
+        f"classes: {classes}",
+        f"{parameters:.2f} million parameters, {device}, {str(dtype).removeprefix('torch.')}"
+        + (f", {processes} processes" if processes > 1 else "")
+        + f"; results go to {run}",
+    ]
+    if dtype == torch.float16 and device.type == "cpu":
+        lines.append("warning: float16 is slow on CPUs; bfloat16 and float32 are faster")
+    if config.train.compile:
+        lines.append("the first step compiles the network, which may take minutes")
+    return "\n".join(lines)
+
+
+def validation_text(row: Mapping[str, Any], epochs: int, monitor: str, is_best: bool) -> str:
+    """Describe a validation in one line."""
+    shown = dict.fromkeys(("mean_iou", monitor, "pixel_accuracy", f"raw_{monitor}"))
+    scores = [f"{score_title(name)} {row[name]:.4f}" for name in shown if name in row]
+    if row["skipped_steps"]:
+        scores.append(f"{row['skipped_steps']} steps skipped")
+    if is_best:
+        scores.append("best")
+    epoch = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+    return "  ".join([epoch, f"loss {row['train_loss']:.4f}", *scores])
+
+
+def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_out: int) -> str:
+    """Describe the result, and what to do with it."""
+    monitor, last = config.train.monitor, history[-1]
+    best, seconds = best_row(history, monitor), last["seconds"]
+    lines = [""]
+    if left_out:
+        lines.append(f"left out {left_out} pair(s) with files that cannot be read, listed above")
+    if last["epoch"] < config.train.epochs:
+        lines.append(f"ended after epoch {last['epoch']} because of train.patience")
+    if last["skipped_steps"]:
+        lines.append(f"float16 skipped {last['skipped_steps']} of {last['step']} steps")
+    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    return "\n".join(
+        [
+            *lines,
+            f"best {score_title(monitor)} {best[monitor]:.4f} in epoch {best['epoch']}; "
+            f"{duration} in total",
+            f"pictures: {run / 'previews'}",
+            f"next:     unet evaluate {run / 'best.pt'}",
+            f"          unet predict {run / 'best.pt'} IMAGES -o masks",
+        ]
+    )
+
+
+def smaller_step(config: Config) -> str:
+    """Say which settings would make a step need less memory."""
+    settings, crop = config.train, config.augment.crop
+    size = f"crops of {crop[0]} x {crop[1]}" if crop else "whole images"
+    advice = []
+    smaller = [max(16, side // 32 * 16) for side in crop] if crop else [256, 256]
+    geometry = config.model.geometry
+    if geometry.context:  # half of the pixels with logits
+        learned = [side - 2 * geometry.context for side in crop or (512, 512)]
+        smaller = [geometry.input_side(max(side // 2, 1)) for side in learned]
+    if (half := settings.batch_size // 2) and half % distributed.world_size() == 0:
+        advice.append(
+            f"train.batch_size={half} with train.accumulate={2 * settings.accumulate} (the same "
+            "samples in a step, half the memory)"
+        )
+    if not settings.activation_checkpointing and not settings.compile:
+        advice.append("train.activation_checkpointing=true (slower)")
+    if crop is None or smaller != list(crop):
+        advice.append(f"augment.crop={smaller}".replace(" ", ""))
+    advice.append("smaller model.widths")
+    return f"a step has batches of {settings.batch_size} {size}: set {', or '.join(advice)}"
+
+
+def not_finite(
+    run: Path, step: int, lr: float, loss: float, norm: float, samples: Sequence[str]
+) -> str:
+    """Say in which step, counted from 0, the loss or a gradient was not finite."""
+    value = f"the loss is {loss}" if not math.isfinite(loss) else f"a gradient is {norm}"
+    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
+    last = run / "last.pt"
+    intact = f", and {last} is intact" if last.exists() else ""
+    return (
+        f"train: {value} in step {step + 1}, with a learning rate of {lr:.3g}, on the samples "
+        f"{', '.join(samples[:8])}{more}; this step did not change the weights{intact}. Lower "
+        "optimizer.lr, increase schedule.warmup_epochs or set train.clip_grad_norm=1, and start "
+        "again with --overwrite; or look at these samples with 'unet check --pictures'"
+    )
