@@ -1,6 +1,7 @@
 """Pairs of files -> samples for training and scoring."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,42 +19,22 @@ from unet.runtime.errors import SampleError
 from unet.runtime.seeds import Stream
 
 
+@dataclass(eq=False)
 class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
-    """Samples, each a function of (seed, pass, index) alone, whichever process loads it.
+    """Samples, each a function of (seed, pass, index) alone, whichever process loads it."""
 
-    Args:
-        pairs: the N pairs.
-        reader: reads them.
-        normalization: None leaves images as they are.
-        augment: None for whole images.
-        seed: for the augmentation.
-        crops_per_image: samples per pair and pass over the data.
-        rare_classes: class ids that a fraction of the crops is drawn around.
-        rare_fraction: this fraction.
-        cache: of the same pairs; None reads their files every time.
-    """
+    pairs: Sequence[Pair]
+    reader: PairReader
+    normalization: Normalization | None
+    augment: Augmentation | None = None  # None for whole images
+    seed: int = 0  # of the augmentation
+    crops_per_image: int = 1  # samples per pair and pass over the data
+    rare_classes: Sequence[int] = ()  # class ids that a fraction of the crops is drawn around
+    rare_fraction: float = 0.0
+    cache: DecodedCache | None = None  # of the same pairs
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        reader: PairReader,
-        normalization: Normalization | None,
-        augment: Augmentation | None = None,
-        seed: int = 0,
-        crops_per_image: int = 1,
-        rare_classes: Sequence[int] = (),
-        rare_fraction: float = 0.0,
-        cache: DecodedCache | None = None,
-    ) -> None:
-        self.pairs = PackedPairs.of(pairs)
-        self.reader = reader
-        self.normalization = normalization
-        self.augment = augment
-        self.seed = seed
-        self.crops_per_image = crops_per_image
-        self.rare_classes = rare_classes
-        self.rare_fraction = rare_fraction
-        self.cache = cache
+    def __post_init__(self) -> None:
+        self.pairs = PackedPairs.of(self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs) * self.crops_per_image

@@ -1,6 +1,7 @@
 """Random batches, the same for any number of processes."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -8,37 +9,21 @@ from torch.utils.data import Sampler
 from unet.runtime.seeds import Stream
 
 
+@dataclass(eq=False)
 class SeededBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (pass, index), each a function of (seed, number of the batch) alone.
 
     Every pass over the samples has its own random order. All batches are full: the last one of a
     pass is filled up with the first samples of the next.
-
-    Args:
-        size: samples per pass.
-        batch_size: samples per batch, over all shards.
-        seed: of the orders.
-        start: the first batch.
-        stop: the batch to stop before.
-        shard: (i, n) takes the i-th of n equal slices of every batch.
     """
 
-    def __init__(
-        self,
-        size: int,
-        batch_size: int,
-        seed: int,
-        start: int,
-        stop: int,
-        shard: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.stop = stop
-        self.shard = shard
-        self._orders: dict[int, np.ndarray] = {}
+    size: int  # samples per pass
+    batch_size: int  # over all shards
+    seed: int
+    start: int  # the first batch
+    stop: int  # the batch to stop before
+    shard: tuple[int, int] = (0, 1)  # (i, n): the i-th of n equal slices of every batch
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return self.stop - self.start

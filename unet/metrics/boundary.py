@@ -74,8 +74,9 @@ def boundary_measures(
     counts, hausdorff = [], []
     for class_id in range(num_classes):
         found, true = boundary(prediction, class_id, counted), boundary(target, class_id, counted)
-        box = _bounding_box(found | true)  # nothing is near outside of it
-        found, true = found[box], true[box]
+        # Distances only in the bounding box: outside of it is no boundary.
+        for box in _ndimage().find_objects((found | true).astype(np.uint8)):
+            found, true = found[box], true[box]
         directions = _distances_to(true)[found], _distances_to(found)[true]
         counts.append([int(n) for far in directions for n in ((far <= distance).sum(), far.size)])
         hausdorff.append(
@@ -84,13 +85,6 @@ def boundary_measures(
             else float("nan")
         )
     return np.array(counts), hausdorff
-
-
-def _bounding_box(pixels: np.ndarray) -> tuple[slice, slice]:
-    rows, columns = (np.flatnonzero(pixels.any(axis)) for axis in (1, 0))
-    if not rows.size:
-        return slice(0), slice(0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _distances_to(pixels: np.ndarray) -> np.ndarray:
