@@ -9,17 +9,15 @@ All candidates run in turn in one process, so that a noisy machine slows all of 
 Compare the columns of one row, not rows of two runs.
 """
 
-import argparse
-import random
-import statistics
-import sys
-import time
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarking import make_parser, time_in_turns
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -46,20 +44,20 @@ ELASTIC_STD = 4.0  # pixels, as in configs/isbi2012.yaml
 
 
 class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Image and mask through torchvision's transforms, one by one."""
+    """Images and masks with torchvision's transforms."""
 
     def __init__(
         self,
         pairs: Sequence[Pair],
         config: Config,
         augment: AugmentConfig,
-        norm: Normalization,
+        normalization: Normalization,
         crop_first: bool,
     ) -> None:
         assert augment.crop is not None
         self.pairs = pairs
         self.mode = "L" if config.model.in_channels == 1 else "RGB"
-        # Class ids of the mask's values; both sets have one 8-bit value for each class.
+        # Both data sets have one 8-bit value for each class.
         self.ids = torch.full((256,), 255)
         for i, value in enumerate(config.data.classes.values()):
             self.ids[value] = i
@@ -83,8 +81,8 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
                 )
             )
         if augment.elastic_std:
-            # Torchvision's own smoothness of 5 pixels, bent as far as ours. One as smooth as
-            # ours would take a multiple of the time.
+            # With torchvision's default smoothness of 5 pixels and displacements as large as ours.
+            # A deformation as smooth as ours would take several times as long.
             alpha = 2 * augment.elastic_std * (12 * np.pi) ** 0.5 * 5
             steps.append(v2.ElasticTransform(alpha, 5.0))
         self.transforms = v2.Compose(
@@ -93,7 +91,7 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
                 *([] if crop_first else [crop]),
                 v2.ColorJitter(augment.brightness, augment.contrast),
                 v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-                v2.Normalize(norm.mean.tolist(), norm.std.tolist()),
+                v2.Normalize(normalization.mean.tolist(), normalization.std.tolist()),
             ]
         )
 
@@ -108,139 +106,126 @@ class PlainDataset(Dataset[tuple[Tensor, Tensor]]):
         return image, self.ids[mask[0].long()]
 
 
-@dataclass
-class Candidate:
-    """A loader of samples."""
-
-    loader: DataLoader
-    seconds: list[float] = field(default_factory=list)
-
-    def time(self) -> None:
-        """Load one round and note the seconds of a sample in a worker."""
-        start = time.perf_counter()
-        count = sum(len(images) for images, _ in self.loader)
-        workers = max(1, self.loader.num_workers)
-        self.seconds.append((time.perf_counter() - start) * workers / count)
-
-    @property
-    def median(self) -> float:
-        """Median samples per second."""
-        return 1 / statistics.median(self.seconds)
-
-    @property
-    def shown(self) -> str:
-        """Lowest and median samples per second."""
-        return f"{1 / max(self.seconds):8.1f} {self.median:8.1f}"
-
-
-def candidates(config: Config, images: int, crops: int) -> dict[str, Candidate]:
-    """Ours from memory, from files and with two workers; the plain loop in two orders."""
-    pairs, faults = list_pairs(config)
-    assert not faults, faults
+def make_loaders(config: Config, images: int, crops: int) -> dict[str, DataLoader]:
+    """Make ours from cache, from files and with two workers, and the plain loop in two orders."""
+    pairs, errors = list_pairs(config)
     pairs = pairs[:: max(1, len(pairs) // images)][:images]
     reader = build_reader(config)
-    _, found, *faults = collect_statistics(pairs, reader)
-    assert not any(faults), faults
-    norm = normalization_from_sums(
+    _, found, unreadable, other_errors = collect_statistics(pairs, reader)
+    if messages := [*errors, *unreadable, *other_errors]:
+        raise ValueError("\n".join(messages))
+    normalization = normalization_from_sums(
         int(found.sizes.prod(1).sum()), found.sums.sum(0), found.squares.sum(0)
     )
     augment = replace(config.augment, elastic_std=ELASTIC_STD)
+    batch_size = config.train.batch_size
 
-    def ours(limit: float, num_workers: int = 0) -> Candidate:
-        cache = DecodedCache(pairs, reader, found.sizes, found.num_bytes, limit)
+    def ours(cache_bytes: float, num_workers: int = 0) -> DataLoader:
         dataset = SegmentationDataset(
             pairs,
             reader,
-            norm,
+            normalization,
             Augmentation(**vars(augment)),
             crops_per_image=crops,
-            cache=cache,
+            cache=DecodedCache(pairs, reader, found.sizes, found.num_bytes, cache_bytes),
         )
-        return Candidate(
-            DataLoader(
-                dataset,
-                batch_sampler=SeededBatchSampler(
-                    len(dataset),
-                    config.train.batch_size,
-                    seed=0,
-                    start=0,
-                    stop=len(dataset) // config.train.batch_size,
-                ),
-                num_workers=num_workers,
-                persistent_workers=num_workers > 0,
-            )
+        sampler = SeededBatchSampler(len(dataset), batch_size, 0, 0, len(dataset) // batch_size)
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
         )
 
-    def plain(crop_first: bool) -> Candidate:
-        dataset = PlainDataset(pairs, config, augment, norm, crop_first)
-        return Candidate(DataLoader(dataset, config.train.batch_size, shuffle=True))
+    def plain(crop_first: bool) -> DataLoader:
+        dataset = PlainDataset(pairs, config, augment, normalization, crop_first)
+        return DataLoader(dataset, batch_size, shuffle=True)
 
-    result = {
-        "memory": ours(2**30),
+    loaders = {
+        "cache": ours(2**30),
         "files": ours(0),
         "workers": ours(2**30, num_workers=2),
         "plain": plain(crop_first=False),
         "crop first": plain(crop_first=True),
     }
-    for one in result.values():
-        batch = next(iter(one.loader))
-        assert [part.shape[-2:] for part in batch] == [augment.crop] * 2
-        assert [part.dtype for part in batch] == [torch.float32, torch.int64]
-    return result
+    for loader in loaders.values():
+        batch = next(iter(loader))
+        assert [tensor.shape[-2:] for tensor in batch] == [augment.crop] * 2
+        assert [tensor.dtype for tensor in batch] == [torch.float32, torch.int64]
+    return loaders
 
 
-def main() -> int:
+def load_all(loader: DataLoader) -> int:
+    """Load one round; return the number of samples."""
+    return sum(len(images) for images, _ in loader)
+
+
+def compare(name: str, root: Path, images: int, crops: int, rounds: int) -> None:
+    """Print a row of the samples per second of one worker, and how they compare."""
+    config = load_config(ROOT / "configs" / f"{name}.yaml", [f"data.root={root}"])
+    loaders = make_loaders(config, images, crops)
+    # The first round includes the start of the workers.
+    counts = {key: load_all(one) / max(1, one.num_workers) for key, one in loaders.items()}
+    runs = {key: partial(load_all, one) for key, one in loaders.items()}
+    times = time_in_turns(runs, rounds, torch.device("cpu"))
+    speeds = {key: counts[key] / one.median for key, one in times.items()}
+    columns = (
+        f"{counts[key] / max(one.seconds):8.1f} {speeds[key]:8.1f}" for key, one in times.items()
+    )
+    print(f"{name:8} {' '.join(columns)}", flush=True)
+    for ours, source in (("cache", "from the cache"), ("files", "from files")):
+        ratios = [speeds[ours] / speeds[plain] for plain in ("plain", "crop first")]
+        print(
+            f"{'':8} {source}: {ratios[0]:.1f} times as fast as the plain loop, {ratios[1]:.1f} "
+            "times as fast as the plain loop that crops first"
+        )
+
+
+def draw_noise(root: Path) -> None:
+    """Write four small pairs for configs/isbi2012.yaml."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+        for i in range(4):
+            pixels = 255 * rng.integers(0, 2, (200, 220), np.uint8)
+            Image.fromarray(pixels).save(root / folder / f"{24 * (i // 2) + i}.png")
+
+
+def main(argv: list[str] | None = None) -> int:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--data",
         type=Path,
         default=Path("data"),
         metavar="FOLDER",
-        help="holds isbi2012/ and camvid/ (default: data)",
+        help="contains isbi2012/ and camvid/ (default: data)",
     )
     parser.add_argument("--repeats", type=int, default=10, help="counted rounds (default: 10)")
-    parser.add_argument("--quick", action="store_true", help="only test that the script runs")
-    arguments = parser.parse_args()
-    images, crops, repeats = (4, 1, 1) if arguments.quick else (IMAGES, CROPS, arguments.repeats)
-    names = [name for name in NAMES if (arguments.data / name).is_dir()]
-    for name in NAMES:
-        if name not in names:
-            print(f"{name}: skipped, as there is no folder {arguments.data / name}")
-    if not names:
-        print(
-            f"error: {arguments.data}: holds neither {' nor '.join(NAMES)}; get one as "
-            "data/README.md says, or pass --data FOLDER",
-            file=sys.stderr,
+    arguments = parser.parse_args(argv)
+    data, names = arguments.data, [name for name in NAMES if (arguments.data / name).is_dir()]
+    if not names and not arguments.quick:
+        parser.error(
+            f"--data: got {data}, which contains neither {' nor '.join(NAMES)}; get one as "
+            "data/README.md says, or pass --data FOLDER"
         )
-        return 2
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}; samples per second of one worker: minimum, median")
     print(
-        f"{'':8} {'ours, in memory':>17} {'from files':>17} {'memory, 2 workers':>17} "
-        f"{'plain loop':>17} {'cropped first':>17}"
+        f"{'':8} {'ours, from cache':>17} {'from files':>17} {'cache, 2 workers':>17} "
+        f"{'plain loop':>17} {'cropping first':>17}"
     )
+    if arguments.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            draw_noise(Path(folder) / "isbi2012")
+            compare("isbi2012", Path(folder) / "isbi2012", images=4, crops=1, rounds=1)
+        return 0
     for name in names:
-        config = load_config(
-            ROOT / "configs" / f"{name}.yaml", [f"data.root={arguments.data / name}"]
-        )
-        row = candidates(config, images, crops)
-        for one in row.values():
-            one.time()
-            one.seconds.clear()  # the first round includes the start of the workers
-        for _ in range(repeats):
-            # In random order: the previous run affects the CPU cache and the heap.
-            for one in random.sample(list(row.values()), len(row)):
-                one.time()
-        print(f"{name:8} {' '.join(one.shown for one in row.values())}", flush=True)
-        for ours, what in (("memory", "in memory"), ("files", "from files")):
-            ratios = [row[ours].median / row[theirs].median for theirs in ("plain", "crop first")]
-            print(
-                f"{'':8} {what}: {ratios[0]:.1f} times as fast as the plain loop, "
-                f"{ratios[1]:.1f} times as fast as it cropping first"
-            )
+        compare(name, data / name, IMAGES, CROPS, arguments.repeats)
+    for name in set(NAMES) - set(names):
+        print(f"{name}: left out, because there is no folder {data / name}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,30 +1,32 @@
-"""Compare the time of our training step with a bare step and with U-Nets of other libraries.
+"""Compare the speed and memory of our training step with a bare step and with other libraries.
 
-The batch is synthetic and has the size of configs/isbi2012.yaml. The candidates are the bare step
-that every loop needs, our step, and the bare step with the U-Nets of monai and
-segmentation_models_pytorch if they are installed.
+All use one synthetic batch of the size in configs/isbi2012.yaml. The bare step does only what no
+loop can do without. If monai and segmentation_models_pytorch are installed, their U-Nets run in the
+bare step, too.
 
 All candidates run in turn in one process, so that a noisy machine slows all of them down equally,
 and ratios are computed within a round. Compare the rows of one run, not rows of two runs. Peak
-memory is measured in a separate process for each candidate.
+memory is measured in a new process for each candidate.
 """
 
 import argparse
-import ctypes
 import importlib
 import math
-import random
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarking import (
+    MemoryMeter,
+    list_devices,
+    make_parser,
+    run_in_new_process,
+    time_in_turns,
+)
 from torch import Tensor, nn
 
 from unet.build import build_network, build_optimizer, memory_format
@@ -42,7 +44,7 @@ PRECISIONS = {
     "bfloat16": (torch.bfloat16, False),
     "compiled": (torch.float32, True),
 }
-# Candidates for a step, and the package that each one's network is from.
+# The candidates, and the package of each one's network.
 CANDIDATES = {
     "bare step": "unet",
     "our step": "unet",
@@ -50,45 +52,19 @@ CANDIDATES = {
     "smp": "segmentation_models_pytorch",
 }
 NOTES = {
-    "monai": "monai: its DynUNet of the same widths, whose convolutions have stride 2 where ours "
-    "pools",
-    "smp": "smp: segmentation_models_pytorch's Unet; its decoder has the same widths, its encoder "
-    "is\n     another one, a resnet18, and all of another size",
+    "monai": "monai: its DynUNet with the same widths; its convolutions have stride 2 where our "
+    "network has max pooling",
+    "smp": "smp: the Unet of segmentation_models_pytorch; its decoder has the same widths, its "
+    "encoder is a resnet18",
 }
-QUICK = ("model.widths=[4,8,16]", "augment.crop=[64,64]", "train.batch_size=2")
-GOAL = 3  # percent over the bare step, at most
+QUICK = ("model.widths=[4,8]", "augment.crop=[32,32]", "train.batch_size=2")
+GOAL = 3  # percent more time than the bare step, at most
 
-
-@dataclass
-class Times:
-    """What a candidate took, a number of seconds for each round."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """Median seconds."""
-        return statistics.median(self.seconds)
-
-    def ratios(self, other: "Times") -> list[float]:
-        """The time in each round as a multiple of the other's in the same round."""
-        return [one / two for one, two in zip(self.seconds, other.seconds, strict=True)]
-
-    def overhead(self, other: "Times") -> str:
-        """How much longer than the other, in percent: the median, and the middle half."""
-        percents = [100 * (ratio - 1) for ratio in self.ratios(other)]
-        low, high = np.percentile(percents, (25, 75))
-        return f"{statistics.median(percents):+.1f} % (middle half {low:+.1f} to {high:+.1f})"
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+Step = Callable[[], None]
 
 
 def monai_net(config: Config) -> nn.Module:
-    """Make monai's closest relative: the same convolutions, but with stride 2 for pooling."""
+    """Make monai's most similar network: the same convolutions, but with stride for pooling."""
     from monai.networks.nets import DynUNet
 
     widths = config.model.widths
@@ -107,7 +83,7 @@ def monai_net(config: Config) -> nn.Module:
 
 
 def smp_net(config: Config) -> nn.Module:
-    """Make a decoder of the same widths behind the smallest common encoder."""
+    """Make a decoder with the same widths and the smallest common encoder."""
     from segmentation_models_pytorch import Unet
 
     net: nn.Module = Unet(
@@ -122,14 +98,14 @@ def smp_net(config: Config) -> nn.Module:
 
 
 def reason_to_leave_out(name: str, config: Config) -> str | None:
-    """Import a candidate's package and say why it cannot be run, if it cannot."""
+    """Return why a candidate cannot run; None if it can."""
     try:
         importlib.import_module(CANDIDATES[name])
     except ImportError as error:
         return f"it cannot be imported ({error}); see the extra bench"
     most = {"monai": math.inf, "smp": 5}.get(name)
     if most is not None and not 3 <= len(config.model.widths) <= most:
-        return f"it has no network of {len(config.model.widths)} levels"
+        return f"it has no network with {len(config.model.widths)} levels"
     return None
 
 
@@ -140,7 +116,7 @@ def bare_step(
     dtype: torch.dtype,
     device: torch.device,
     layout: torch.memory_format,
-    batch: tuple[Tensor, Tensor],
+    batch: Sequence[Tensor],
 ) -> None:
     """Update the weights and do nothing else."""
     images = batch[0].to(device, memory_format=layout, non_blocking=True)
@@ -152,8 +128,8 @@ def bare_step(
     optimizer.step()
 
 
-def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tensor, Tensor]) -> None:
-    """Update the weights with all that `unet.training.trainer.Trainer` does for it."""
+def our_step(config: Config, step: TrainingStep, number: int, batch: Sequence[Tensor]) -> None:
+    """Update the weights as `unet.training.trainer.Trainer` does."""
     seed = np.random.SeedSequence([Stream.STEP, config.train.seed, number, 0])
     torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
     multiplier = learning_rate_multiplier(
@@ -162,23 +138,19 @@ def our_step(config: Config, step: TrainingStep, number: int, batch: tuple[Tenso
     with memory_advice(""):
         loss, norm = step.gradients([batch])
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise FloatingPointError(f"the loss is {loss}, the gradients' norm {norm}")
+            raise FloatingPointError(f"the loss is {loss}, the norm of the gradients {norm}")
         step.update(multiplier)
 
 
-def make_step(
-    name: str, precision: str, config: Config, device: torch.device
-) -> tuple[Callable[[], None], int]:
-    """Make a candidate's network and a batch; return what runs one step, and the parameters."""
+def make_step(name: str, precision: str, config: Config, device: torch.device) -> tuple[Step, int]:
+    """Make a candidate with a batch; return its step and its number of parameters."""
     dtype, compiled = PRECISIONS[precision]
     assert config.augment.crop is not None
     torch.manual_seed(0)
     shape = (config.train.batch_size, config.model.in_channels, *config.augment.crop)
-    images = torch.randn(shape)
-    targets = torch.randint(len(config.data.classes), (shape[0], *shape[2:]))
-    batch = (images, targets)
+    batch = [torch.randn(shape), torch.randint(len(config.data.classes), (shape[0], *shape[2:]))]
     if device.type == "cuda":
-        batch = (images.pin_memory(), targets.pin_memory())
+        batch = [tensor.pin_memory() for tensor in batch]
     layout = memory_format(config)
     if CANDIDATES[name] == "unet":
         net: nn.Module = build_network(config, device)
@@ -186,18 +158,17 @@ def make_step(
         net = {"monai": monai_net, "smp": smp_net}[name](config)
         net = net.to(device, memory_format=layout)  # type: ignore[call-overload]
     num_parameters = sum(p.numel() for p in net.parameters())
-    # The config's own weights of the classes, but where they are counted in data.
     weights = config.loss.class_weights
-    loss = SegmentationLoss(
-        config.loss.cross_entropy,
-        config.loss.dice,
-        None if isinstance(weights, str) else weights,
-    ).to(device)
-    optimizer = build_optimizer(config, net)
+    if isinstance(weights, str):  # computed from data, which there is none of
+        weights = None
+    loss = SegmentationLoss(config.loss.cross_entropy, config.loss.dice, weights).to(device)
     if name == "our step":
+        optimizer = build_optimizer(config, net)
         step = TrainingStep(net, loss, optimizer, dtype, compiled=compiled, memory_format=layout)
         numbers = count()
         return lambda: our_step(config, step, next(numbers), batch), num_parameters
+    settings = replace(config, optimizer=replace(config.optimizer, encoder_lr=None))
+    optimizer = build_optimizer(settings, net)
     net.train()
     forward = torch.compile(net) if compiled else net
     return (
@@ -206,79 +177,44 @@ def make_step(
     )
 
 
-def resident(name: str) -> float:
-    """MiB of this process's memory, now (VmRSS) or at its peak (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith(name))
-    return int(line.split()[1]) / 2**10
+def measure_memory(name: str, precision: str, config: Config, device: torch.device) -> float:
+    """Return the MiB that steps need at their peak, with weights and batch, in a new process.
 
-
-def memory_of_step(name: str, precision: str, config: Config, device: torch.device) -> float:
-    """MiB that steps take at their peak, with weights and batch; NaN where it cannot be known.
-
-    To be run in a process of its own. What the libraries themselves take, and what compiling
-    takes, is not counted.
+    The memory of the libraries themselves, and of compiling, is not counted.
     """
-    if device.type != "cuda" and sys.platform != "linux":
-        return math.nan
     tiny = replace(
         config,
         model=replace(config.model, widths=(4, 8)),
         augment=replace(config.augment, crop=(32, 32)),
     )
-    first, _ = make_step("bare step", precision, tiny, device)
-    first()  # libraries' own buffers are made once
-    torch.compiler.reset()  # or it would compile for images of any size from here on
-    before = torch.cuda.memory_allocated() if device.type == "cuda" else resident("VmRSS")
+    step, _ = make_step("bare step", precision, tiny, device)
+    step()  # libraries allocate their own buffers once
+    torch.compiler.reset()  # otherwise it would compile for images of any size from here on
+    meter = MemoryMeter(device)
     step, _ = make_step(name, precision, config, device)
     for _ in range(2):
         step()
-    synchronize(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    meter.reset_peak()
     for _ in range(2):
         step()
-    synchronize(device)
-    if device.type == "cuda":
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # Not the peak of getrusage: a process that was begun by a large one inherits that one's.
-    return resident("VmHWM") - before
-
-
-def memory_in_new_process(name: str, precision: str, device: torch.device) -> float:
-    """Run this script again for the memory of one candidate alone."""
-    result = subprocess.run(  # noqa: S603  # this very script
-        [
-            *(sys.executable, __file__, *sys.argv[1:]),
-            *("--memory-of", name, precision, device.type),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    return float(result.stdout.split()[-1])
+    return meter.peak()
 
 
 def compare_steps(
     config: Config, device: torch.device, precisions: Sequence[str], rounds: int, steps: int
 ) -> None:
-    """Print a table of single steps, and what ours costs over the bare one."""
+    """Print a table of steps, and how much more time ours takes than the bare one."""
     crop, batch_size = config.augment.crop, config.train.batch_size
     assert crop is not None
     print(
-        f"\n{device.type}: steps on a batch of {batch_size} x {config.model.in_channels} x "
+        f"\n{device.type}: steps with a batch of {batch_size} x {config.model.in_channels} x "
         f"{crop[0]} x {crop[1]}, widths {', '.join(map(str, config.model.widths))}"
     )
-    names = []
-    for name in CANDIDATES:
-        reason = reason_to_leave_out(name, config)
-        if reason is None:
-            names.append(name)
-        else:
-            print(f"{name}: left out, as {reason}")
+    reasons = {name: reason_to_leave_out(name, config) for name in CANDIDATES}
+    names = [name for name, reason in reasons.items() if reason is None]
+    for name, reason in reasons.items():
+        if reason is not None:
+            print(f"{name}: left out, because {reason}")
     print(
         f"{'':21} {'ms: min':>9} {'median':>9} {'images/s':>9} {'of bare':>8} {'peak MiB':>9} "
         f"{'M parameters':>13}"
@@ -286,44 +222,34 @@ def compare_steps(
     sentences = []
     for precision in precisions:
         torch.compiler.reset()
-        row = {name: make_step(name, precision, config, device) for name in names}
-        times = {name: Times() for name in names}
-        for step, _ in row.values():
-            for _ in range(3):
-                step()  # what is done once is not counted
-        for _ in range(rounds):
-            # In random order: what ran before leaves its mark on cache and heap.
-            for name in random.sample(names, len(names)):
-                synchronize(device)
-                start = time.perf_counter()
-                for _ in range(steps):
-                    row[name][0]()
-                synchronize(device)
-                times[name].seconds.append((time.perf_counter() - start) / steps)
-        parameters = {name: count for name, (_, count) in row.items()}
-        del row, step
+        candidates = {name: make_step(name, precision, config, device) for name in names}
+        for step, _ in candidates.values():
+            for _ in range(3):  # the first steps are slower
+                step()
+        runs = {name: step for name, (step, _) in candidates.items()}
+        times = time_in_turns(runs, rounds, device, steps)
+        parameters = {name: number for name, (_, number) in candidates.items()}
+        del candidates, runs, step
         for name, one in times.items():
+            memory = run_in_new_process(measure_memory, name, precision, config, device)
             ratio = statistics.median(one.ratios(times["bare step"]))
             print(
                 f"{precision:10} {name:10} {1e3 * min(one.seconds):9.2f} {1e3 * one.median:9.2f} "
-                f"{batch_size / one.median:9.1f} {ratio:8.3f} "
-                f"{memory_in_new_process(name, precision, device):9.0f} "
+                f"{batch_size / one.median:9.1f} {ratio:8.3f} {memory:9.0f} "
                 f"{parameters[name] / 1e6:13.3f}",
                 flush=True,
             )
         sentences.append(
             f"{precision}: our step over the bare step "
-            f"{times['our step'].overhead(times['bare step'])}; at most {GOAL} % are allowed"
+            f"{times['our step'].overhead(times['bare step'])}; the goal is at most {GOAL} %"
         )
     print("\n".join([*sentences, *(NOTES[name] for name in names if name in NOTES)]))
 
 
-def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
-    """Make a parser of what the benchmarks of training have in common."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+def make_training_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser with the options of the two benchmarks of training."""
+    parser = make_parser(description)
+    devices = list_devices()
     parser.add_argument(
         "settings",
         nargs="*",
@@ -331,44 +257,30 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
         help="changes to the config, such as 'model.widths=[16,32,64]'",
     )
     parser.add_argument("--devices", nargs="+", choices=devices, default=devices)
-    parser.add_argument(
-        "--quick", action="store_true", help="see that all runs, with numbers that mean nothing"
-    )
     return parser
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Print a table for each device."""
-    parser = benchmark_parser(__doc__)
+    parser = make_training_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="(default: 20)")
     parser.add_argument(
-        "--steps",
-        type=int,
-        help="of a candidate in a round (default: 2, on CUDA 30)",
+        "--steps", type=int, help="steps of each candidate in a round (default: 2, on CUDA 30)"
     )
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="time compiled steps too (default: yes, but not with --quick)",
+        help="measure compiled steps too (default: yes, but not with --quick)",
     )
-    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.settings = [*QUICK, *arguments.settings]
         arguments.rounds, arguments.steps = 2, 1
     config = load_config(ROOT / "configs" / "isbi2012.yaml", arguments.settings)
     if config.augment.crop is None:
-        parser.error("augment.crop: steps need one")
-    if arguments.memory_of is not None:
-        name, precision, device = arguments.memory_of
-        assert reason_to_leave_out(name, config) is None
-        print(memory_of_step(name, precision, config, torch.device(device)))
-        return 0
-
+        parser.error("augment.crop: got null, expected the size of the batch")
     compiled = not arguments.quick if arguments.compile is None else arguments.compile
     precisions = [name for name, (_, compiles) in PRECISIONS.items() if compiled or not compiles]
-    if arguments.quick:
-        precisions = ["float32"]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in arguments.devices:
         steps = arguments.steps or (30 if name == "cuda" else 2)
@@ -377,4 +289,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -31,8 +31,8 @@ from unet.runtime.files import load_torch_file
 
 # Prefixes of names, theirs and ours; {n} counts from 1, {i} from 0.
 _NAMES = {
-    "inc.double_conv.": "stem.",
-    "down{n}.maxpool_conv.1.double_conv.": "encoder.{i}.conv.",
+    "inc.double_conv.": "encoder.stem.",
+    "down{n}.maxpool_conv.1.double_conv.": "encoder.backbone.{i}.conv.",
     "up{n}.up.": "decoder.{i}.up.",
     "up{n}.conv.double_conv.": "decoder.{i}.conv.",
     "outc.conv.": "head.",
@@ -106,7 +106,7 @@ def convert(state: Mapping[str, Any], overrides: Sequence[str], where: str) -> d
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     keys = _level_keys(sum(key.endswith(".up.weight") for key in weights))
-    in_channels, num_classes = weights["stem.0.weight"].shape[1], len(weights["head.bias"])
+    in_channels, num_classes = weights["encoder.stem.0.weight"].shape[1], len(weights["head.bias"])
     config = config_from_dict(
         {
             "name": "Pytorch-UNet",
@@ -153,7 +153,7 @@ def convert(state: Mapping[str, Any], overrides: Sequence[str], where: str) -> d
 
 def _level_keys(depth: int) -> list[str]:
     """Return the key of each level's first convolution; its outputs are the level's width."""
-    return ["stem.0.weight", *(f"encoder.{i}.conv.0.weight" for i in range(depth))]
+    return ["encoder.stem.0.weight", *(f"encoder.backbone.{i}.conv.0.weight" for i in range(depth))]
 
 
 def _classes(mask_values: Any, count: int) -> dict[str, Any]:

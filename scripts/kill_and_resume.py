@@ -360,7 +360,7 @@ def main() -> int:
         SETTINGS.extend(QUICK)
         arguments.kills = 1
     (folder / "logs").mkdir(parents=True)
-    draw_quickstart(folder / "data" / "quickstart")
+    draw_quickstart(folder / "data" / "quickstart", 10 if arguments.quick else 60)
     used = WORKERS[: arguments.kills]
     uninterrupted = {workers: run_uninterrupted(folder, workers) for workers in used}
     for workers, one in uninterrupted.items():
@@ -373,9 +373,9 @@ def main() -> int:
             print(f"error: {other.run} differs by itself: {', '.join(found)}", file=sys.stderr)
             return 1
     rng = random.Random(arguments.seed)  # noqa: S311 (no secret)
-    results = [
-        kill_one(folder, number, uninterrupted, rng) for number in range(1, arguments.kills + 1)
-    ]
+    # Round 3 has no workers and is killed while saving, so that it never ends before the kill.
+    numbers = (3,) if arguments.quick else range(1, arguments.kills + 1)
+    results = [kill_one(folder, number, uninterrupted, rng) for number in numbers]
     same, saving = (sum(column) for column in zip(*results, strict=True)) if results else (0, 0)
     print(f"{same} of {len(results)}: same weights; {saving} killed while saving")
     if same < len(results):

@@ -18,6 +18,8 @@ import unet
 from unet.cli.arguments import parse
 from unet.config.loader import config_from_dict, load_config
 from unet.config.schema import Config
+from unet.evaluation.measure import OBJECT_MEASURES
+from unet.metrics.confusion import Scores
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -131,6 +133,14 @@ def test_every_setting_exists(page: str) -> None:
 def test_every_yaml_block_is_a_config() -> None:
     for page, block in code_blocks("yaml"):
         config_from_dict({"name": "mine", **yaml.safe_load(block)}, where=page)
+
+
+def test_every_score_that_the_page_about_evaluation_names_exists() -> None:
+    names = {field.name for field in fields(Scores)} | {*OBJECT_MEASURES, "hausdorff95"}
+    scores = r"((?:mean|micro|frequency|pixel|rand|warping|foreground|thinned|object)_\w+[\w.]*)"
+    found = re.findall(rf"`{scores}`", TEXTS["docs/evaluation.md"])
+    assert len(found) > 10
+    assert set(found) - {"object_thresholds.csv"} <= names
 
 
 def test_the_tables_about_data_hold_valid_settings() -> None:

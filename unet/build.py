@@ -24,7 +24,7 @@ from unet.data.table import read_table
 from unet.data.transforms import Augmentation
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
-from unet.models.weights import encoder_numbers
+from unet.models.weights import encoder_normalization
 from unet.runtime import distributed
 from unet.runtime.optional import import_extra
 
@@ -130,7 +130,7 @@ def build_encoder_normalization(config: Config) -> Normalization | None:
     model, data = config.model, config.data
     if data.normalization != "auto" or config.train.encoder_weights is None:
         return None
-    numbers = encoder_numbers(model.encoder, model.in_channels)
+    numbers = encoder_normalization(model.encoder, model.in_channels)
     return None if numbers is None else Normalization(mean=numbers[0], std=numbers[1])
 
 
@@ -210,8 +210,9 @@ def build_optimizer(config: Config, net: UNet) -> torch.optim.Optimizer:
     settings = config.optimizer
     groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
     if settings.encoder_lr is not None:
-        rest = [p for module in (net.stem, net.decoder, net.head) for p in module.parameters()]
-        encoder = list(net.encoder.parameters())
+        encoder = list(net.encoder.backbone.parameters())
+        modules = net.encoder.stem, net.decoder, net.head
+        rest = [parameter for module in modules for parameter in module.parameters()]
         groups = [{"params": rest}, {"params": encoder, "lr": settings.encoder_lr}]
     match settings.name:
         case "adamw":

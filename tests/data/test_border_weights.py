@@ -55,18 +55,18 @@ def test_cells_that_fill_the_image_have_nothing_between() -> None:
     assert not border_weights(np.array([[3, 3, 9], [3, 9, 9]])).any()
 
 
-def test_touching_cells_are_parted() -> None:
+def test_touching_cells_are_separated() -> None:
     cells = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 2, 2, 2], [0, 0, 0, 0, 2, 3]])
     ids = np.where(cells > 0, 1, 0).astype(np.uint8)
-    parted, parts = separate_cells(ids, cells)
-    assert parts.tolist() == [[1, 1, 0, 0, 2, 2], [1, 1, 0, 0, 2, 0], [0, 0, 0, 0, 0, 0]]
-    assert np.array_equal(parted, parts > 0)
-    assert parted.dtype == np.uint8
-    assert border_weights(parts)[0, 2] == pytest.approx(10 * np.exp(-9 / 50))
-    assert ids.all(axis=1).tolist() == [True, True, False]  # what was given is as it was
+    separated, labels = separate_cells(ids, cells)
+    assert labels.tolist() == [[1, 1, 0, 0, 2, 2], [1, 1, 0, 0, 2, 0], [0, 0, 0, 0, 0, 0]]
+    assert np.array_equal(separated, labels > 0)
+    assert separated.dtype == np.uint8
+    assert border_weights(labels)[0, 2] == pytest.approx(10 * np.exp(-9 / 50))
+    assert ids.all(axis=1).tolist() == [True, True, False]  # the input is unchanged
 
 
-def test_cells_are_parted_neither_from_another_class_nor_on_ignored_pixels() -> None:
+def test_cells_are_not_separated_from_another_class_nor_on_ignored_pixels() -> None:
     cells, ids = np.array([[1, 1, 2, 2, 3, 3]]), np.array([[1, 1, 2, 255, 255, 2]], np.uint8)
     for before, after in zip((ids, cells), separate_cells(ids, cells), strict=True):
         assert np.array_equal(before, after)

@@ -101,38 +101,38 @@ def test_a_constant_alpha_channel_is_dropped(tmp_path: Path) -> None:
     assert read_image(tmp_path / "b.png", 1).shape == (1, 9, 13)
 
 
-def test_four_channels_can_be_asked_for(tmp_path: Path) -> None:
+def test_alpha_can_be_the_fourth_channel(tmp_path: Path) -> None:
     Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
     np.testing.assert_allclose(read_scaled(tmp_path / "a.png", 4)[3], GREY / 255, rtol=1e-6)
 
 
-def test_grey_with_alpha_of_16_bits_is_refused_by_name(tmp_path: Path) -> None:
+def test_grey_with_alpha_of_16_bits_is_an_error(tmp_path: Path) -> None:
     write_png16(tmp_path / "a.png", COLOUR16[:, :, :2])
     with pytest.raises(ValueError, match="grey with alpha of 16 bits; save it without the alpha"):
         read_image(tmp_path / "a.png", 1)
 
 
-def test_planes_of_16_bits_are_refused(tmp_path: Path) -> None:
+def test_planes_of_16_bits_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     write_tiff16(path, COLOUR16, "<", planes=True)
     with pytest.raises(ValueError, match=r"a\.tif: .*planes of 16 bits; interleave the colours"):
         read_image(path, 3)
 
 
-def test_the_real_format_must_be_one_of_ours(tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_unreadable(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.ppm")
     (tmp_path / "a.ppm").rename(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
         read_image(tmp_path / "a.png", 1)
 
 
-def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> None:
+def test_an_alpha_channel_that_is_not_constant_is_an_error(tmp_path: Path) -> None:
     Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: got an alpha channel with values from"):
         read_image(tmp_path / "a.png", 3)
 
 
-def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
+def test_lossless_conversions_are_made(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "grey.png")
     three = read_image(tmp_path / "grey.png", 3)
     assert np.array_equal(three[0], three[2])
@@ -144,7 +144,7 @@ def test_what_loses_nothing_is_converted(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_scaled(tmp_path / "palette.png", 3), expected, rtol=1e-6)
 
 
-def test_colours_are_not_made_grey(tmp_path: Path) -> None:
+def test_colours_are_not_converted_to_grey(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: got an image of 3 channel\(s\), expected"):
         read_image(tmp_path / "a.png", 1)
@@ -157,22 +157,22 @@ def test_the_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png", 1).shape == (1, 13, 9)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a\.png: there is no such file"):
         read_image(tmp_path / "a.png", 1)
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
-def test_damaged_files_are_named(tmp_path: Path, ending: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9])
+def test_truncated_files_are_unreadable(tmp_path: Path, ending: str, fraction: float) -> None:
     path = tmp_path / f"a.{ending}"
     Image.fromarray(RNG.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
     with pytest.raises(ValueError, match=rf"a\.{ending}: cannot be read as an image \(.+\)"):
         read_image(path, 1)
 
 
-def test_a_damaged_16_bit_colour_png_is_named(tmp_path: Path) -> None:
+def test_a_truncated_16_bit_colour_png_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     write_png16(path, COLOUR16)
     path.write_bytes(path.read_bytes()[:300])
@@ -186,7 +186,7 @@ def test_a_text_file_is_no_image(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png", 1)
 
 
-def test_pages_are_not_dropped(tmp_path: Path) -> None:
+def test_several_pages_are_an_error(tmp_path: Path) -> None:
     page = Image.fromarray(GREY)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
     with pytest.raises(ValueError, match=r"a\.tif: got a file of 3 pages, expected one image"):
@@ -205,7 +205,7 @@ def test_floats_are_kept_as_they_are(tmp_path: Path) -> None:
         to_channels(np.zeros((4, 4)), 1, "image")
 
 
-def test_a_mark_of_missing_data_is_no_brightness(tmp_path: Path) -> None:
+def test_a_mark_of_missing_data_is_an_error(tmp_path: Path) -> None:
     numbers = GREY.astype(np.float32)
     numbers[0, 0] = -3.4028235e38
     Image.fromarray(numbers).save(tmp_path / "a.tif")
@@ -256,14 +256,14 @@ def test_a_gif_is_read_by_its_palettes_colours(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "a.gif", 1)[0], GREY)
 
 
-def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+def test_the_content_of_a_file_decides_how_it_is_read(tmp_path: Path) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.tif")
     (tmp_path / "a.tif").rename(tmp_path / "a.png")
     assert np.array_equal(read_image(tmp_path / "a.png", 1)[0], GREY)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "jpg", "bmp", "gif"])
-def test_what_is_cut_off_anywhere_is_unreadable(tmp_path: Path, ending: str) -> None:
+def test_files_truncated_anywhere_are_unreadable(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(path)
@@ -297,7 +297,7 @@ def test_a_folder_is_no_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bands", [2, 4])
-def test_a_channel_that_pillow_would_drop_is_no_silent_loss(tmp_path: Path, bands: int) -> None:
+def test_a_channel_that_pillow_would_drop_is_an_error(tmp_path: Path, bands: int) -> None:
     rasterio = pytest.importorskip("rasterio")
     path = tmp_path / "stains.tif"
     settings = {"photometric": "RGB"} if bands == 4 else {}
@@ -315,7 +315,7 @@ def test_a_channel_that_pillow_would_drop_is_no_silent_loss(tmp_path: Path, band
             read_image(path, in_channels)
 
 
-def test_a_png_whose_pixels_have_changed_on_the_disk_is_damaged(tmp_path: Path) -> None:
+def test_a_png_with_a_changed_byte_is_unreadable(tmp_path: Path) -> None:
     path = tmp_path / "1.png"
     pixels = np.arange(64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(pixels).save(path, compress_level=0)  # where zlib notices nothing

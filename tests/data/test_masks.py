@@ -54,7 +54,7 @@ def test_grey_stored_as_rgb_is_read_as_grey(tmp_path: Path) -> None:
         assert read_mask(path, ClassMap({"a": 0, "b": 7})).tolist() == [[0, 1]]
 
 
-def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> None:
+def test_an_alpha_channel_that_is_not_constant_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.array([[[0, 255], [7, 0]]], np.uint8))
     with pytest.raises(ValueError, match=r"a\.png: got an alpha channel with values from 0 to 255"):
         read_mask(path, ClassMap({"a": 0, "b": 7}))
@@ -63,13 +63,13 @@ def test_an_alpha_channel_that_means_something_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "values", [(0, 1, 2), (0, 127, 255), (5, 300, 65535), ((1, 2, 3), (0, 0, 0), (255, 255, 1))]
 )
-def test_what_is_written_reads_back_the_same(tmp_path: Path, values: tuple) -> None:
+def test_a_drawn_mask_is_read_as_the_same_ids(tmp_path: Path, values: tuple) -> None:
     classes = ClassMap(dict(zip("abc", values, strict=True)))
     draw_mask(IDS, classes).save(tmp_path / "a.png")
     assert np.array_equal(read_mask(tmp_path / "a.png", classes), IDS)
 
 
-def test_an_unknown_value_is_named_with_its_pixels_and_the_classes(tmp_path: Path) -> None:
+def test_an_unknown_value_is_an_error_with_its_pixels_and_the_classes(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.array([[0, 1, 3], [3, 0, 254]], np.uint8))
     with pytest.raises(
         ValueError,
@@ -80,13 +80,13 @@ def test_an_unknown_value_is_named_with_its_pixels_and_the_classes(tmp_path: Pat
         read_mask(path, ClassMap({"ground": 0, "cell": 1}, ignore=[9]))
 
 
-def test_a_mask_that_lost_its_values_is_told_so(tmp_path: Path) -> None:
+def test_many_unknown_values_suggest_a_tolerance(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     with pytest.raises(ValueError, match=r"and 58 more, .*data\.tolerance=127 .*saved as JPEG"):
         read_mask(path, ClassMap({"a": 0, "b": 255}))
 
 
-def test_nearness_is_no_advice_where_classes_are_neighbours(tmp_path: Path) -> None:
+def test_no_tolerance_is_suggested_for_classes_with_adjacent_values(tmp_path: Path) -> None:
     numbers = np.arange(8, dtype=np.uint8).reshape(2, 4)
     with pytest.raises(ValueError, match=r"new_6: 7\}, or data\.ignore: \[2, 3, 4, 5, 6, 7\]$"):
         read_mask(save(tmp_path / "a.png", numbers), ClassMap({"a": 0, "b": 1}))
@@ -101,13 +101,13 @@ def test_the_size_is_checked_before_the_values(tmp_path: Path) -> None:
         read_mask(path, ClassMap({"a": 0, "b": 1}), (9, 8))
 
 
-def test_16_bit_colours_are_refused(tmp_path: Path) -> None:
+def test_16_bit_colours_are_an_error(tmp_path: Path) -> None:
     write_png16(tmp_path / "a.png", np.full((2, 2, 3), 9000, np.uint16))
     with pytest.raises(ValueError, match=r"a\.png: got colours of 16 bits, expected 8"):
         read_mask(tmp_path / "a.png", ClassMap({"a": (0, 0, 0), "b": (1, 1, 1)}))
 
 
-def test_an_unknown_colour_is_named(tmp_path: Path) -> None:
+def test_an_unknown_colour_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.full((2, 2, 3), 9, np.uint8))
     with pytest.raises(ValueError, match=r"got the mask value \[9, 9, 9\] \(4 pixels\)"):
         read_mask(path, ClassMap({"a": (0, 0, 0), "b": (1, 1, 1)}))
@@ -117,17 +117,6 @@ def test_colours_need_colours_in_the_config(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.array([[[0, 0, 0], [255, 0, 0]]], np.uint8))
     with pytest.raises(ValueError, match=r"got a mask in colours.*as \[R, G, B\]"):
         read_mask(path, ClassMap({"a": 0, "b": 1}))
-
-
-def test_contradicting_class_maps_are_refused() -> None:
-    with pytest.raises(ValueError, match="got the value 3 twice"):
-        ClassMap({"a": 3, "b": 3})
-    with pytest.raises(ValueError, match="got the value 3 twice"):
-        ClassMap({"a": 3, "b": 4}, ignore=[3])
-    with pytest.raises(ValueError, match="expected grey values only or colours"):
-        ClassMap({"a": 3, "b": (1, 2, 3)})
-    with pytest.raises(ValueError, match=r"got 1 class\(es\), expected 2 to 253"):
-        ClassMap({"a": 3})
 
 
 def test_many_values_mean_one_class(tmp_path: Path) -> None:
@@ -141,7 +130,7 @@ def test_many_values_mean_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I", "F", "I;16"])
-def test_the_rule_holds_for_every_kind_of_file(tmp_path: Path, mode: str) -> None:
+def test_masks_of_every_mode_are_read(tmp_path: Path, mode: str) -> None:
     ids = np.array([[0, 1, 0], [1, 1, 0]], np.uint8)
     values = Image.fromarray(ids * 200)
     if mode == "I;16":
@@ -158,7 +147,7 @@ def test_one_bit_is_0_and_1_or_0_and_255(tmp_path: Path) -> None:
         assert read_mask(tmp_path / "a.png", ClassMap({"a": 0, "b": one})).tolist() == [[0, 1]]
 
 
-def test_one_bit_is_a_class_rather_than_ignored_and_white_in_colours(tmp_path: Path) -> None:
+def test_one_bit_means_a_class_rather_than_ignored_and_white_for_colours(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1").save(tmp_path / "a.png")
     assert read_mask(tmp_path / "a.png", ClassMap({"a": 0, "b": 1}, ignore=[255])).tolist() == [
         [0, 1]
@@ -167,7 +156,7 @@ def test_one_bit_is_a_class_rather_than_ignored_and_white_in_colours(tmp_path: P
     assert read_mask(tmp_path / "a.png", colours).tolist() == [[0, 1]]
 
 
-def test_the_classes_that_would_fit_lose_none(tmp_path: Path) -> None:
+def test_suggested_classes_include_all_given_ones(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     classes = ClassMap({"ground": 0, "cell": 255})
     assert classes.suggest({1: 2}, {0}, 4).endswith("would fit: {ground: 0, cell: 1}")
@@ -185,13 +174,13 @@ def test_the_classes_that_would_fit_lose_none(tmp_path: Path) -> None:
         read_mask(save(path, few), ClassMap({"ground": 0, "cell": 255}))
 
 
-def test_numbers_with_a_fraction_are_no_classes(tmp_path: Path) -> None:
+def test_fractional_values_are_an_error(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1.5]], np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif: got 1 pixel\(s\) such as 1\.5, expected whole"):
         read_mask(tmp_path / "a.tif", ClassMap({"a": 0, "b": 1}))
 
 
-def test_a_tolerance_takes_the_nearest(tmp_path: Path) -> None:
+def test_within_the_tolerance_the_nearest_class_is_taken(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.array([[0, 12, 99, 100, 120, 244]], np.uint8))
     classes = {"a": 0, "b": 100, "c": 255}
     assert read_mask(path, ClassMap(classes, tolerance=20)).tolist() == [[0, 0, 1, 1, 1, 2]]
@@ -212,7 +201,7 @@ def test_a_jpeg_of_colours_is_read_with_a_tolerance(tmp_path: Path) -> None:
     assert (read == ids).mean() > 0.97
 
 
-def test_a_palette_is_written_again(tmp_path: Path) -> None:
+def test_a_palette_is_kept(tmp_path: Path) -> None:
     image = Image.fromarray(IDS)
     image.putpalette([9, 9, 9, 255, 0, 0, 0, 0, 255])
     image.save(tmp_path / "a.png")
@@ -227,7 +216,7 @@ def test_a_palette_is_written_again(tmp_path: Path) -> None:
     assert read_palette(save(tmp_path / "c.png", IDS)) is None
 
 
-def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:
+def test_binary_masks_are_combined(tmp_path: Path) -> None:
     axon = save(tmp_path / "axon.png", np.array([[0, 255, 0], [0, 255, 0]], np.uint8))
     myelin = save(tmp_path / "myelin.png", np.array([[1, 0, 0], [1, 0, 0]], np.uint8))
     assert read_class_masks([axon, myelin], ["axon", "myelin"]).tolist() == [[2, 1, 0], [2, 1, 0]]
@@ -243,32 +232,13 @@ def test_a_mask_in_parts_is_put_together(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("values", ["", "1-", "3-1", "a", "-1", "1;2"])
-def test_text_that_is_no_values_is_refused(values: str) -> None:
-    with pytest.raises(ValueError, match=r"expected values such as '127, 128' or '1-255'"):
-        ClassMap({"a": 0, "b": values})
-
-
-def test_values_that_cannot_be_written_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 70000, expected at most 65535"):
-        ClassMap({"a": 0, "b": "70000"})
-    with pytest.raises(ValueError, match=r"got \[300, 301, 302\], expected colours up"):
-        ClassMap({"a": (0, 0, 0), "b": (300, 301, 302)})
-
-
-def test_every_class_has_a_colour_of_its_own() -> None:
-    colours = ClassMap({str(i): i for i in range(24)}).colours
-    assert len(set(colours)) == 24
-    assert ClassMap({"a": (1, 2, 3), "b": (4, 5, 6)}).colours == ((1, 2, 3), (4, 5, 6))
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32])
-def test_label_images_of_any_whole_numbers_are_read(tmp_path: Path, dtype: type) -> None:
+def test_label_images_of_any_dtype_are_read(tmp_path: Path, dtype: type) -> None:
     numbers = np.array([[0, 1, 1], [7, 0, 200]], dtype)
     assert np.array_equal(read_label_image(save(tmp_path / "a.tif", numbers), (2, 3)), numbers)
 
 
-def test_what_is_no_label_image_is_refused(tmp_path: Path) -> None:
+def test_invalid_label_images_are_an_error(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", np.array([[0, -1]], np.int32))
     with pytest.raises(ValueError, match=r"a\.tif: got the number -1 for an object, expected num"):
         read_label_image(path)

@@ -17,9 +17,9 @@ def write(root: Path, *names: str) -> None:
 
 
 def found(root: Path, images: str | list[str], masks: str | dict[str, str]) -> list[tuple]:
-    """(stem, image files, mask files) of what pairs without fault."""
-    pairs, faults = find_pairs(root, [images] if isinstance(images, str) else images, masks)
-    assert not faults
+    """(stem, image files, mask files) of pairs that are found without errors."""
+    pairs, errors = find_pairs(root, [images] if isinstance(images, str) else images, masks)
+    assert not errors
     return [
         (pair.stem, *(Path(path).relative_to(root).as_posix() for path in pair.files))
         for pair in pairs
@@ -38,13 +38,13 @@ def test_hidden_files_and_other_suffixes_are_no_images(tmp_path: Path) -> None:
     assert [pair[0] for pair in found(tmp_path, "images", "masks")] == ["1"]
 
 
-def test_the_order_of_pairs_does_not_depend_on_how_the_system_lists_them(tmp_path: Path) -> None:
+def test_the_order_of_pairs_is_independent_of_the_file_system(tmp_path: Path) -> None:
     stems = ["0001", "001", "01", "1", "02", "2", "10"]
     write(tmp_path, *(f"{folder}/{stem}.png" for stem in stems for folder in ("images", "masks")))
     assert [stem for stem, *_ in found(tmp_path, "images", "masks")] == stems
 
 
-def test_folders_pair_by_stem_whatever_the_endings(tmp_path: Path) -> None:
+def test_folders_pair_by_stem_whatever_the_suffix(tmp_path: Path) -> None:
     write(tmp_path, "images/2.png", "images/10.jpg", "masks/2.TIF", "masks/10.png")
     assert found(tmp_path, "images", "masks") == [
         ("2", "images/2.png", "masks/2.TIF"),
@@ -57,19 +57,19 @@ def test_equal_names_in_different_folders_are_kept_apart(tmp_path: Path) -> None
     assert [pair[0] for pair in found(tmp_path, "images", "masks/")] == ["a/1", "b/1"]
 
 
-def test_a_suffix_tells_masks_from_images_in_one_folder(tmp_path: Path) -> None:
+def test_a_name_separates_masks_from_images_in_one_folder(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "1_mask.png", "2.png", "2_mask.png")
     expected = [("1", "1.png", "1_mask.png"), ("2", "2.png", "2_mask.png")]
     assert found(tmp_path, "{stem}.png", "{stem}_mask.png") == expected
     assert found(tmp_path, ".", "{stem}_mask") == expected
 
 
-def test_an_ending_tells_masks_from_images_in_one_folder(tmp_path: Path) -> None:
+def test_a_file_type_separates_masks_from_images_in_one_folder(tmp_path: Path) -> None:
     write(tmp_path, "all/1.jpg", "all/1.png")
     assert found(tmp_path, "all/{stem}.jpg", "all/{stem}.png") == [("1", "all/1.jpg", "all/1.png")]
 
 
-def test_patterns_reach_into_nested_folders(tmp_path: Path) -> None:
+def test_patterns_match_files_in_nested_folders(tmp_path: Path) -> None:
     write(
         tmp_path,
         "sub-1/micr/sub-1_SEM.png",
@@ -92,31 +92,31 @@ def test_several_files_are_the_channels_of_an_image(tmp_path: Path) -> None:
     ]
 
 
-def test_a_mask_may_lie_in_a_file_for_each_class(tmp_path: Path) -> None:
+def test_a_mask_may_be_a_file_for_each_class(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "axon/1.png", "myelin/1.png")
     assert found(tmp_path, "images", {"axon": "axon", "myelin": "myelin"}) == [
         ("1", "images/1.png", "axon/1.png", "myelin/1.png")
     ]
 
 
-def test_a_missing_half_is_named_on_both_sides(tmp_path: Path) -> None:
+def test_an_image_without_mask_and_a_mask_without_image_are_errors(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "images/3.png", "masks/1.png", "masks/5.png")
-    pairs, faults = find_pairs(tmp_path, ["images"], "masks")
+    pairs, errors = find_pairs(tmp_path, ["images"], "masks")
     assert [pair.stem for pair in pairs] == ["1"]
-    assert len(faults) == 2
-    assert f"{tmp_path}/images: got nothing for {tmp_path}/masks/5.png, expected" in faults[0]
-    assert f"{tmp_path}/masks: got nothing for {tmp_path}/images/3.png, expected" in faults[1]
+    assert len(errors) == 2
+    assert f"{tmp_path}/images: got nothing for {tmp_path}/masks/5.png, expected" in errors[0]
+    assert f"{tmp_path}/masks: got nothing for {tmp_path}/images/3.png, expected" in errors[1]
 
 
-def test_a_stem_twice_is_named(tmp_path: Path) -> None:
+def test_a_stem_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "images/3.png", "masks/3.png")
     shutil.copy(tmp_path / "images/3.png", tmp_path / "images/3.bmp")
-    _, faults = find_pairs(tmp_path, ["images"], "masks")
-    assert len(faults) == 1
-    assert "has the stem '3' of" in faults[0]
+    _, errors = find_pairs(tmp_path, ["images"], "masks")
+    assert len(errors) == 1
+    assert "has the stem '3' of" in errors[0]
 
 
-def test_missing_folders_and_patterns_that_match_nothing_are_named(tmp_path: Path) -> None:
+def test_missing_folders_and_patterns_without_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: there is no such folder"):
         find_pairs(tmp_path, ["nowhere"], "masks")
     write(tmp_path, "images/1.png")
@@ -127,19 +127,19 @@ def test_missing_folders_and_patterns_that_match_nothing_are_named(tmp_path: Pat
         find_pairs(tmp_path, ["empty"], "images")
 
 
-def test_a_character_that_means_something_to_expressions_is_itself(tmp_path: Path) -> None:
+def test_special_characters_of_regular_expressions_match_themselves(tmp_path: Path) -> None:
     write(tmp_path, "a+b (1)/x.png", "masks/x.png")
     assert found(tmp_path, "a+b (1)", "masks") == [("x", "a+b (1)/x.png", "masks/x.png")]
 
 
-def test_one_place_for_images_and_masks_is_refused(tmp_path: Path) -> None:
+def test_the_same_place_for_images_and_masks_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "all/1.png")
     for masks in ("all", "all/", "all/{stem}"):
         with pytest.raises(ValueError, match="got the same place for images and masks"):
             find_pairs(tmp_path, ["all"], masks)
 
 
-def test_endings_are_the_same_in_capitals(tmp_path: Path) -> None:
+def test_upper_case_suffixes_match(tmp_path: Path) -> None:
     write(tmp_path, "images/1.tif", "images/2.TIF", "masks/1.Tif", "masks/2.tif")
     assert len(found(tmp_path, "images/{stem}.tif", "masks/{stem}.TIF")) == 2
 
@@ -147,13 +147,13 @@ def test_endings_are_the_same_in_capitals(tmp_path: Path) -> None:
 def test_patterns_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "img_1.png", "msk_1.png", "a/img_2.png", "a/msk_2.png")
     monkeypatch.chdir(tmp_path)
-    pairs, faults = find_pairs(Path(), ["img_{stem}.png"], "msk_{stem}.png")
+    pairs, errors = find_pairs(Path(), ["img_{stem}.png"], "msk_{stem}.png")
     assert [pair.stem for pair in pairs] == ["1"]
-    assert not faults
+    assert not errors
     assert len(find_pairs(Path(), ["a/img_{stem}"], "a/msk_{stem}")[0]) == 1
 
 
-def test_files_that_nothing_names_are_noted(tmp_path: Path) -> None:
+def test_files_that_match_no_pattern_are_a_warning(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "masks/1.png", "masks/1_old.bmp")
     (tmp_path / "images" / "1.npy").touch()
     warnings: list[str] = []
@@ -162,14 +162,14 @@ def test_files_that_nothing_names_are_noted(tmp_path: Path) -> None:
     assert warnings == [f"2 other file(s) next to the images and masks, such as {path}"]
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_without_cycles(tmp_path: Path) -> None:
     write(tmp_path, "elsewhere/1.png", "masks/a/1.png", "images/2.png", "masks/2.png")
     (tmp_path / "images" / "a").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
     assert [pair[0] for pair in found(tmp_path, "images", "masks")] == ["2", "a/1"]
 
 
-def test_a_name_may_hold_anything(tmp_path: Path) -> None:
+def test_names_may_contain_any_character(tmp_path: Path) -> None:
     names = ["a b", "ä", "new\nline", "[1]", "50%", "x'y"]
     write(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))
     assert {pair[0] for pair in found(tmp_path, "images", "masks")} == set(names)
@@ -180,40 +180,40 @@ def write_stack(path: Path, pages: int) -> None:
     page.save(path, save_all=True, append_images=[page] * (pages - 1))
 
 
-def test_page_i_of_a_stack_belongs_to_page_i_of_its_mask(tmp_path: Path) -> None:
+def test_pages_of_a_stack_pair_with_the_pages_of_its_mask(tmp_path: Path) -> None:
     for name in ("volume", "labels"):
         write_stack(tmp_path / f"train-{name}.tif", 3)
-    pairs, faults = find_pairs(tmp_path, ["{stem}-volume.tif"], "{stem}-labels.tif", stacks=True)
-    assert not faults
+    pairs, errors = find_pairs(tmp_path, ["{stem}-volume.tif"], "{stem}-labels.tif", stacks=True)
+    assert not errors
     assert [(pair.stem, pair.page) for pair in pairs] == [
         ("train#0", 0),
         ("train#1", 1),
         ("train#2", 2),
     ]
     write_stack(tmp_path / "train-labels.tif", 2)
-    pairs, faults = find_pairs(tmp_path, ["{stem}-volume.tif"], "{stem}-labels.tif", stacks=True)
+    pairs, errors = find_pairs(tmp_path, ["{stem}-volume.tif"], "{stem}-labels.tif", stacks=True)
     assert not pairs
-    assert "train-labels.tif: got 2 pages, expected 3 as in" in faults[0]
+    assert "train-labels.tif: got 2 pages, expected 3 as in" in errors[0]
 
 
-def test_a_label_image_belongs_to_each_pair_where_asked_for(tmp_path: Path) -> None:
+def test_label_images_join_the_pairs_of_their_stem(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "1_mask.png", "1_cells.png", "2.png", "2_mask.png")
     patterns = ["{stem}.png"], "{stem}_mask.png"
-    pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
+    pairs, errors = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
     assert [(pair.masks, pair.instances) for pair in pairs] == [
         ((f"{tmp_path}/1_mask.png",), f"{tmp_path}/1_cells.png")
     ]
     assert pairs[0].files[2] == f"{tmp_path}/1_cells.png"
     assert list(PackedPairs(pairs)) == pairs
-    assert len(faults) == 1
-    assert f"{tmp_path}/{{stem}}_cells.png: got nothing for {tmp_path}/2_mask.png, " in faults[0]
+    assert len(errors) == 1
+    assert f"{tmp_path}/{{stem}}_cells.png: got nothing for {tmp_path}/2_mask.png, " in errors[0]
     # A missing mask is named by its image.
     (tmp_path / "1_mask.png").unlink()
-    _, faults = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
-    assert f"{tmp_path}/{{stem}}_mask.png: got nothing for {tmp_path}/1.png, " in faults[0]
+    _, errors = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
+    assert f"{tmp_path}/{{stem}}_mask.png: got nothing for {tmp_path}/1.png, " in errors[0]
     write(tmp_path, "1_mask.png")
     # Masks may themselves be label images.
-    pairs, faults = find_pairs(tmp_path, *patterns, instances="{stem}_mask.png")
+    pairs, errors = find_pairs(tmp_path, *patterns, instances="{stem}_mask.png")
     assert len(pairs) == 2
     assert all(pair.masks == (pair.instances,) for pair in pairs)
 
@@ -222,14 +222,14 @@ def test_label_images_may_be_stacks(tmp_path: Path) -> None:
     for name in ("images", "masks", "cells"):
         (tmp_path / name).mkdir()
         write_stack(tmp_path / name / "a.tif", 3)
-    pairs, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
-    assert not faults
+    pairs, errors = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
+    assert not errors
     assert [(pair.page, pair.instances) for pair in pairs] == [
         (page, f"{tmp_path}/cells/a.tif") for page in range(3)
     ]
     write_stack(tmp_path / "cells" / "a.tif", 2)
-    _, faults = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
-    assert "cells/a.tif: got 2 pages, expected 3 as in" in faults[0]
+    _, errors = find_pairs(tmp_path, ["images"], "masks", stacks=True, instances="cells")
+    assert "cells/a.tif: got 2 pages, expected 3 as in" in errors[0]
 
 
 def test_packed_pairs_are_indexed_as_a_list_is(tmp_path: Path) -> None:
@@ -241,3 +241,10 @@ def test_packed_pairs_are_indexed_as_a_list_is(tmp_path: Path) -> None:
     for i in (-4, 3):
         with pytest.raises(IndexError, match=f"got the index {i}, expected one of 3 pairs"):
             packed[i]
+
+
+def test_packed_pairs_have_no_items_whose_references_a_worker_counts(data_root: Path) -> None:
+    pairs = find_pairs(data_root, ["images"], "masks")[0]
+    packed = PackedPairs(pairs)
+    assert list(packed) == pairs
+    assert not any(isinstance(value, list) for value in vars(packed).values())

@@ -12,57 +12,57 @@ def make_pairs(stems: list[str]) -> list[Pair]:
 
 
 PAIRS = make_pairs([str(i) for i in range(60)])
-ONE_KIND = np.ones((60, 2), bool)
+ALL_CLASSES = np.ones((60, 2), bool)
 
 
 def test_the_split_is_a_function_of_the_seed() -> None:
-    first = split_randomly(PAIRS, ONE_KIND, (0.8, 0.2), seed=1)
+    first = split_randomly(PAIRS, ALL_CLASSES, (0.8, 0.2), seed=1)
     assert np.bincount(first).tolist() == [48, 12]
-    assert np.array_equal(split_randomly(PAIRS, ONE_KIND, (0.8, 0.2), seed=1), first)
-    assert not np.array_equal(split_randomly(PAIRS, ONE_KIND, (0.8, 0.2), seed=2), first)
+    assert np.array_equal(split_randomly(PAIRS, ALL_CLASSES, (0.8, 0.2), seed=1), first)
+    assert not np.array_equal(split_randomly(PAIRS, ALL_CLASSES, (0.8, 0.2), seed=2), first)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.34, 0.5])
-def test_every_combination_of_classes_is_divided_alike(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.34, 0.5])
+def test_every_combination_of_classes_is_split_in_the_same_proportions(fraction: float) -> None:
     rng = np.random.default_rng(0)
     present = np.zeros((60, 3), bool)
     present[:, 0] = True
     present[rng.permutation(60)[:20], 1] = True
     present[rng.permutation(60)[:10], 2] = True
     for seed in range(5):
-        parts = split_randomly(PAIRS, present, (1 - share, share), seed)
-        assert abs(np.count_nonzero(parts) - 60 * share) <= 1
+        subsets = split_randomly(PAIRS, present, (1 - fraction, fraction), seed)
+        assert abs(np.count_nonzero(subsets) - 60 * fraction) <= 1
         for combination in np.unique(present, axis=0):
             these = (present == combination).all(1)
-            assert abs(parts[these].sum() - these.sum() * share) <= 1.5
+            assert abs(subsets[these].sum() - these.sum() * fraction) <= 1.5
 
 
-def test_folds_are_equal_parts_that_cover_everything() -> None:
-    parts = split_randomly(PAIRS, ONE_KIND, (0.2,) * 5, seed=3)
-    assert np.bincount(parts).tolist() == [12] * 5
+def test_folds_are_equal_and_cover_everything() -> None:
+    subsets = split_randomly(PAIRS, ALL_CLASSES, (0.2,) * 5, seed=3)
+    assert np.bincount(subsets).tolist() == [12] * 5
 
 
-def test_a_group_stays_on_one_side() -> None:
+def test_a_group_stays_together() -> None:
     pairs = make_pairs([f"patient{i % 12}_slice{i}" for i in range(60)])
     for seed in range(5):
-        parts = split_randomly(pairs, ONE_KIND, (0.75, 0.25), seed, group=r"patient(\d+)_")
+        subsets = split_randomly(pairs, ALL_CLASSES, (0.75, 0.25), seed, group=r"patient(\d+)_")
         for patient in range(12):
-            assert len({int(parts[i]) for i in range(60) if i % 12 == patient}) == 1
-        assert np.count_nonzero(parts) == 15
+            assert len({int(subsets[i]) for i in range(60) if i % 12 == patient}) == 1
+        assert np.count_nonzero(subsets) == 15
     with pytest.raises(ValueError, match=r"data\.validation\.group: 'slide' finds nothing in 'pat"):
-        split_randomly(pairs, ONE_KIND, (0.75, 0.25), 0, group="slide")
+        split_randomly(pairs, ALL_CLASSES, (0.75, 0.25), 0, group="slide")
     with pytest.raises(ValueError, match=r"got 1 group\(s\) by 'patient' to split"):
-        split_randomly(pairs, ONE_KIND, (0.75, 0.25), 0, group="patient")
+        split_randomly(pairs, ALL_CLASSES, (0.75, 0.25), 0, group="patient")
 
 
-def test_no_part_is_empty() -> None:
-    assert np.bincount(split_randomly(PAIRS, ONE_KIND, (0.999, 0.001), 0)).tolist() == [59, 1]
-    assert np.bincount(split_randomly(PAIRS[:2], ONE_KIND[:2], (0.1, 0.9), 0)).tolist() == [1, 1]
+def test_no_subset_is_empty() -> None:
+    assert np.bincount(split_randomly(PAIRS, ALL_CLASSES, (0.999, 0.001), 0)).tolist() == [59, 1]
+    assert np.bincount(split_randomly(PAIRS[:2], ALL_CLASSES[:2], (0.1, 0.9), 0)).tolist() == [1, 1]
     with pytest.raises(ValueError, match=r"got 1 pair\(s\) to split, expected at least 2"):
-        split_randomly(PAIRS[:1], ONE_KIND[:1], (0.5, 0.5), 0)
+        split_randomly(PAIRS[:1], ALL_CLASSES[:1], (0.5, 0.5), 0)
 
 
-def test_the_split_by_stems_takes_those() -> None:
+def test_the_split_by_stems_takes_the_given_ones() -> None:
     assert np.flatnonzero(split_by_stems(PAIRS, ["4", "0"])).tolist() == [0, 4]
     with pytest.raises(ValueError, match=r"data\.validation\.stems: got '77', expected stems"):
         split_by_stems(PAIRS, ["77"])

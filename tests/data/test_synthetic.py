@@ -24,12 +24,12 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
-def test_what_is_there_is_not_drawn_over(tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="exists; remove it to have it drawn anew"):
         draw_quickstart(tmp_path)
 
 
-def cells(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_batch(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N, 1, H, W), normalised, and targets (N, H, W)."""
     pairs = [draw_pair(np.random.default_rng([9, i])) for i in range(count)]
     images = torch.tensor(np.stack([image for image, _ in pairs])).float()[:, None]
@@ -37,11 +37,11 @@ def cells(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (images - images.mean()) / images.std(), torch.tensor(np.stack(ids))
 
 
-def test_every_class_is_there_and_cells_touch() -> None:
+def test_all_classes_occur_and_objects_touch() -> None:
     for seed in range(5):
         _, mask = draw_pair(np.random.default_rng([0, seed]))
         assert set(np.unique(mask)) == set(VALUES.values())
-        # Two cells of different kinds side by side.
+        # Objects of different classes touch.
         left, right = mask[:, :-1], mask[:, 1:]
         assert ((left != right) & (left > 0) & (right > 0)).any()
 
@@ -53,14 +53,14 @@ def mean_iou(net: nn.Module, images: torch.Tensor, targets: torch.Tensor) -> flo
 
 def test_an_untrained_network_fails() -> None:
     torch.manual_seed(0)
-    assert mean_iou(UNet(1, 4, widths=(8, 16)), *cells(6)) < 0.3
+    assert mean_iou(UNet(1, 4, widths=(8, 16)), *draw_batch(6)) < 0.3
 
 
 @pytest.mark.parametrize("kernel_size", [1, 9])
 def test_a_linear_model_fails(kernel_size: int) -> None:
     torch.manual_seed(0)
     net = nn.Conv2d(1, 4, kernel_size, padding=kernel_size // 2)
-    images, targets = cells(6)
+    images, targets = draw_batch(6)
     optimizer = torch.optim.LBFGS(net.parameters(), max_iter=60)
 
     def closure() -> torch.Tensor:

@@ -18,17 +18,17 @@ def test_a_table_names_the_pairs(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text(
         "split,image,mask,note\nval,x/1.png,y/a.png,good\ntrain,x/2.png,y/b.png,\n"
     )
-    pairs, faults = read_table(tmp_path, "pairs.csv")
-    assert not faults
+    pairs, errors = read_table(tmp_path, "pairs.csv")
+    assert not errors
     assert [(pair.stem, pair.split) for pair in pairs] == [("x/1", "val"), ("x/2", "train")]
     assert pairs[0].masks == (str(tmp_path / "y/a.png"),)
 
 
-def test_a_file_stands_in_a_table_once(tmp_path: Path) -> None:
+def test_a_file_occurs_in_a_table_once(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "2.png", "a.png")
     (tmp_path / "pairs.csv").write_text("image,mask\n1.png,a.png\n2.png,a.png\n")
-    _, faults = read_table(tmp_path, "pairs.csv")
-    assert "line 3: a.png occurs twice, expected every file once" in faults[0]
+    _, errors = read_table(tmp_path, "pairs.csv")
+    assert "line 3: a.png occurs twice, expected every file once" in errors[0]
     (tmp_path / "pairs.csv").write_text("image,mask\n1.png,1.png\n")
     assert "line 2: 1.png occurs twice" in read_table(tmp_path, "pairs.csv")[1][0]
     (tmp_path / "pairs.csv").write_text("image,mask,mask\n1.png,a.png,b.png\n")
@@ -39,12 +39,12 @@ def test_a_file_stands_in_a_table_once(tmp_path: Path) -> None:
         read_table(tmp_path, "pairs.csv")
 
 
-def test_what_is_wrong_with_a_table_is_named_with_its_line(tmp_path: Path) -> None:
+def test_errors_of_a_table_name_the_line(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "a.png")
     table = tmp_path / "pairs.csv"
     table.write_text("image,mask\n1.png,a.png\n2.png,a.png\n1.png,\n1.png,a.png\n")
-    _, faults = read_table(tmp_path, "pairs.csv")
-    assert [fault.removeprefix(f"{table}: line ") for fault in faults] == [
+    _, errors = read_table(tmp_path, "pairs.csv")
+    assert [error.removeprefix(f"{table}: line ") for error in errors] == [
         f"3: there is no file {tmp_path}/2.png; correct the path",
         "4 lacks an image or a mask; complete it",
         f"5: 1.png has the stem of {tmp_path}/1.png, expected each once; remove or rename one",

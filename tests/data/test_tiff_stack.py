@@ -23,7 +23,7 @@ def test_a_stack_is_written_page_by_page(tmp_path: Path, dtype: type) -> None:
             assert np.array_equal(np.asarray(file), page)
 
 
-def test_a_stack_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
+def test_an_unfinished_stack_is_removed(tmp_path: Path) -> None:
     def stop_after_a_page() -> None:
         with stack_writer(tmp_path / "a.tif", 1000) as add:
             add(Image.new("L", (4, 5)))
@@ -55,7 +55,7 @@ def test_a_stack_may_be_larger_than_4_gib(tmp_path: Path, dtype: type) -> None:
             assert np.array_equal(np.asarray(file), page)
 
 
-def test_a_stack_that_becomes_larger_than_was_said_is_not_there(tmp_path: Path) -> None:
+def test_a_stack_larger_than_announced_is_an_error_and_removed(tmp_path: Path) -> None:
     pages = [np.zeros((4, 5), np.uint8)] * 5
     with pytest.raises(
         ValueError, match=r"a\.tif: got more than 4 GiB, expected pages of the size"

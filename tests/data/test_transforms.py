@@ -24,7 +24,7 @@ def blobs(seed: int = 0, values: tuple[int, int] = (3, 7)) -> torch.Tensor:
     return torch.where(wave > 0, values[1], values[0])
 
 
-def test_nothing_asked_changes_nothing() -> None:
+def test_the_defaults_change_nothing() -> None:
     target = blobs()
     image, same = Augmentation()(target[None].float(), target, np.random.default_rng(0))
     assert torch.equal(same, target)
@@ -88,7 +88,7 @@ def test_the_mask_follows_the_image(seed: int) -> None:
 
 
 @pytest.mark.parametrize("crop", [(25, 38), (90, 120), None])
-def test_no_class_is_invented_inside_or_at_the_borders(crop: tuple[int, int] | None) -> None:
+def test_no_new_class_appears(crop: tuple[int, int] | None) -> None:
     for seed in range(10):
         target = blobs(seed)
         target[:4] = 255
@@ -169,7 +169,7 @@ def test_the_papers_elastic_grid_is_3_x_3_points() -> None:
     torch.testing.assert_close(moves[:, 285:287, 285:287].mean((1, 2)), middle, rtol=0, atol=1e-2)
 
 
-def test_elastic_points_are_no_further_apart_than_asked_for_and_no_more_than_that_takes() -> None:
+def test_elastic_points_are_as_few_as_the_spacing_allows() -> None:
     augment = Augmentation(elastic_std=1.0, elastic_spacing=10)
     for side, points in ((2, 2), (11, 2), (12, 3), (20, 3), (21, 3), (22, 4)):
         rng, same = np.random.default_rng(0), np.random.default_rng(0)
@@ -202,11 +202,11 @@ def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] 
         ]
         assert places
         tops.add(places[0][0] - 4)
-    # What is learned from is inside of the image, up to its borders; without a crop it is all.
+    # The pixels with logits are inside of the image, up to its borders; without a crop all of it.
     assert tops == (set(range(31 - (44 - 2 * around) + 1)) if crop else {-1})
 
 
-def test_a_rare_pixel_is_where_an_unpadded_network_learns() -> None:
+def test_a_rare_pixel_is_where_an_unpadded_network_has_logits() -> None:
     target = torch.zeros(200, 200, dtype=torch.long)
     target[90, 120] = 1
     augment = Augmentation(crop=(52, 44), **UNPADDED)
@@ -240,7 +240,7 @@ def test_the_same_generator_gives_the_same_sample() -> None:
     assert not torch.equal(first[0], other[0])
 
 
-def test_weights_go_the_images_way() -> None:
+def test_weights_are_resampled_as_the_image() -> None:
     target, weights = blobs(), torch.rand(blobs().shape)
     image = torch.stack([weights, torch.randn(weights.shape)])
     for crop in (None, (25, 38), (90, 90)):  # the last is mirrored

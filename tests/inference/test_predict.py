@@ -383,7 +383,7 @@ def test_what_would_fill_a_tiff_is_written_as_a_bigtiff(
     page.save("stack.tif", save_all=True, append_images=[page, page])
     options = Options(probabilities=True)
     predict_files([checkpoint], ["stack.tif"], Path("small"), options)
-    monkeypatch.setattr("unet.data.image_io._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
+    monkeypatch.setattr("unet.data.tiff_stack._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
     predict_files([checkpoint], ["stack.tif"], Path("large"), options)
     for name, kinds in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
         small, large = Path(f"small/{name}.tif"), Path(f"large/{name}.tif")

@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+from skimage.metrics import hausdorff_distance
 
 from unet.metrics.boundary import boundary, boundary_f1, boundary_measures
 from unet.runtime import optional as extras
@@ -33,10 +34,10 @@ def slow_boundary(ids: np.ndarray, class_id: int, counted: np.ndarray) -> list[t
     height, width = ids.shape
     found = []
     for y, x in itertools.product(range(height), range(width)):
-        beside = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
+        neighbours = [(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)]
         others = [
             ids[v, u] != class_id
-            for v, u in beside
+            for v, u in neighbours
             if 0 <= v < height and 0 <= u < width and counted[v, u]
         ]
         if counted[y, x] and ids[y, x] == class_id and any(others):
@@ -100,12 +101,11 @@ def test_boundary_scores_equal_those_of_slow_loops(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_whole_hausdorff_distance_equals_scikit_images(seed: int) -> None:
-    metrics = pytest.importorskip("skimage.metrics")
     prediction, target = random_ids(seed)
     counted = target != 255
     for k, distance in enumerate(hausdorff_distances(prediction, target, 3, percentile=100)):
         sides = [boundary(ids, k, counted) for ids in (prediction, target)]
-        assert distance == pytest.approx(metrics.hausdorff_distance(*sides))
+        assert distance == pytest.approx(hausdorff_distance(*sides))
 
 
 def test_what_is_predicted_on_ignored_pixels_changes_nothing() -> None:
@@ -134,8 +134,11 @@ def test_counts_of_images_add_up() -> None:
     both = boundary_counts(
         np.hstack([first, gap, second]), np.hstack([first_target, gap, second_target]), 3, 2
     )
-    parts = boundary_counts(first, first_target, 3, 2), boundary_counts(second, second_target, 3, 2)
-    assert np.array_equal(both, sum(parts))
+    each = (
+        boundary_counts(first, first_target, 3, 2),
+        boundary_counts(second, second_target, 3, 2),
+    )
+    assert np.array_equal(both, sum(each))
 
 
 def test_without_scipy_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,10 +69,10 @@ def test_never_predicting_a_class_is_not_rewarded() -> None:
         assert 0 <= difference < 1e-3, name
 
 
-def test_matrices_of_parts_add_up_to_that_of_the_whole() -> None:
+def test_matrices_of_images_add_up() -> None:
     target, prediction = torch.randint(0, 3, (6, 9, 9)), torch.randint(0, 3, (6, 9, 9))
-    parts = sum(confusion_matrix(p, t, 3) for p, t in zip(prediction, target, strict=True))
-    assert torch.equal(parts, confusion_matrix(prediction, target, 3))
+    added = sum(confusion_matrix(p, t, 3) for p, t in zip(prediction, target, strict=True))
+    assert torch.equal(added, confusion_matrix(prediction, target, 3))
 
 
 def test_means_micro_and_weighted_scores_equal_hand_computed_ones() -> None:
@@ -197,7 +197,7 @@ def test_scores_of_images_equal_those_of_each_by_itself() -> None:
         np.testing.assert_allclose(column.numpy(), singles)  # NaN equals NaN
 
 
-def test_a_spread_is_that_of_what_has_a_score() -> None:
+def test_a_spread_leaves_out_missing_scores() -> None:
     # Three images of three classes; the second has a score in two of them, the third in none.
     nan = float("nan")
     values = torch.tensor([[0.5, 0.25, nan], [0.75, nan, nan], [0.25, 1.0, nan]])

@@ -22,12 +22,12 @@ def test_pixels_are_counted_by_hand() -> None:
     assert counts[0, 0] == counts[0, 255] == counts[1, 128] == counts[1, 255] == 1
 
 
-def test_counts_of_parts_add_up() -> None:
+def test_counts_of_images_add_up() -> None:
     probability, target = random_pixels()
-    parts = [
+    counts = [
         probability_counts(probability[rows], target[rows]) for rows in (slice(9), slice(9, 99))
     ]
-    assert (sum(parts) == probability_counts(probability, target)).all()
+    assert (sum(counts) == probability_counts(probability, target)).all()
 
 
 def test_every_threshold_equals_a_slow_count() -> None:

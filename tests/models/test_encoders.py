@@ -4,36 +4,45 @@ import pytest
 import torch
 from torchvision.models import get_model_weights
 
-from unet.models.encoder_specs import ENCODER_SPECS, Encoder, encoder_levels
-from unet.models.receptive_field import receptive_field, strides, unet_geometry
-from unet.models.unet import backbone
+from unet.models.encoder_specs import ENCODER_SPECS, Encoder
+from unet.models.encoders import TorchvisionEncoder, UNetEncoder, build_backbone
+from unet.models.receptive_field import receptive_field, unet_geometry
 
 
-def test_every_name_has_its_entry() -> None:
+def test_every_encoder_name_has_a_spec() -> None:
     assert ("none", *ENCODER_SPECS) == get_args(Encoder)
 
 
-@pytest.mark.parametrize("name", ENCODER_SPECS)
-def test_the_table_is_what_torchvision_makes(name: str) -> None:
+@pytest.mark.parametrize("name", get_args(Encoder))
+def test_an_encoder_gives_a_list_of_features(name: str) -> None:
     with torch.device("meta"):
-        features = backbone(name, 2).eval()(torch.empty(1, 2, 128, 192))
-    assert tuple(features) == ENCODER_SPECS[name].nodes
-    levels, sides = encoder_levels(name, 0), [128]
-    for stride in strides(levels)[1:]:
-        sides.append(sides[-1] // stride)
-    assert [tuple(feature.shape) for feature in features.values()] == [
-        (1, channels, side, side * 3 // 2)
-        for channels, side in zip(ENCODER_SPECS[name].channels, sides[1:], strict=True)
+        own = name == "none"
+        encoder = UNetEncoder(2, (4, 6, 8)) if own else TorchvisionEncoder(name, 2, 5)
+        features = encoder.eval()(torch.empty(1, 2, 128, 192))
+    assert isinstance(features, list)
+    assert [tuple(feature.shape) for feature in features] == [
+        (1, channels, 128 // stride, 192 // stride)
+        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
     ]
-    assert unet_geometry(name).output_stride == 32
+    assert encoder.strides[0] == 1
+    num_widths = len(encoder.channels)
+    assert encoder.strides[-1] == unet_geometry(name, num_widths).output_stride
+
+
+@pytest.mark.parametrize("name", ENCODER_SPECS)
+def test_the_features_are_those_of_the_spec(name: str) -> None:
+    with torch.device("meta"):
+        features = build_backbone(name, 3).eval()(torch.empty(1, 3, 64, 64))
+    assert tuple(features) == ENCODER_SPECS[name].nodes
     assert get_model_weights(name).DEFAULT.url.startswith("https://")
 
 
+# Their larger siblings have the same blocks.
 @pytest.mark.parametrize("name", sorted({*ENCODER_SPECS} - {"resnet101", "convnext_small"}))
-def test_which_encoders_see_all(name: str) -> None:
-    """A change in a corner reaches the deepest level's other corner only through a mean of all."""
+def test_which_encoders_have_a_global_receptive_field(name: str) -> None:
+    """A change on the left reaches features on the far right only through a global mean."""
     torch.manual_seed(0)
-    net = backbone(name, 3).eval().double().requires_grad_(False)
+    net = build_backbone(name, 3).eval().double().requires_grad_(False)
     images = torch.randn(1, 3, 32, 2048, dtype=torch.double).repeat(2, 1, 1, 1)
     images[1, ..., :64] += 1
     one, other = list(net(images).values())[-1]

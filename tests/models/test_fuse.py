@@ -57,5 +57,5 @@ def test_a_batch_norm_whose_convolution_others_see_is_not_folded() -> None:
             return self.norm(seen) + seen
 
     net = with_encoder("resnet18", in_channels=2)
-    net.encoder = fx.symbolic_trace(Both())
-    assert isinstance(fuse_batch_norm(net).encoder.norm, nn.BatchNorm2d)
+    net.encoder.backbone = fx.symbolic_trace(Both())
+    assert isinstance(fuse_batch_norm(net).encoder.backbone.norm, nn.BatchNorm2d)

@@ -5,7 +5,7 @@ import torch
 
 from unet import UNet
 from unet.models.encoder_specs import encoder_levels
-from unet.models.receptive_field import dependencies, receptive_field, strides, unet_geometry
+from unet.models.receptive_field import dependencies, level_strides, receptive_field, unet_geometry
 
 
 def column_dependencies(net: UNet, height: int, width: int) -> torch.Tensor:
@@ -114,9 +114,9 @@ def test_the_computed_receptive_field_is_that_of_a_torchvision_encoder(encoder: 
         # Nothing negative, so that nothing cancels out.
         parameter.data.fill_(1 / parameter[0].numel() if parameter.ndim == 4 else 1)
     if encoder.startswith("convnext"):  # its layer norms would remove everything otherwise
-        net.encoder.apply(lambda layer: getattr(layer, "reset_parameters", lambda: None)())
+        net.encoder.backbone.apply(lambda layer: getattr(layer, "reset_parameters", lambda: None)())
     unit = net.output_stride
-    assert unit == prod(strides(levels))
+    assert unit == prod(level_strides(levels))
     middle = net.margin + 2 * unit
     # Brighter with the distance from the middle, so that max pooling takes the furthest pixels.
     distance = (torch.arange(2 * middle, dtype=torch.double) - middle).abs()

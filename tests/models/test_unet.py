@@ -44,17 +44,19 @@ def test_group_norm_has_groups_of_several_channels() -> None:
 
 
 def test_convolutions_start_with_the_papers_standard_deviation() -> None:
-    weight = UNet(1, 2, widths=(64, 64)).stem[3].weight.detach()
+    torch.manual_seed(0)
+    weight = UNet(1, 2, widths=(64, 64)).encoder.stem[3].weight.detach()
     assert float(weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
 
 
 def test_without_a_norm_all_weights_start_with_the_papers_standard_deviation() -> None:
     """sqrt(2 / N), N inputs to each output: arXiv 1505.04597, section 3."""
+    torch.manual_seed(0)
     net = UNet(1, 20, widths=(64, 64), norm="none", downsampling="conv")
     inputs = {
-        "stem.0": 9, "stem.3": 9 * 64, "encoder.0.halve": 4 * 64, "encoder.0.conv.0": 9 * 64,
-        "encoder.0.conv.3": 9 * 64, "decoder.0.up": 64, "decoder.0.conv.0": 9 * 128,
-        "decoder.0.conv.3": 9 * 64, "head": 64,
+        "encoder.stem.0": 9, "encoder.stem.3": 9 * 64, "encoder.backbone.0.halve": 4 * 64,
+        "encoder.backbone.0.conv.0": 9 * 64, "encoder.backbone.0.conv.3": 9 * 64,
+        "decoder.0.up": 64, "decoder.0.conv.0": 9 * 128, "decoder.0.conv.3": 9 * 64, "head": 64,
     }  # fmt: skip
     for name, count in inputs.items():
         layer = net.get_submodule(name)
@@ -118,7 +120,9 @@ def test_channels_last_stays_so_through_the_net() -> None:
     net = UNet(1, 2, widths=(8, 16, 32)).to(memory_format=torch.channels_last)
     seen = []
     for module in net.modules():
-        module.register_forward_hook(lambda _, __, out: seen.append(out))
+        module.register_forward_hook(
+            lambda _, __, out: seen.extend(out if isinstance(out, list) else [out])
+        )
     net(torch.randn(2, 1, 16, 16).to(memory_format=torch.channels_last))
     assert len(seen) > 20
     assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
@@ -202,7 +206,7 @@ def test_an_image_of_any_size_is_mirrored_to_what_an_unpadded_net_takes(
 def test_dropout_is_after_the_two_deepest_levels_and_in_training_only() -> None:
     net = UNet(1, 2, widths=(4, 6, 8), dropout=0.5)
     image, seen = torch.randn(1, 1, 16, 16), []
-    net.dropout.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))
+    net.encoder.dropout.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))
     torch.manual_seed(5)
     first = net(image)
     assert [x.shape[1] for x, _ in seen] == [6, 8]
@@ -255,7 +259,7 @@ def test_numbers_that_are_not_positive_are_refused(wrong: dict) -> None:
 
 
 def test_bilinear_upsampling_interpolates_the_image_features() -> None:
-    up = Up(3, 2, 4, norm="none", factor=2, upsampling="bilinear")
+    up = Up(3, 2, 4, norm="none", stride=2, upsampling="bilinear")
     up.conv = nn.Sequential(nn.Identity())  # to see what enters it
     x, skip = torch.randn(1, 3, 5, 6), torch.randn(1, 2, 10, 12)
     mixed = F.conv2d(F.interpolate(x, scale_factor=2, mode="bilinear"), up.up[0].weight)
@@ -334,20 +338,21 @@ def test_recomputing_an_encoder_changes_no_number(encoder: str) -> None:
 
 def test_a_frozen_encoder_stays_as_it_is() -> None:
     net = with_encoder("efficientnet_b0")
-    net.encoder_frozen = True
-    before = {name: tensor.clone() for name, tensor in net.encoder.state_dict().items()}
+    backbone, stem = net.encoder.backbone, net.encoder.stem
+    net.encoder.frozen = True
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     image = torch.randn(2, 3, 64, 64)
-    features = [list(net.train().encoder(image).values())[-1] for _ in range(2)]
+    features = [net.train().encoder(image)[-1] for _ in range(2)]
     assert torch.equal(*features)  # no stochastic depth
     net(image).square().mean().backward()
-    assert all(parameter.grad is None for parameter in net.encoder.parameters())
-    assert all(p.grad is not None for part in (net.stem, net.decoder) for p in part.parameters())
-    for name, tensor in net.encoder.state_dict().items():
+    assert all(parameter.grad is None for parameter in backbone.parameters())
+    assert all(p.grad is not None for part in (stem, net.decoder) for p in part.parameters())
+    for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    net.encoder_frozen = False
+    net.encoder.frozen = False
     net.train()(image).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in net.encoder.parameters())
-    assert not torch.equal(net.encoder.state_dict()["features.0.1.running_mean"],
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
+    assert not torch.equal(backbone.state_dict()["features.0.1.running_mean"],
                            before["features.0.1.running_mean"])  # fmt: skip
 
 
@@ -357,7 +362,7 @@ def test_an_encoder_that_is_none_of_these_is_refused() -> None:
     with pytest.raises(ValueError, match=r"widths: got \(8, 8\), expected 5 numbers"):
         UNet(widths=(8, 8), encoder="resnet18")
     for setting in ({"downsampling": "conv"}, {"padding": "valid"}, {"dropout": 0.5}):
-        with pytest.raises(ValueError, match="with encoder resnet18, expected them left out"):
+        with pytest.raises(ValueError, match="with encoder resnet18, expected the defaults"):
             UNet(widths=(8,) * 5, encoder="resnet18", **setting)
 
 

@@ -7,8 +7,12 @@ import torch
 from torchvision.models import get_model, get_model_weights
 
 from unet.models.encoder_specs import ENCODER_SPECS
-from unet.models.unet import backbone
-from unet.models.weights import encoder_numbers, encoder_weights
+from unet.models.encoders import build_backbone
+from unet.models.weights import (
+    encoder_normalization,
+    incompatible_weights,
+    load_encoder_weights,
+)
 
 NAME = "mobilenet_v3_large"  # the smallest
 
@@ -22,17 +26,17 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_an_encoder_computes_what_torchvisions_network_does(weights: Path) -> None:
-    net, encoder = get_model(NAME, weights=None), backbone(NAME, 3)
+    net, encoder = get_model(NAME, weights=None), build_backbone(NAME, 3)
     net.load_state_dict(torch.load(weights, weights_only=True))
-    encoder.load_state_dict(encoder_weights(NAME, str(weights), 3))
+    encoder.load_state_dict(load_encoder_weights(NAME, str(weights), 3))
     image = torch.randn(1, 3, 64, 96)
     assert torch.equal(list(encoder.eval()(image).values())[-1], net.eval().features[:16](image))
 
 
 def test_a_grey_image_is_one_shown_three_times(weights: Path) -> None:
-    colour, grey = backbone(NAME, 3), backbone(NAME, 1)
-    colour.load_state_dict(encoder_weights(NAME, str(weights), 3))
-    grey.load_state_dict(encoder_weights(NAME, str(weights), 1))
+    colour, grey = build_backbone(NAME, 3), build_backbone(NAME, 1)
+    colour.load_state_dict(load_encoder_weights(NAME, str(weights), 3))
+    grey.load_state_dict(load_encoder_weights(NAME, str(weights), 1))
     image = torch.randn(1, 1, 64, 64)
     expected = colour.eval()(image.expand(-1, 3, -1, -1)).values()
     for one, other in zip(grey.eval()(image).values(), expected, strict=True):
@@ -40,7 +44,7 @@ def test_a_grey_image_is_one_shown_three_times(weights: Path) -> None:
 
 
 def test_more_channels_repeat_the_weights_and_keep_the_scale(weights: Path) -> None:
-    three, five = (encoder_weights(NAME, str(weights), channels) for channels in (3, 5))
+    three, five = (load_encoder_weights(NAME, str(weights), channels) for channels in (3, 5))
     first = next(iter(three))
     assert torch.equal(five[first], three[first][:, [0, 1, 2, 0, 1]] * (3 / 5))
     assert all(torch.equal(three[key], five[key]) for key in three if key != first)
@@ -49,8 +53,8 @@ def test_more_channels_repeat_the_weights_and_keep_the_scale(weights: Path) -> N
 def test_older_files_that_do_not_count_batches_load(weights: Path) -> None:
     old = torch.load(weights, weights_only=True)
     torch.save({key: old[key] for key in old if "num_batches" not in key}, weights)
-    encoder = backbone(NAME, 3)
-    encoder.load_state_dict(encoder_weights(NAME, str(weights), 3))
+    encoder = build_backbone(NAME, 3)
+    encoder.load_state_dict(load_encoder_weights(NAME, str(weights), 3))
     assert encoder.get_submodule("features.1.block.0.1").num_batches_tracked == 0
 
 
@@ -61,7 +65,7 @@ def test_what_lies_in_torch_hubs_folder_is_taken(
     (tmp_path / "checkpoints").mkdir()
     name = get_model_weights(NAME).DEFAULT.url.rpartition("/")[2]
     weights.rename(tmp_path / "checkpoints" / name)
-    assert encoder_weights(NAME, "DEFAULT", 3)
+    assert load_encoder_weights(NAME, "DEFAULT", 3)
 
 
 def test_without_a_network_the_file_and_its_place_are_told(
@@ -74,9 +78,9 @@ def test_without_a_network_the_file_and_its_place_are_told(
     with pytest.raises(
         ValueError,
         match=rf"^train.encoder_weights: {url.rpartition('/')[2]} could not be downloaded \(.*\); "
-        rf"fetch {url} where there is a network, and put it into {place}, or give the file",
+        rf"download {url} on a machine with a network .* and put it into {place}, or set train\.",
     ):
-        encoder_weights(NAME, "DEFAULT", 3)
+        load_encoder_weights(NAME, "DEFAULT", 3)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -86,34 +90,46 @@ def test_a_download_of_another_checksum_is_no_weights(
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "urlopen", lambda _: urlopen(weights.as_uri()))
     with pytest.raises(ValueError, match=r"could not be downloaded \(invalid hash value"):
-        encoder_weights(NAME, "DEFAULT", 3)
+        load_encoder_weights(NAME, "DEFAULT", 3)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_weights_of_another_network_are_refused(weights: Path) -> None:
     with pytest.raises(ValueError, match=r"weights\.pth: is not a state dict of torchvision's res"):
-        encoder_weights("resnet18", str(weights), 3)
+        load_encoder_weights("resnet18", str(weights), 3)
     # A deeper network has all that a shallower one of its kind has.
     torch.save(get_model("resnet34", weights=None).state_dict(), weights)
-    with pytest.raises(ValueError, match=r"layer1\.2\.conv1\.weight besides.* and \d+ more"):
-        encoder_weights("resnet18", str(weights), 3)
+    with pytest.raises(ValueError, match=r"layer1\.2\.conv1\.weight unknown.* and \d+ more"):
+        load_encoder_weights("resnet18", str(weights), 3)
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file no\.pth; expected DEFAULT or"):
-        encoder_weights(NAME, "no.pth", 3)
+        load_encoder_weights(NAME, "no.pth", 3)
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.pth: cannot be loaded safely"):
-        encoder_weights(NAME, str(tmp_path / "text.pth"), 3)
+        load_encoder_weights(NAME, str(tmp_path / "text.pth"), 3)
     torch.save({"format": "unet checkpoint"}, tmp_path / "best.pt")
     with pytest.raises(ValueError, match=r"best\.pt: is not a state dict, .* set train\.init_from"):
-        encoder_weights(NAME, str(tmp_path / "best.pt"), 3)
+        load_encoder_weights(NAME, str(tmp_path / "best.pt"), 3)
 
 
 @pytest.mark.parametrize("name", ENCODER_SPECS)
 def test_images_are_normalised_as_the_weights_know_them(name: str) -> None:
     # The mean and deviation of ImageNet that torchvision documents for its weights.
-    assert encoder_numbers(name, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    mean, std = encoder_numbers(name, 1)
+    assert encoder_normalization(name, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mean, std = encoder_normalization(name, 1)
     assert (*mean, *std) == pytest.approx((0.449, 0.226))
-    assert encoder_numbers(name, 4) is None
+    assert encoder_normalization(name, 4) is None
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    own = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "count": torch.tensor(0)}
+    assert incompatible_weights(own, own, own) == []
+    assert incompatible_weights({**own, "old": torch.zeros(1)}, own, [*own, "old"]) == []
+    found = {"a": torch.zeros(3, 2), "b": torch.zeros(4), "old": torch.zeros(1)}
+    assert incompatible_weights(found, own, own) == [
+        "a 3 x 2, expected 2 x 3",
+        "count missing, expected a number",
+        "old unknown",
+    ]

@@ -136,7 +136,7 @@ def test_two_processes_freeze_an_encoder_as_one_does(config: Path) -> None:
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
     assert losses[0][1] == pytest.approx(losses[1][1], rel=0.2)
     given = torch.load("weights.pth")["features.3.block.1.0.weight"]
-    assert not torch.equal(two["model"]["encoder.features.3.block.1.0.weight"], given)
+    assert not torch.equal(two["model"]["encoder.backbone.features.3.block.1.0.weight"], given)
 
 
 LAST_THREADS = """

@@ -1,56 +1,60 @@
-"""The benchmarks and checks in scripts/ run. What they measure is not tested.
-
-They take more than 5 seconds because each imports torch in one to four new processes.
-"""
+"""The benchmarks run. What they measure is not tested."""
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_conv_transpose
+import benchmark_data
+import benchmark_predict
+import benchmark_step
+import benchmark_training
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DATASETS = ROOT.parent / "shared" / "datasets"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def run_script(command: str) -> str:
-    script, *arguments = shlex.split(command)
+def test_the_benchmark_of_the_layer_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_conv_transpose.main(["--quick"]) == 0
+    assert "times as fast as torch's in the geometric mean" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_data_loading_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_data.main(["--quick"]) == 0
+    assert "from files: " in capsys.readouterr().out
+
+
+def test_the_benchmark_of_training_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_training.main(["--quick"]) == 0
+    assert "our loop over the plain loop" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_a_step_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_step.main(["--quick"]) == 0
+    assert "float32: our step over the bare step" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_prediction_counts_tiles_and_pixels(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert benchmark_predict.main(["--quick"]) == 0
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines() if line.startswith("ours  ")]
+    assert [row[1] for row in rows] == ["16", "0"] * 2  # the overlaps, with two sizes of tiles
+    assert [row[5] for row in rows] == ["1.562", "1.000", "1.266", "1.000"]  # computed pixels
+    assert all(float(column) > 0 for row in rows for column in row[2:5])
+    assert ("monai: left out" in output) != ("ours over monai" in output)
+
+
+# More than 5 seconds: three new processes train.
+def test_a_killed_and_resumed_run_has_the_same_weights() -> None:
     result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / script, *arguments],
+        [sys.executable, SCRIPTS / "kill_and_resume.py", "--quick"],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-@pytest.mark.parametrize(
-    ("command", "shown"),
-    [
-        ("benchmark_conv_transpose.py --quick", "times as fast as torch's in the geometric"),
-        ("benchmark_step.py --quick", "float32: our step over the bare step"),
-        ("benchmark_training.py --quick", "our loop over the plain loop"),
-        pytest.param(
-            f"benchmark_data.py --data '{DATASETS}' --quick",
-            "times as fast as the plain loop",
-            marks=pytest.mark.skipif(not DATASETS.exists(), reason=f"there is no {DATASETS}"),
-        ),
-        ("kill_and_resume.py --quick", "1 of 1: same weights"),
-    ],
-)
-def test_a_script_runs_and_prints_its_result(command: str, shown: str) -> None:
-    assert shown in run_script(command)
-
-
-def test_the_benchmark_of_prediction_runs() -> None:
-    output = run_script("benchmark_predict.py --quick --threads 1")
-    rows = [line.split() for line in output.splitlines() if line.startswith("ours  ")]
-    assert [row[1] for row in rows] == ["16", "0"] * 2  # two sizes of tiles
-    assert [row[5] for row in rows] == ["1.562", "1.000", "1.266", "1.000"]  # computed / kept
-    assert all(float(column) > 0 for row in rows for column in row[2:5])
-    without_monai = "monai: left out, as it cannot be imported" in output
-    assert without_monai != ("ours over monai" in output)
+    assert "1 of 1: same weights" in result.stdout

@@ -119,7 +119,7 @@ def test_other_networks_are_refused() -> None:
         convert_weights(partly)
     volumes = {key: one[..., None] if one.ndim == 4 else one for key, one in state.items()}
     with pytest.raises(
-        ValueError, match=r"Pytorch-UNet in which stem\.0\.weight, encoder\.0\.conv"
+        ValueError, match=r"Pytorch-UNet in which encoder\.stem\.0\.weight, encoder"
     ):
         convert_weights(volumes)
 

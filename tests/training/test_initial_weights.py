@@ -115,7 +115,9 @@ def test_a_run_begins_with_other_weights(
         if not key.startswith("head."):
             torch.testing.assert_close(weights[key], now[key], rtol=0, atol=1e-8)
 
-    with pytest.raises(ValueError, match=r"weights do not fit .* model.widths=\[4,8\].*:\nstem"):
+    with pytest.raises(
+        ValueError, match=r"weights do not fit .* model.widths=\[4,8\].*:\nencoder\.stem"
+    ):
         train(make_config(data_root, "name=wide", init, "model.widths=[8, 8]"))
     assert not Path("runs/wide").exists()
     with pytest.raises(FileNotFoundError, match=r"no\.pt: there is no such checkpoint"):
@@ -124,7 +126,8 @@ def test_a_run_begins_with_other_weights(
 
 def encoder_of(path: Path) -> dict[str, torch.Tensor]:
     model = load_checkpoint(path)["model"]
-    return {key.removeprefix("encoder."): model[key] for key in model if key.startswith("encoder.")}
+    prefix = "encoder.backbone."
+    return {key.removeprefix(prefix): model[key] for key in model if key.startswith(prefix)}
 
 
 def test_an_encoder_begins_with_weights_that_only_the_start_needs(

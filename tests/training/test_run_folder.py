@@ -56,7 +56,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     if damage == "cut":
         last.write_bytes(contents[: len(contents) // 2])
     elif damage == "flipped":  # in the middle of the weights
-        weights = load_checkpoint(last)["model"]["stem.3.weight"]
+        weights = load_checkpoint(last)["model"]["encoder.stem.3.weight"]
         place = contents.index(weights.contiguous(memory_format=torch.channels_last)
                                .permute(0, 2, 3, 1).numpy().tobytes()[:40])  # fmt: skip
         flipped = bytes([contents[place + 9] ^ 4])

@@ -23,7 +23,7 @@ def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.Mo
             seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
             seen["recompute"] = self._net.activation_checkpointing
             seen["clip"] = self.clip_grad_norm
-            weight = self._net.stem[3].weight
+            weight = self._net.encoder.stem[3].weight
             seen["channels_last"] = weight.is_contiguous(memory_format=torch.channels_last)
             return super().gradients(batches)
 

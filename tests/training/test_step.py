@@ -132,14 +132,14 @@ def test_the_average_follows_the_weights() -> None:
     for step in range(60):
         with torch.no_grad():
             net.head.weight.add_(1)
-            net.stem[1].num_batches_tracked.add_(1)
+            net.encoder.stem[1].num_batches_tracked.add_(1)
         average.update(net, step)
         keep = min(0.8, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * net.head.weight.detach()
         torch.testing.assert_close(average.net.head.weight, expected)
     # It lags behind by as many steps as the decay says.
     assert (net.head.weight - expected).mean().item() == pytest.approx(0.8 / 0.2, rel=1e-3)
-    assert int(average.net.stem[1].num_batches_tracked) == 60
+    assert int(average.net.encoder.stem[1].num_batches_tracked) == 60
     assert not average.net.head.weight.requires_grad
     F.relu(average.net(torch.zeros(2, 1, 8, 8)))
 

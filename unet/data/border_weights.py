@@ -14,8 +14,7 @@ import numpy as np
 
 from unet.runtime.optional import import_extra
 
-_CUTOFF = 5
-"""In sigmas: less than 4e-6 of the weight is left beyond, which becomes 0."""
+_CUTOFF = 5  # sigmas; beyond, less than 4e-6 of the weight is left, which becomes 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +37,8 @@ def separate_cells(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Separate touching cells of one class: pixels next to another cell become class 0.
 
-    Next to means across an edge, so gaps are two pixels wide. There is none between two classes,
-    nor on ignored pixels. Returns class ids and cells (H, W) with the gaps.
+    Gaps are two pixels wide, one on each side of a shared edge, but not between two classes nor on
+    ignored pixels. Returns class ids and cells (H, W) with the gaps.
     """
     gap = np.zeros(cells.shape, bool)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):

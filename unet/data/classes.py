@@ -10,12 +10,11 @@ import numpy as np
 
 Colour = tuple[int, int, int]
 
+# Grey values or palette indices (several as [127, 128] or as text such as "1-3, 7"), or colours.
 Values = int | str | Colour | Sequence[int] | Sequence[Colour]
-"""Mask values of a class: a grey value or palette index; several as `[127, 128]` or as text with
-ranges such as `"1-3, 7"`; a colour; or a list of colours."""
 
 IGNORE_INDEX = 255
-"""The class id of pixels that are neither trained on nor scored."""
+"""Class id of pixels that are neither trained on nor scored."""
 
 _STRAY = 254
 
@@ -34,14 +33,14 @@ _PALETTE: tuple[Colour, ...] = (
 
 
 class StrayValueError(ValueError):
-    """A mask contains values of no class that are not ignored either.
+    """A mask contains values that are neither a class nor ignored.
 
     Args:
         what: the message without advice.
         advice: settings that would fit this mask.
         pixels: pixel count of each such value.
-        present: class ids that the mask contains, too.
-        total: pixels of the mask.
+        present: class ids of the other pixels.
+        total: all pixels.
     """
 
     def __init__(
@@ -99,8 +98,8 @@ class ClassMap:
                 f"data.classes: got {highest}, expected at most 65535, the largest value that "
                 "masks are written with"
             )
+        # Masks are written with the first value of each class.
         self.values = tuple(self._value(firsts[i]) for i in range(len(classes)))
-        """The value that masks are written with, for each class: the first of its values."""
         ranges.sort()
         if twice := [start for (_, end, _), (start, _, _) in pairwise(ranges) if start <= end]:
             raise ValueError(
@@ -164,13 +163,7 @@ class ClassMap:
         return ids
 
     def suggest(self, pixels: Mapping[int | Colour, int], present: set[int], total: int) -> str:
-        """Say which settings would accept stray values.
-
-        Args:
-            pixels: pixel count of each stray value.
-            present: class ids of the other pixels.
-            total: all pixels.
-        """
+        """Say which settings would accept stray values; arguments as of `StrayValueError`."""
         codes = np.array([_code(value) for value in pixels], dtype=np.int64)
         tolerance = int(self._nearest(codes)[0].max())
         nearest = f"data.tolerance={tolerance} takes the nearest class"

@@ -71,12 +71,7 @@ def read_pixels(path: str | Path, page: int | None = None) -> np.ndarray:
 def read_image(
     paths: str | Path | Sequence[str], in_channels: int, page: int | None = None
 ) -> np.ndarray:
-    """Read an image (C, H, W) of uint8, uint16 or float32 as `to_channels` returns it.
-
-    Args:
-        paths: one file, or a file for each channel.
-        in_channels: C.
-        page: see above.
+    """Read an image (C, H, W) of uint8, uint16 or float32 from one file, or one for each channel.
 
     Raises:
         ValueError: as `read_pixels` and `to_channels`.
@@ -188,12 +183,19 @@ def _decode(
                     same.verify()
             if low_bytes:
                 file.tile = [_swap_bytes(tile) for tile in file.tile]
-            file.load()
-            return ImageOps.exif_transpose(file), cut
+            return _turn(file), cut
     raise ValueError(
         f"{path}: got a file of {pages} pages, expected one image; save each page as a file, or, "
         "to train on stacks, set data.stacks=true"
     )
+
+
+def _turn(image: Image.Image) -> Image.Image:
+    """Decode an image, and turn it as its EXIF says; no copy if it stays as it is."""
+    image.load()  # turns TIFFs
+    if image.getexif().get(Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def _is_cut(file: ImageFile) -> bool:
@@ -221,11 +223,12 @@ def _swap_bytes(tile: Any) -> Any:
     return tile._replace(args=packing if isinstance(tile.args, str) else (packing, *rest))
 
 
-def open_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Convert an image that the caller opened as `to_pixels`, turned as its EXIF says.
+def to_pixels(image: Image.Image, where: str) -> np.ndarray:
+    """Convert a Pillow image, turned as its EXIF says, to (H, W) or (H, W, C).
 
     Raises:
-        ValueError: starting with `where`, if the image is damaged or has other pixels.
+        ValueError: starting with `where`, if it is damaged, or its pixels are not uint8, uint16 or
+            float32.
     """
     if image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
         raise ValueError(
@@ -233,18 +236,9 @@ def open_pixels(image: Image.Image, where: str) -> np.ndarray:
             "path instead"
         )
     try:
-        image = ImageOps.exif_transpose(image)  # decodes it, if that is still to be done
+        image = _turn(image)
     except OSError as error:
         raise ValueError(f"{where}: cannot be decoded ({error}); open another file") from error
-    return to_pixels(image, where)
-
-
-def to_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Convert a Pillow image to (H, W) or (H, W, C) of uint8, uint16 or float32.
-
-    Raises:
-        ValueError: starting with `where`, if its pixels have another type.
-    """
     if image.mode == "P":
         image = image.convert("RGBA" if "transparency" in image.info else "RGB")
     elif image.mode == "1":

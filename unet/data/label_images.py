@@ -11,13 +11,10 @@ from unet.runtime.optional import import_extra
 
 
 def clean(ids: np.ndarray, min_size: int = 0, keep_largest: bool = False) -> np.ndarray:
-    """Make small objects background: class ids (H, W) -> class ids.
+    """Make objects of fewer than `min_size` pixels background: class ids (H, W) -> class ids.
 
-    Args:
-        ids: class ids.
-        min_size: pixels of the smallest object that stays.
-        keep_largest: whether only the largest object of each class stays; of equally large ones
-            the first from the top.
+    With `keep_largest`, only the largest object of each class stays, of equals the first from the
+    top.
 
     Raises:
         ValueError: if scikit-image is not installed.
@@ -38,11 +35,8 @@ def clean(ids: np.ndarray, min_size: int = 0, keep_largest: bool = False) -> np.
 def number_objects(ids: np.ndarray, classes: Sequence[int] | None = None) -> np.ndarray:
     """Number the objects of some classes from 1: class ids (H, W) -> int32 (H, W), 0 elsewhere.
 
-    The objects of the first class come first, from top to bottom, then those of the next.
-
-    Args:
-        ids: class ids.
-        classes: None for all but the background.
+    The objects of the first class come first, from top to bottom, then those of the next. None
+    stands for all classes but the background.
 
     Raises:
         ValueError: if scikit-image is not installed.

@@ -39,17 +39,7 @@ def read_class_masks(
 ) -> np.ndarray:
     """Read a binary mask for each class except the first as class ids (H, W) uint8.
 
-    In each mask, 0 means other classes, and 1, 255 or 65535 the class. Pixels of no mask are 0.
-
-    Args:
-        paths: K - 1 files.
-        names: K - 1 classes, for messages.
-        tolerance: see `ClassMap`.
-        size: see above.
-        page: see above.
-
-    Raises:
-        ValueError: also if two masks claim a pixel.
+    In each mask, 1, 255 or 65535 means the class, 0 all others. No two may claim the same pixel.
     """
     ids: np.ndarray | None = None
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):

@@ -20,18 +20,12 @@ _ANY_SUFFIX = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))
 class Pair(NamedTuple):
     """The files of an image and its mask, as text: there may be hundreds of thousands."""
 
-    stem: str
-    """What the names have in common; for a page of a stack with `#` and its number."""
-    images: tuple[str, ...]
-    """One file, or a file for each channel."""
-    masks: tuple[str, ...]
-    """One file, or a file for each class except the first."""
-    page: int | None = None
-    """Page of a stack, from 0."""
-    split: str = ""
-    """From the table's column split."""
-    instances: str | None = None
-    """A label image."""
+    stem: str  # what the names have in common, and for a page of a stack # and its number
+    images: tuple[str, ...]  # one file, or a file for each channel
+    masks: tuple[str, ...]  # one file, or a file for each class except the first
+    page: int | None = None  # of a stack, from 0
+    split: str = ""  # from the table's column split
+    instances: str | None = None  # a label image
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -42,8 +36,7 @@ class Pair(NamedTuple):
 class PackedPairs(Sequence[Pair]):
     """Pairs in one array of bytes, in a third of a list's memory.
 
-    Reading an item of a list writes its reference count. In a forked worker that would copy the
-    memory it shares with its parent, page by page.
+    A list's items have reference counts. Writing them would copy a forked worker's shared memory.
     """
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
@@ -76,18 +69,19 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that match patterns, and pair those of the same stem.
 
+    In a pattern, `{stem}` stands for what image and mask have in common (it may contain folders),
+    `*` for anything else within a name. A folder stands for all files in it.
+
     Args:
         root: patterns are relative to this folder.
-        images: a pattern, or one for each channel. `{stem}` stands for what image and mask have in
-            common (it may contain folders), `*` for anything else within a name. A folder stands
-            for all files in it.
+        images: a pattern, or one for each channel.
         masks: a pattern, or one for each class except the first.
         stacks: whether each file is a stack of images.
-        warnings: is told of files that match no pattern.
+        warnings: list to which files without a pattern are reported.
         instances: a pattern of label images, which may be the masks themselves.
 
     Returns:
-        The pairs in natural order, and errors: files without counterpart, stems that occur twice.
+        Pairs in natural order, and errors: files without counterpart, stems that occur twice.
 
     Raises:
         FileNotFoundError: if a folder is missing.

@@ -21,15 +21,15 @@ def split_randomly(
     """Split the N pairs at random, each combination of classes in the same proportions.
 
     Args:
-        pairs: to be split.
+        pairs: N pairs.
         present: (N, K) bool, whether a pair has pixels of a class.
         fractions: of the subsets; they sum to 1.
         seed: of the random order.
-        group: regular expression. Stems for which it finds the same text (its first group, if it
-            has one) stay together.
+        group: regular expression; stems in which it finds the same text (its first group, if it has
+            one) stay together.
 
     Returns:
-        (N,) the index of each pair's subset. No subset is empty.
+        (N,) index of each pair's subset. No subset is empty.
 
     Raises:
         ValueError: if there are fewer groups than subsets, or `group` finds nothing in a stem.

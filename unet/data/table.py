@@ -9,14 +9,8 @@ from unet.data.pairing import Pair, split_stacks
 def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair], list[str]]:
     """Read pairs from a CSV file with the columns image, mask and, if there is one, split.
 
-    Args:
-        root: the table and the paths in it are relative to this folder.
-        table: the file.
-        stacks: whether each file is a stack of images.
-
-    Returns:
-        The pairs in the table's order, and errors: missing files, incomplete rows, files that
-        occur twice.
+    The table and its paths are relative to `root`. Returns the pairs in the table's order, and
+    errors: missing files, incomplete rows, files that occur twice.
 
     Raises:
         FileNotFoundError: if there is no such table.

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 class Augmentation:
     """Random crop, scale, flips, turns, rotation, elastic deformation, brightness and contrast.
 
-    All geometric transforms are composed into one map from the crop to the image, so that the image
-    is resampled once (bilinear), and the target, too (nearest: no new classes). Outside of the
-    image both are mirrored.
+    All geometric transforms are composed into one map from the crop to the image, which resamples
+    the image once (bilinear) and the target once (nearest). Outside, both are mirrored.
 
     Args:
         crop: (height, width) of the result in pixels; None keeps the image's size.
@@ -28,12 +27,10 @@ class Augmentation:
         elastic_spacing: pixels between displaced points; bicubic interpolation in between.
         brightness: largest shift to either side, in standard deviations of the image data.
         contrast: largest change to either side, as a fraction.
-        context: pixels on each side of the result for which an unpadded network has no logits. The
-            crop includes them, but only its middle is drawn from the image; without a crop the
-            image is mirrored into them.
-        size_multiple: without a crop, the image is also mirrored below and to the right until H
-            and W without context are a multiple of this number plus size_remainder.
-        size_remainder: see size_multiple.
+        context: pixels on each side for which an unpadded network has no logits. The crop includes
+            them, but its place is chosen without them. Without a crop they are added.
+        size_multiple: without a crop, H and W without context are rounded up to a multiple of this
+            plus `size_remainder`.
 
     Source: the elastic deformation is that of Ronneberger, Fischer and Brox 2015,
     arXiv 1505.04597, section 3.1.
@@ -67,12 +64,11 @@ class Augmentation:
             image: (C, H, W) float32, normalised to mean 0 and standard deviation 1.
             target: (H, W) class ids.
             rng: the only source of randomness.
-            around: (y, x) of a pixel that is to be in the crop, and not near its border unless it
-                is near the image's.
+            around: (y, x) of a pixel for the middle half of the crop, if the image's borders allow.
             weights: (H, W) float32, resampled as the image.
 
         Returns:
-            Image (C, h, w), target (h, w) and, if given, weights (h, w), of the crop's size.
+            Image (C, h, w), target (h, w) and, if given, weights (h, w).
         """
         height, width = image.shape[-2:]
         grid = self._grid(height, width, rng, around)[None]

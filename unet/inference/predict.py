@@ -19,10 +19,10 @@ from unet.data.image_io import (
     SUFFIXES,
     UnreadableError,
     count_pages,
-    open_pixels,
     read_image,
     to_channels,
     to_float,
+    to_pixels,
 )
 from unet.data.label_images import clean, number_objects
 from unet.data.masks import draw_mask
@@ -117,7 +117,7 @@ def predict(
         case np.ndarray():
             channels = to_channels(image, in_channels, "image")
         case Image.Image():
-            channels = to_channels(open_pixels(image, "image"), in_channels, "image")
+            channels = to_channels(to_pixels(image, "image"), in_channels, "image")
         case _:
             channels = read_image(Path(image), in_channels)
     return _segment(model, torch.from_numpy(to_float(channels)), options)[0]

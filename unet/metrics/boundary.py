@@ -55,9 +55,9 @@ def boundary_measures(
         prediction: class ids (H, W).
         target: class ids (H, W).
         num_classes: K.
-        distance: pixels at most this far apart are near.
+        distance: at which pixels are near, inclusive, in pixels.
         percentile: 100 is the usual Hausdorff distance, which a single pixel decides.
-        ignore_index: pixels of this class id in the target do not count.
+        ignore_index: class id in the target of pixels that do not count.
 
     Returns:
         Counts (K, 4) int64 of predicted boundary pixels near true ones, of all predicted ones, of

@@ -3,6 +3,10 @@
 Masks are bool (H, W), True inside objects. Label images are (H, W) integers, a number above 0 for
 each object, 0 for borders. `counted` is bool (H, W), False on ignored pixels; None counts all.
 Ignored pixels are in no object, and objects are not connected through them.
+
+Source: Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image segmentation algorithms
+for connectomics", Frontiers in Neuroanatomy 9:142, and the evaluation scripts of the challenge in
+Fiji's Trainable Segmentation.
 """
 
 from dataclasses import dataclass
@@ -19,10 +23,6 @@ class MembraneScores:
     """The errors that ISBI 2012 ranked by, and the scores (thinned) of its later ranking.
 
     The challenge took the best of several thresholds of a probability. Here the mask is given.
-
-    Source: Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image segmentation
-    algorithms for connectomics", Frontiers in Neuroanatomy 9:142, and the evaluation scripts of
-    the challenge in Fiji's Trainable Segmentation.
     """
 
     pixel_error: float
@@ -41,12 +41,8 @@ def membrane_scores(
 ) -> MembraneScores:
     """Compute the measures of ISBI 2012 from two masks.
 
-    Args:
-        prediction: mask.
-        target: mask.
-        counted: bool (H, W); None counts all pixels.
-        true_objects: label image, 0 on ignored pixels; None for the target's connected components.
-            Pixel and warping error are those of the masks in any case.
+    `true_objects` is a label image, 0 on ignored pixels; None stands for the target's connected
+    components. Pixel and warping error are those of the masks in any case.
 
     Raises:
         ValueError: if scikit-image is not installed.
@@ -123,8 +119,6 @@ def rand_score(
     With p_ij the fraction of pixels in segment i of the prediction and j of the target, s_i and t_j
     its sums: sum p_ij^2 / (0.5 sum s_i^2 + 0.5 sum t_j^2). Only the target's foreground counts.
     Each pixel there that is 0 in the prediction is a segment by itself. NaN without foreground.
-
-    Source: Arganda-Carreras et al. 2015, V_Rand with alpha = 0.5.
     """
     fractions = _foreground_fractions(prediction, target, counted)
     common, found, true = (float((p**2).sum()) for p in fractions)
@@ -138,8 +132,6 @@ def info_score(
 
     The mutual information of the two segmentations divided by the mean of their entropies, with
     the pixels and segments of `rand_score`. NaN where both entropies are 0: one segment each.
-
-    Source: Arganda-Carreras et al. 2015, V_Info with alpha = 0.5.
     """
     joint, prediction_entropy, target_entropy = (
         float(-(p * np.log(p)).sum()) for p in _foreground_fractions(prediction, target, counted)
@@ -174,8 +166,8 @@ def warping_error(
 ) -> float:
     """Compute the pixel error of a mask and the target, warped towards it; see `warp`.
 
-    Where borders run does not matter; splits, mergers, objects and holes do. NaN where no pixel
-    counts. (The challenge's board counted groups of pixels that split or merge, which is less.)
+    Where borders run does not matter; splits, mergers, objects and holes do. The challenge's board
+    counted groups of pixels that split or merge instead, which is less. NaN where no pixel counts.
     """
     return pixel_error(prediction, warp(target, prediction, counted), counted)
 

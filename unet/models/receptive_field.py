@@ -53,7 +53,7 @@ def unet_geometry(
 ) -> Geometry:
     """Compute the geometry of a `UNet` with these arguments."""
     levels, unpadded = encoder_levels(encoder, num_widths), padding == "valid"
-    stride = prod(strides(levels))
+    stride = prod(level_strides(levels))
     bilinear = upsampling == "bilinear"
     furthest = max(
         dependencies(levels, 0, bilinear)[0], dependencies(levels, stride - 1, bilinear)[1]
@@ -86,12 +86,13 @@ def receptive_field(
         return None
     levels = encoder_levels(encoder, num_widths)
     sides = [
-        dependencies(levels, i, upsampling == "bilinear") for i in range(prod(strides(levels)))
+        dependencies(levels, i, upsampling == "bilinear")
+        for i in range(prod(level_strides(levels)))
     ]
     return max(left + 1 + right for left, right in sides), max(map(max, sides))
 
 
-def strides(levels: tuple[Level, ...]) -> list[int]:
+def level_strides(levels: tuple[Level, ...]) -> list[int]:
     """How many times smaller each level is than the level before."""
     return [prod(stride for _, stride in level) for level in levels]
 
@@ -108,7 +109,9 @@ def dependencies(
             instead of one.
     """
     left = right = position
-    for stride in strides(levels)[1:]:  # backwards through the decoder: convolutions, upsampling
+    for stride in level_strides(levels)[
+        1:
+    ]:  # backwards through the decoder: convolutions, upsampling
         left, right = left - 2, right + 2
         if bilinear:  # pixel p lies at (p + 1/2) / stride - 1/2, between two
             left, right = (

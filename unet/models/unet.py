@@ -1,102 +1,63 @@
 """The U-Net: an encoder that halves the image, a decoder that doubles it, skips between them.
 
-Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1; convolutions are padded,
-or with padding valid those of the paper.
+Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1. With padding valid the
+convolutions are unpadded as in the paper.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import pairwise
-from typing import Any, Self, get_args
+from collections.abc import Sequence
+from typing import Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from unet.models.blocks import (
-    DoubleConv,
-    Down,
     Downsampling,
     Norm,
     Padding,
     Up,
     Upsampling,
-    _begin_as_the_paper,
+    check_option,
+    initialize_as_in_paper,
     mirrored,
+    run_level,
 )
-from unet.models.encoder_specs import ENCODER_SPECS, Encoder, encoder_levels
-from unet.models.receptive_field import strides, unet_geometry
-
-
-def backbone(name: Encoder, in_channels: int) -> fx.GraphModule:
-    """Cut a network of torchvision into the levels of an encoder, with random weights.
-
-    Returns:
-        A module: image (N, C, H, W), sides multiples of its factor -> the output of each level.
-    """
-    # Not above: it takes as long to import as torch itself, and few need it.
-    from torchvision.models import get_model
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    net = get_model(name, weights=None)
-    if in_channels != 3:
-        conv = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
-        conv.in_channels = in_channels
-        weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
-        conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
-    graph: fx.GraphModule = create_feature_extractor(net, list(ENCODER_SPECS[name].nodes))
-    return graph
-
-
-@contextmanager
-def _statistics_as_they_are(level: nn.Module) -> Iterator[None]:
-    """Keep batch norm from counting a batch twice."""
-    norms: list[Any] = [
-        part for part in level.modules() if getattr(part, "track_running_stats", False)
-    ]
-    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, count
+from unet.models.encoder_specs import ENCODER_SPECS, Encoder
+from unet.models.encoders import TorchvisionEncoder, UNetEncoder
+from unet.models.receptive_field import unet_geometry
 
 
 class UNet(nn.Module):
     """The U-Net for images of any size.
 
-    With padding valid it is that of the paper: it gives logits only where it sees nothing but
-    image, `context` pixels less on each side, 388 x 388 for 572 x 572. `surround` gives an image
-    of any size what it takes.
-
-    With an encoder of torchvision, the stem still looks at the full image, which such an encoder
-    never does: what is finer than its first stride, 2 or 4 pixels, reaches the head by that skip.
+    With padding valid it is the paper's network: its logits are `context` pixels smaller on each
+    side than the image, 388 x 388 for 572 x 572, and depend on real pixels only. `mirror_context`
+    pads an image of any size for it.
 
     Args:
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
-        widths: channels of each level from the full image down; each further level halves it. With
-            an encoder of torchvision those of the decoder, one for each level but the deepest.
-        norm: batch, group (of 8, or as many up to 8 as divide the width), instance, or none, with
-            which all weights begin with a standard deviation of sqrt(2 / N), N inputs to each
-            output, as in the paper; an encoder of torchvision keeps its own.
+        widths: channels of each level from the full resolution down; each level halves the image.
+            With an encoder of torchvision: channels of the decoder's levels, one fewer than the
+            encoder has.
+        norm: batch; group (8 groups, or the greatest common divisor of 8 and the width); instance;
+            or none, with which all weights start with the paper's standard deviation sqrt(2 / N),
+            N inputs to each output. Encoders of torchvision keep their own norm.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
-        upsampling: conv_transpose, kernel times pixel; or bilinear, after a 1 x 1 convolution.
-        padding: of the 3 x 3 convolutions: same, by zeros, which keeps the size; or valid, none,
-            with conv_transpose only.
-        dropout: probability that a value at the end of the contracting path, which is after each of
-            its two deepest levels, is left out in training.
-        encoder: none for the U-Net's own, or the name of a network of torchvision, with random
-            weights. It has its own downsampling, is padded, and takes no dropout.
+        upsampling: conv_transpose, or bilinear interpolation after a 1 x 1 convolution.
+        padding: same: the 3 x 3 convolutions are padded with zeros; or valid: they are unpadded.
+        dropout: probability of zeroing a value after the two deepest levels of the encoder in
+            training.
+        encoder: none for the U-Net's own, or a network of torchvision with random weights.
         activation_checkpointing: whether training keeps only the inputs of each level and computes
             its activations again in the backward pass; an encoder of torchvision is one level.
 
+    Attributes:
+        geometry: sizes that the layers imply; output_stride, margin and context are copies.
+        encoder: see `unet.models.encoders`.
+
     Raises:
-        ValueError: if a number is out of its range, a name is none of these, or the encoder does
-            not go together with the others.
+        ValueError: if an argument is out of range or does not fit another.
     """
 
     def __init__(
@@ -118,27 +79,14 @@ class UNet(nn.Module):
                 f"UNet: got in_channels {in_channels}, num_classes {num_classes}, widths "
                 f"{tuple(widths)}, expected positive numbers and at least one width"
             )
-        if padding not in get_args(Padding):
-            raise ValueError(f"padding: got {padding!r}, expected one of same, valid")
+        check_option("padding", padding, Padding)
         if padding == "valid" and upsampling == "bilinear":
             raise ValueError(
                 "UNet: got upsampling bilinear, expected conv_transpose with padding valid"
             )
-        if encoder not in get_args(Encoder):
-            options = ", ".join(get_args(Encoder))
-            raise ValueError(f"encoder: got {encoder!r}, expected one of {options}")
-        levels = encoder_levels(encoder, len(widths))
+        check_option("encoder", encoder, Encoder)
         if encoder != "none":
-            if len(widths) != len(levels) - 1:
-                raise ValueError(
-                    f"widths: got {tuple(widths)}, expected {len(levels) - 1} numbers: the decoder "
-                    f"has so many levels with encoder {encoder}"
-                )
-            if (downsampling, padding, dropout) != ("max_pool", "same", 0):
-                raise ValueError(
-                    f"UNet: got downsampling {downsampling}, padding {padding} and dropout "
-                    f"{dropout} with encoder {encoder}, expected them left out"
-                )
+            _check_encoder_arguments(encoder, widths, downsampling, padding, dropout)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.padding = padding
@@ -147,49 +95,45 @@ class UNet(nn.Module):
         self.output_stride = self.geometry.output_stride
         self.margin = self.geometry.margin
         self.context = self.geometry.context
-        self.encoder_frozen = False
-        """Whether the encoder neither learns nor, in training, changes its statistics."""
-        self.stem = DoubleConv(in_channels, widths[0], norm, padding)
-        self.encoder: nn.ModuleList | fx.GraphModule
+        self.encoder: UNetEncoder | TorchvisionEncoder
         if encoder == "none":
-            self.encoder = nn.ModuleList(
-                Down(shallow, deep, norm, downsampling, padding)
-                for shallow, deep in pairwise(widths)
+            self.encoder = UNetEncoder(
+                in_channels, widths, norm, downsampling, padding, dropout, activation_checkpointing
             )
-            channels = tuple(widths)
         else:
-            self.encoder = backbone(encoder, in_channels)
-            channels = (widths[0], *ENCODER_SPECS[encoder].channels)
-        self.dropout = nn.Dropout(dropout)
-        *skips, deeper = channels
-        ups = zip(skips, widths[: len(skips)], strides(levels)[1:], strict=True)
+            self.encoder = TorchvisionEncoder(
+                encoder, in_channels, widths[0], norm, activation_checkpointing
+            )
+        *skips, deeper = self.encoder.channels
+        strides = self.encoder.strides
         self.decoder = nn.ModuleList()
-        for skip, width, stride in reversed([*ups]):
-            self.decoder.append(Up(deeper, skip, width, norm, padding, stride, upsampling))
-            deeper = width
+        for i in reversed(range(len(skips))):
+            stride = strides[i + 1] // strides[i]
+            self.decoder.append(Up(deeper, skips[i], widths[i], norm, padding, stride, upsampling))
+            deeper = widths[i]
         self.head = nn.Conv2d(widths[0], num_classes, 1)
-        if norm == "none":  # nothing else keeps features of one size
-            own = (self.stem, self.decoder, self.head, *([self.encoder] * (encoder == "none")))
-            for part in own:
-                part.apply(_begin_as_the_paper)
+        if norm == "none":  # then only the weights' size keeps features from growing or vanishing
+            modules: list[nn.Module] = [self.encoder.stem, self.decoder, self.head]
+            if encoder == "none":
+                modules.append(self.encoder.backbone)
+            for module in modules:
+                module.apply(initialize_as_in_paper)
 
     def train(self, mode: bool = True) -> Self:
-        """Set what training and prediction do differently; a frozen encoder is never trained."""
-        self.training = mode
-        for part in self.children():
-            part.train(mode and not (self.encoder_frozen and part is self.encoder))
+        """Set training or evaluation mode; a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder.frozen:
+            self.encoder.backbone.eval()
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (N, C, H, W), any H and W -> logits (N, K, H, W).
-
-        With padding valid only an H and W that each level can halve -> `context` less on each side.
+        """Image (N, C, H, W) -> logits (N, K, H, W), with padding valid (.., H - 2 * context, ..).
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if padding is valid and the levels cannot halve H and W evenly.
         """
         height, width = image.shape[-2:]
-        if self.padding == "valid":
+        if self.context:
             smallest = self.geometry.input_side(1)
             if any(
                 side < smallest or (side - smallest) % self.output_stride
@@ -210,58 +154,57 @@ class UNet(nn.Module):
         return self.forward_on_grid(x)[..., :height, :width]
 
     def mirror_context(self, image: Tensor) -> Tensor:
-        """Mirror an image (..., H, W) at its borders, as padding valid needs it; else leave it.
+        """Mirror an image (..., H, W) at its borders for padding valid; otherwise return it.
 
-        Its logits begin with those of the image, and end with up to `factor` - 1 besides.
+        The logits of the result start at the image's first pixel and have at least its size.
         """
-        if self.padding == "valid":
+        if self.context:
             for axis in (-2, -1):
                 side = image.shape[axis]
-                places = torch.arange(self.geometry.input_side(side), device=image.device)
-                image = image.index_select(axis, mirrored(places - self.context, side))
+                indices = torch.arange(self.geometry.input_side(side), device=image.device)
+                image = image.index_select(axis, mirrored(indices - self.context, side))
         return image
 
     def forward_on_grid(self, x: Tensor) -> Tensor:
-        """Image of which H and W are 2, 3, ... times `factor` -> logits (N, K, H, W).
+        """Image with H and W 2, 3, ... times `output_stride` -> logits (N, K, H, W).
 
         With padding valid as `forward`.
         """
-        features = self._features(x)
+        checkpointing = self.activation_checkpointing and self.training
+        features = self.encoder(x)
         x = features.pop()
         for up in self.decoder:
-            x = self._level(up, x, features.pop())
+            x = run_level(up, x, features.pop(), checkpointing=checkpointing)
         logits: Tensor = self.head(x)
         return logits
 
-    def _features(self, x: Tensor) -> list[Tensor]:
-        """What each level of the encoder gives, from the full image down."""
-        if isinstance(self.encoder, fx.GraphModule):
-            full = self._level(self.stem, x)
-            with torch.no_grad() if self.encoder_frozen else nullcontext():
-                return [full, *self._level(self.encoder, x).values()]
-        features, levels = [], [self.stem, *self.encoder]
-        for depth, level in enumerate(levels):
-            x = self._level(level, x)
-            if depth >= len(levels) - 2:
-                x = self.dropout(x)
-            features.append(x)
-        return features
 
-    def _level(self, level: nn.Module, *inputs: Tensor) -> Any:
-        if self.activation_checkpointing and self.training:
-            return checkpoint(
-                level,
-                *inputs,
-                use_reentrant=False,
-                context_fn=lambda: (nullcontext(), _statistics_as_they_are(level)),
-            )
-        return level(*inputs)
+def _check_encoder_arguments(
+    encoder: Encoder,
+    widths: Sequence[int],
+    downsampling: Downsampling,
+    padding: Padding,
+    dropout: float,
+) -> None:
+    """Check the arguments that depend on an encoder of torchvision."""
+    num_levels = len(ENCODER_SPECS[encoder].channels)
+    if len(widths) != num_levels:
+        raise ValueError(
+            f"widths: got {tuple(widths)}, expected {num_levels} numbers, one for each level of "
+            f"the decoder with encoder {encoder}"
+        )
+    if (downsampling, padding, dropout) != ("max_pool", "same", 0):
+        raise ValueError(
+            f"UNet: got downsampling {downsampling}, padding {padding} and dropout {dropout} with "
+            f"encoder {encoder}, expected the defaults: the encoder has its own downsampling, is "
+            "padded and has no dropout"
+        )
 
 
 def argmax_classes(scores: Tensor) -> Tensor:
-    """Choose a class for every pixel: logits or probabilities (K, H, W) -> ids (H, W), uint8.
+    """Choose the class of each pixel: logits or probabilities (K, H, W) -> ids (H, W), uint8.
 
-    Of several that are even it is the first.
+    Of equal scores the first wins.
     """
-    # The same as argmax, which takes 40 times as long on a CPU, a tenth of a prediction.
+    # The same as argmax, which on a CPU takes 40 times as long, a tenth of a prediction.
     return scores.max(0).indices.to(torch.uint8)

@@ -11,7 +11,7 @@ from unet.config.parsing import named_items
 from unet.config.schema import Config
 from unet.data.normalization import Normalization
 from unet.models.unet import UNet
-from unet.models.weights import encoder_weights, incompatible_weights
+from unet.models.weights import incompatible_weights, load_encoder_weights
 from unet.runtime import distributed
 from unet.runtime.text import listed
 
@@ -42,7 +42,7 @@ class InitialWeights:
         if self.checkpoint is not None:
             _load_checkpoint_into(net, self.checkpoint, config)
         if self.encoder is not None:
-            net.encoder.load_state_dict(self.encoder)
+            net.encoder.backbone.load_state_dict(self.encoder)
 
 
 def read_initial_weights(config: Config) -> InitialWeights:
@@ -61,7 +61,7 @@ def read_initial_weights(config: Config) -> InitialWeights:
 def _read_encoder(config: Config) -> dict[str, Tensor]:
     encoder, channels = config.model.encoder, config.model.in_channels
     source = str(config.train.encoder_weights)
-    weights = encoder_weights(encoder, source, channels)
+    weights = load_encoder_weights(encoder, source, channels)
     fitted = ""
     if channels != 3:
         change = "summed over the colours" if channels == 1 else "repeated and scaled"
@@ -81,7 +81,7 @@ def _load_checkpoint_into(net: UNet, checkpoint: dict[str, Any], config: Config)
         text += f", except the head: it has {len(others)} classes, this model has {len(names)}"
     elif others != names:
         text += f"; its classes {', '.join(others)} become {', '.join(names)}, in this order"
-    incompatible = incompatible_weights(weights, own, known=own)
+    incompatible = incompatible_weights(weights, own, allowed=own)
     if model["norm"] != config.model.norm:  # group and instance have weights of the same shapes
         incompatible.insert(0, f"model.norm {model['norm']}, expected {config.model.norm}")
     if incompatible:

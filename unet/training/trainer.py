@@ -294,7 +294,7 @@ class Trainer:
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         multiplier = self._rate_multiplier(step)
         lr = self.config.optimizer.lr * multiplier
-        self.net.encoder_frozen = step < settings.freeze_encoder_epochs * self.steps_per_epoch
+        self.net.encoder.frozen = step < settings.freeze_encoder_epochs * self.steps_per_epoch
         with memory_advice(smaller_step(self.config)):
             loss, norm = self.training_step.gradients(islice(batches, settings.accumulate))
             skips = not math.isfinite(norm) and self.training_step.may_skip

@@ -1,0 +1,33 @@
+import pytest
+
+from unet.data.classes import ClassMap
+
+
+def test_contradictory_classes_are_an_error() -> None:
+    with pytest.raises(ValueError, match="got the value 3 twice"):
+        ClassMap({"a": 3, "b": 3})
+    with pytest.raises(ValueError, match="got the value 3 twice"):
+        ClassMap({"a": 3, "b": 4}, ignore=[3])
+    with pytest.raises(ValueError, match="expected grey values only or colours"):
+        ClassMap({"a": 3, "b": (1, 2, 3)})
+    with pytest.raises(ValueError, match=r"got 1 class\(es\), expected 2 to 253"):
+        ClassMap({"a": 3})
+
+
+@pytest.mark.parametrize("values", ["", "1-", "3-1", "a", "-1", "1;2"])
+def test_invalid_text_is_an_error(values: str) -> None:
+    with pytest.raises(ValueError, match=r"expected values such as '127, 128' or '1-255'"):
+        ClassMap({"a": 0, "b": values})
+
+
+def test_values_that_cannot_be_written_are_an_error() -> None:
+    with pytest.raises(ValueError, match="got 70000, expected at most 65535"):
+        ClassMap({"a": 0, "b": "70000"})
+    with pytest.raises(ValueError, match=r"got \[300, 301, 302\], expected colours up"):
+        ClassMap({"a": (0, 0, 0), "b": (300, 301, 302)})
+
+
+def test_every_class_has_another_colour() -> None:
+    colours = ClassMap({str(i): i for i in range(24)}).colours
+    assert len(set(colours)) == 24
+    assert ClassMap({"a": (1, 2, 3), "b": (4, 5, 6)}).colours == ((1, 2, 3), (4, 5, 6))

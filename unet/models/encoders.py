@@ -1,0 +1,127 @@
+"""The encoders. Each maps an image to a list of features, from the full resolution down.
+
+All encoders have the same attributes:
+    channels: channels of each feature map.
+    strides: stride of each feature map in pixels of the image.
+    stem: the convolutions at the full resolution.
+    backbone: all levels below the full resolution.
+    frozen: whether the backbone has no gradients. `UNet.train` then leaves it in evaluation mode.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import accumulate, pairwise
+from operator import mul
+
+import torch
+from torch import Tensor, nn
+
+from unet.models.blocks import DoubleConv, Down, Downsampling, Norm, Padding, run_level
+from unet.models.encoder_specs import ENCODER_SPECS, Encoder, encoder_levels
+from unet.models.receptive_field import level_strides
+
+
+class UNetEncoder(nn.Module):
+    """The contracting path of the U-Net.
+
+    Args:
+        in_channels: C of the image.
+        widths: channels of each level, from the full resolution down.
+        norm: see `UNet`.
+        downsampling: see `UNet`.
+        padding: see `UNet`.
+        dropout: see `UNet`.
+        activation_checkpointing: see `UNet`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        norm: Norm = "batch",
+        downsampling: Downsampling = "max_pool",
+        padding: Padding = "same",
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(widths)
+        self.strides = tuple(2**i for i in range(len(widths)))
+        self.activation_checkpointing = activation_checkpointing
+        self.frozen = False
+        self.stem = DoubleConv(in_channels, widths[0], norm, padding)
+        self.backbone = nn.ModuleList(
+            Down(shallow, deep, norm, downsampling, padding) for shallow, deep in pairwise(widths)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (N, C, H, W) -> features (N, channels[i], H / strides[i], W / strides[i])."""
+        checkpointing = self.activation_checkpointing and self.training
+        features, x = [], image
+        for depth, level in enumerate([self.stem, *self.backbone]):
+            with torch.no_grad() if self.frozen and depth else nullcontext():
+                x = run_level(level, x, checkpointing=checkpointing)
+                if depth >= len(self.backbone) - 1:
+                    x = self.dropout(x)
+            features.append(x)
+        return features
+
+
+class TorchvisionEncoder(nn.Module):
+    """A classification network of torchvision with random weights, and a stem beside it.
+
+    Such a network halves or quarters the image in its first layer. The stem's features at the full
+    resolution are the only ones with finer details.
+
+    Args:
+        name: the network.
+        in_channels: C of the image.
+        stem_width: channels of the stem.
+        norm: norm of the stem; the network has its own.
+        activation_checkpointing: see `UNet`; the network is one level.
+    """
+
+    def __init__(
+        self,
+        name: Encoder,
+        in_channels: int,
+        stem_width: int,
+        norm: Norm = "batch",
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels = (stem_width, *ENCODER_SPECS[name].channels)
+        self.strides = tuple(accumulate(level_strides(encoder_levels(name, 0)), mul))
+        self.activation_checkpointing = activation_checkpointing
+        self.frozen = False
+        self.stem = DoubleConv(in_channels, stem_width, norm)
+        self.backbone = build_backbone(name, in_channels)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Image (N, C, H, W) -> features (N, channels[i], H / strides[i], W / strides[i])."""
+        checkpointing = self.activation_checkpointing and self.training
+        full = run_level(self.stem, image, checkpointing=checkpointing)
+        with torch.no_grad() if self.frozen else nullcontext():
+            features = run_level(self.backbone, image, checkpointing=checkpointing)
+        return [full, *features.values()]
+
+
+def build_backbone(name: Encoder, in_channels: int) -> nn.Module:
+    """Make a network of torchvision without its classifier.
+
+    Returns:
+        A module: image (N, C, H, W), H and W multiples of its stride -> dict of features.
+    """
+    # Not at the top: these imports take as long as that of torch, and few runs need them.
+    from torchvision.models import get_model
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net = get_model(name, weights=None)
+    if in_channels != 3:
+        conv = next(module for module in net.modules() if isinstance(module, nn.Conv2d))
+        conv.in_channels = in_channels
+        weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
+        conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+    graph: nn.Module = create_feature_extractor(net, list(ENCODER_SPECS[name].nodes))
+    return graph
