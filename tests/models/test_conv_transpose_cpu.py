@@ -5,16 +5,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.models import conv_transpose_cpu as side_by_side
+from unet.models import conv_transpose_cpu
 from unet.models.conv_transpose_cpu import (
-    _lay_few_pixels,
-    _lay_products,
-    _lay_rows_in_place,
+    non_overlapping_by_permutation,
+    non_overlapping_by_pixel,
+    non_overlapping_by_row,
     non_overlapping_conv_transpose2d,
 )
 
-WAYS = [_lay_products, _lay_rows_in_place, _lay_few_pixels]
-Way = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+FUNCTIONS = [non_overlapping_by_permutation, non_overlapping_by_row, non_overlapping_by_pixel]
+Function = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def draw(
@@ -26,18 +26,18 @@ def draw(
     return x, torch.randn(size[1], out_channels, *kernel).to(dtype), torch.randn(3).to(dtype)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 2), (3, 3), (4, 1), (3, 2)])
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_every_way_equals_torch_forward_and_backward(
-    way: Way, kernel: tuple[int, int], with_bias: bool, dtype: torch.dtype
+def test_every_function_equals_torch_forward_and_backward(
+    function: Function, kernel: tuple[int, int], with_bias: bool, dtype: torch.dtype
 ) -> None:
     x, weight, bias = draw(2, 4, 5, 6, kernel=kernel, dtype=dtype)
     results = []
-    for function in (way, torchs):
+    for one in (function, torchs):
         leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, bias)[: 2 + with_bias]]
-        output = function(*leaves, *[None][with_bias:])
+        output = one(*leaves, *[None][with_bias:])
         torch.manual_seed(9)
         results.append([output, *torch.autograd.grad(output, leaves, torch.randn_like(output))])
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
@@ -51,52 +51,52 @@ def torchs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv_transpose2d(x, weight, bias, stride=tuple(weight.shape[2:]))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_second_derivatives_of_every_way(way: Way) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_second_derivatives_of_every_function(function: Function) -> None:
     leaves = draw(1, 2, 2, 3, kernel=(2, 2), dtype=torch.float64)
-    assert torch.autograd.gradgradcheck(way, tuple(leaf.requires_grad_() for leaf in leaves))
+    assert torch.autograd.gradgradcheck(function, tuple(leaf.requires_grad_() for leaf in leaves))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_vmap_and_forward_mode_of_every_way(way: Way) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_vmap_and_forward_mode_of_every_function(function: Function) -> None:
     leaves = draw(3, 2, 4, 5, kernel=(2, 2), dtype=torch.float64)
     inputs = leaves[0].unsqueeze(1)
-    mapped = torch.vmap(way, in_dims=(0, None, None))(inputs, *leaves[1:])
+    mapped = torch.vmap(function, in_dims=(0, None, None))(inputs, *leaves[1:])
     torch.testing.assert_close(mapped.squeeze(1), torchs(*leaves))
     tangents = tuple(torch.randn_like(leaf) for leaf in leaves)
-    _, derivative = torch.func.jvp(way, leaves, tangents)
+    _, derivative = torch.func.jvp(function, leaves, tangents)
     step = 1e-6
     moved = [leaf + step * tangent for leaf, tangent in zip(leaves, tangents, strict=True)]
     expected = (torchs(*moved) - torchs(*leaves)) / step
     torch.testing.assert_close(derivative, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nan_in_a_pixel_stays_in_its_block(way: Way) -> None:
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_nan_in_a_pixel_stays_in_its_block(function: Function) -> None:
     x, weight, bias = draw(1, 2, 3, 3, kernel=(2, 2))
     x[0, 1, 1, 2] = torch.nan
     expected = torch.zeros(6, 6, dtype=torch.bool)
     expected[2:4, 4:6] = True
-    assert torch.equal(way(x, weight, bias).isnan().all(1)[0], expected)
-    assert torch.equal(way(x, weight, bias).isnan().any(1)[0], expected)
+    assert torch.equal(function(x, weight, bias).isnan().all(1)[0], expected)
+    assert torch.equal(function(x, weight, bias).isnan().any(1)[0], expected)
 
 
 @pytest.mark.parametrize(
-    ("size", "way"),
+    ("size", "function"),
     [
-        ((1, 16, 3, 4), "_lay_few_pixels"),
-        ((2, 16, 3, 4), "_lay_products"),
-        ((2, 4, 3, 7), "_lay_rows_in_place"),
-        ((0, 4, 3, 7), "_lay_products"),
+        ((1, 16, 3, 4), "non_overlapping_by_pixel"),
+        ((2, 16, 3, 4), "non_overlapping_by_permutation"),
+        ((2, 4, 3, 7), "non_overlapping_by_row"),
+        ((0, 4, 3, 7), "non_overlapping_by_permutation"),
     ],
 )
-def test_the_way_is_chosen_by_pixels_and_channels(
-    size: tuple[int, ...], way: str, monkeypatch: pytest.MonkeyPatch
+def test_the_function_is_chosen_by_pixels_and_channels(
+    size: tuple[int, ...], function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
 
-    def spy(name: str) -> Way:
-        function: Way = getattr(side_by_side, name)
+    def spy(name: str) -> Function:
+        function: Function = getattr(conv_transpose_cpu, name)
 
         def run(*args: Tensor) -> Tensor:
             taken.append(name)
@@ -104,8 +104,12 @@ def test_the_way_is_chosen_by_pixels_and_channels(
 
         return run
 
-    for name in ("_lay_few_pixels", "_lay_products", "_lay_rows_in_place"):
-        monkeypatch.setattr(side_by_side, name, spy(name))
+    for name in (
+        "non_overlapping_by_pixel",
+        "non_overlapping_by_permutation",
+        "non_overlapping_by_row",
+    ):
+        monkeypatch.setattr(conv_transpose_cpu, name, spy(name))
     x, weight, bias = draw(*size, kernel=(2, 2))
     non_overlapping_conv_transpose2d(x, weight, bias)
-    assert taken == [way]
+    assert taken == [function]

@@ -24,11 +24,7 @@ class DoubleConv(nn.Sequential):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        norm: Norm = "batch",
-        padding: Padding = "same",
+        self, in_channels: int, out_channels: int, norm: Norm = "batch", padding: Padding = "same"
     ) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
@@ -64,18 +60,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Upsample, concatenate the skip, then DoubleConv.
-
-    Args:
-        in_channels: C of the features.
-        skip_channels: S of the skip.
-        out_channels: K.
-        norm: norm of the DoubleConv.
-        padding: padding of the DoubleConv.
-        stride: upsampling factor.
-        upsampling: conv_transpose, with a kernel of stride x stride; or bilinear interpolation
-            after a 1 x 1 convolution.
-    """
+    """Upsample by `stride`, concatenate the skip, then DoubleConv."""
 
     def __init__(
         self,
@@ -158,7 +143,14 @@ def _frozen_statistics(level: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
+def check_option(name: str, value: str, options: Any) -> None:
+    """Raise a ValueError unless the value is one of a Literal's options."""
+    if value not in get_args(options):
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(get_args(options))}")
+
+
 def _norm(norm: Norm, channels: int) -> nn.Module:
+    check_option("norm", norm, Norm)
     match norm:
         case "batch":
             return nn.BatchNorm2d(channels)
@@ -168,37 +160,21 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
             return nn.InstanceNorm2d(channels, affine=True)
         case "none":
             return nn.Identity()
-    raise _unknown_option("norm", norm, Norm)
 
 
 def _downsample(downsampling: Downsampling, channels: int) -> nn.Module:
-    match downsampling:
-        case "max_pool":
-            return nn.MaxPool2d(2)
-        case "conv":
-            return nn.Conv2d(channels, channels, 2, stride=2)
-    raise _unknown_option("downsampling", downsampling, Downsampling)
+    check_option("downsampling", downsampling, Downsampling)
+    if downsampling == "max_pool":
+        return nn.MaxPool2d(2)
+    return nn.Conv2d(channels, channels, 2, stride=2)
 
 
 def _upsample(
     upsampling: Upsampling, in_channels: int, out_channels: int, stride: int
 ) -> nn.Module:
-    match upsampling:
-        case "conv_transpose":
-            return ConvTranspose2d(in_channels, out_channels, stride, stride=stride)
-        case "bilinear":  # convolution first: the same result for less work
-            return nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1),
-                nn.Upsample(scale_factor=stride, mode="bilinear"),
-            )
-    raise _unknown_option("upsampling", upsampling, Upsampling)
-
-
-def check_option(name: str, value: str, options: Any) -> None:
-    """Raise a ValueError unless the value is one of a Literal's options."""
-    if value not in get_args(options):
-        raise _unknown_option(name, value, options)
-
-
-def _unknown_option(name: str, value: str, options: Any) -> ValueError:
-    return ValueError(f"{name}: got {value!r}, expected one of {', '.join(get_args(options))}")
+    check_option("upsampling", upsampling, Upsampling)
+    if upsampling == "conv_transpose":
+        return ConvTranspose2d(in_channels, out_channels, stride, stride=stride)
+    # The convolution comes first: the result is the same, for less work.
+    conv = nn.Conv2d(in_channels, out_channels, 1)
+    return nn.Sequential(conv, nn.Upsample(scale_factor=stride, mode="bilinear"))

@@ -1,4 +1,4 @@
-"""Transposed convolution: kernel times pixel, blocks laid down a stride apart, overlaps summed.
+"""Transposed convolution: each pixel times the kernel, blocks placed one stride apart and summed.
 
 Start from the reverse step. A 2 x 2 convolution with stride 2 and no padding halves an image: each
 2 x 2 region becomes one pixel, and no pixel is used twice.
@@ -9,8 +9,7 @@ Start from the reverse step. A 2 x 2 convolution with stride 2 and no padding ha
 tensor([[[[10., 18.],
           [42., 50.]]]])
 
-The other way around, each pixel must become a 2 x 2 region, and the kernel must have a part in it.
-So a pixel becomes the kernel times that pixel:
+In the other direction each pixel becomes a 2 x 2 region: the kernel times that pixel.
 
 >>> pixels = torch.tensor([[1, 10, 100], [2, 20, 200]])
 >>> kernel = torch.tensor([[1, 2], [3, 4]])
@@ -21,7 +20,7 @@ torch.Size([2, 3, 2, 2])
 tensor([[10, 20],
         [30, 40]])
 
-Laid down side by side, 2 apart, the blocks make an image of twice the height and width:
+Placed next to each other, 2 pixels apart, the blocks make an image of twice the height and width:
 
 >>> lay_blocks(blocks, stride=2)
 tensor([[  1,   2,  10,  20, 100, 200],
@@ -29,17 +28,17 @@ tensor([[  1,   2,  10,  20, 100, 200],
         [  2,   4,  20,  40, 200, 400],
         [  6,   8,  60,  80, 600, 800]])
 
-That is the U-Net's upsampling: to upsample by n, take an n x n kernel, stride n, and no padding.
-Laid down closer than they are large, blocks overlap, and what overlaps is summed:
+This is the upsampling of the U-Net: to upsample by n, take an n x n kernel, stride n, no padding.
+With a stride smaller than the kernel the blocks overlap, and overlapping values are summed:
 
 >>> lay_blocks(blocks, stride=1)
 tensor([[  1,  12, 120, 200],
         [  5,  58, 580, 800],
         [  6,  68, 680, 800]])
 
-`conv_transpose2d` does this for images of many channels: for every pixel and every output channel,
-the blocks of all input channels are summed. The sum over channels is one matrix product over the
-pixels, which is a 1 x 1 convolution.
+`conv_transpose2d` does this for images with many channels. For every pixel and every output channel
+it sums the blocks of all input channels. That sum is one matrix product over the pixels, which is a
+1 x 1 convolution.
 """
 
 import math
@@ -53,6 +52,7 @@ from torch.nn import functional as F
 from unet.models.conv_transpose_cpu import is_channels_last, non_overlapping_conv_transpose2d
 
 Size2d = int | Sequence[int]
+Pair = tuple[int, int]  # (height, width)
 
 
 def kernel_times_pixel(input: Tensor, weight: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def kernel_times_pixel(input: Tensor, weight: Tensor) -> Tensor:
 
 
 def lay_blocks(blocks: Tensor, stride: int) -> Tensor:
-    """Lay blocks (H, W, kH, kW) down `stride` pixels apart and sum what overlaps."""
+    """Place blocks (H, W, kH, kW) `stride` pixels apart and sum where they overlap."""
     height, width, kernel_height, kernel_width = blocks.shape
     image = blocks.new_zeros(
         (height - 1) * stride + kernel_height, (width - 1) * stride + kernel_width
@@ -89,21 +89,21 @@ def conv_transpose2d(
         input: (N, C, H, W) or (C, H, W); N may be 0.
         weight: (C, K / groups, kH, kW).
         bias: (K,), added to every output pixel.
-        stride: pixels between the origins of neighbouring blocks.
+        stride: distance in pixels between neighbouring blocks.
         padding: pixels cropped from every side of the output.
-        output_padding: pixels added below and to the right; less than stride or dilation.
-        groups: into which input and output channels are split, each group on its own.
-        dilation: pixels between the elements of a block.
+        output_padding: pixels added at the bottom and at the right; less than stride or dilation.
+        groups: number of groups of input and output channels; each group is computed separately.
+        dilation: distance in pixels between the elements of a block.
 
     Returns:
         (N, K, H', W') or (K, H', W'), with H' = (H - 1) * stride - 2 * padding
-        + dilation * (kH - 1) + output_padding + 1; in channels_last if the input is.
+        + dilation * (kH - 1) + output_padding + 1; channels_last if the input is.
 
     Raises:
-        ValueError: if shapes and arguments do not fit each other.
+        ValueError: if shapes and arguments do not fit.
 
     Source: the output size is relationship 14 of Dumoulin and Visin 2016, "A guide to convolution
-    arithmetic for deep learning", arXiv 1603.07285, chapter 4, for a kernel that dilation spreads.
+    arithmetic for deep learning", arXiv 1603.07285, chapter 4, with dilation.
     """
     stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
     output_padding = _pair("output_padding", output_padding, 0)
@@ -115,84 +115,57 @@ def conv_transpose2d(
             input.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation
         ).squeeze(0)
 
-    input, weight, bias = _as_autocast(input, weight, bias)
-    bias = None if bias is None else bias.to(weight.dtype)  # as torch does
+    input, weight = _autocast(input), _autocast(weight)
+    bias = None if bias is None else _autocast(bias).to(weight.dtype)  # as torch does
     if stride == tuple(weight.shape[2:]) and dilation == (1, 1):
         if not any(padding + output_padding):
             return non_overlapping_conv_transpose2d(input, weight, bias, groups)
         output = non_overlapping_conv_transpose2d(input, weight, None, groups)
     else:
-        output = _lay_overlapping(input, weight, groups, stride, dilation)
+        output = _overlapping_conv_transpose2d(input, weight, groups, stride, dilation)
     # Padding crops, as it does in the convolution that this one transposes.
     bottom, right = output_padding[0] - padding[0], output_padding[1] - padding[1]
     output = F.pad(output, (-padding[1], right, -padding[0], bottom))
     return output if bias is None else output + bias[:, None, None]
 
 
-def _as_autocast(
-    input: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _autocast(x: Tensor) -> Tensor:
     """Cast as autocast casts the arguments of torch's convolutions."""
-    kind = input.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return input, weight, bias
-    dtype = torch.get_autocast_dtype(kind)
-
-    def cast(x: Tensor) -> Tensor:
-        return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
-
-    return cast(input), cast(weight), None if bias is None else cast(bias)
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    castable = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if castable else x
 
 
-def _lay_overlapping(
-    input: Tensor,
-    weight: Tensor,
-    groups: int,
-    stride: tuple[int, int],
-    dilation: tuple[int, int],
+def _overlapping_conv_transpose2d(
+    input: Tensor, weight: Tensor, groups: int, stride: Pair, dilation: Pair
 ) -> Tensor:
-    """Lay the blocks down, strides apart, and sum where they overlap."""
-    channels, kernel_size = input.shape[1], (weight.shape[2], weight.shape[3])
+    channels, kernel_size = input.shape[1], weight.shape[2:]
     # (G, C / G, K / G * kH * kW) -> (K * kH * kW, C / G)
     kernels = weight.reshape(groups, channels // groups, -1).transpose(1, 2)
     kernels = kernels.reshape(-1, channels // groups, 1, 1)
     blocks = F.conv2d(input, kernels, groups=groups).flatten(2)
-    height, width = (
-        _size_without_output_padding(pixels, kernel, step, 0, spread)
-        for pixels, kernel, step, spread in zip(
-            input.shape[2:], kernel_size, stride, dilation, strict=True
-        )
-    )
-    output = _fold(blocks, (height, width), kernel_size, dilation, stride)
+    size = _output_size(input.shape[2:], kernel_size, stride, (0, 0), dilation)
+
+    def fold(x: Tensor) -> Tensor:
+        return F.fold(x, size, kernel_size, dilation, stride=stride)
+
+    match blocks.dtype:  # fold has no int64 and complex32
+        case torch.int64:  # exact: sums of 32-bit halves fit into the 53 bits of a double
+            high, low = fold((blocks >> 32).double()), fold((blocks & 0xFFFFFFFF).double())
+            output = (high.long() << 32) + low.long()
+        case torch.complex32:
+            output = fold(blocks.to(torch.complex64)).to(torch.complex32)
+        case _:
+            output = fold(blocks)
     if is_channels_last(input):
         output = output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     return output
 
 
-def _fold(
-    blocks: Tensor,
-    size: tuple[int, int],
-    kernel_size: tuple[int, int],
-    dilation: tuple[int, int],
-    stride: tuple[int, int],
-) -> Tensor:
-    """`torch.nn.functional.fold`, for the dtypes too that it does not take."""
-
-    def fold(x: Tensor) -> Tensor:
-        return F.fold(x, size, kernel_size, dilation=dilation, stride=stride)
-
-    match blocks.dtype:
-        case torch.int64:  # exact in two halves: sums of 32 bits fit into the 53 of a double
-            high, low = fold((blocks >> 32).double()), fold((blocks & 0xFFFFFFFF).double())
-            return (high.long() << 32) + low.long()
-        case torch.complex32:
-            return fold(blocks.to(torch.complex64)).to(torch.complex32)
-        case _:
-            return fold(blocks)
-
-
-def _pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
-    """(height, width) of an argument that may be one number for both."""
+def _pair(name: str, value: Size2d, minimum: int) -> Pair:
+    """Expand a number to (height, width)."""
     numbers = value if isinstance(value, Sequence) else (value,)
     pair = tuple(map(operator.index, numbers))
     if len(pair) == 1:
@@ -206,43 +179,38 @@ def _pair(name: str, value: Size2d, minimum: int) -> tuple[int, int]:
 
 
 def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    shape, weight_shape = tuple(input.shape), tuple(weight.shape)
     if weight.dim() != 4:
-        raise ValueError(
-            f"conv_transpose2d: got weight of shape {tuple(weight.shape)}, expected "
-            "(C, K / groups, kH, kW)"
+        error = f"weight of shape {weight_shape}, expected (C, K / groups, kH, kW)"
+    elif groups < 1 or weight_shape[0] % groups:
+        error = (
+            f"groups {groups} and weight of shape {weight_shape}, expected groups that divide its "
+            f"{weight_shape[0]} input channels"
         )
-    channels, group_channels = weight.shape[:2]
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"conv_transpose2d: got groups {groups} and weight of shape {tuple(weight.shape)}, "
-            f"expected groups that divide its {channels} input channels"
+    elif input.dim() not in (3, 4) or shape[-3] != weight_shape[0]:
+        error = (
+            f"input of shape {shape}, expected (N, {weight_shape[0]}, H, W) or "
+            f"({weight_shape[0]}, H, W) for weight of shape {weight_shape}"
         )
-    if input.dim() not in (3, 4) or input.shape[-3] != channels:
-        raise ValueError(
-            f"conv_transpose2d: got input of shape {tuple(input.shape)}, expected "
-            f"(N, {channels}, H, W) or ({channels}, H, W) for weight of shape {tuple(weight.shape)}"
+    elif 0 in shape[-3:] or 0 in weight_shape:
+        error = (
+            f"input of shape {shape} and weight of shape {weight_shape}, expected only the batch "
+            "to be empty"
         )
-    if 0 in input.shape[-3:] or 0 in weight.shape:
-        raise ValueError(
-            f"conv_transpose2d: got input of shape {tuple(input.shape)} and weight of shape "
-            f"{tuple(weight.shape)}, expected only the batch to be empty"
+    elif bias is not None and tuple(bias.shape) != (groups * weight_shape[1],):
+        error = (
+            f"bias of shape {tuple(bias.shape)}, expected ({groups * weight_shape[1]},) for weight "
+            f"of shape {weight_shape} and groups {groups}"
         )
-    if bias is not None and tuple(bias.shape) != (groups * group_channels,):
-        raise ValueError(
-            f"conv_transpose2d: got bias of shape {tuple(bias.shape)}, expected "
-            f"({groups * group_channels},) for weight of shape {tuple(weight.shape)} and groups "
-            f"{groups}"
-        )
+    else:
+        return
+    raise ValueError(f"conv_transpose2d: got {error}")
 
 
 def _check_sizes(
-    input: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    output_padding: tuple[int, int],
-    dilation: tuple[int, int],
+    input: Tensor, weight: Tensor, stride: Pair, padding: Pair, output_padding: Pair, dilation: Pair
 ) -> None:
+    sizes = _output_size(input.shape[-2:], weight.shape[2:], stride, padding, dilation)
     for axis, side in enumerate(("height", "width")):
         limit = max(stride[axis], dilation[axis])
         if output_padding[axis] >= limit:
@@ -250,43 +218,29 @@ def _check_sizes(
                 f"conv_transpose2d: got output_padding {output_padding} with stride {stride} and "
                 f"dilation {dilation}, expected less than {limit} in {side}, the larger of the two"
             )
-        pixels, kernel = input.shape[axis - 2], weight.shape[axis + 2]
-        size = output_padding[axis] + _size_without_output_padding(
-            pixels, kernel, stride[axis], padding[axis], dilation[axis]
-        )
-        if size < 1:
+        if (size := sizes[axis] + output_padding[axis]) < 1:
             raise ValueError(
-                f"conv_transpose2d: got padding {padding} for {side} {pixels}, which leaves an "
-                f"output {side} of {size}, expected at least 1; lower the padding"
+                f"conv_transpose2d: got padding {padding} for {side} {input.shape[axis - 2]}, which"
+                f" leaves an output {side} of {size}, expected at least 1; lower the padding"
             )
 
 
-def _size_without_output_padding(
-    pixels: int, kernel: int, stride: int, padding: int, dilation: int
-) -> int:
-    """Relationship 13 of Dumoulin and Visin 2016; 14 adds the output_padding to it."""
-    return stride * (pixels - 1) + dilation * (kernel - 1) + 1 - 2 * padding
+def _output_size(
+    input: Sequence[int], kernel: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
+) -> Pair:
+    """Relationship 13 of Dumoulin and Visin 2016; in relationship 14 output_padding adds to it."""
+    height, width = (
+        s * (i - 1) + d * (k - 1) + 1 - 2 * p
+        for i, k, s, p, d in zip(input, kernel, stride, padding, dilation, strict=True)
+    )
+    return height, width
 
 
 class ConvTranspose2d(nn.Module):
-    """Transposed convolution as a layer, to be used in place of `torch.nn.ConvTranspose2d`.
+    """Drop-in replacement for `torch.nn.ConvTranspose2d`; `kernel_size=n, stride=n` upsamples by n.
 
-    Arguments, parameters, their names and their initialisation are those of torch's layer, so that
-    state dicts go both ways. With `kernel_size=n, stride=n` it upsamples by n.
-
-    Args:
-        in_channels: C of the input (N, C, H, W).
-        out_channels: K of the output (N, K, H', W').
-        kernel_size: (height, width) of the block that a pixel becomes; a number for both.
-        stride: pixels between the origins of neighbouring blocks.
-        padding: pixels cropped from every side of the output.
-        output_padding: pixels added below and to the right; less than stride or dilation.
-        groups: into which input and output channels are split, each group on its own.
-        bias: whether to add a learned number to every output channel.
-        dilation: pixels between the elements of a block.
-        padding_mode: zeros, as with torch's layer.
-        device: of the parameters.
-        dtype: of the parameters.
+    Arguments, parameters and initialisation are those of torch's layer. State dicts can be
+    exchanged.
 
     Raises:
         ValueError: if the arguments do not fit each other.
@@ -308,19 +262,15 @@ class ConvTranspose2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if (
-            min(in_channels, out_channels, groups) < 1
-            or in_channels % groups
-            or out_channels % groups
-        ):
+        channels = in_channels, out_channels
+        if min(*channels, groups) < 1 or any(number % groups for number in channels):
             raise ValueError(
                 f"ConvTranspose2d: got in_channels {in_channels}, out_channels {out_channels} and "
                 f"groups {groups}, expected groups that divide both"
             )
         if padding_mode != "zeros":
             raise ValueError(
-                f"ConvTranspose2d: got padding_mode {padding_mode!r}, expected 'zeros', the only "
-                "one there is"
+                f"ConvTranspose2d: got padding_mode {padding_mode!r}, expected 'zeros'"
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -339,17 +289,17 @@ class ConvTranspose2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw weight and bias as torch's layer does, from the same random numbers."""
+        """Draw weight and bias as torch's layer does, with the same random numbers."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, K, H', W'), of `output_size` (H', W') if that is given.
+        """(N, C, H, W) -> (N, K, H', W'); `output_size` (H', W') chooses the output_padding.
 
         Raises:
-            ValueError: if no output_padding leads to `output_size`.
+            ValueError: if no output_padding gives `output_size`.
         """
         output_padding = self.output_padding
         if output_size is not None:
@@ -365,38 +315,26 @@ class ConvTranspose2d(nn.Module):
             self.dilation,
         )
 
-    def _output_padding_for(self, input: Tensor, size: tuple[int, ...]) -> tuple[int, int]:
-        smallest = [
-            _size_without_output_padding(*sizes)
-            for sizes in zip(
-                input.shape[-2:],
-                self.kernel_size,
-                self.stride,
-                self.padding,
-                self.dilation,
-                strict=True,
-            )
-        ]
-        largest = [low + step - 1 for low, step in zip(smallest, self.stride, strict=True)]
+    def _output_padding_for(self, input: Tensor, size: tuple[int, ...]) -> Pair:
+        smallest = _output_size(
+            input.shape[-2:], self.kernel_size, self.stride, self.padding, self.dilation
+        )
+        largest = smallest[0] + self.stride[0] - 1, smallest[1] + self.stride[1] - 1
         if len(size) != 2 or not all(
             low <= pixels <= high for low, pixels, high in zip(smallest, size, largest, strict=True)
         ):
             raise ValueError(
                 f"ConvTranspose2d: got output_size {size} for an input of {tuple(input.shape)}, "
-                f"expected from {tuple(smallest)} to {tuple(largest)}"
+                f"expected from {smallest} to {largest}"
             )
         return size[0] - smallest[0], size[1] - smallest[1]
 
     def extra_repr(self) -> str:
-        """Describe the layer within `print(model)`, as torch's."""
-        text = f"{self.in_channels}, {self.out_channels}"
-        text += f", kernel_size={self.kernel_size}, stride={self.stride}"
-        for name, default in (
-            ("padding", (0, 0)),
-            ("dilation", (1, 1)),
-            ("output_padding", (0, 0)),
-            ("groups", 1),
-        ):
+        """Describe the layer as torch's `extra_repr` does."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text += f", stride={self.stride}"
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "output_padding": (0, 0), "groups": 1}
+        for name, default in defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         return text if self.bias is not None else text + ", bias=False"

@@ -1,9 +1,8 @@
-"""Blocks that do not overlap: a transposed convolution whose stride is its kernel size.
+"""Transposed convolution without overlaps: the stride is the kernel size.
 
-The blocks tile the output, so there is nothing to sum but the channels, and that is one matrix
-product over the pixels. What else costs is memory: the blocks of a product must still be put in
-place. So there are three ways to the same result, measured against each other by
-scripts/benchmark_conv_transpose.py.
+The blocks tile the output. Only channels are summed, in one matrix product over the pixels. The
+rest of the cost is moving the blocks to their places in memory, and three functions do that
+differently. scripts/benchmark_conv_transpose.py compares them.
 """
 
 import torch
@@ -14,16 +13,9 @@ from torch.nn import functional as F
 def non_overlapping_conv_transpose2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, groups: int = 1
 ) -> Tensor:
-    """Put the block of every pixel in its place.
+    """Input (N, C, H, W), weight (C, K / groups, kH, kW), bias (K,) -> (N, K, H * kH, W * kW).
 
-    Args:
-        input: (N, C, H, W).
-        weight: (C, K / groups, kH, kW).
-        bias: (K,).
-        groups: into which input and output channels are split.
-
-    Returns:
-        (N, K, H * kH, W * kW), in channels_last if the input is.
+    The output is channels_last if the input is.
     """
     n, channels, height, width = input.shape
     if (
@@ -31,23 +23,25 @@ def non_overlapping_conv_transpose2d(
         and input.is_floating_point()
         and is_channels_last(input)
         and groups == 1
-        and not torch.compiler.is_compiling()  # which would tie a graph to the sizes asked for here
+        and not torch.compiler.is_compiling()  # conditions on sizes would specialise the graph
     ):
         pixels = n * height * width
         if 0 < pixels <= channels:
-            return _lay_few_pixels(input, weight, bias)
+            return non_overlapping_by_pixel(input, weight, bias)
         if pixels >= 8 * channels:
-            return _lay_rows_in_place(input, weight, bias)
-    return _lay_products(input, weight, bias, groups)
+            return non_overlapping_by_row(input, weight, bias)
+    return non_overlapping_by_permutation(input, weight, bias, groups)
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Whether a pixel's channels lie side by side (asked so that vmap can answer)."""
+    """Whether the channels of a pixel are adjacent in memory; works inside of vmap."""
     return input.stride(1) == 1 and input.shape[2] * input.shape[3] > 1
 
 
-def _lay_products(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
-    """A 1 x 1 convolution makes all blocks, a copy puts them in place."""
+def non_overlapping_by_permutation(
+    input: Tensor, weight: Tensor, bias: Tensor | None, groups: int = 1
+) -> Tensor:
+    """A 1 x 1 convolution makes all blocks, a permutation puts them in place."""
     n, channels, height, width = input.shape
     group_channels, kernel_height, kernel_width = weight.shape[1:]
     shape = (groups, kernel_height, kernel_width, group_channels)
@@ -66,19 +60,19 @@ def _lay_products(input: Tensor, weight: Tensor, bias: Tensor | None, groups: in
     return blocks.permute(0, 1, 4, 5, 2, 6, 3).reshape(n, groups * group_channels, *size)
 
 
-def _lay_rows_in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Write each row of pixels as its kH rows of the output, in channels_last: no copy is left.
+def non_overlapping_by_row(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Write each row of pixels directly as its kH rows of the channels_last output.
 
-    Down the height, a transposed convolution of stride 1 is a convolution with the kernel upside
-    down over an input with kH - 1 rows of zeros around it (oneDNN skips them). Of an image of one
-    row, that makes the kH rows of its blocks. Along the width, the kW columns of a block are
-    channels, which already lie side by side.
+    Vertically, a transposed convolution with stride 1 is a convolution with the flipped kernel over
+    an input that is padded with kH - 1 rows of zeros (oneDNN skips them). For an image with a
+    single row it gives the kH rows of its blocks. Horizontally, the kW columns of a block are
+    channels, which are adjacent in memory.
 
     Source: relationship 8 of Dumoulin and Visin 2016, arXiv 1603.07285, chapter 4.
     """
     n, channels, height, width = input.shape
     _, out_channels, kernel_height, kernel_width = weight.shape
-    # (C, K, kH, kW) -> (K, kH, kW, C) -> (kW, K, kH, C), upside down
+    # (C, K, kH, kW) -> (K, kH, kW, C) -> (kW, K, kH, C), flipped in kH
     kernels = weight.flatten(1).t().contiguous().view(*weight.shape[1:], channels)
     kernels = torch.stack(kernels.transpose(0, 2).unbind(1)[::-1], 2)
     kernels = kernels.view(-1, kernel_height, 1, channels)
@@ -94,10 +88,10 @@ def _lay_rows_in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return output.permute(0, 3, 1, 2)
 
 
-def _lay_few_pixels(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply the other way around: the weight is the image, each pixel a kernel over it.
+def non_overlapping_by_pixel(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Swap the roles: convolve the weight with each pixel as a 1 x 1 kernel.
 
-    With fewer pixels than channels the weight is the larger of the two, and stays where it lies.
+    With fewer pixels than channels the weight is the larger tensor and is not copied.
     """
     n, channels, height, width = input.shape
     _, out_channels, kernel_height, kernel_width = weight.shape

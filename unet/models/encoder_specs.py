@@ -15,26 +15,18 @@ Encoder = Literal[
     "efficientnet_v2_s",
     "mobilenet_v3_large",
 ]
-
 Level = tuple[tuple[int, int], ...]
-"""(kernel, stride) of the layers on the longest path through a level.
-
-Each layer is padded so that it divides H and W by its stride and loses nothing else.
-"""
-
-CONVOLUTIONS: Level = ((3, 1), (3, 1))
-"""Every level of the U-Net's own encoder and decoder has these."""
+"""(kernel, stride) of the layers on the longest path through a level; padding keeps H and W."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EncoderSpec:
     """A classification network of torchvision as an encoder.
 
     Args:
         nodes: names of the modules whose outputs are the features, from the largest down.
         channels: channels of each feature map.
-        levels: the layers that lead to each feature map. With a global receptive field they
-            contain only those with a stride.
+        levels: the layers before each feature map; with global_field only those with a stride.
         global_field: whether each output pixel depends on the whole image.
     """
 
@@ -48,9 +40,9 @@ def _resnet(blocks: tuple[int, int, int, int], widest: int, convolutions: int) -
     """He et al. 2015, arXiv 1512.03385; `convolutions` counts the 3 x 3 convolutions of a block."""
     first, *others = (count * convolutions for count in blocks)
     return EncoderSpec(
-        nodes=("relu", "layer1", "layer2", "layer3", "layer4"),
-        channels=(64, *(widest // 2**i for i in (3, 2, 1, 0))),
-        levels=(
+        ("relu", "layer1", "layer2", "layer3", "layer4"),
+        (64, *(widest // 2**i for i in (3, 2, 1, 0))),
+        (
             ((7, 2),),
             ((3, 2), *((3, 1),) * first),
             *(((3, 2), *((3, 1),) * (count - 1)) for count in others),
@@ -60,24 +52,14 @@ def _resnet(blocks: tuple[int, int, int, int], widest: int, convolutions: int) -
 
 def _convnext(blocks: tuple[int, int, int, int]) -> EncoderSpec:
     """Liu et al. 2022, arXiv 2201.03545: each block has a 7 x 7 convolution."""
-    return EncoderSpec(
-        nodes=("features.1", "features.3", "features.5", "features.7"),
-        channels=(96, 192, 384, 768),
-        levels=tuple(
-            ((stride, stride), *((7, 1),) * count)
-            for stride, count in zip((4, 2, 2, 2), blocks, strict=True)
-        ),
-    )
+    levels = (((s, s), *((7, 1),) * n) for s, n in zip((4, 2, 2, 2), blocks, strict=True))
+    nodes = ("features.1", "features.3", "features.5", "features.7")
+    return EncoderSpec(nodes, (96, 192, 384, 768), tuple(levels))
 
 
 def _squeeze_and_excitation(stages: tuple[int, ...], channels: tuple[int, ...]) -> EncoderSpec:
     """Hu et al. 2017, arXiv 1709.01507: channels are scaled by means over the whole image."""
-    return EncoderSpec(
-        nodes=tuple(f"features.{stage}" for stage in stages),
-        channels=channels,
-        levels=(((3, 2),),) * 5,
-        global_field=True,
-    )
+    return EncoderSpec(tuple(f"features.{i}" for i in stages), channels, (((3, 2),),) * 5, True)
 
 
 ENCODER_SPECS: dict[str, EncoderSpec] = {
@@ -95,11 +77,8 @@ ENCODER_SPECS: dict[str, EncoderSpec] = {
 
 
 def encoder_levels(encoder: Encoder, num_widths: int) -> tuple[Level, ...]:
-    """Return the levels from the full resolution down; `num_widths` is for the U-Net's own encoder.
-
-    An encoder of torchvision has no layers at the full resolution. The stem's receptive field there
-    is smaller than that of the other levels.
-    """
-    if encoder == "none":
-        return CONVOLUTIONS, *(((2, 2), *CONVOLUTIONS),) * (num_widths - 1)
-    return (), *ENCODER_SPECS[encoder].levels
+    """Return the levels from the full resolution down; torchvision has no layers at the first."""
+    if encoder != "none":
+        return (), *ENCODER_SPECS[encoder].levels
+    convolutions = (3, 1), (3, 1)
+    return convolutions, *(((2, 2), *convolutions),) * (num_widths - 1)

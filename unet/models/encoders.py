@@ -1,11 +1,10 @@
-"""The encoders. Each maps an image to a list of features, from the full resolution down.
+"""The encoders: image -> list of features, from the full resolution down.
 
 All encoders have the same attributes:
-    channels: channels of each feature map.
-    strides: stride of each feature map in pixels of the image.
+    channels, strides: of each feature map.
     stem: the convolutions at the full resolution.
-    backbone: all levels below the full resolution.
-    frozen: whether the backbone has no gradients. `UNet.train` then leaves it in evaluation mode.
+    backbone: all levels below.
+    frozen: whether the backbone has no gradients. `UNet.train` then keeps it in evaluation mode.
 """
 
 from collections.abc import Sequence
@@ -22,17 +21,7 @@ from unet.models.receptive_field import level_strides
 
 
 class UNetEncoder(nn.Module):
-    """The contracting path of the U-Net.
-
-    Args:
-        in_channels: C of the image.
-        widths: channels of each level, from the full resolution down.
-        norm: see `UNet`.
-        downsampling: see `UNet`.
-        padding: see `UNet`.
-        dropout: see `UNet`.
-        activation_checkpointing: see `UNet`.
-    """
+    """The contracting path of the U-Net; arguments as those of `UNet`."""
 
     def __init__(
         self,
@@ -69,17 +58,10 @@ class UNetEncoder(nn.Module):
 
 
 class TorchvisionEncoder(nn.Module):
-    """A classification network of torchvision with random weights, and a stem beside it.
+    """A classification network of torchvision with random weights, and a stem next to it.
 
-    Such a network halves or quarters the image in its first layer. The stem's features at the full
-    resolution are the only ones with finer details.
-
-    Args:
-        name: the network.
-        in_channels: C of the image.
-        stem_width: channels of the stem.
-        norm: norm of the stem; the network has its own.
-        activation_checkpointing: see `UNet`; the network is one level.
+    Such a network divides the image's size by 2 or 4 in its first layer: finer details are only in
+    the stem's features. For activation_checkpointing it is one level. Arguments as `UNet`.
     """
 
     def __init__(
@@ -99,7 +81,7 @@ class TorchvisionEncoder(nn.Module):
         self.backbone = build_backbone(name, in_channels)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Image (N, C, H, W) -> features (N, channels[i], H / strides[i], W / strides[i])."""
+        """As `UNetEncoder.forward`; H and W are multiples of strides[-1]."""
         checkpointing = self.activation_checkpointing and self.training
         full = run_level(self.stem, image, checkpointing=checkpointing)
         with torch.no_grad() if self.frozen else nullcontext():
@@ -108,11 +90,7 @@ class TorchvisionEncoder(nn.Module):
 
 
 def build_backbone(name: Encoder, in_channels: int) -> nn.Module:
-    """Make a network of torchvision without its classifier.
-
-    Returns:
-        A module: image (N, C, H, W), H and W multiples of its stride -> dict of features.
-    """
+    """Make a network of torchvision that returns a dict of features, by the nodes of its spec."""
     # Not at the top: these imports take as long as that of torch, and few runs need them.
     from torchvision.models import get_model
     from torchvision.models.feature_extraction import create_feature_extractor

@@ -1,6 +1,6 @@
 """Losses on logits (N, K, H, W) and a target (N, H, W) of class ids, int64.
 
-Under torchrun a loss is that of the samples of all processes together, in each of them.
+Under torchrun every process computes the loss of all processes' samples.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ def cross_entropy(
     ignore_index: int = 255,
     border_weights: Tensor | None = None,
 ) -> Tensor:
-    """Return the weighted mean of the cross-entropy over the pixels that count.
+    """Compute the weighted mean of the cross-entropy over all pixels that are not ignored.
 
-    A pixel weighs what its class does, or 1, and border_weights (N, H, W) besides. 0 when no pixel
-    counts (torch's own mean is NaN then).
+    The weight of a pixel is its class's (default 1) plus its border_weights (N, H, W). The loss is
+    0 if all pixels are ignored; torch's is NaN.
 
-    Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, equations 1 and 2; they sum where
-    this is a mean, whose size does not depend on the weights.
+    Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, equations 1 and 2, with a weighted
+    mean instead of the sum.
     """
-    # Summed here: torch's own sum is in another order each time on CUDA.
+    # Not with torch's reduction: on CUDA the order of its sum changes from run to run.
     losses = F.cross_entropy(logits.float(), target, ignore_index=ignore_index, reduction="none")
     counted = target != ignore_index
     weights = counted.float()
@@ -42,22 +42,20 @@ def cross_entropy(
 def dice_loss(
     logits: Tensor, target: Tensor, class_weights: Tensor | None = None, ignore_index: int = 255
 ) -> Tensor:
-    """Return 1 - soft Dice, pooled over the batch, averaged over the classes in the target.
+    """Compute 1 - soft Dice, summed over the batch, averaged over the classes in the target.
 
-    A class absent from the whole target has no Dice to improve and is left out of the mean;
-    0 when no pixel counts.
+    Classes absent from the whole target are left out of the mean. The loss is 0 if all pixels are
+    ignored.
 
-    Source: Milletari, Navab and Ahmadi 2016, arXiv 1606.04797, equation in section 3, with the
-    sums instead of the squares in the denominator.
+    Source: Milletari, Navab and Ahmadi 2016, arXiv 1606.04797, section 3, without squares in the
+    denominator.
     """
     counted = (target != ignore_index).unsqueeze(1)
     probabilities = logits.float().softmax(dim=1) * counted
     classes = torch.arange(logits.shape[1], device=logits.device)
     truth = (target.unsqueeze(-1) == classes).movedim(-1, 1) * counted
-    pixels = (0, 2, 3)
-    sums = all_reduce_sum_with_gradient(
-        torch.stack([part.sum(pixels) for part in (probabilities * truth, probabilities, truth)])
-    )
+    maps = (probabilities * truth, probabilities, truth)
+    sums = all_reduce_sum_with_gradient(torch.stack([one.sum((0, 2, 3)) for one in maps]))
     common, predicted, present = sums[0], sums[1], sums[2]
     dice = 2 * common / (predicted + present).clamp(min=1e-6)
     weights = (present > 0).float()
@@ -70,10 +68,10 @@ class SegmentationLoss(nn.Module):
     """The weighted sum of cross-entropy and soft Dice loss.
 
     Args:
-        cross_entropy: factor of the cross-entropy; 0 leaves it out.
-        dice: factor of the Dice loss; 0 leaves it out.
-        class_weights: one number for each class; None for all equal.
-        ignore_index: the class id whose pixels do not count.
+        cross_entropy: weight of the cross-entropy.
+        dice: weight of the Dice loss.
+        class_weights: one number for each class; None for equal weights.
+        ignore_index: class id of the pixels to leave out.
     """
 
     class_weights: Tensor | None
@@ -95,10 +93,7 @@ class SegmentationLoss(nn.Module):
     def forward(
         self, logits: Tensor, target: Tensor, border_weights: Tensor | None = None
     ) -> Tensor:
-        """Logits (N, K, H, W) and target (N, H, W) -> a float32 scalar.
-
-        Weights (N, H, W) of the pixels beside those of the classes count in the cross-entropy.
-        """
+        """Logits (N, K, H, W), target and border weights (N, H, W) -> a float32 scalar."""
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.cross_entropy:
             loss = loss + self.cross_entropy * cross_entropy(

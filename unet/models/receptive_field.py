@@ -1,6 +1,6 @@
 """Receptive field and sizes of a network. Imports no torch: the config needs it.
 
-A network divides the image into a grid: the pixels that end in one pixel of the deepest level are a
+A network divides the image into a grid. The pixels that end in one pixel of the deepest level are a
 grid unit, `output_stride` pixels wide.
 """
 
@@ -15,13 +15,12 @@ class Geometry:
     """Sizes in pixels that follow from a network's layers; the same for height and width.
 
     Args:
-        output_stride: side of a grid unit. A padded network takes multiples of it.
-        context: pixels on each side of an input without logits; 0 for a padded network. 92 for an
-            unpadded one with five levels.
-        remainder: the side of the logits is a multiple of output_stride plus this; 0 for a padded
-            network.
-        margin: pixels next to an edge on the grid, in whole grid units, whose logits can depend on
-            pixels beyond the edge.
+        output_stride: side of a grid unit.
+        context: pixels on each side of an unpadded network's input without logits: 92 with five
+            levels. 0 for a padded network.
+        remainder: the logits of an unpadded network are a multiple of output_stride plus this.
+        margin: distance from an edge on the grid, in whole grid units, within which logits depend
+            on pixels beyond the edge.
         exact_overlap: smallest overlap with which tiles give the logits of the whole image; None if
             no overlap does.
     """
@@ -36,7 +35,7 @@ class Geometry:
         """Return the side of the smallest input with logits for at least so many pixels.
 
         An unpadded network takes no other sizes: with five levels 188, 204, ..., 572, ..., for
-        logits of 4, 20, ..., 388, ... pixels. A padded one takes any.
+        logits of 4, 20, ..., 388, ... pixels. A padded network takes any.
         """
         if not self.context:
             return pixels
@@ -52,44 +51,42 @@ def unet_geometry(
     padding: str = "same",
 ) -> Geometry:
     """Compute the geometry of a `UNet` with these arguments."""
-    levels, unpadded = encoder_levels(encoder, num_widths), padding == "valid"
+    levels, bilinear = encoder_levels(encoder, num_widths), upsampling == "bilinear"
     stride = prod(level_strides(levels))
-    bilinear = upsampling == "bilinear"
-    furthest = max(
-        dependencies(levels, 0, bilinear)[0], dependencies(levels, stride - 1, bilinear)[1]
-    )
-    margin = -(-furthest // stride) * stride
-    global_field = encoder != "none" and ENCODER_SPECS[encoder].global_field
+    first, last = dependencies(levels, 0, bilinear), dependencies(levels, stride - 1, bilinear)
+    margin = -(-max(first[0], last[1]) // stride) * stride
     # Each unpadded level loses 2 of its own pixels on each side, which are 2, 4, 8, ... of the
     # image's, and all but the deepest lose them again in the decoder.
-    remainder, context = (4, 6 * stride - 4) if unpadded else (0, 0)
-    exact = remainder if unpadded else 2 * margin
+    remainder, context = (4, 6 * stride - 4) if padding == "valid" else (0, 0)
+    # These norms take statistics over the whole input.
+    inexact = norm in ("group", "instance") or _has_global_field(encoder)
     return Geometry(
         output_stride=stride,
         context=context,
         remainder=remainder,
         margin=margin,
-        # These norms take statistics over the whole input.
-        exact_overlap=None if global_field or norm in ("group", "instance") else exact,
+        exact_overlap=None if inexact else remainder or 2 * margin,
     )
 
 
 def receptive_field(
     encoder: Encoder = "none", num_widths: int = 5, upsampling: str = "conv_transpose"
 ) -> tuple[int, int] | None:
-    """Compute the side of an output pixel's receptive field and the largest distance in it.
+    """Compute the largest receptive field of an output pixel.
 
     Returns:
-        The largest of each over all output pixels; None if each depends on the whole image.
+        Its side, and the largest distance to a pixel in it; None for the whole image.
     """
-    if encoder != "none" and ENCODER_SPECS[encoder].global_field:
+    if _has_global_field(encoder):
         return None
-    levels = encoder_levels(encoder, num_widths)
-    sides = [
-        dependencies(levels, i, upsampling == "bilinear")
-        for i in range(prod(level_strides(levels)))
-    ]
+    levels, bilinear = encoder_levels(encoder, num_widths), upsampling == "bilinear"
+    positions = range(prod(level_strides(levels)))
+    sides = [dependencies(levels, position, bilinear) for position in positions]
     return max(left + 1 + right for left, right in sides), max(map(max, sides))
+
+
+def _has_global_field(encoder: Encoder) -> bool:
+    return encoder != "none" and ENCODER_SPECS[encoder].global_field
 
 
 def level_strides(levels: tuple[Level, ...]) -> list[int]:
@@ -100,24 +97,19 @@ def level_strides(levels: tuple[Level, ...]) -> list[int]:
 def dependencies(
     levels: tuple[Level, ...], position: int = 0, bilinear: bool = False
 ) -> tuple[int, int]:
-    """Pixels to the left and to the right of an output pixel that it depends on; so up and down.
+    """Pixels to the left and to the right of an output pixel that its logits depend on.
 
     Args:
-        levels: of the encoder, from the full resolution down.
+        levels: the encoder's, from the full resolution down.
         position: of the pixel in its grid unit, 0 to output stride - 1.
-        bilinear: whether the decoder interpolates, so that an upsampled pixel depends on two pixels
-            instead of one.
+        bilinear: whether the decoder interpolates between two pixels.
     """
     left = right = position
-    for stride in level_strides(levels)[
-        1:
-    ]:  # backwards through the decoder: convolutions, upsampling
-        left, right = left - 2, right + 2
-        if bilinear:  # pixel p lies at (p + 1/2) / stride - 1/2, between two
-            left, right = (
-                (2 * left + 1 - stride) // (2 * stride),
-                (2 * right + 1 - stride) // (2 * stride) + 1,
-            )
+    for stride in level_strides(levels)[1:]:  # backwards through the decoder
+        left, right = left - 2, right + 2  # two 3 x 3 convolutions
+        if bilinear:  # pixel p lies at (p + 1/2) / stride - 1/2
+            left = (2 * left + 1 - stride) // (2 * stride)
+            right = (2 * right + 1 - stride) // (2 * stride) + 1
         else:
             left, right = left // stride, right // stride
     for level in reversed(levels):

@@ -1,7 +1,6 @@
 """The U-Net: an encoder that halves the image, a decoder that doubles it, skips between them.
 
-Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1. With padding valid the
-convolutions are unpadded as in the paper.
+Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 1.
 """
 
 from collections.abc import Sequence
@@ -30,27 +29,22 @@ from unet.models.receptive_field import unet_geometry
 class UNet(nn.Module):
     """The U-Net for images of any size.
 
-    With padding valid it is the paper's network: its logits are `context` pixels smaller on each
-    side than the image, 388 x 388 for 572 x 572, and depend on real pixels only. `mirror_context`
-    pads an image of any size for it.
-
     Args:
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
-        widths: channels of each level from the full resolution down; each level halves the image.
-            With an encoder of torchvision: channels of the decoder's levels, one fewer than the
-            encoder has.
-        norm: batch; group (8 groups, or the greatest common divisor of 8 and the width); instance;
-            or none, with which all weights start with the paper's standard deviation sqrt(2 / N),
-            N inputs to each output. Encoders of torchvision keep their own norm.
+        widths: channels of each level from the full resolution down; with an encoder of torchvision
+            of the decoder's levels, one fewer than the encoder has.
+        norm: batch; group (gcd(8, width) groups); instance; or none, with which all weights start
+            with the paper's standard deviation. Encoders of torchvision keep their own norm.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
         upsampling: conv_transpose, or bilinear interpolation after a 1 x 1 convolution.
-        padding: same: the 3 x 3 convolutions are padded with zeros; or valid: they are unpadded.
-        dropout: probability of zeroing a value after the two deepest levels of the encoder in
-            training.
+        padding: same: 3 x 3 convolutions are padded with zeros; or valid: they are unpadded as in
+            the paper, so that logits have `context` pixels less on each side, 388 x 388 for
+            572 x 572. `mirror_context` pads an image of any size for that.
+        dropout: probability of zeroing a value after the two deepest levels of the encoder.
         encoder: none for the U-Net's own, or a network of torchvision with random weights.
         activation_checkpointing: whether training keeps only the inputs of each level and computes
-            its activations again in the backward pass; an encoder of torchvision is one level.
+            its activations again in the backward pass.
 
     Attributes:
         geometry: sizes that the layers imply; output_stride, margin and context are copies.
@@ -86,7 +80,7 @@ class UNet(nn.Module):
             )
         check_option("encoder", encoder, Encoder)
         if encoder != "none":
-            _check_encoder_arguments(encoder, widths, downsampling, padding, dropout)
+            _check_arguments_of(encoder, widths, downsampling, padding, dropout)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.padding = padding
@@ -113,21 +107,19 @@ class UNet(nn.Module):
             deeper = widths[i]
         self.head = nn.Conv2d(widths[0], num_classes, 1)
         if norm == "none":  # then only the weights' size keeps features from growing or vanishing
-            modules: list[nn.Module] = [self.encoder.stem, self.decoder, self.head]
-            if encoder == "none":
-                modules.append(self.encoder.backbone)
-            for module in modules:
+            own_backbone = [self.encoder.backbone] if encoder == "none" else []
+            for module in (self.encoder.stem, self.decoder, self.head, *own_backbone):
                 module.apply(initialize_as_in_paper)
 
     def train(self, mode: bool = True) -> Self:
-        """Set training or evaluation mode; a frozen backbone stays in evaluation mode."""
+        """Set the mode; a frozen backbone stays in evaluation mode."""
         super().train(mode)
         if self.encoder.frozen:
             self.encoder.backbone.eval()
         return self
 
     def forward(self, image: Tensor) -> Tensor:
-        """Image (N, C, H, W) -> logits (N, K, H, W), with padding valid (.., H - 2 * context, ..).
+        """Image (N, C, H, W) -> logits (N, K, H, W); with padding valid smaller by 2 * `context`.
 
         Raises:
             ValueError: if padding is valid and the levels cannot halve H and W evenly.
@@ -179,12 +171,8 @@ class UNet(nn.Module):
         return logits
 
 
-def _check_encoder_arguments(
-    encoder: Encoder,
-    widths: Sequence[int],
-    downsampling: Downsampling,
-    padding: Padding,
-    dropout: float,
+def _check_arguments_of(
+    encoder: Encoder, widths: Sequence[int], downsampling: str, padding: str, dropout: float
 ) -> None:
     """Check the arguments that depend on an encoder of torchvision."""
     num_levels = len(ENCODER_SPECS[encoder].channels)
@@ -196,15 +184,11 @@ def _check_encoder_arguments(
     if (downsampling, padding, dropout) != ("max_pool", "same", 0):
         raise ValueError(
             f"UNet: got downsampling {downsampling}, padding {padding} and dropout {dropout} with "
-            f"encoder {encoder}, expected the defaults: the encoder has its own downsampling, is "
-            "padded and has no dropout"
+            f"encoder {encoder}, expected the defaults, as the encoder is complete without them"
         )
 
 
 def argmax_classes(scores: Tensor) -> Tensor:
-    """Choose the class of each pixel: logits or probabilities (K, H, W) -> ids (H, W), uint8.
-
-    Of equal scores the first wins.
-    """
+    """Logits or probabilities (K, H, W) -> class ids (H, W), uint8; of equal scores the first."""
     # The same as argmax, which on a CPU takes 40 times as long, a tenth of a prediction.
     return scores.max(0).indices.to(torch.uint8)
