@@ -27,7 +27,7 @@ from benchmarking import (
 )
 from torch import Tensor
 
-from unet.inference.sliding_window import place_tiles, sliding_window
+from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
 
@@ -59,11 +59,16 @@ class Network:
         return logits
 
 
+def make_tiles(network: Network, tile: int, overlap: int) -> Tiles:
+    """Square tiles on the network's grid that meet in the middle of their overlap."""
+    return Tiles((tile, tile), overlap, network.net.output_stride, blend=False)
+
+
 def make_bare(network: Network, tile: int, overlap: int) -> Candidate:
     """Run one tile as often as ours has tiles, and discard the results."""
 
     def run(image: Tensor) -> None:
-        side, starts = place_tiles(image.shape[1], tile, overlap, network.net.output_stride)
+        side, starts = make_tiles(network, tile, overlap).place(0, image.shape[1])
         one = image[None, :, :side, :side].contiguous(memory_format=torch.channels_last)
         for _ in range(len(starts) ** 2):
             network(one)
@@ -73,15 +78,8 @@ def make_bare(network: Network, tile: int, overlap: int) -> Candidate:
 
 def make_ours(network: Network, tile: int, overlap: int) -> Candidate:
     """Call `sliding_window` as `Predictor.predict` does."""
-    return lambda image: sliding_window(
-        network,
-        image,
-        (tile, tile),
-        overlap,
-        align=network.net.output_stride,
-        blend=False,
-        finish=argmax_classes,
-    )
+    tiles = make_tiles(network, tile, overlap)
+    return lambda image: sliding_window(network, image, tiles, finish=argmax_classes)
 
 
 def make_monai(network: Network, tile: int, overlap: int, mode: str) -> Candidate:
@@ -149,7 +147,7 @@ def measure_times(
     for run in candidates.values():
         run(image[:, :tile, :tile])
     for _, overlap in candidates:
-        side, _ = place_tiles(image.shape[1], tile, overlap, network.net.output_stride)
+        side, _ = make_tiles(network, tile, overlap).place(0, image.shape[1])
         network(image[None, :, :side, :side])
     pixels = {}
     for key, run in candidates.items():

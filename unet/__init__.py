@@ -1,7 +1,6 @@
 """U-Net segmentation: train, evaluate and predict.
 
-The names below are loaded on first use, so that `unet --help` and a config error
-need not wait for torch.
+The names below are imported on first use, so that `unet --help` does not wait for torch.
 """
 
 from importlib import import_module
@@ -10,18 +9,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unet.config.loader import load_config
     from unet.evaluation.evaluate import evaluate
+    from unet.inference.export import export
     from unet.inference.predict import predict
-    from unet.inference.predictor import Predictor, load_model
+    from unet.inference.predictor import Ensemble, Predictor, load_model
     from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
     from unet.models.unet import UNet
     from unet.training.trainer import train
 
 __all__ = [
     "ConvTranspose2d",
+    "Ensemble",
     "Predictor",
     "UNet",
     "conv_transpose2d",
     "evaluate",
+    "export",
     "load_config",
     "load_model",
     "predict",
@@ -30,10 +32,12 @@ __all__ = [
 
 _MODULES = {
     "ConvTranspose2d": "models.conv_transpose",
+    "Ensemble": "inference.predictor",
     "Predictor": "inference.predictor",
     "UNet": "models.unet",
     "conv_transpose2d": "models.conv_transpose",
     "evaluate": "evaluation.evaluate",
+    "export": "inference.export",
     "load_config": "config.loader",
     "load_model": "inference.predictor",
     "predict": "inference.predict",

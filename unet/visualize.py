@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from unet.data.classes import IGNORE_INDEX, Colour
@@ -70,11 +71,16 @@ def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> n
     return both.astype(np.uint8)
 
 
-def save_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
-    """Write a PNG, whole or not at all."""
+def save_picture(
+    path: Path, picture: np.ndarray | Image.Image, description: str | None = None
+) -> None:
+    """Write a PNG with a text that describes it, completely or not at all."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    texts = PngInfo()
+    if description is not None:
+        texts.add_text("Description", description)
     with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", pnginfo=texts)
 
 
 def draw_preview_sheet(

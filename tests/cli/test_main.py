@@ -462,16 +462,16 @@ def test_a_model_is_exported_and_described(
     shown = capsys.readouterr().out
     assert "\n  batch_size: 3\n" in shown
     assert "best: epoch " in shown
-    assert " at 40 x 50 pixels\n" in shown
+    assert " for 40 x 50 pixels\n" in shown
 
     for arguments, message in (
         (["export", best, "-o", "out/model.pt2"], "out/model.pt2: exists; pass --overwrite to"),
         (["export", best, best, "-o", "two.pt2"], "export: got 2 checkpoints, expected one"),
         (["export", best, "-o", "model.pt"], "model.pt: expected a file that ends in .onnx or .pt"),
         (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
-        (["export", best, "-o", "a.pt2", "data.classes.c=9"], "keeps its settings, but data.cl"),
+        (["export", best, "-o", "a.pt2", "tiling.size=[9,9]"], "export: got tiling.size=[9,9]; a"),
         (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; give another"),
-        (["info", best, "--size", "0", "5"], "info: got a size of 0 x 5, expected at least 1 x 1"),
+        (["info", best, "--size", "0", "5"], "size: got 0 x 5, expected at least 1 x 1"),
         (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
     ):
         assert main(arguments) == 2

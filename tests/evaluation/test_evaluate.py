@@ -23,7 +23,7 @@ from unet.evaluation.evaluate import EvaluationOptions, evaluate
 from unet.evaluation.measure import OBJECT_MEASURES
 from unet.evaluation.scoring import score_pairs
 from unet.inference.predict import Options
-from unet.inference.tta import Kind
+from unet.inference.tta import TtaMode
 from unet.inspection.check import check_data
 from unet.metrics.instances import average_precision
 from unet.metrics.isbi2012 import membrane_scores
@@ -33,7 +33,7 @@ from unet.training.trainer import train
 pytestmark = pytest.mark.usefixtures("workdir")
 
 
-def counted_by_hand(checkpoint: Path, pairs: list, tta: tuple[Kind, ...] = ()) -> np.ndarray:
+def counted_by_hand(checkpoint: Path, pairs: list, tta: tuple[TtaMode, ...] = ()) -> np.ndarray:
     model, matrix = load_model(checkpoint), np.zeros((2, 2), int)
     for pair in pairs:
         with Image.open(pair.masks[0]) as mask:
@@ -300,7 +300,7 @@ def test_objects_are_measured_if_asked_for(best: Path, new: dict[str, str]) -> N
 
 @pytest.mark.parametrize(("objects", "tta"), [(True, ("flips",)), ("ground", ())])
 def test_objects_at_thresholds_are_those_of_masks_predicted_with_them(
-    best: Path, new: dict[str, str], objects: str | bool, tta: tuple[Kind, ...]
+    best: Path, new: dict[str, str], objects: str | bool, tta: tuple[TtaMode, ...]
 ) -> None:
     tiled = ["tiling.size=[32,32]"]
     options = EvaluationOptions(**new, objects=objects, thresholds=True, tta=tta)

@@ -17,6 +17,7 @@ from unet.inference.geotiff import (
     Block,
     Raster,
     Span,
+    block_side,
     create_raster,
     file_tile,
     is_raster,
@@ -26,7 +27,7 @@ from unet.inference.geotiff import (
 pytestmark = pytest.mark.usefixtures("workdir")
 
 
-def test_what_is_a_raster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rasters_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(draw(40, 30))
     for name in ("plain.tif", "plain.png"):
         image.save(name)
@@ -62,7 +63,7 @@ def test_blocks_are_read_as_images_and_mirrored_beyond_the_raster() -> None:
         )
 
 
-def test_nodata_has_the_means_of_the_channels() -> None:
+def test_nodata_gets_the_means_of_the_channels() -> None:
     pixels = draw(3, 20, 30)
     pixels[:, 2:5, 7] = 0
     path = write_raster("a.tif", pixels, photometric="RGB", nodata=0)
@@ -77,11 +78,11 @@ def test_nodata_has_the_means_of_the_channels() -> None:
     np.testing.assert_allclose(image[:, valid], pixels[:, valid] / 255, atol=1e-6)
 
 
-def test_palettes_turned_tiffs_and_stacks_are_refused() -> None:
+def test_palettes_orientations_and_stacks_are_refused() -> None:
     write_tiffs_that_windows_cannot_read()
     for name, message in (
         ("a", r"^a\.tif: got a raster with a palette"),
-        ("b", r"^b\.tif: got a TIFF that its EXIF orientation turns"),
+        ("b", r"^b\.tif: got a TIFF with an EXIF orientation"),
         ("c", r"^c\.tif: got a raster of 2 pages, expected one"),
     ):
         with pytest.raises(ValueError, match=message), open_raster(Path(f"{name}.tif"), 1):
@@ -93,7 +94,7 @@ def write_like(source: Raster, path: Path, values: np.ndarray) -> None:
         file.write(values)
 
 
-def test_what_is_written_has_the_place_of_its_source_or_is_not_there() -> None:
+def test_a_raster_is_written_completely_with_the_georeference_of_its_source_or_not_at_all() -> None:
     path = write_raster("a.tif", draw(40, 30))
     values = np.arange(1200, dtype=np.float32).reshape(1, 40, 30)
     with open_raster(path, 1) as source:
@@ -106,3 +107,11 @@ def test_what_is_written_has_the_place_of_its_source_or_is_not_there() -> None:
         assert (file.transform, file.nodata) == (PLACE["transform"], -1)
         assert file.crs == rasterio.CRS.from_string("EPSG:32632")
         assert file.block_shapes == [(file_tile(40), file_tile(30))] == [(32, 16)]
+
+
+@pytest.mark.parametrize("pixels", [-3, 0, 15, 16, 47, 100, 255, 256, 800])
+def test_blocks_consist_of_whole_tiles_of_the_file(pixels: int) -> None:
+    side = block_side(pixels)
+    assert side % file_tile(side) == 0
+    assert file_tile(side) % 16 == 0
+    assert side <= max(pixels, 16)

@@ -18,7 +18,7 @@ from unet.data.label_images import clean, number_objects
 from unet.inference import predict as prediction
 from unet.inference.predict import Options, UnpredictedError, predict_files
 from unet.inference.sliding_window import sliding_window
-from unet.inference.tta import View, probabilities
+from unet.inference.tta import View, mean_probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -39,7 +39,7 @@ def values_of(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_masks_have_the_images_size_and_the_training_masks_values(
+def test_masks_have_the_size_of_the_image_and_the_values_of_the_training_masks(
     checkpoint: Path, data_root: Path
 ) -> None:
     masks = predict_files([checkpoint], [str(data_root / "images")], Path("out"))
@@ -50,7 +50,9 @@ def test_masks_have_the_images_size_and_the_training_masks_values(
     assert np.array_equal(values_of(masks[0]), ids * 200)
 
 
-def test_files_folders_and_patterns_are_each_taken_once(checkpoint: Path, data_root: Path) -> None:
+def test_an_image_that_several_inputs_name_is_predicted_once(
+    checkpoint: Path, data_root: Path
+) -> None:
     images = data_root / "images"
     inputs = [str(images / "[0-2].png"), str(images / "1.png"), str(images / "5.png")]
     masks = predict_files([checkpoint], inputs, Path("out"))
@@ -58,7 +60,9 @@ def test_files_folders_and_patterns_are_each_taken_once(checkpoint: Path, data_r
     assert sorted(Path("out").iterdir()) == masks
 
 
-def test_files_pillow_images_and_arrays_give_the_same(checkpoint: Path, data_root: Path) -> None:
+def test_files_pillow_images_and_arrays_give_the_same_mask(
+    checkpoint: Path, data_root: Path
+) -> None:
     model, path = load_model(checkpoint), data_root / "images" / "0.png"
     ids = predict(model, str(path))
     assert ids.dtype == np.uint8
@@ -69,9 +73,9 @@ def test_files_pillow_images_and_arrays_give_the_same(checkpoint: Path, data_roo
     assert np.array_equal(logits.argmax(0).numpy(), ids)
 
 
-def test_a_pillow_image_is_turned_as_its_file_is(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_orientation_of_a_pillow_image_is_applied(checkpoint: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.effect_noise((40, 20), 50).save(tmp_path / "a.png", exif=exif)
     model = load_model(checkpoint)
     ids = predict(model, tmp_path / "a.png")
@@ -80,7 +84,7 @@ def test_a_pillow_image_is_turned_as_its_file_is(checkpoint: Path, tmp_path: Pat
         assert np.array_equal(predict(model, image), ids)
 
 
-def test_open_images_that_are_cut_or_damaged_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_open_images_that_pillow_reads_wrong_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     model, path = load_model(checkpoint), tmp_path / "a.png"
     write_png16(path, np.full((20, 20, 3), 9000, np.uint16))
     with Image.open(path) as image, pytest.raises(ValueError, match="give its path instead"):
@@ -91,14 +95,14 @@ def test_open_images_that_are_cut_or_damaged_are_refused(checkpoint: Path, tmp_p
         predict(model, image)
 
 
-def test_tiles_can_be_asked_for(checkpoint: Path, data_root: Path) -> None:
+def test_overrides_change_the_tiles(checkpoint: Path, data_root: Path) -> None:
     image = str(data_root / "images" / "0.png")
     overrides = ["tiling={size: [16, 16], overlap: 8}"]
     masks = predict_files([checkpoint], [image], Path("out"), overrides=overrides)
     assert values_of(masks[0]).shape == (HEIGHT, WIDTH)
 
 
-def test_overlays_lie_beside_the_masks(checkpoint: Path, data_root: Path) -> None:
+def test_overlays_are_written_next_to_the_masks(checkpoint: Path, data_root: Path) -> None:
     image = data_root / "images" / "0.png"
     predict_files([checkpoint], [str(image)], Path("out"), Options(overlay=True))
     assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "0_overlay.png"]
@@ -110,31 +114,85 @@ def test_overlays_lie_beside_the_masks(checkpoint: Path, data_root: Path) -> Non
     assert shown >= set(load_model(checkpoint).classes.colours)
 
 
-def test_masks_that_exist_are_kept_unless_asked(
+def test_existing_masks_are_kept_without_overwrite(
     checkpoint: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("out").mkdir()
-    Path("out/3.png").write_text("mine")
     images = [str(data_root / "images")]
+    predict_files([checkpoint], [str(data_root / "images" / "3.png")], Path("out"))
+    capsys.readouterr()
+    time = Path("out/3.png").stat().st_mtime_ns
     assert len(predict_files([checkpoint], images, Path("out"))) == 6
     printed = capsys.readouterr().out
-    assert "kept 1 mask(s) that exist in out; --overwrite predicts them anew" in printed
+    assert "kept 1 mask(s) that exist in out; --overwrite predicts them again" in printed
     assert "predicted 5 of 5 images into out" in printed
     assert len(list(Path("out").iterdir())) == 6
-    assert Path("out/3.png").read_text() == "mine"
+    assert Path("out/3.png").stat().st_mtime_ns == time
     predict_files([checkpoint], images, Path("out"), overwrite=True)
-    assert values_of(Path("out/3.png")).shape == (HEIGHT, WIDTH)
+    assert Path("out/3.png").stat().st_mtime_ns > time
     times = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
     predict_files([checkpoint], images, Path("out"))
     assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == times
 
 
-def test_what_goes_with_a_mask_is_not_added_to_one_that_exists(
-    checkpoint: Path, data_root: Path
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_masks_that_were_predicted_in_another_way_are_refused(
+    checkpoint: Path, tmp_path: Path, suffix: str
 ) -> None:
+    page = Image.effect_noise((30, 20), 50)
+    page.save(f"a{suffix}", save_all=True, append_images=[page] if suffix == ".tif" else [])
+    other = tmp_path / "other.pt"
+    save_checkpoint(other, make_model(tmp_path).contents())
+    before = predict_files([checkpoint], [f"a{suffix}"], Path("out"))[0].read_bytes()
+    exists = rf"out/a{suffix}: exists and was predicted "
+    for checkpoints, options, overrides, reason in (
+        ([other], Options(), [], "by another checkpoint; pass --overwrite to predict it again, or"),
+        ([checkpoint, other], Options(), [], "by another checkpoint;"),
+        ([checkpoint], Options(threshold=0.3), [], r"with threshold none instead of 0\.3;"),
+        (
+            [checkpoint],
+            Options(tta=("flips", "turns")),
+            [],
+            "with tta none instead of flips, turns",
+        ),
+        ([checkpoint], Options(min_size=3), [], "with min_size 0 instead of 3"),
+        ([checkpoint], Options(keep_largest=True), [], "with keep_largest False instead of"),
+        ([checkpoint], Options(), ["tiling.overlap=8"], "with tiling.overlap none instead of"),
+        ([checkpoint], Options(), ["train.precision=bfloat16"], "with train.precision auto"),
+    ):
+        with pytest.raises(FileExistsError, match=exists + reason):
+            predict_files(checkpoints, [f"a{suffix}"], Path("out"), options, overrides=overrides)
+    assert Path(f"out/a{suffix}").read_bytes() == before
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(checkpoint.read_bytes())
+    predict_files([copy], [f"a{suffix}"], Path("out"), overrides=["tiling.batch_size=2"])
+    predict_files([other], [f"a{suffix}"], Path("out"), overwrite=True)
+    with pytest.raises(FileExistsError, match=exists + "by another checkpoint"):
+        predict_files([checkpoint], [f"a{suffix}"], Path("out"))
+
+
+def test_masks_of_unknown_origin_are_refused(checkpoint: Path) -> None:
+    Image.effect_noise((30, 20), 50).save("a.png")
+    Path("out").mkdir()
+    for write in (Image.new("L", (30, 20)).save, lambda path: Path(path).write_text("mine")):
+        write("out/a.png")
+        before = Path("out/a.png").read_bytes()
+        with pytest.raises(FileExistsError, match=r"out/a\.png: exists, and nothing in it says"):
+            predict_files([checkpoint], ["a.png"], Path("out"))
+        assert Path("out/a.png").read_bytes() == before
+
+
+def test_masks_of_other_images_may_have_another_origin(checkpoint: Path) -> None:
+    for name in "ab":
+        Image.effect_noise((30, 20), 50).save(f"{name}.png")
+    predict_files([checkpoint], ["a.png"], Path("out"))
+    predict_files([checkpoint], ["b.png"], Path("out"), Options(threshold=0.3))
+    predict_files([checkpoint], ["a.png"], Path("out"))
+
+
+def test_an_existing_mask_without_its_overlay_is_refused(checkpoint: Path, data_root: Path) -> None:
     images = [str(data_root / "images")]
     predict_files([checkpoint], images, Path("out"))
-    message = r"out/0\.png: exists, but 0_overlay\.png beside it does not; pass --overwrite"
+    message = r"out/0\.png: exists, but 0_overlay\.png does not; pass --overwrite"
     with pytest.raises(FileExistsError, match=message):
         predict_files([checkpoint], images, Path("out"), Options(overlay=True))
     assert len(list(Path("out").iterdir())) == 6
@@ -142,13 +200,13 @@ def test_what_goes_with_a_mask_is_not_added_to_one_that_exists(
     assert len(list(Path("out").iterdir())) == 12
 
 
-def test_a_name_of_an_image_is_no_folder(checkpoint: Path, data_root: Path) -> None:
+def test_the_name_of_an_image_is_refused_as_folder(checkpoint: Path, data_root: Path) -> None:
     with pytest.raises(ValueError, match=r"out\.png: got the name of an image, expected a folder"):
         predict_files([checkpoint], [str(data_root / "images")], Path("out.png"))
     assert not Path("out.png").exists()
 
 
-def test_what_an_interrupted_call_has_not_written_is_written_by_the_same(
+def test_the_same_call_continues_an_interrupted_one(
     checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, options = [str(data_root / "images")], Options(overlay=True, probabilities=True)
@@ -167,7 +225,7 @@ def test_what_an_interrupted_call_has_not_written_is_written_by_the_same(
         with pytest.raises(KeyboardInterrupt) as stopped:
             predict_files([checkpoint], images, Path("out"), options)
     assert str(stopped.value) == (
-        "interrupted; 3 of 6 images have their masks, and the same command goes on"
+        "interrupted; 3 of 6 images have their masks, and the same command continues"
     )
     written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
     assert sorted(name for name in written if len(name) == 5) == ["0.png", "1.png", "2.png"]
@@ -192,7 +250,7 @@ def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None
         assert all(path.is_file() for path in masks)
 
 
-def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: Path) -> None:
+def test_masks_in_a_folder_of_images_are_not_predicted(checkpoint: Path, data_root: Path) -> None:
     images = data_root / "images"
     (data_root / "link").symlink_to(images)
     for entry in (images, images / "**" / "*.png", data_root / "link"):
@@ -200,7 +258,7 @@ def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: 
             assert len(predict_files([checkpoint], [str(entry)], images / "out")) == 6
     with pytest.raises(FileNotFoundError, match=r"o\*/\*\.png: matches no file to predict"):
         predict_files([checkpoint], [str(images / "o*" / "*.png")], images / "out")
-    # Whoever asks for them by their folder, means them.
+    # An explicit pattern for them is respected.
     again = predict_files([checkpoint], [str(images / "out" / "*.png")], images / "out" / "two")
     assert len(again) == 6
 
@@ -208,12 +266,14 @@ def test_masks_in_a_folder_of_images_are_no_images(checkpoint: Path, data_root: 
 def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: Path) -> None:
     images = data_root / "images"
     before = values_of(images / "0.png")
-    with pytest.raises(ValueError, match=r"0\.png: is an image to predict; give another folder"):
+    with pytest.raises(ValueError, match=r"0\.png: is an image to predict; choose another output"):
         predict_files([checkpoint], [str(images)], images, overwrite=True)
     assert np.array_equal(values_of(images / "0.png"), before)
 
 
-def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_root: Path) -> None:
+def test_an_unreadable_image_is_reported_and_the_others_predicted(
+    checkpoint: Path, data_root: Path
+) -> None:
     (data_root / "images" / "2.png").write_bytes(b"no image")
     expected = r"2\.png: cannot be read.*\n1 of 6 images were not"
     with pytest.raises(UnpredictedError, match=expected):
@@ -222,9 +282,9 @@ def test_an_unreadable_image_is_named_and_loses_no_other(checkpoint: Path, data_
 
 
 @pytest.mark.parametrize(
-    "place", ["unet.inference.tta.View.back", "unet.inference.predictor.sliding_window"]
+    "place", ["unet.inference.tta.View.undo", "unet.inference.predictor.sliding_window"]
 )
-def test_an_image_too_large_for_the_memory_loses_no_other(
+def test_an_image_too_large_for_memory_is_reported_and_the_others_predicted(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     for i in range(3):
@@ -235,10 +295,10 @@ def test_an_image_too_large_for_the_memory_loses_no_other(
             torch.empty(2**55)
         return original(*arguments, **settings)
 
-    original = View.back if "tta" in place else sliding_window
+    original = View.undo if "tta" in place else sliding_window
     monkeypatch.setattr(place, fill)
     images, out = ["0.png", "1.png", "2.png"], Path("out")
-    advice = "TIFFs can be predicted in windows" if "tta" in place else "an image of 21 x 30 pixels"
+    advice = "read TIFFs in windows" if "tta" in place else "an image of 21 x 30 pixels"
     expected = rf"^1\.png: out of memory \(.*\); {advice}.*\n1 of 3 images were not"
     with pytest.raises(UnpredictedError, match=expected):
         predict_files([checkpoint], images, out, Options(probabilities=True))
@@ -246,10 +306,10 @@ def test_an_image_too_large_for_the_memory_loses_no_other(
     assert sorted(path.name for path in out.iterdir()) == names
 
 
-def test_what_cannot_be_written_ends_the_run(
+def test_a_file_that_cannot_be_written_ends_the_run(
     checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, *_: object) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
     monkeypatch.setattr("unet.inference.predict.save_picture", refuse)
@@ -257,7 +317,7 @@ def test_what_cannot_be_written_ends_the_run(
         predict_files([checkpoint], [str(data_root / "images")], Path("out"))
 
 
-def test_where_nothing_can_be_read_no_folder_is_made(checkpoint: Path) -> None:
+def test_no_folder_is_made_if_no_image_can_be_read(checkpoint: Path) -> None:
     Path("broken.png").write_bytes(b"no image")
     with pytest.raises(UnpredictedError, match=r"broken\.png: cannot be read"):
         predict_files([checkpoint], ["broken.png"], Path("new/masks"), Options(overlay=True))
@@ -284,7 +344,7 @@ def test_an_overlay_name_that_is_a_mask_name_is_refused(checkpoint: Path, tmp_pa
         predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), Options(overlay=True))
 
 
-def test_names_that_are_too_long_for_what_is_written_are_told_before_work(checkpoint: Path) -> None:
+def test_output_names_that_are_too_long_are_reported_before_work(checkpoint: Path) -> None:
     Path("in").mkdir()
     for name in ("0", "細" * 82):  # 246 bytes, and four of the ending
         Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
@@ -301,13 +361,13 @@ def test_names_that_are_too_long_for_what_is_written_are_told_before_work(checkp
         ("nowhere/*.png", r"nowhere/\*\.png: matches no file"),
     ],
 )
-def test_inputs_that_are_not_there_are_named(checkpoint: Path, entry: str, message: str) -> None:
+def test_missing_inputs_are_named(checkpoint: Path, entry: str, message: str) -> None:
     with pytest.raises(FileNotFoundError, match=message):
         predict_files([checkpoint], [entry], Path("out"))
     assert not Path("out").exists()
 
 
-def test_an_output_that_cannot_be_written_is_told_before_work(
+def test_an_output_folder_that_cannot_be_written_is_reported_before_work(
     checkpoint: Path, data_root: Path
 ) -> None:
     Path("file").touch()
@@ -359,7 +419,7 @@ def test_stacks_are_predicted_page_by_page(checkpoint: Path, data_root: Path, en
     assert [page.dtype for page in numbers] == [np.dtype("int32")] * 6
 
 
-def test_a_damaged_page_leaves_no_mask_of_its_stack(
+def test_a_damaged_page_leaves_no_mask_of_the_stack(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = [Image.effect_noise((30, 20), 50) for _ in range(3)]
@@ -376,7 +436,7 @@ def test_a_damaged_page_leaves_no_mask_of_its_stack(
     assert not list(Path("out").iterdir())
 
 
-def test_what_would_fill_a_tiff_is_written_as_a_bigtiff(
+def test_stacks_too_large_for_a_tiff_become_bigtiffs(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = Image.effect_noise((30, 20), 50)
@@ -401,29 +461,33 @@ def test_probabilities_are_a_page_for_each_class(checkpoint: Path, data_root: Pa
     assert np.array_equal(values_of(Path("out/0.png")) == 200, pages[1] > pages[0])
 
 
-def test_a_threshold_moves_the_border(checkpoint: Path, data_root: Path) -> None:
+def test_a_threshold_applies_to_the_probability_of_the_second_class(
+    checkpoint: Path, data_root: Path
+) -> None:
     image, model = data_root / "images" / "0.png", load_model(checkpoint)
     pixels = torch.from_numpy(to_float(read_image(image, 1)))
     foreground = model.logits(pixels).softmax(0)[1].numpy()
     for threshold in (0.0, 0.3, 0.9):
         ids = predict(model, image, Options(threshold=threshold))
         assert np.array_equal(ids, foreground >= threshold)
-    with pytest.raises(ValueError, match=r"--threshold: got 1\.5, expected 0 to 1"):
+    with pytest.raises(ValueError, match=r"^threshold: got 1\.5, expected 0 to 1"):
         Options(threshold=1.5)
-    with pytest.raises(ValueError, match="--min-size: got -1, expected 0 pixels or more"):
+    with pytest.raises(ValueError, match=r"^min_size: got -1, expected 0 pixels or more"):
         Options(min_size=-1)
 
 
-def test_a_threshold_is_of_two_classes(tmp_path: Path) -> None:
+def test_a_threshold_needs_two_classes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make_model(tmp_path)
     data = replace(model.config.data, classes={"a": 0, "b": 1, "c": 2})
     model = replace(model, config=replace(model.config, data=data))
-    with pytest.raises(ValueError, match="--threshold: got a model of 3 classes, expected one of"):
+    with pytest.raises(ValueError, match=r"^threshold: got a model of 3 classes, expected one of"):
         predict(model, np.zeros((20, 20), np.uint8), Options(threshold=0.5))
 
 
-def test_masks_are_cleaned_and_their_objects_numbered(checkpoint: Path, data_root: Path) -> None:
+def test_small_objects_are_removed_and_the_others_numbered(
+    checkpoint: Path, data_root: Path
+) -> None:
     image, model = data_root / "images" / "0.png", load_model(checkpoint)
     raw = predict(model, image)
     for settings in ({"min_size": 3}, {"keep_largest": True}):
@@ -438,7 +502,7 @@ def test_masks_are_cleaned_and_their_objects_numbered(checkpoint: Path, data_roo
         assert np.array_equal(numbers, number_objects(ids))
 
 
-def test_objects_are_written_to_one_place_however_many_they_are(
+def test_any_number_of_objects_is_written_to_the_same_file(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("L", (512, 320)).save("a.png")
@@ -453,24 +517,24 @@ def test_objects_are_written_to_one_place_however_many_they_are(
         assert values_of(Path("out/a_instances.tif")).max() == count
 
 
-def test_views_are_averaged_for_files_too(checkpoint: Path, data_root: Path) -> None:
+def test_views_of_files_are_averaged(checkpoint: Path, data_root: Path) -> None:
     image, model = data_root / "images" / "0.png", load_model(checkpoint)
     options = Options(tta=("flips", "scales"))
     predict_files([checkpoint], [str(image)], Path("out"), options)
     pixels = torch.from_numpy(to_float(read_image(image, 1)))
-    ids = probabilities(model, pixels, options.tta).argmax(0).numpy()
+    ids = mean_probabilities(model, pixels, options.tta).argmax(0).numpy()
     assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
     assert not np.array_equal(ids, predict(model, image))
 
 
-def test_a_bar_shows_images_and_pages_and_tiles(
+def test_progress_bars_count_images_pages_and_tiles(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = Image.effect_noise((52, 36), 50)
     page.save("stack.tif", save_all=True, append_images=[page])
     monkeypatch.setattr(
         "unet.runtime.distributed.disable_progress", lambda: False
-    )  # as on a terminal
+    )  # as in a terminal
     overrides = ["tiling={size: [16, 16], overlap: 8}"]
     predict_files([checkpoint], ["stack.tif"], Path("out"), overrides=overrides)
     shown = capsys.readouterr().err

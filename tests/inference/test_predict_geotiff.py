@@ -27,11 +27,10 @@ from unet.checkpoint import save_checkpoint
 from unet.cli.main import main
 from unet.data.image_io import read_image, to_float
 from unet.data.normalization import Normalization
-from unet.inference.geotiff import file_tile
 from unet.inference.predict import Options, UnpredictedError, predict_files
-from unet.inference.predict_geotiff import _block_side, check_rasters, predict_raster
-from unet.inference.predictor import Predictor
-from unet.inference.tta import Kind, probabilities
+from unet.inference.predict_geotiff import check_raster, predict_raster
+from unet.inference.predictor import Ensemble, Model, Predictor
+from unet.inference.tta import TtaMode, mean_probabilities
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -60,14 +59,13 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def whole(model: Predictor, path: Path, kinds: tuple[Kind, ...] = ()) -> torch.Tensor:
+def whole(model: Model, path: Path, tta: tuple[TtaMode, ...] = ()) -> torch.Tensor:
     """Probabilities of the whole image at once."""
     channels = model.config.model.in_channels
     image = torch.from_numpy(to_float(read_image(path, channels)))
-    roomy = {"tiling": replace(model.config.tiling, size=(4096, 4096))}
-    others = tuple(replace(o, config=replace(o.config, **roomy)) for o in model.others)
-    at_once = replace(model, config=replace(model.config, **roomy), others=others)
-    return probabilities(at_once, image, kinds)
+    tiling = replace(model.config.tiling, size=(4096, 4096))
+    members = [replace(one, config=replace(one.config, tiling=tiling)) for one in model.members]
+    return mean_probabilities(Ensemble(tuple(members)), image, tta)
 
 
 def read_mask(path: str | Path) -> np.ndarray:
@@ -78,7 +76,7 @@ def read_mask(path: str | Path) -> np.ndarray:
     return pixels
 
 
-def test_a_raster_gives_what_the_whole_image_gives(checkpoint: Path) -> None:
+def test_a_raster_in_windows_equals_the_whole_image(checkpoint: Path) -> None:
     path = write_raster("a.tif", draw(*SIZE), tiled=True, blockxsize=32, blockysize=32)
     predict_files([checkpoint], ["a.tif"], Path("out"), Options(probabilities=True))
     model = load_model(checkpoint)
@@ -92,7 +90,7 @@ def test_a_raster_gives_what_the_whole_image_gives(checkpoint: Path) -> None:
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
 
 
-def test_georeference_tiles_and_compression_are_written(checkpoint: Path) -> None:
+def test_the_mask_is_a_tiled_compressed_geotiff_with_georeference(checkpoint: Path) -> None:
     write_raster("a.tif", draw(*SIZE))
     predict_files([checkpoint], ["a.tif"], Path("out"), Options(probabilities=True))
     for name, count, dtype in (("a", 1, "uint8"), ("a_probabilities", 2, "float32")):
@@ -112,47 +110,49 @@ def test_georeference_tiles_and_compression_are_written(checkpoint: Path) -> Non
     ]
 
 
-@pytest.mark.parametrize("kinds", [("flips",), ("turns",), ("turns", "flips")])
+@pytest.mark.parametrize("tta", [("flips",), ("turns",), ("turns", "flips")])
 def test_views_of_windows_are_those_of_the_whole_raster(
-    kinds: tuple[Kind, ...], tmp_path: Path
+    tta: tuple[TtaMode, ...], tmp_path: Path
 ) -> None:
     path = write_raster("a.tif", draw(131, 117))  # no multiples of the network's cell
     model = model_of(tmp_path)
-    predict_raster(model, path, None, Path("p.tif"), kinds)
+    predict_raster(model, path, None, Path("p.tif"), tta)
     scores = torch.from_numpy(read_mask("p.tif"))
-    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, whole(model, path, tta), rtol=0, atol=1e-5)
 
 
 UNPADDED = "model={in_channels: 1, widths: [4, 6, 8], padding: valid, norm: none}"
 
 
-@pytest.mark.parametrize("kinds", [(), ("flips", "turns")])
+@pytest.mark.parametrize("tta", [(), ("flips", "turns")])
 @pytest.mark.parametrize("size", [(131, 117), (70, 300), (9, 5)])
-def test_an_unpadded_network_sees_the_raster_mirrored_at_its_borders_only(
-    kinds: tuple[Kind, ...], size: tuple[int, int], tmp_path: Path
+def test_an_unpadded_network_mirrors_the_raster_only_at_its_borders(
+    tta: tuple[TtaMode, ...], size: tuple[int, int], tmp_path: Path
 ) -> None:
     path = write_raster("a.tif", draw(*size))
     model = model_of(tmp_path, UNPADDED, "augment.crop=null", "tiling.size=[92,96]")
     seen = []
     model.net.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[2:]))
-    predict_raster(model, path, None, Path("p.tif"), kinds)
+    predict_raster(model, path, None, Path("p.tif"), tta)
     assert max(max(shape) for shape in seen) <= 96
     scores = torch.from_numpy(read_mask("p.tif"))
-    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, whole(model, path, tta), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kinds", [(), ("flips",)])
-def test_padded_and_unpadded_networks_go_together(kinds: tuple[Kind, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("tta", [(), ("flips",)])
+def test_an_ensemble_of_padded_and_unpadded_networks_equals_the_whole_image(
+    tta: tuple[TtaMode, ...], tmp_path: Path
+) -> None:
     path = write_raster("a.tif", draw(131, 117))
     unpadded = model_of(tmp_path, UNPADDED, "augment.crop=null", "tiling.size=[92,96]")
-    model = replace(model_of(tmp_path), others=(unpadded,))
-    predict_raster(model, path, None, Path("p.tif"), kinds)
+    model = Ensemble((model_of(tmp_path), unpadded))
+    predict_raster(model, path, None, Path("p.tif"), tta)
     scores = torch.from_numpy(read_mask("p.tif"))
-    torch.testing.assert_close(scores, whole(model, path, kinds), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores, whole(model, path, tta), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(131, 117), (61, 5)])
-def test_windows_of_an_unpadded_network_blend_as_tiles_do(
+def test_blended_windows_of_an_unpadded_network_equal_its_tiles(
     size: tuple[int, int], tmp_path: Path
 ) -> None:
     path = write_raster("a.tif", draw(*size))
@@ -164,16 +164,16 @@ def test_windows_of_an_unpadded_network_blend_as_tiles_do(
     torch.testing.assert_close(torch.from_numpy(read_mask("p.tif")), expected, rtol=0, atol=1e-5)
 
 
-def test_an_ensemble_of_other_depths_goes_in_windows(tmp_path: Path) -> None:
+def test_an_ensemble_of_different_depths_equals_the_whole_image(tmp_path: Path) -> None:
     path = write_raster("a.tif", draw(131, 117))
     deep = model_of(tmp_path, "model.widths=[4,6,8,8]", "tiling.size=[128,128]")
-    model = replace(model_of(tmp_path), others=(deep,))
+    model = Ensemble((model_of(tmp_path), deep))
     predict_raster(model, path, Path("m.tif"), Path("p.tif"))
     scores = torch.from_numpy(read_mask("p.tif"))
     torch.testing.assert_close(scores, whole(model, path), rtol=0, atol=1e-5)
 
 
-def test_colours_and_floats_and_16_bits_go_in_windows(tmp_path: Path) -> None:
+def test_rasters_of_colours_16_bits_and_floats_equal_the_whole_image(tmp_path: Path) -> None:
     colour = model_of(tmp_path, "model.in_channels=3")
     path = write_raster("rgb.tif", draw(3, 90, 70), photometric="RGB")
     predict_raster(colour, path, None, Path("p.tif"))
@@ -187,7 +187,7 @@ def test_colours_and_floats_and_16_bits_go_in_windows(tmp_path: Path) -> None:
         torch.testing.assert_close(scores, whole(grey, path), rtol=0, atol=1e-5)
 
 
-def test_images_normalised_by_themselves_are_measured_first(tmp_path: Path) -> None:
+def test_normalization_by_the_image_takes_statistics_of_the_whole_raster(tmp_path: Path) -> None:
     path = write_raster("a.tif", draw(131, 117))
     model = replace(model_of(tmp_path), normalization=Normalization(method="image"))
     predict_raster(model, path, None, Path("p.tif"))
@@ -195,13 +195,13 @@ def test_images_normalised_by_themselves_are_measured_first(tmp_path: Path) -> N
     torch.testing.assert_close(scores, whole(model, path), rtol=0, atol=1e-4)
 
 
-def test_nodata_is_kept_and_does_not_matter(checkpoint: Path) -> None:
+def test_nodata_stays_nodata_and_its_value_changes_nothing_else(checkpoint: Path) -> None:
     pixels = draw(*SIZE)
     gone = np.zeros(SIZE, bool)
     gone[:120, :100] = True  # also whole blocks
     gone[200, 150] = True
     masks = []
-    for value in (0, 255):  # what is written there has no say
+    for value in (0, 255):  # the value there changes nothing
         masked = np.where(gone, np.uint8(value), pixels.clip(1, 254))
         write_raster(f"n{value}.tif", masked, nodata=value)
         predict_files([checkpoint], [f"n{value}.tif"], Path("out"), Options(probabilities=True))
@@ -213,7 +213,7 @@ def test_nodata_is_kept_and_does_not_matter(checkpoint: Path) -> None:
             assert np.array_equal(np.isnan(file.read(1)), gone)
     assert np.array_equal(masks[0], masks[1])
     assert np.array_equal(masks[0] == 255, gone)
-    # Beyond the network's reach all is as without.
+    # Outside the receptive field of nodata nothing changes.
     write_raster("all.tif", pixels.clip(1, 254))
     predict_files([checkpoint], ["all.tif"], Path("out"))
     far = np.ones(SIZE, bool)
@@ -222,7 +222,7 @@ def test_nodata_is_kept_and_does_not_matter(checkpoint: Path) -> None:
     assert np.array_equal(masks[0][far], read_mask("out/all.tif")[0][far])
 
 
-def test_each_of_several_models_sees_its_own_mean_for_nodata(tmp_path: Path) -> None:
+def test_each_model_of_an_ensemble_gets_its_own_mean_as_nodata(tmp_path: Path) -> None:
     pixels = draw(90, 80)
     pixels[20:60, 30:50] = 0
     path = write_raster("a.tif", pixels, nodata=0)
@@ -230,7 +230,7 @@ def test_each_of_several_models_sees_its_own_mean_for_nodata(tmp_path: Path) -> 
         replace(model_of(tmp_path), normalization=Normalization(mean=(mean,), std=(0.2,)))
         for mean in (0.3, 0.8)
     )
-    for name, model in (("d", dark), ("b", bright), ("both", replace(dark, others=(bright,)))):
+    for name, model in (("d", dark), ("b", bright), ("both", Ensemble((dark, bright)))):
         predict_raster(model, path, None, Path(f"{name}.tif"))
     alone = [read_mask(f"{name}.tif") for name in "db"]
     assert np.nanmax(np.abs(alone[0] - alone[1])) > 0.01
@@ -238,15 +238,15 @@ def test_each_of_several_models_sees_its_own_mean_for_nodata(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("method", ["given", "image"])
-def test_a_band_of_floats_that_lacks_pixels_has_its_mean_there(tmp_path: Path, method: str) -> None:
+def test_missing_pixels_of_a_float_band_get_the_mean(tmp_path: Path, method: str) -> None:
     model = model_of(tmp_path, "model.in_channels=3")
     numbers = Normalization(mean=(300, 200, 100), std=(9, 8, 7), method=method)
     model = replace(model, normalization=numbers)
     pixels = draw(3, 90, 70).astype(np.float32) + 100
-    pixels[0, 20:40, 10:50] = -9999  # in one band; the others are there
+    pixels[0, 20:40, 10:50] = -9999  # in one band only
     path = write_raster("gap.tif", pixels, nodata=-9999)
     predict_raster(model, path, Path("m.tif"), Path("p.tif"))
-    assert (read_mask("m.tif") != 255).all()  # some bands are there, so it is no nodata
+    assert (read_mask("m.tif") != 255).all()  # not nodata, as the other bands are valid
     if method == "image":
         there = np.ma.masked_equal(pixels.astype(float), -9999)
         mean, std = there.mean((1, 2)).tolist(), there.std((1, 2)).tolist()
@@ -257,7 +257,7 @@ def test_a_band_of_floats_that_lacks_pixels_has_its_mean_there(tmp_path: Path, m
     np.testing.assert_allclose(read_mask("p.tif"), read_mask("f.tif"), atol=1e-4)
 
 
-def test_a_georeference_that_geotiff_has_no_words_for_is_kept(checkpoint: Path) -> None:
+def test_a_georeference_that_geotiff_cannot_hold_is_kept(checkpoint: Path) -> None:
     rotated = rasterio.CRS.from_string(
         "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
     )
@@ -271,7 +271,7 @@ def test_a_georeference_that_geotiff_has_no_words_for_is_kept(checkpoint: Path) 
         assert file.transform == PLACE["transform"]
 
 
-def test_what_means_nodata_is_no_class(tmp_path: Path) -> None:
+def test_nodata_is_a_value_of_no_class(tmp_path: Path) -> None:
     pixels = draw(40, 30)
     pixels[:9] = 0
     path = write_raster("a.tif", pixels, nodata=0)
@@ -286,7 +286,7 @@ def test_what_means_nodata_is_no_class(tmp_path: Path) -> None:
             assert (file.read()[:, 9:] != nodata).all()
 
 
-def test_an_alpha_band_is_nodata_and_no_channel(tmp_path: Path) -> None:
+def test_an_alpha_band_is_nodata_and_not_a_channel(tmp_path: Path) -> None:
     pixels = draw(4, 90, 70)
     pixels[3] = 255
     pixels[3, 20:30] = 0
@@ -307,7 +307,7 @@ def test_nan_is_refused_unless_it_is_nodata(checkpoint: Path) -> None:
     assert read_mask("out/b.tif")[0, 50, 60] == 255
 
 
-def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_no_file(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_raster("a.tif", draw(*SIZE))
     seen = []
 
@@ -322,27 +322,27 @@ def test_an_interruption_leaves_nothing(checkpoint: Path, monkeypatch: pytest.Mo
         with pytest.raises(KeyboardInterrupt):
             predict_files([checkpoint], ["a.tif"], Path("out"), Options(probabilities=True))
     assert not list(Path("out").iterdir())
-    # A window is no more than a tile.
+    # No window is larger than a tile.
     assert max(max(image.shape[1:]) for image in seen) <= 64
 
 
 @pytest.mark.parametrize("room", [0, 300, -1])
-def test_a_full_disk_is_told_and_leaves_nothing(checkpoint: Path, room: int) -> None:
-    """By a limit on the size of files; at -1 only the last byte of the mask lacks."""
+def test_a_full_disk_is_reported_and_leaves_no_file(checkpoint: Path, room: int) -> None:
+    """A limit on the file size; with -1 only the last byte of the mask is missing."""
     write_raster("a.tif", draw(100, 70))
     predict_files([checkpoint], ["a.tif"], Path("out"))
     size = Path("out/a.tif").stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room if room >= 0 else size - 1, before[1]))
     try:
-        with pytest.raises(OSError, match=r"out2/a\.tif: cannot be written; check its rights and"):
+        with pytest.raises(OSError, match=r"out2/a\.tif: cannot be written; check its perm"):
             predict_files([checkpoint], ["a.tif"], Path("out2"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(Path("out2").iterdir())
 
 
-def test_all_kinds_of_tiff_are_predicted(checkpoint: Path) -> None:
+def test_tiffs_of_all_types_are_predicted(checkpoint: Path) -> None:
     Image.fromarray(draw(40, 30)).save("plain.tif")
     write_raster("big.tif", draw(40, 30), crs=None, transform=None, BIGTIFF="YES")
     write_raster("order.tif", draw(40, 30), BIGTIFF="YES", ENDIANNESS="BIG")
@@ -364,7 +364,7 @@ def test_all_kinds_of_tiff_are_predicted(checkpoint: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [SIZE, (61, 130), (130, 61), (20, 30)])
-def test_windows_blend_as_tiles_do(
+def test_blended_windows_equal_blended_tiles(
     settings: str, tiles: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     path = write_raster("a.tif", draw(*size))
@@ -376,32 +376,32 @@ def test_windows_blend_as_tiles_do(
     assert np.array_equal(read_mask("m.tif")[0], expected.argmax(0).numpy() * 200)
 
 
-def test_what_windows_cannot_give_is_refused(tmp_path: Path) -> None:
+def test_models_that_need_the_whole_image_are_refused(tmp_path: Path) -> None:
     model, blending = model_of(tmp_path), model_of(tmp_path, "model.norm=group")
-    alone = r"a\.tif: got a model of norm group and .*, expected it alone.*; --no-windows reads it"
+    alone = r"a\.tif: got a model of norm group and .*, expected the model alone; turn windows off"
     with pytest.raises(ValueError, match=alone):
-        check_rasters(blending, "a.tif", ("flips",))
+        check_raster(blending, "a.tif", ("flips",))
     with pytest.raises(ValueError, match=alone):
-        check_rasters(replace(model, others=(blending,)), "a.tif")
+        check_raster(Ensemble((model, blending)), "a.tif")
     with pytest.raises(ValueError, match=r"a\.tif: got test-time augmentation by scales"):
-        check_rasters(model, "a.tif", ("scales",))
+        check_raster(model, "a.tif", ("scales",))
 
 
 def test_percentiles_are_refused_in_windows(tmp_path: Path) -> None:
     model = replace(model_of(tmp_path), normalization=Normalization(method="percentiles"))
     with pytest.raises(ValueError, match=r"a\.tif: got normalization percentiles"):
-        check_rasters(replace(model_of(tmp_path), others=(model,)), "a.tif")
+        check_raster(Ensemble((model_of(tmp_path), model)), "a.tif")
 
 
-def test_whole_masks_are_not_asked_of_windows(checkpoint: Path) -> None:
+def test_options_that_need_the_whole_mask_are_refused(checkpoint: Path) -> None:
     write_raster("a.tif", draw(40, 30))
     for options, name in (
-        (Options(min_size=2), "--min-size"),
-        (Options(keep_largest=True), "--keep-largest"),
-        (Options(overlay=True), "--overlay"),
-        (Options(instances=True), "--instances"),
+        (Options(min_size=2), "min_size"),
+        (Options(keep_largest=True), "keep_largest"),
+        (Options(overlay=True), "overlay"),
+        (Options(instances=True), "instances"),
     ):
-        with pytest.raises(ValueError, match=f"a.tif: got {name} and a raster that is read in"):
+        with pytest.raises(ValueError, match=f"{name}: got a.tif, a raster that is read in windo"):
             predict_files([checkpoint], ["a.tif"], Path("out"), options)
         options = replace(options, windows=False)
         predict_files([checkpoint], ["a.tif"], Path("out"), options, overwrite=True)
@@ -414,7 +414,7 @@ def test_whole_masks_are_not_asked_of_windows(checkpoint: Path) -> None:
         (draw(40, 30).astype(np.int16), {}, "got bands of int16, expected all of uint8, uint16"),
     ],
 )
-def test_rasters_that_do_not_fit_are_named(
+def test_rasters_with_other_bands_are_reported(
     checkpoint: Path, pixels: np.ndarray, profile: dict[str, Any], message: str
 ) -> None:
     write_raster("a.tif", pixels, **profile)
@@ -423,7 +423,9 @@ def test_rasters_that_do_not_fit_are_named(
     assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
-def test_what_cannot_be_read_in_windows_is_named_and_the_rest_predicted(checkpoint: Path) -> None:
+def test_tiffs_that_windows_cannot_read_are_reported_and_the_others_predicted(
+    checkpoint: Path,
+) -> None:
     write_tiffs_that_windows_cannot_read()
     Image.fromarray(draw(40, 30)).save("d.tif")
     with pytest.raises(UnpredictedError) as caught:
@@ -432,12 +434,12 @@ def test_what_cannot_be_read_in_windows_is_named_and_the_rest_predicted(checkpoi
         )
     palette, turned, stack, _ = str(caught.value).splitlines()
     assert palette.startswith("a.tif: got a raster with a palette")
-    assert turned.startswith("b.tif: got a TIFF that its EXIF orientation turns")
+    assert turned.startswith("b.tif: got a TIFF with an EXIF orientation")
     assert stack.startswith("c.tif: got a raster of 2 pages, expected one")
     assert [path.name for path in Path("out").iterdir()] == ["d.tif"]
 
 
-def test_a_damaged_raster_is_reported_and_loses_no_other(
+def test_a_damaged_raster_is_reported_and_the_others_predicted(
     checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("a.tif", "b.tif"):
@@ -453,7 +455,9 @@ def test_a_damaged_raster_is_reported_and_loses_no_other(
     assert [path.name for path in Path("out").iterdir()] == ["b.tif"]
 
 
-def test_the_way_to_rasterio_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_rasterio_is_named_if_it_is_missing(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_raster("a.tif", draw(40, 30))
     monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
     expected = r"a\.tif.*: needs rasterio; install it with pip install 'unet\[rasterio\]'"
@@ -469,15 +473,7 @@ def test_the_palette_of_the_training_masks_is_written(tmp_path: Path) -> None:
         assert file.colormap(1)[200] == (200, 144, 7, 255)
 
 
-@pytest.mark.parametrize("pixels", [-3, 0, 15, 16, 47, 100, 255, 256, 800])
-def test_blocks_are_whole_tiles_of_the_file(pixels: int) -> None:
-    side = _block_side(pixels)
-    assert side % file_tile(side) == 0
-    assert file_tile(side) % 16 == 0
-    assert side <= max(pixels, 16)
-
-
-def test_a_bar_shows_tiles(
+def test_a_progress_bar_counts_tiles(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_config, make_model
+from helpers import make_config, make_model, states_equal
 from torch import nn
 
 from unet import load_model
 from unet.build import build_network
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.data.normalization import Normalization
-from unet.inference.predictor import Predictor
+from unet.inference.predictor import Ensemble, Predictor
+from unet.inference.sliding_window import Tiles
 from unet.models.receptive_field import unet_geometry
 
 
@@ -41,9 +42,9 @@ def test_a_model_is_loaded_from_its_checkpoint_alone(checkpoint: Path) -> None:
     ))  # fmt: skip
 
 
-def test_a_loaded_model_is_what_was_saved_with_its_batch_norm_folded(tmp_path: Path) -> None:
+def test_a_loaded_model_equals_the_saved_one_with_batch_norm_fused(tmp_path: Path) -> None:
     model, image = make_model(tmp_path), torch.rand(1, 21, 33)
-    for _ in range(5):  # so that there is something to fold
+    for _ in range(5):  # batch norm statistics that are not 0 and 1
         model.net(1 + torch.randn(2, 1, 16, 16))
     save_checkpoint(tmp_path / "best.pt", model.contents())
     loaded = load_model(tmp_path / "best.pt")
@@ -51,15 +52,15 @@ def test_a_loaded_model_is_what_was_saved_with_its_batch_norm_folded(tmp_path: P
     torch.testing.assert_close(loaded.logits(image), model.logits(image), rtol=1e-5, atol=1e-5)
 
 
-def test_large_images_in_tiles_are_what_they_are_whole(checkpoint: Path) -> None:
+def test_large_images_in_tiles_equal_whole_images(checkpoint: Path) -> None:
     image = 0.4 + 0.2 * torch.randn(1, 151, 119)
     whole = load_model(checkpoint).logits(image)
     for overrides in (["tiling.size=[64, 40]"], ["tiling={size: [64, 40], batch_size: 3}"]):
         tiled = load_model(checkpoint, overrides=overrides).logits(image)
         torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
-        assert not torch.equal(tiled, whole)  # they were tiles
+        assert not torch.equal(tiled, whole)  # there were tiles
     assert torch.equal(load_model(checkpoint).logits(image, torch.device("cpu")), whole)
-    # With less overlap than the network sees, it does not see all.
+    # With less overlap than the receptive field, the result is approximate.
     less = load_model(checkpoint, overrides=["tiling={size: [64, 40], overlap: 4}"]).logits(image)
     assert float((less - whole).abs().max()) > 1e-3
     assert ((less - whole).abs() < 0.05).float().mean() > 0.9
@@ -81,7 +82,7 @@ def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
     model = model_with()
     whole = model.logits(image)
     assert whole.shape == (2, *size)
-    # Beyond its borders it sees the image mirrored.
+    # Beyond its borders the image is mirrored.
     wider = np.pad(model.normalization(image).numpy(), ((0, 0), (20, 99), (20, 99)), "symmetric")
     with torch.inference_mode():
         sides = [unet_geometry("none", 3, padding="valid").input_side(side) for side in size]
@@ -95,7 +96,7 @@ def test_an_unpadded_network_gives_masks_of_any_size_whole_and_in_tiles(
             torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_tiles_are_computed_in_the_precision_asked_for(checkpoint: Path) -> None:
+def test_tiles_are_computed_in_the_precision_of_the_config(checkpoint: Path) -> None:
     image = 0.4 + 0.2 * torch.randn(1, 151, 119)
     overrides = ["train.precision=bfloat16", "tiling={size: [64, 40], batch_size: 2}"]
     whole, short = (
@@ -107,7 +108,7 @@ def test_tiles_are_computed_in_the_precision_asked_for(checkpoint: Path) -> None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_tiles_on_cuda_are_what_the_whole_image_is_on_the_cpu(checkpoint: Path) -> None:
+def test_tiles_on_cuda_equal_the_whole_image_on_the_cpu(checkpoint: Path) -> None:
     image = 0.4 + 0.2 * torch.randn(1, 151, 119)
     overrides = ["train.precision=float32", "tiling={size: [64, 40], batch_size: 3}"]
     whole = load_model(checkpoint, "cpu").logits(image)
@@ -119,32 +120,14 @@ def test_tiles_on_cuda_are_what_the_whole_image_is_on_the_cpu(checkpoint: Path) 
 
 
 @pytest.mark.parametrize(("norm", "blends"), [("batch", False), ("none", False), ("group", True)])
-def test_only_norms_with_statistics_of_the_image_blend(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, blends: bool
+def test_only_tiles_of_norms_with_statistics_of_the_image_are_blended(
+    tmp_path: Path, norm: str, blends: bool
 ) -> None:
     config = make_config(tmp_path, f"model.norm={norm}")
     model = replace(
         make_model(tmp_path), net=build_network(config, torch.device("cpu")), config=config
     )
-    seen: dict[str, Any] = {}
-
-    def record(_: Any, image: torch.Tensor, **settings: Any) -> torch.Tensor:
-        seen.update(settings)
-        return image
-
-    monkeypatch.setattr("unet.inference.predictor.sliding_window", record)
-    model.logits(torch.zeros(1, 9, 9))
-    assert seen == {
-        "size": (1024, 1024),
-        "overlap": 16,
-        "align": 2,
-        "blend": blends,
-        "context": 0,
-        "remainder": 0,
-        "batch_size": 1,
-        "bar": None,
-        "finish": None,
-    }
+    assert model.tiles == Tiles((1024, 1024), overlap=16, align=2, blend=blends)
 
 
 def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
@@ -162,17 +145,34 @@ def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
         ("data.validation={fraction: 0.5}", "data.validation.fraction was 0.34 and is now 0.5"),
     ],
 )
-def test_what_was_learned_cannot_be_changed(checkpoint: Path, override: str, message: str) -> None:
+def test_settings_of_the_training_cannot_be_changed(
+    checkpoint: Path, override: str, message: str
+) -> None:
     with pytest.raises(ValueError, match=rf"best\.pt: a trained model keeps .*{message}"):
         load_model(checkpoint, overrides=[override])
 
 
-def test_where_and_how_it_runs_can(checkpoint: Path) -> None:
+def test_settings_of_files_and_tiles_can_be_changed(checkpoint: Path) -> None:
     overrides = ["data.root=elsewhere", "tiling.overlap=64", "train.precision=bfloat16"]
     assert load_model(checkpoint, overrides=overrides).config.tiling.overlap == 64
 
 
-def test_several_models_average_their_probabilities(tmp_path: Path) -> None:
+def test_a_loaded_model_is_saved_as_it_was(tmp_path: Path) -> None:
+    model, image = make_model(tmp_path), torch.rand(1, 21, 33)
+    model.net(1 + torch.randn(2, 1, 16, 16))
+    save_checkpoint(tmp_path / "best.pt", model.contents())
+    loaded = load_model(tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "again.pt", loaded.contents())
+    contents = load_checkpoint(tmp_path / "again.pt")
+    assert states_equal(contents, load_checkpoint(tmp_path / "best.pt"))
+    assert torch.equal(load_model(tmp_path / "again.pt").logits(image), loaded.logits(image))
+
+
+def test_a_list_of_one_checkpoint_gives_one_model(checkpoint: Path) -> None:
+    assert isinstance(load_model([checkpoint]), Predictor)
+
+
+def test_an_ensemble_averages_probabilities(tmp_path: Path) -> None:
     paths = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -182,6 +182,8 @@ def test_several_models_average_their_probabilities(tmp_path: Path) -> None:
         save_checkpoint(paths[-1], dataclasses.replace(model, normalization=other).contents())
     image = torch.rand(1, 20, 30)
     together = load_model(paths)
+    assert isinstance(together, Ensemble)
+    assert len(together.members) == 3
     alone = [load_model(path).logits(image).softmax(0) for path in paths]
     torch.testing.assert_close(together.logits(image).exp(), torch.stack(alone).mean(0))
     assert torch.equal(together.predict(image), sum(alone).argmax(0).to(torch.uint8))
@@ -196,7 +198,7 @@ def test_several_models_average_their_probabilities(tmp_path: Path) -> None:
         ({"ground": [0, 0, 0], "box": [0, 0, 200]}, r"ground: \(0, 0, 0\), box: \(0, 0, 200\)"),
     ],
 )
-def test_models_of_other_classes_are_not_averaged(
+def test_models_with_different_classes_are_no_ensemble(
     checkpoint: Path, tmp_path: Path, classes: dict[str, Any], shown: str
 ) -> None:
     other = tmp_path / "other.pt"
@@ -208,3 +210,5 @@ def test_models_of_other_classes_are_not_averaged(
     )
     with pytest.raises(ValueError, match=message):
         load_model([checkpoint, other])
+    with pytest.raises(ValueError, match=r"member 1: got the classes"):
+        Ensemble((load_model(checkpoint), load_model(other)))

@@ -8,8 +8,8 @@ from helpers import make_config, make_model
 from torch import Tensor
 
 from unet.build import build_network
-from unet.inference.predictor import Predictor
-from unet.inference.tta import Kind, View, probabilities, views
+from unet.inference.predictor import Ensemble, Predictor
+from unet.inference.tta import TtaMode, View, list_views, mean_probabilities
 
 
 @pytest.fixture
@@ -21,43 +21,41 @@ def model(tmp_path: Path) -> Predictor:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "count"),
+    ("tta", "count"),
     [((), 1), (("flips",), 4), (("turns",), 4), (("flips", "turns"), 8), (("scales",), 3),
      (("turns", "flips", "scales"), 24)],
 )  # fmt: skip
-def test_every_view_is_another_and_their_number_is_told(
-    kinds: Sequence[Kind], count: int, model: Predictor
-) -> None:
+def test_all_views_differ(tta: Sequence[TtaMode], count: int, model: Predictor) -> None:
     image = torch.rand(1, 12, 9)
-    seen = [view.show(image) for view in views(kinds)]
-    assert len(seen) == count
-    for i, one in enumerate(seen):
-        assert not any(torch.equal(one, other) for other in seen[:i])
-    total = probabilities(model, image, kinds).sum(0)
-    torch.testing.assert_close(total, torch.ones(12, 9))  # the mean of so many
+    shown = [view.apply(image) for view in list_views(tta)]
+    assert len(shown) == count
+    for i, one in enumerate(shown):
+        assert not any(torch.equal(one, other) for other in shown[:i])
+    total = mean_probabilities(model, image, tta).sum(0)
+    torch.testing.assert_close(total, torch.ones(12, 9))
 
 
-@pytest.mark.parametrize("view", views(("flips", "turns")))
-def test_a_view_is_laid_back_over_the_image(view: View) -> None:
+@pytest.mark.parametrize("view", list_views(("flips", "turns")))
+def test_undoing_a_view_restores_the_image(view: View) -> None:
     image = torch.rand(3, 5, 8)
-    assert torch.equal(view.back(view.show(image), (5, 8)), image)
+    assert torch.equal(view.undo(view.apply(image), (5, 8)), image)
     rows, columns = view.reversed_axes
     ramps = torch.stack(torch.meshgrid(torch.arange(5.0), torch.arange(8.0), indexing="ij"))
-    first = view.show(ramps)[:, 0, 0]
+    first = view.apply(ramps)[:, 0, 0]
     assert (first > 0).tolist() == [rows, columns]
 
 
-def test_scaled_views_are_laid_back_at_the_images_size() -> None:
+def test_undoing_a_scaled_view_restores_the_size() -> None:
     ramp = torch.arange(40.0).expand(1, 30, 40)
-    for view in views(("scales", "turns")):
-        seen = view.show(ramp)
-        assert sorted(seen.shape[1:]) == [round(30 * view.scale), round(40 * view.scale)]
+    for view in list_views(("scales", "turns")):
+        shown = view.apply(ramp)
+        assert sorted(shown.shape[1:]) == [round(30 * view.scale), round(40 * view.scale)]
         middle = (slice(None), slice(4, -4), slice(4, -4))
-        back = view.back(seen, (30, 40))
+        back = view.undo(shown, (30, 40))
         torch.testing.assert_close(back[middle], ramp[middle], rtol=0, atol=0.05)
 
 
-CHANGES: tuple[tuple[Kind, Callable[[Tensor], Tensor]], ...] = (
+CHANGES: tuple[tuple[TtaMode, Callable[[Tensor], Tensor]], ...] = (
     ("flips", lambda x: x.flip(-1)),
     ("flips", lambda x: x.flip(-2)),
     ("turns", lambda x: x.rot90(1, (-2, -1))),
@@ -65,29 +63,32 @@ CHANGES: tuple[tuple[Kind, Callable[[Tensor], Tensor]], ...] = (
 
 
 @pytest.mark.parametrize("size", [(36, 52), (33, 17)])
-@pytest.mark.parametrize(("kind", "change"), CHANGES)
-def test_what_changes_the_image_changes_the_prediction_alike(
-    kind: Kind, change: Callable[[Tensor], Tensor], size: tuple[int, int], model: Predictor
+@pytest.mark.parametrize(("mode", "change"), CHANGES)
+def test_the_prediction_follows_flips_and_rotations_of_the_image(
+    mode: TtaMode, change: Callable[[Tensor], Tensor], size: tuple[int, int], model: Predictor
 ) -> None:
     image = torch.rand(1, *size)
     straight, augmented = (
-        (change(probabilities(model, image, kinds)), probabilities(model, change(image), kinds))
-        for kinds in ((), (kind,))
+        (
+            change(mean_probabilities(model, image, tta)),
+            mean_probabilities(model, change(image), tta),
+        )
+        for tta in ((), (mode,))
     )
     torch.testing.assert_close(*augmented)
-    assert not torch.allclose(*straight, atol=1e-3)  # without, it does not hold
+    assert not torch.allclose(*straight, atol=1e-3)  # not equal without augmentation
 
 
-def test_views_go_through_in_tiles(model: Predictor, tmp_path: Path) -> None:
+def test_views_in_tiles_equal_whole_views(model: Predictor, tmp_path: Path) -> None:
     image = torch.rand(1, 101, 83)
     tiled = replace(model, config=make_config(tmp_path, "tiling.size=[64,48]"))
-    kinds: tuple[Kind, ...] = ("flips", "turns", "scales")
+    tta: tuple[TtaMode, ...] = ("flips", "turns", "scales")
     torch.testing.assert_close(
-        probabilities(tiled, image, kinds), probabilities(model, image, kinds)
+        mean_probabilities(tiled, image, tta), mean_probabilities(model, image, tta)
     )
 
 
-def test_views_go_through_an_unpadded_network_in_tiles(tmp_path: Path) -> None:
+def test_views_of_an_unpadded_network_in_tiles_equal_whole_views(tmp_path: Path) -> None:
     settings = "model={in_channels: 1, widths: [4, 6, 8], padding: valid}"
     config = make_config(tmp_path, settings, "augment.crop=null")
     net = build_network(config, torch.device("cpu"))
@@ -96,17 +97,19 @@ def test_views_go_through_an_unpadded_network_in_tiles(tmp_path: Path) -> None:
     tiling = replace(config.tiling, size=(92, 96))
     tiled = replace(whole, config=replace(config, tiling=tiling))
     image = torch.rand(1, 101, 83)
-    kinds: tuple[Kind, ...] = ("flips", "turns", "scales")
-    expected = probabilities(whole, image, kinds)
-    torch.testing.assert_close(probabilities(tiled, image, kinds), expected)
-    # Where a view begins is another place of the network's grid, and all are seen.
-    mirrored = probabilities(whole, image.flip(-1), ("flips",)).flip(-1)
-    torch.testing.assert_close(mirrored, probabilities(whole, image, ("flips",)))
+    tta: tuple[TtaMode, ...] = ("flips", "turns", "scales")
+    expected = mean_probabilities(whole, image, tta)
+    torch.testing.assert_close(mean_probabilities(tiled, image, tta), expected)
+    # A flip moves the image on the network's grid; with all flips the result does not change.
+    mirrored = mean_probabilities(whole, image.flip(-1), ("flips",)).flip(-1)
+    torch.testing.assert_close(mirrored, mean_probabilities(whole, image, ("flips",)))
 
 
-def test_an_ensembles_views_are_the_mean_of_its_models(model: Predictor, tmp_path: Path) -> None:
+def test_views_of_an_ensemble_are_the_mean_over_its_models(
+    model: Predictor, tmp_path: Path
+) -> None:
     image = torch.rand(1, 20, 30)
     other = make_model(tmp_path)
-    together = probabilities(replace(model, others=(other,)), image, ("turns",))
-    alone = [probabilities(one, image, ("turns",)) for one in (model, other)]
+    together = mean_probabilities(Ensemble((model, other)), image, ("turns",))
+    alone = [mean_probabilities(one, image, ("turns",)) for one in (model, other)]
     torch.testing.assert_close(together, torch.stack(alone).mean(0))

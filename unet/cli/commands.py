@@ -111,7 +111,7 @@ def run_evaluate(arguments: argparse.Namespace, settings: Sequence[str]) -> None
 
 def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Write masks for images."""
-    from unet.inference.predict import Options, predict_files
+    from unet.inference.predict import OptionError, Options, predict_files
     from unet.runtime.device import memory_advice
 
     # No image has such a name.
@@ -122,37 +122,44 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
             f"predict: got {' '.join(arguments.paths)}, expected one or more checkpoints, whose "
             "names end in .pt or .pth, and then images"
         )
-    options = Options(
-        tta=tuple(arguments.tta),
-        threshold=arguments.threshold,
-        min_size=arguments.min_size,
-        keep_largest=arguments.keep_largest,
-        overlay=arguments.overlay,
-        probabilities=arguments.probabilities,
-        instances=arguments.instances,
-        windows=arguments.windows,
-    )
-    with memory_advice(_SMALLER_TILES):
-        predict_files(
-            [Path(path) for path in checkpoints],
-            images,
-            arguments.out,
-            options,
-            overwrite=arguments.overwrite,
-            overrides=settings,
+    try:
+        options = Options(
+            tta=tuple(arguments.tta),
+            threshold=arguments.threshold,
+            min_size=arguments.min_size,
+            keep_largest=arguments.keep_largest,
+            overlay=arguments.overlay,
+            probabilities=arguments.probabilities,
+            instances=arguments.instances,
+            windows=arguments.windows,
         )
+        with memory_advice(_SMALLER_TILES):
+            predict_files(
+                [Path(path) for path in checkpoints],
+                images,
+                arguments.out,
+                options,
+                overwrite=arguments.overwrite,
+                overrides=settings,
+            )
+    except OptionError as error:
+        raise ValueError(f"--{error.option.replace('_', '-')}: {error.reason}") from error
 
 
 def run_export(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Write a model to a file that runs without this project."""
-    # Weights of others come without these; all other settings are fixed by the training.
-    unknown = ("data.classes", "data.normalization")
-    if fixed := [setting for setting in settings if not setting.startswith(unknown)]:
-        raise ValueError(f"export: got {' '.join(fixed)}; a trained model keeps its settings")
+    if settings:
+        raise ValueError(f"export: got {' '.join(settings)}; a trained model keeps its settings")
+    checkpoints: list[Path] = arguments.checkpoints
+    if len(checkpoints) > 1:
+        raise ValueError(
+            f"export: got {len(checkpoints)} checkpoints, expected one; export each, and average "
+            "their probabilities"
+        )
     from unet.inference.export import TOLERANCE, export
 
     out: Path = arguments.out
-    difference = export(arguments.checkpoints, out, arguments.output, arguments.overwrite, settings)
+    difference = export(checkpoints[0], out, arguments.output, arguments.overwrite)
     compared = {
         "probabilities": "probabilities differ from the model's",
         "classes": "classes are less probable than the model's",

@@ -16,11 +16,13 @@ _LARGEST_TIFF = 4_000_000_000
 
 
 @contextmanager
-def stack_writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
+def stack_writer(
+    path: Path, num_bytes: int, description: str | None = None
+) -> Iterator[Callable[[Image.Image], None]]:
     """Provide a function that adds a page to a TIFF; an unfinished file does not stay.
 
     The TIFF is deflated, or a BigTIFF, which Pillow does not compress, if `num_bytes`, the pixels
-    of all pages, are more than 4 GB.
+    of all pages, are more than 4 GB. `description` is the tag ImageDescription of each page.
 
     Raises:
         ValueError: if there were more bytes than that, and the file is full.
@@ -33,6 +35,8 @@ def stack_writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image],
         tags.tagtype[STRIPOFFSETS] = TiffTags.LONG8
         tags[STRIPOFFSETS] = 0
         options = {"big_tiff": True, "tiffinfo": tags}
+    if description is not None:
+        options["description"] = description
     with (
         atomic_path(path) as temporary,
         temporary.open("w+b") as stream,

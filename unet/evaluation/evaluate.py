@@ -19,8 +19,8 @@ from unet.evaluation.report import Example, choose_examples, draw_example, rende
 from unet.evaluation.results import check_results, write_results
 from unet.evaluation.scoring import gather, predict_pairs
 from unet.evaluation.summary import Summary, summarize
-from unet.inference.predictor import Predictor, load_model
-from unet.inference.tta import Kind
+from unet.inference.predictor import Model, load_model
+from unet.inference.tta import TtaMode
 from unet.inspection.statistics import collect_statistics
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
@@ -50,7 +50,7 @@ class EvaluationOptions:
     thresholds: bool = False
     """Whether to score all thresholds of the second of two classes' probability, and with
     `objects` the objects at 19 of them."""
-    tta: Sequence[Kind] = ()
+    tta: Sequence[TtaMode] = ()
     """Test-time augmentation."""
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ def evaluate(
     return summary
 
 
-def _objects_of(model: Predictor, options: EvaluationOptions) -> int | None:
+def _objects_of(model: Model, options: EvaluationOptions) -> int | None:
     """Return the id of the class whose objects are scored, if the model suits the options."""
     names = model.classes.names
     if options.thresholds and len(names) > 2:
@@ -157,7 +157,7 @@ def _objects_of(model: Predictor, options: EvaluationOptions) -> int | None:
 
 
 def _pairs_to_score(
-    model: Predictor, options: EvaluationOptions
+    model: Model, options: EvaluationOptions
 ) -> tuple[Sequence[Pair], list[str], str]:
     """Return the pairs, the errors of files that do not pair, and where the images are from."""
     data = model.config.data
@@ -187,7 +187,7 @@ def _pairs_to_score(
     return _validation_pairs(model, bool(options.objects)), [], "the validation split"
 
 
-def _validation_pairs(model: Predictor, instances: bool) -> list[Pair]:
+def _validation_pairs(model: Model, instances: bool) -> list[Pair]:
     """Find the validation images of the run, even if the folders have other files by now."""
     config = model.config
     find = list_pairs if config.data.validation.images is None else list_validation_pairs
@@ -205,7 +205,7 @@ def _validation_pairs(model: Predictor, instances: bool) -> list[Pair]:
 
 @worker_errors()
 def _measure_pairs(
-    model: Predictor, pairs: Sequence[Pair], measures: Measures, tta: Sequence[Kind]
+    model: Model, pairs: Sequence[Pair], measures: Measures, tta: Sequence[TtaMode]
 ) -> tuple[list[ImageMeasurements], dict[int, bytes]]:
     """Measure every image; the measurements of all and this process's predictions, compressed."""
     measured: dict[int, ImageMeasurements] = {}
@@ -241,7 +241,7 @@ def _read_label_image(
 
 
 def _draw_examples(
-    model: Predictor, pairs: Sequence[Pair], summary: Summary, predictions: Mapping[int, bytes]
+    model: Model, pairs: Sequence[Pair], summary: Summary, predictions: Mapping[int, bytes]
 ) -> dict[str, list[Example]]:
     """Draw the worst, median and best images; each process draws those that it has predicted."""
     chosen = choose_examples(summary.ranking)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unet.data.classes import IGNORE_INDEX
 from unet.data.label_images import connected_components
-from unet.inference.tta import choose
+from unet.inference.tta import choose_classes
 from unet.metrics.boundary import boundary_f1, boundary_measures
 from unet.metrics.confusion import confusion_matrix
 from unet.metrics.instances import IOU_THRESHOLDS, average_precision
@@ -113,7 +113,7 @@ def measure_image(
         values |= _measure_objects(predicted == measures.objects, true_mask, objects, counted)
         if probabilities is not None:
             for threshold in OBJECT_THRESHOLDS:
-                mask = choose(probabilities, threshold) == measures.objects
+                mask = choose_classes(probabilities, threshold) == measures.objects
                 at_thresholds[threshold] = _measure_objects(mask, true_mask, objects, counted)
     return ImageMeasurements(
         size=(target.shape[0], target.shape[1]),

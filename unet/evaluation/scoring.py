@@ -14,8 +14,8 @@ from unet.build import build_reader
 from unet.data.dataset import SegmentationDataset
 from unet.data.loader import load_samples
 from unet.data.pairing import Pair
-from unet.inference.predictor import Predictor
-from unet.inference.tta import Kind, probabilities
+from unet.inference.predictor import Model
+from unet.inference.tta import TtaMode, mean_probabilities
 from unet.metrics.confusion import confusion_matrix
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
@@ -33,7 +33,7 @@ class PredictedImage(NamedTuple):
 
 
 def score_pairs(
-    model: Predictor,
+    model: Model,
     pairs: Sequence[Pair],
     title: str,
     stop: StopRequest | None = None,
@@ -69,11 +69,11 @@ def score_pairs(
 
 
 def predict_pairs(
-    model: Predictor,
+    model: Model,
     pairs: Sequence[Pair],
     title: str,
     stop: StopRequest | None = None,
-    tta: Sequence[Kind] = (),
+    tta: Sequence[TtaMode] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """Yield index, image, logits (probabilities with `tta`) and target of this process's pairs."""
     indices = distributed.shard(range(len(pairs)))
@@ -91,7 +91,7 @@ def predict_pairs(
             stop.check()
         if sample is not None:
             image, target = sample
-            scores = probabilities(model, image, tta) if tta else model.logits(image)
+            scores = mean_probabilities(model, image, tta) if tta else model.logits(image)
             yield indices[i], image, scores, target
 
 

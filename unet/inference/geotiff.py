@@ -1,4 +1,4 @@
-"""Rasters as files: told from other TIFFs, read as images in blocks, written. Needs rasterio."""
+"""Raster files: recognise them, read and write them in blocks (needs rasterio)."""
 
 import math
 import warnings
@@ -18,10 +18,10 @@ from unet.runtime.files import atomic_path
 from unet.runtime.optional import import_extra
 
 LARGEST_IN_MEMORY = 64_000_000
-"""Pixels above which a TIFF is a raster."""
+"""TIFFs with more pixels are read as rasters."""
 
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory; GDAL's nodata.
-_TAGS_OF_RASTERS = (33550, 33922, 34264, 34735, 42113)
+_RASTER_TAGS = (33550, 33922, 34264, 34735, 42113)
 _WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
 _TILE_STARTS, _TILE_SIZES = 324, 325
 
@@ -29,7 +29,7 @@ _CACHE_MEGABYTES = 256
 
 
 class Span(NamedTuple):
-    """Pixels along one side of a raster."""
+    """A range of rows or columns."""
 
     start: int
     stop: int
@@ -47,17 +47,17 @@ class Block(NamedTuple):
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
 
     def grown(self, pixels: int) -> "Block":
-        """Return the block with so many pixels more on each side."""
+        """Return the block with that many more pixels on each side."""
         return Block(*(Span(span.start - pixels, span.stop + pixels) for span in self))
 
 
 def is_raster(path: str | Path, windows: bool | None = None) -> bool:
-    """Whether a file is to be read window by window.
+    """Whether a file should be read window by window.
 
     Args:
         path: the file.
         windows: True for every TIFF, False for none; None for TIFFs with a georeference or nodata,
-            BigTIFFs, and those of more than `LARGEST_IN_MEMORY` pixels.
+            BigTIFFs, and TIFFs of more than `LARGEST_IN_MEMORY` pixels.
     """
     if windows is False:
         return False
@@ -65,33 +65,33 @@ def is_raster(path: str | Path, windows: bool | None = None) -> bool:
         with Path(path).open("rb") as file:
             head = file.read(4)
     except OSError:
-        return False  # reading it will say what is wrong
+        return False  # reading it later reports the error
     if head in {b"II+\0", b"MM\0+"}:
         return True
     if head not in {b"II*\0", b"MM\0*"}:
         return False
     if windows:
         return True
-    tags = _first_page(Path(path))
-    if any(tag in tags for tag in _TAGS_OF_RASTERS):
+    tags = read_tags(Path(path))
+    if any(tag in tags for tag in _RASTER_TAGS):
         return True
     sides: list[Any] = [tags.get(_HEIGHT), tags.get(_WIDTH)]
-    # In a damaged file they may be anything; reading it will say so.
+    # In a damaged file they may have any type; reading it later reports the error.
     return all(isinstance(side, int) for side in sides) and math.prod(sides) > LARGEST_IN_MEMORY
 
 
 @contextmanager
 def open_raster(path: Path, in_channels: int) -> Iterator["Raster"]:
-    """Open a raster; GDAL keeps little in memory.
+    """Open a raster to read it with that many channels.
 
     Raises:
         UnreadableError: if the file is damaged.
-        ValueError: if it holds what cannot be read as images.
+        ValueError: if its bands cannot be read as images.
     """
     rasterio = import_extra("rasterio", f"{path}, which is read in windows")
     errors = import_extra("rasterio.errors", "a raster")
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
-        # Plain TIFFs may be large, too.
+        # Large TIFFs without georeference are rasters, too.
         warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
         try:
             file = rasterio.open(path)
@@ -102,14 +102,14 @@ def open_raster(path: Path, in_channels: int) -> Iterator["Raster"]:
 
 
 class Raster:
-    """An open raster that is read as images of so many channels."""
+    """An open raster."""
 
     def __init__(self, file: Any, path: Path, in_channels: int) -> None:
         enums = import_extra("rasterio.enums", "a raster")
         self.file, self.path, self.in_channels = file, path, in_channels
         self.size = (int(file.height), int(file.width))
         self.bands = [i for i in file.indexes if file.colorinterp[i - 1] != enums.ColorInterp.alpha]
-        """Their numbers, from 1, without alpha."""
+        """Band numbers, from 1, without alpha."""
         self.has_nodata = any(
             enums.MaskFlags.all_valid not in flags for flags in file.mask_flag_enums
         )
@@ -121,26 +121,26 @@ class Raster:
             )
         if file.subdatasets:
             raise ValueError(
-                f"{path}: got a raster of {len(file.subdatasets)} pages, expected one; "
-                "--no-windows reads a stack page by page"
+                f"{path}: got a raster of {len(file.subdatasets)} pages, expected one; turn "
+                "windows off to read it page by page"
             )
         if file.colorinterp[0] == enums.ColorInterp.palette:
             raise ValueError(
                 f"{path}: got a raster with a palette, expected its colours; convert it with "
                 "gdal_translate -expand rgb"
             )
-        if _first_page(path).get(_ORIENTATION, 1) != 1:
+        if read_tags(path).get(_ORIENTATION, 1) != 1:
             raise ValueError(
-                f"{path}: got a TIFF that its EXIF orientation turns, expected it upright; save it "
-                "turned"
+                f"{path}: got a TIFF with an EXIF orientation, expected an upright one; save it "
+                "rotated"
             )
 
     def read(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image (C, h, w), 0 where it is nodata, and bool (C, h, w): where it is not.
+        """Read an image (C, h, w), 0 where it is nodata, and where it is not, bool (C, h, w).
 
         Raises:
             UnreadableError: if the file is damaged.
-            ValueError: if it does not have the model's channels, or values that are none.
+            ValueError: if it does not have the model's channels, or a value is not finite.
         """
         errors = import_extra("rasterio.errors", "a raster")
         try:
@@ -150,36 +150,34 @@ class Raster:
                 masks = self.file.read_masks(self.bands, window=block) > 0
         except errors.RasterioError as error:
             raise _unreadable(self.path, error) from error
-        # Of floats, a band may lack what others have; as an integer, nodata may be a brightness.
-        seen: np.ndarray = masks
+        # A float band can lack pixels that others have. The nodata value of integers can also be a
+        # brightness, so there a pixel is nodata only if all its bands are.
+        valid: np.ndarray = masks
         if pixels.dtype != np.float32:
-            seen = np.any(masks, axis=0, keepdims=True)
-        pixels = np.where(seen, pixels, pixels.dtype.type(0))
+            valid = np.any(masks, axis=0, keepdims=True)
+        pixels = np.where(valid, pixels, pixels.dtype.type(0))
         image = to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path))
-        if len(seen) != len(image):  # grey as three channels, or three as grey
-            seen = np.all(seen, axis=0, keepdims=True)
-        return image, np.broadcast_to(seen, image.shape)
+        if len(valid) != len(image):  # grey as three channels, or three as grey
+            valid = np.all(valid, axis=0, keepdims=True)
+        return image, np.broadcast_to(valid, image.shape)
 
     def valid(self, block: Block) -> np.ndarray:
-        """Read where a block is not nodata: bool (h, w); see `read`."""
+        """Read where a block is not nodata, bool (h, w)."""
         valid: np.ndarray = np.any(self.read(block)[1], axis=0)
         return valid
 
     def image(self, block: Block, means: Tensor) -> Tensor:
-        """Read an image (C, h, w) from 0 to 1; see `read`. What lies beyond the raster is mirrored.
+        """Read an image (C, h, w) from 0 to 1, mirrored beyond the raster, with `means` as nodata.
 
-        Args:
-            block: what to read.
-            means: (C,) float32, in the place of nodata.
+        `means` is (C,) float32; errors are those of `read`.
         """
         rows, columns = (
             mirrored(torch.arange(*span), side) for span, side in zip(block, self.size, strict=True)
         )
         top, left = int(rows.min()), int(columns.min())
         inside = Block(Span(top, int(rows.max()) + 1), Span(left, int(columns.max()) + 1))
-        pixels, seen = self.read(inside)
-        filling = means.numpy()[:, None, None]
-        image = torch.from_numpy(np.where(seen, to_float(pixels), filling))
+        pixels, valid = self.read(inside)
+        image = torch.from_numpy(np.where(valid, to_float(pixels), means.numpy()[:, None, None]))
         return image.index_select(1, rows - top).index_select(2, columns - left)
 
 
@@ -192,26 +190,24 @@ def create_raster(
     nodata: float | None,
     steps: Sequence[int],
 ) -> Iterator[Any]:
-    """Create a GeoTIFF of a raster's size and georeference, whole or not at all.
+    """Create a GeoTIFF with a raster's size and georeference, completely or not at all.
 
     Args:
-        path: where to.
+        path: the file.
         source: the raster.
-        bands: how many.
-        dtype: of their pixels.
-        nodata: the value that means it; None for none.
-        steps: height and width of the blocks that are written.
+        bands: number of bands.
+        dtype: type of their pixels.
+        nodata: the value of nodata; None for none.
+        steps: height and width of the blocks that will be written.
 
     Yields:
-        The file of rasterio, to be written to.
+        The file, of rasterio.
 
     Raises:
         OSError: with the path, if it cannot be written.
     """
-    rasterio, errors = (
-        import_extra("rasterio", "a raster"),
-        import_extra("rasterio.errors", "a raster"),
-    )
+    rasterio = import_extra("rasterio", "a raster")
+    errors = import_extra("rasterio.errors", "a raster")
     profile = {
         "driver": "GTiff",
         "height": source.size[0],
@@ -231,33 +227,40 @@ def create_raster(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path) as temporary:
-            beside = Path(f"{temporary}.aux.xml")  # for what GeoTIFF has no words
+            # GDAL writes a georeference that GeoTIFF cannot hold into a second file.
+            beside = Path(f"{temporary}.aux.xml")
             try:
                 with rasterio.open(temporary, "w", **profile) as file:
                     if points:
                         file.gcps = (points, their_crs)
                     yield file
-                # Of what fails as it closes a file, GDAL says nothing.
-                if not _is_whole(temporary):
+                # GDAL reports no error that occurs while it closes a file.
+                if not _is_complete(temporary):
                     raise errors.RasterioIOError("cut off")
                 if beside.exists():
                     beside.replace(f"{path}.aux.xml")
             finally:
                 beside.unlink(missing_ok=True)
-    except errors.RasterioError as error:  # which does not say what the system said
+    except errors.RasterioError as error:  # does not contain the system's message
         raise OSError(
-            f"{path}: cannot be written; check its rights and the space on its disk"
+            f"{path}: cannot be written; check its permissions and the free space"
         ) from error
 
 
 def file_tile(pixels: int) -> int:
-    """Side of a tile of the file: 256, or less, but a multiple of 16 as TIFF wants it."""
+    """Return the side of a tile of the file: at most 256, and a multiple of 16 as TIFF requires."""
     return min(256, max(pixels // 16, 1) * 16)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a TIFF holds all tiles that its directory, which is written last, tells of."""
-    tags = _first_page(path)
+def block_side(pixels: int) -> int:
+    """Return the side of the largest block of whole tiles, at most that many pixels or one tile."""
+    unit = file_tile(pixels)
+    return max(pixels // unit, 1) * unit
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a TIFF holds all tiles of its directory, which is written last."""
+    tags = read_tags(path)
     starts, sizes = (np.array(tags.get(tag, ()), np.int64) for tag in (_TILE_STARTS, _TILE_SIZES))
     end = path.stat().st_size
     return len(starts) > 0 and bool(((starts > 0) & (starts + sizes <= end)).all())
@@ -270,14 +273,14 @@ def _unreadable(path: Path, error: Exception) -> UnreadableError:
     )
 
 
-def _first_page(path: Path) -> ImageFileDirectory_v2:
-    """The tags of a TIFF; of a damaged one as many as can be read, for reading will say so."""
+def read_tags(path: Path) -> ImageFileDirectory_v2:
+    """Read the tags of a TIFF's first page; those of a damaged file as far as possible."""
     with path.open("rb") as file:
         head = file.read(8)
         if head[2:4] == b"+\0":
             head += file.read(8)
         tags = ImageFileDirectory_v2(head if len(head) >= 8 else b"II*\0\0\0\0\0")
-        if head[:4] != b"MM\0+":  # of which Pillow knows nothing
+        if head[:4] != b"MM\0+":  # which Pillow cannot read
             file.seek(tags.next)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -1,13 +1,12 @@
-"""A model and images -> masks, and what goes with them."""
+"""Predict images: one in memory, or files and folders, whose masks are written to a folder."""
 
-import glob
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +16,6 @@ from tqdm import tqdm
 
 from unet.data.image_io import (
     SUFFIXES,
-    UnreadableError,
-    count_pages,
     read_image,
     to_channels,
     to_float,
@@ -26,12 +23,12 @@ from unet.data.image_io import (
 )
 from unet.data.label_images import clean, number_objects
 from unet.data.masks import draw_mask
-from unet.data.pairing import find_pairs, list_files, natural_key
 from unet.data.tiff_stack import stack_writer
-from unet.inference.geotiff import is_raster
-from unet.inference.predict_geotiff import check_rasters, predict_raster
-from unet.inference.predictor import Predictor, load_model
-from unet.inference.tta import Kind, choose, probabilities
+from unet.inference.jobs import Job, find_images, plan_jobs
+from unet.inference.origin import check_origin, describe_origin
+from unet.inference.predict_geotiff import check_raster, predict_raster
+from unet.inference.predictor import Model, load_model
+from unet.inference.tta import TtaMode, choose_classes, mean_probabilities
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.errors import UnpredictedError
@@ -39,75 +36,64 @@ from unet.runtime.files import check_writable
 from unet.runtime.optional import import_extra
 from unet.visualize import add_legend, image_to_rgb, overlay, save_picture
 
-# Only these are taken for stacks; other formats that may move are read as before, or refused.
-_STACKS = frozenset({".tif", ".tiff", ".gif"})
 
-_LONGEST_NAME = 255
-"""Bytes of a file's name that all usual systems have room for."""
+class OptionError(ValueError):
+    """An option of a prediction is out of range or does not fit the model."""
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"{option}: {reason}")
+        self.option, self.reason = option, reason
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How images are segmented, and what is written beside the masks.
+    """How images are predicted, and what is written in addition to the masks.
 
     Raises:
-        ValueError: if a number is out of its range.
+        OptionError: if a number is out of range.
     """
 
-    tta: tuple[Kind, ...] = ()
-    """Test-time augmentation, see `views`."""
+    tta: tuple[TtaMode, ...] = ()
+    """Test-time augmentation, see `list_views`."""
     threshold: float | None = None
-    """With two classes: the second is where it has at least this probability."""
+    """Of two classes, choose the second where its probability is at least this."""
     min_size: int = 0
-    """Pixels of the smallest objects that are left, see `clean`."""
+    """Remove objects with fewer pixels, see `clean`."""
     keep_largest: bool = False
-    """Whether of each class only the largest object is left."""
+    """Keep only the largest object of each class."""
     overlay: bool = False
-    """Whether to write <stem>_overlay.png, the mask over the image and a legend."""
+    """Write NAME_overlay.png, the mask over the image, with a legend."""
     probabilities: bool = False
-    """Whether to write <stem>_probabilities.tif, a float32 page for each class."""
+    """Write NAME_probabilities.tif, a float32 page for each class."""
     instances: bool = False
-    """Whether to write <stem>_instances.tif, of 32-bit integers, see `number_objects`."""
+    """Write NAME_instances.tif, 32-bit integers, see `number_objects`."""
     windows: bool | None = None
-    """See `is_raster`."""
+    """Read TIFFs window by window, see `is_raster`."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"--threshold: got {self.threshold:g}, expected 0 to 1")
+            raise OptionError("threshold", f"got {self.threshold:g}, expected 0 to 1")
         if self.min_size < 0:
-            raise ValueError(f"--min-size: got {self.min_size}, expected 0 pixels or more")
+            raise OptionError("min_size", f"got {self.min_size}, expected 0 pixels or more")
 
     @property
-    def needs_whole_masks(self) -> list[str]:
-        """What was asked for that cannot be had window by window, as on the command line."""
-        wanted = {
-            "--min-size": self.min_size > 0,
-            "--keep-largest": self.keep_largest,
-            "--overlay": self.overlay,
-            "--instances": self.instances,
-        }
-        return [name for name, asked in wanted.items() if asked]
+    def extras(self) -> list[str]:
+        """The outputs in addition to the mask."""
+        return [one for one in ("overlay", "probabilities", "instances") if getattr(self, one)]
 
 
 def predict(
-    model: Predictor,
-    image: str | Path | Image.Image | np.ndarray,
-    options: Options = Options(),
+    model: Model, image: str | Path | Image.Image | np.ndarray, options: Options = Options()
 ) -> np.ndarray:
-    """Segment one image.
+    """Predict one image -> (H, W) uint8, the class ids: indices of `model.classes.names`.
 
     Args:
         model: from `load_model`.
-        image: a file, a Pillow image, or an array (H, W) or (H, W, C) of uint8, uint16
-            or float32.
-        options: test-time augmentation, threshold and clean-up; what is to be written besides
-            means nothing here.
-
-    Returns:
-        (H, W) uint8: the class ids, places in `model.classes.names`.
+        image: a file, a Pillow image, or an array (H, W) or (H, W, C) of uint8, uint16 or float32.
+        options: tta, threshold and clean-up are used.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if the file does not exist.
         ValueError: if the image cannot be read or does not have the model's channels, or the
             options do not fit the model.
     """
@@ -120,7 +106,7 @@ def predict(
             channels = to_channels(to_pixels(image, "image"), in_channels, "image")
         case _:
             channels = read_image(Path(image), in_channels)
-    return _segment(model, torch.from_numpy(to_float(channels)), options)[0]
+    return _predict_pixels(model, torch.from_numpy(to_float(channels)), options)[0]
 
 
 def predict_files(
@@ -131,60 +117,71 @@ def predict_files(
     overwrite: bool = False,
     overrides: Sequence[str] = (),
 ) -> list[Path]:
-    """Segment image files and write a mask for each.
+    """Predict image files and write a mask for each; processes divide the images.
 
-    A file in a folder given, at whatever depth, keeps its place: `scans` with `scans/a/1.jpg`
-    gives `out/a/1.png`. A stack gives a TIFF of as many pages, a raster a GeoTIFF (see
-    `is_raster`). Files that are there are kept: the same call goes on with what was interrupted.
-    The processes share the images.
+    Images in a folder, at any depth, keep their place: `scans` with `scans/a/1.jpg` gives
+    `out/a/1.png`. A stack gives a TIFF with as many pages, a raster a GeoTIFF (see `is_raster`).
+    Existing masks are kept if these checkpoints and options predicted them, so that the same call
+    continues an interrupted one.
 
     Args:
-        checkpoints: a best.pt or last.pt; of several the probabilities are averaged.
-        inputs: files, folders, and glob patterns.
-        out: folder for the masks, made if need be.
-        options: how, and what besides masks.
-        overwrite: whether to replace files that are there.
-        overrides: changes to the checkpoint's config, such as `tiling.overlap=64`.
+        checkpoints: a best.pt or last.pt; several for an `Ensemble`.
+        inputs: files, folders and glob patterns.
+        out: folder for the masks, created if necessary.
+        options: how, and what else to write.
+        overwrite: whether to replace existing files.
+        overrides: as in `load_model`.
 
     Returns:
-        The masks, also those that were there.
+        The masks, including existing ones.
 
     Raises:
-        FileNotFoundError: if an input or the checkpoint is missing.
-        UnpredictedError: in the first process, at the end, if images could not be read, or were
-            too large for the memory.
+        FileExistsError: before anything is written, if a mask was predicted in another way.
+        FileNotFoundError: if an input or checkpoint is missing.
+        UnpredictedError: in the first process, at the end, if images could not be read or did not
+            fit into memory.
         OSError: at once, if a file cannot be written.
-        ValueError, OSError: before anything is written, if all this does not fit together.
+        ValueError: before anything is written, if the arguments do not fit together.
     """
-    model = load_model(checkpoints if len(checkpoints) > 1 else checkpoints[0], overrides=overrides)
+    model = load_model(checkpoints, overrides=overrides)
     _check_options(model, options)
-    jobs = _plan(_find_inputs(inputs, model.config.data.channels, out), out, options)
-    if out.suffix.lower() in SUFFIXES and not out.is_dir():
-        raise ValueError(f"{out}: got the name of an image, expected a folder for the masks")
-    check_writable(out)
+    images = find_images(inputs, model.config.data.channels, out)
+    jobs = plan_jobs(images, out, options.extras, options.windows)
+    _check_folder(out)
     for job in jobs:
         if job.is_raster:
-            check_rasters(model, job.files[0], options.tta)
-            if asked := options.needs_whole_masks:
-                raise ValueError(
-                    f"{job.files[0]}: got {asked[0]} and a raster that is read in windows, "
-                    "expected only what windows can give; leave it out, or pass --no-windows to "
-                    "read it whole, if memory lasts, without georeference and nodata"
-                )
+            _check_raster_options(model, job, options)
     distributed.initialize()
-    there = distributed.run_on_first_rank(lambda: [not overwrite and _is_done(job) for job in jobs])
-    if any(there):
-        print(f"kept {sum(there)} mask(s) that exist in {out}; --overwrite predicts them anew")
-    work = [job for job, is_there in zip(jobs, there, strict=True) if not is_there]
-    faults: list[str] = []
-    mine = distributed.shard(work)
-    for i, job in enumerate(
-        tqdm(mine, "predict", unit="image", disable=distributed.disable_progress())
-    ):
+    kept = ("tta", "threshold", "min_size", "keep_largest")
+    origin = describe_origin(checkpoints, model, {name: getattr(options, name) for name in kept})
+    origins = [{**origin, "windows": job.is_raster} for job in jobs]
+
+    def find_done() -> list[bool]:
+        if overwrite:
+            return [False] * len(jobs)
+        return [_is_done(*both) for both in zip(jobs, origins, strict=True)]
+
+    done = distributed.run_on_first_rank(find_done)
+    if any(done):
+        print(f"kept {sum(done)} mask(s) that exist in {out}; --overwrite predicts them again")
+    work = [
+        (job, json.dumps(origin))
+        for job, origin, exists in zip(jobs, origins, done, strict=True)
+        if not exists
+    ]
+    errors = distributed.all_gather(_run_jobs(model, distributed.shard(work), options))
+    _report(model, [error for some in errors for error in some], len(work), out)
+    return [job.outputs["mask"] for job in jobs]
+
+
+def _run_jobs(model: Model, work: Sequence[tuple[Job, str]], options: Options) -> list[str]:
+    """Predict images and their files; return the errors of those that failed."""
+    errors: list[str] = []
+    bar = tqdm(work, "predict", unit="image", disable=distributed.disable_progress())
+    for i, (job, origin) in enumerate(bar):
         try:
             with memory_advice(
-                "TIFFs can be predicted in windows (--windows), which a lower tiling.size makes "
-                "smaller; other images can be cut"
+                "read TIFFs in windows, which a lower tiling.size makes smaller; cut other images"
             ):
                 if job.is_raster:
                     predict_raster(
@@ -194,101 +191,86 @@ def predict_files(
                         job.outputs.get("probabilities"),
                         options.tta,
                         options.threshold,
+                        origin,
                     )
                 else:
-                    _predict_pages(model, job, options)
+                    _predict_pages(model, job, options, origin)
         except KeyboardInterrupt:
-            done = f"interrupted; {i - len(faults)} of {len(mine)} images have their masks"
-            raise KeyboardInterrupt(f"{done}, and the same command goes on") from None
+            raise KeyboardInterrupt(
+                f"interrupted; {i - len(errors)} of {len(work)} images have their masks, and the "
+                "same command continues"
+            ) from None
         except MemoryError as error:
-            faults.append(f"{job.files[0]}: {error}")
+            errors.append(f"{job.files[0]}: {error}")
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's, of a file that cannot be written
-            faults.append(str(error))
-    faults = [fault for part in distributed.all_gather(faults) for fault in part]
-    if len(faults) < len(work):
-        print(f"predicted {len(work) - len(faults)} of {len(work)} images into {out}")
+                raise  # from the system: a file cannot be written
+            errors.append(str(error))
+    return errors
+
+
+def _report(model: Model, errors: Sequence[str], count: int, out: Path) -> None:
+    if len(errors) < count:
+        print(f"predicted {count - len(errors)} of {count} images into {out}")
         values = zip(model.classes.names, model.classes.values, strict=True)
         print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
-    if faults and distributed.rank() == 0:
+    if errors and distributed.rank() == 0:
         raise UnpredictedError(
-            "\n".join(faults) + f"\n{len(faults)} of {len(work)} images were not predicted"
+            "\n".join(errors) + f"\n{len(errors)} of {count} images were not predicted"
         )
-    return [job.outputs["mask"] for job in jobs]
 
 
-def _is_done(job: "_Job") -> bool:
-    """Whether an image has its mask, which is written last of all.
+def _check_options(model: Model, options: Options) -> None:
+    num_classes = len(model.classes.names)
+    if options.threshold is not None and num_classes != 2:
+        raise OptionError(
+            "threshold",
+            f"got a model of {num_classes} classes, expected one of two; leave it out to choose "
+            "the most probable class",
+        )
+    for name in ("min_size", "keep_largest", "instances"):
+        if getattr(options, name):
+            import_extra("skimage.measure", name)
+
+
+def _check_folder(out: Path) -> None:
+    if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        raise ValueError(f"{out}: got the name of an image, expected a folder for the masks")
+    check_writable(out)
+
+
+def _check_raster_options(model: Model, job: Job, options: Options) -> None:
+    check_raster(model, job.files[0], options.tta)
+    for name in ("min_size", "keep_largest", "overlay", "instances"):
+        if getattr(options, name):
+            raise OptionError(
+                name,
+                f"got {job.files[0]}, a raster that is read in windows, expected images that are "
+                "read whole; leave it out, or turn windows off to read the raster whole, without "
+                "georeference and nodata, if memory suffices",
+            )
+
+
+def _is_done(job: Job, origin: dict[str, Any]) -> bool:
+    """Whether an image has its mask, which is written last, with this origin.
 
     Raises:
-        FileExistsError: if it was predicted without something that is now asked for.
+        FileExistsError: if the mask has another origin, or another output is missing.
     """
-    mask, *beside = job.outputs.values()
-    lacking = [path for path in beside if not path.exists()]
-    if mask.exists() and lacking:
+    mask, *extras = job.outputs.values()
+    if not mask.exists():
+        return False
+    check_origin(mask, origin)
+    if missing := [path for path in extras if not path.exists()]:
         raise FileExistsError(
-            f"{mask}: exists, but {lacking[0].name} beside it does not; pass --overwrite to write "
-            "both anew, or another folder with -o"
+            f"{mask}: exists, but {missing[0].name} does not; pass --overwrite to write both "
+            "again, or another -o"
         )
-    return mask.exists()
+    return True
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """An image and what to write for it."""
-
-    files: tuple[str, ...]
-    """One, or one for each channel."""
-    outputs: dict[str, Path]
-    """By kind: first the mask, then what goes with it."""
-    pages: int | None = None
-    """Of a stack; None for a single image."""
-    is_raster: bool = False
-
-
-def _plan(images: Sequence[tuple[str, tuple[str, ...]]], out: Path, options: Options) -> list[_Job]:
-    """Say where everything goes.
-
-    Raises:
-        ValueError: if two would be one file, one would replace an image, or a name is too long.
-    """
-    jobs = []
-    for name, files in images:
-        raster = len(files) == 1 and is_raster(files[0], options.windows)
-        pages = None if raster else _count_stack(files[0])
-        is_stack = raster or pages is not None
-        outputs = {"mask": out / f"{name}{'.tif' if is_stack else '.png'}"}
-        if options.overlay:
-            outputs["overlay"] = out / f"{name}_overlay{'.tif' if is_stack else '.png'}"
-        if options.probabilities:
-            outputs["probabilities"] = out / f"{name}_probabilities.tif"
-        if options.instances:
-            outputs["instances"] = out / f"{name}_instances.tif"
-        jobs.append(_Job(files=files, outputs=outputs, pages=pages, is_raster=raster))
-    taken: dict[Path, str] = {}
-    for job in jobs:
-        for path in job.outputs.values():
-            if path in taken:
-                raise ValueError(
-                    f"{taken[path]} and {job.files[0]}: got two images that would both write "
-                    f"{path}, expected a file for each; predict them into different folders"
-                )
-            taken[path] = job.files[0]
-            if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
-                raise ValueError(
-                    f"{job.files[0]}: got a name that makes {path.name} {length} bytes long, "
-                    f"expected at most {_LONGEST_NAME}; rename the image"
-                )
-    inputs = {Path(path).resolve() for job in jobs for path in job.files}
-    for path in taken:
-        if path.resolve() in inputs:
-            raise ValueError(f"{path}: is an image to predict; give another folder with -o")
-    return jobs
-
-
-def _predict_pages(model: Predictor, job: _Job, options: Options) -> None:
-    """Segment an image, or a stack page by page."""
+def _predict_pages(model: Model, job: Job, options: Options, origin: str) -> None:
+    """Predict an image, or a stack page by page."""
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.disable_progress()
     name = Path(job.files[0]).name
@@ -298,27 +280,28 @@ def _predict_pages(model: Predictor, job: _Job, options: Options) -> None:
             image = torch.from_numpy(
                 to_float(read_image(job.files, model.config.model.in_channels, page))
             )
-            ids, scores = _segment(model, image, options, name)
+            ids, scores = _predict_pixels(model, image, options, name)
             mask = draw_mask(ids, model.classes, model.palette)
             for kind, path in job.outputs.items():
                 pictures = [mask] if kind == "mask" else _draw(kind, model, image, ids, scores)
-                if kind not in writers:  # before, there is nothing to make a file or folder for
+                if kind not in writers:  # no file or folder is made before the first page is ready
                     num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
-                    writers[kind] = files.enter_context(_writer(path, num_bytes))
+                    text = origin if kind == "mask" else None
+                    writers[kind] = files.enter_context(_open_writer(path, num_bytes, text))
                 if kind != "mask":
                     for picture in pictures:
                         writers[kind](picture)
-            writers["mask"](mask)  # last, and opened first: with it all others are there
+            writers["mask"](mask)  # written last, and closed last: if it exists, all files do
 
 
-def _segment(
-    model: Predictor, image: Tensor, options: Options, bar: str | None = None
+def _predict_pixels(
+    model: Model, image: Tensor, options: Options, bar: str | None = None
 ) -> tuple[np.ndarray, Tensor | None]:
-    """Class ids (H, W), and probabilities (K, H, W) if they were needed."""
+    """Return class ids (H, W), and probabilities (K, H, W) if they were needed."""
     scores = None
     if options.tta or options.threshold is not None or options.probabilities:
-        scores = probabilities(model, image, options.tta, bar).cpu()
-        ids = choose(scores, options.threshold)
+        scores = mean_probabilities(model, image, options.tta, bar).cpu()
+        ids = choose_classes(scores, options.threshold)
     else:
         ids = model.predict(image, bar).numpy()
     if options.min_size or options.keep_largest:
@@ -327,13 +310,9 @@ def _segment(
 
 
 def _draw(
-    kind: str,
-    model: Predictor,
-    image: Tensor,
-    ids: np.ndarray,
-    scores: Tensor | None,
+    kind: str, model: Model, image: Tensor, ids: np.ndarray, scores: Tensor | None
 ) -> list[Image.Image]:
-    """Make the pages that one kind of output besides the mask has for an image."""
+    """Return the pages of an output in addition to the mask."""
     match kind:
         case "overlay":
             colours = model.classes.colours
@@ -347,98 +326,13 @@ def _draw(
 
 
 @contextmanager
-def _writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image], None]]:
-    """Give a function that writes the picture of a PNG, or adds a page to a TIFF."""
+def _open_writer(
+    path: Path, num_bytes: int, description: str | None
+) -> Iterator[Callable[[Image.Image], None]]:
+    """Yield a function that writes the picture of a PNG, or adds a page to a TIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        yield partial(save_picture, path)
+        yield partial(save_picture, path, description=description)
         return
-    with stack_writer(path, num_bytes) as write:
+    with stack_writer(path, num_bytes, description) as write:
         yield write
-
-
-def _count_stack(path: str) -> int | None:
-    """The pages of a stack; None for a single image."""
-    if Path(path).suffix.lower() not in _STACKS:
-        return None
-    try:
-        pages = count_pages(path)
-    except (UnreadableError, FileNotFoundError):
-        return None  # reading it will say what is wrong
-    return pages if pages > 1 else None
-
-
-def _check_options(model: Predictor, options: Options) -> None:
-    """Refuse what does not fit the model, or needs a package that is not there."""
-    names = model.classes.names
-    if options.threshold is not None and len(names) != 2:
-        raise ValueError(
-            f"--threshold: got a model of {len(names)} classes, expected one of two; leave it out, "
-            "and each pixel is of its likeliest class"
-        )
-    if options.min_size or options.keep_largest or options.instances:
-        import_extra("skimage.measure", "--min-size, --keep-largest and --instances")
-
-
-def _find_inputs(
-    inputs: Sequence[str], channels: Sequence[str] | None, out: Path
-) -> list[tuple[str, tuple[str, ...]]]:
-    """Files, folders and patterns -> name (with folders, without ending) and files of each image.
-
-    With channels, which are patterns, every input is a folder as `data.root`.
-    """
-    if channels is not None:
-        images = []
-        for entry in inputs:
-            if not Path(entry).is_dir():
-                raise FileNotFoundError(
-                    f"{entry}: is no folder, expected one that holds {', '.join(channels)}, as the "
-                    "model was trained on"
-                )
-            found, faults = find_pairs(Path(entry), channels[:-1], channels[-1])
-            if faults:
-                raise ValueError("\n".join(faults))
-            images += [(pair.stem, pair.files) for pair in found]
-        return images
-    names: dict[Path, str] = {}
-    for entry in inputs:
-        path = Path(entry)
-        if path.is_dir():
-            base, paths = path, _images_below(path, out)
-        elif path.is_file():
-            base, paths = path.parent, [path]
-        elif glob.has_magic(entry):
-            # Path.glob takes no absolute patterns before Python 3.13.
-            matches = glob.glob(entry, recursive=True)  # noqa: PTH207
-            base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-            paths = _in_order(_outside(out, base, filter(Path.is_file, map(Path, matches))))
-            if not paths:
-                raise FileNotFoundError(f"{entry}: matches no file to predict; check the pattern")
-        else:
-            raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
-        for one in paths:
-            names.setdefault(one, one.relative_to(base).with_suffix("").as_posix())
-    return [(name, (str(path),)) for path, name in names.items()]
-
-
-def _images_below(folder: Path, out: Path) -> list[Path]:
-    """All images in a folder and the folders in it, but for those in `out`, if that lies in it."""
-    files = (path for path in map(Path, list_files(folder)) if path.suffix.lower() in SUFFIXES)
-    paths = _outside(out, folder, files)
-    if not paths:
-        raise ValueError(
-            f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
-        )
-    return _in_order(paths)
-
-
-def _outside(out: Path, folder: Path, paths: Iterable[Path]) -> list[Path]:
-    """Leave out the files in `out`, if that lies in the folder that they were looked for in."""
-    results = out.resolve()
-    if folder.resolve() not in results.parents:
-        return list(paths)
-    return [path for path in paths if not path.parent.resolve().is_relative_to(results)]
-
-
-def _in_order(paths: Iterable[Path]) -> list[Path]:
-    return sorted(paths, key=lambda path: (natural_key(str(path)), str(path)))

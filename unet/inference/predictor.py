@@ -1,9 +1,9 @@
-"""Checkpoints: one file that is all a model needs, to be used or trained on."""
+"""Trained models, loaded from checkpoints: images -> logits and class ids."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.normalization import Normalization
-from unet.inference.sliding_window import sliding_window
+from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
 from unet.runtime.device import memory_advice, pick_device, pick_dtype
@@ -24,16 +24,17 @@ from unet.runtime.device import memory_advice, pick_device, pick_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A U-Net together with what its images and masks need.
+    """A U-Net with everything that its images and masks need.
 
     Args:
         net: the network, on `device`.
-        config: of the run that trained it.
-        normalization: of the training images.
-        val_stems: the images that were kept from training.
-        palette: of the training masks, if they have one.
-        device: where it runs.
-        others: models of the same classes, whose probabilities are averaged with its own.
+        config: the config of its run.
+        normalization: applied to every image.
+        val_stems: stems of the run's validation images.
+        palette: palette of the training masks; None if they have none.
+        device: where the network runs.
+        weights: the state dict for a checkpoint, if batch norm is fused in `net`; None for that of
+            `net`.
     """
 
     net: UNet
@@ -42,7 +43,7 @@ class Predictor:
     val_stems: tuple[str, ...]
     palette: tuple[Colour, ...] | None
     device: torch.device
-    others: tuple["Predictor", ...] = ()
+    weights: Mapping[str, Tensor] | None = None
 
     @property
     def classes(self) -> ClassMap:
@@ -50,18 +51,31 @@ class Predictor:
         return build_classes(self.config)
 
     @property
-    def members(self) -> tuple["Predictor", ...]:
-        """This model without others, and these."""
-        return (replace(self, others=()), *self.others)
+    def members(self) -> "tuple[Predictor, ...]":
+        """This model alone, as `Ensemble.members`."""
+        return (self,)
+
+    @property
+    def tiles(self) -> Tiles:
+        """How large images are cut into tiles."""
+        return Tiles(
+            self.config.tiling.size,
+            tile_overlap(self.config),
+            align=self.net.output_stride,
+            blend=tiles_blend(self.config),
+            context=self.net.context,
+            remainder=self.net.geometry.remainder,
+            batch_size=self.config.tiling.batch_size,
+        )
 
     def contents(self) -> dict[str, Any]:
-        """Return what a checkpoint of the model holds, training state apart."""
+        """Return the contents of a checkpoint, without training state."""
         return {
             "config": config_to_dict(self.config),
             "normalization": self.normalization.to_dict(),
             "val_stems": list(self.val_stems),
             "palette": self.palette,
-            "model": self.net.state_dict(),
+            "model": self.net.state_dict() if self.weights is None else dict(self.weights),
         }
 
     @torch.inference_mode()
@@ -70,121 +84,176 @@ class Predictor:
         image: Tensor,
         device: torch.device | None = None,
         bar: str | None = None,
-        surrounded: bool = False,
+        has_context: bool = False,
     ) -> Tensor:
-        """Score every class: image (C, H, W) from 0 to 1 -> logits (K, H, W).
+        """Compute the logits of an image (C, H, W) from 0 to 1, of any size -> (K, H, W) float32.
 
-        Images larger than the config's `tiling.size` go through in tiles. With others, the logits
-        are the logarithms of the mean probabilities.
+        Images larger than the config's `tiling.size` go through the network in tiles.
 
         Args:
-            image: of any size.
-            device: where image and logits lie while tiles go through the network on its own
-                device, such as the CPU for an image too large for a GPU; None for the network's.
-            bar: title of a progress bar, if there are several tiles; None for none.
-            surrounded: whether the image is as `UNet.mirror_context` gives it, with the network's context
-                around what logits are asked for; not with others, which need another one.
+            image: the image.
+            device: where the whole image and its logits are kept; None for the network's device.
+                The CPU has room for images that are too large for a GPU.
+            bar: title of the progress bar of the tiles; None for no bar.
+            has_context: whether the image already has the network's context around it, as
+                `UNet.mirror_context` adds it; the logits are that much smaller.
         """
-        if self.others:
-            assert not surrounded
-            scores = [model.logits(image, device, bar).softmax(0) for model in self.members]
-            return torch.stack(scores).mean(0).log()
-        return self._in_tiles(image, device, bar, surrounded)
+        return self._run(image, device, bar, has_context)
 
     @torch.inference_mode()
     def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
-        """Choose a class for every pixel: image (C, H, W) from 0 to 1 -> ids (H, W), uint8.
+        """Choose the class of every pixel: image (C, H, W) from 0 to 1 -> (H, W) uint8 on the CPU.
 
         `bar` as in `logits`.
         """
-        if self.others:
-            return argmax_classes(self.logits(image, bar=bar)).cpu()
-        # Without the logits of the whole image, which take four bytes for each class.
-        return self._in_tiles(image, bar=bar, finish=argmax_classes).cpu()
+        # The logits of a whole image, four bytes for each class, are never in memory.
+        return self._run(image, bar=bar, finish=argmax_classes).cpu()
 
-    def _in_tiles(
+    def _run(
         self,
         image: Tensor,
         device: torch.device | None = None,
         bar: str | None = None,
-        surrounded: bool = False,
+        has_context: bool = False,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        self.net.eval()
-        dtype, tiling = pick_dtype(self.config.train.precision, self.device), self.config.tiling
+        net, tiling = self.net.eval(), self.config.tiling
+        dtype, layout = (
+            pick_dtype(self.config.train.precision, self.device),
+            memory_format(self.config),
+        )
 
-        def score(tiles: Tensor) -> Tensor:
-            layout = memory_format(self.config)
-            out: Tensor = self.net(tiles.to(self.device, memory_format=layout))
-            return out
+        def run_tiles(tiles: Tensor) -> Tensor:
+            logits: Tensor = net(tiles.to(self.device, memory_format=layout))
+            return logits
 
+        height, width = image.shape[1:]
         with (
             torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
             memory_advice(
-                f"an image of {image.shape[1]} x {image.shape[2]} pixels goes through in tiles of "
-                f"at most {tiling.size[0]} x {tiling.size[1]}, {tiling.batch_size} together: lower "
+                f"an image of {height} x {width} pixels was predicted in batches of "
+                f"{tiling.batch_size} tiles of at most {tiling.size[0]} x {tiling.size[1]}: lower "
                 "tiling.size or tiling.batch_size"
             ),
         ):
             normalised = self.normalization(image).to(device or self.device)
             result = sliding_window(
-                score,
-                normalised if surrounded else self.net.mirror_context(normalised),
-                size=tiling.size,
-                overlap=tile_overlap(self.config),
-                align=self.net.output_stride,
-                blend=tiles_blend(self.config),
-                context=self.net.context,
-                remainder=self.net.geometry.remainder,
-                batch_size=tiling.batch_size,
-                bar=bar,
-                finish=finish,
+                run_tiles,
+                normalised if has_context else net.mirror_context(normalised),
+                self.tiles,
+                bar,
+                finish,
             )
-        return result if surrounded else result[..., : image.shape[1], : image.shape[2]]
+        return result if has_context else result[..., :height, :width]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several models whose probabilities are averaged, with the methods of one `Predictor`.
+
+    Raises:
+        ValueError: if the models differ in classes, mask values or channels.
+    """
+
+    members: tuple[Predictor, ...]
+
+    def __post_init__(self) -> None:
+        _check_agreement(self.members, [f"member {i}" for i in range(len(self.members))])
+
+    @property
+    def config(self) -> Config:
+        """The config of the first member."""
+        return self.members[0].config
+
+    @property
+    def classes(self) -> ClassMap:
+        """The classes and their mask values."""
+        return self.members[0].classes
+
+    @property
+    def val_stems(self) -> tuple[str, ...]:
+        """The validation images of the first member."""
+        return self.members[0].val_stems
+
+    @property
+    def palette(self) -> tuple[Colour, ...] | None:
+        """The palette of the first member."""
+        return self.members[0].palette
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first member."""
+        return self.members[0].device
+
+    @torch.inference_mode()
+    def logits(
+        self, image: Tensor, device: torch.device | None = None, bar: str | None = None
+    ) -> Tensor:
+        """Compute the logarithms of the mean probabilities, as `Predictor.logits`."""
+        probabilities = [model.logits(image, device, bar).softmax(0) for model in self.members]
+        return torch.stack(probabilities).mean(0).log()
+
+    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
+        """Choose the class of every pixel, as `Predictor.predict`."""
+        return argmax_classes(self.logits(image, bar=bar)).cpu()
+
+
+Model = Predictor | Ensemble
+
+
+@overload
+def load_model(
+    path: str | Path, device: str | None = None, overrides: Sequence[str] = ()
+) -> Predictor: ...
+
+
+@overload
+def load_model(
+    path: Sequence[str | Path], device: str | None = None, overrides: Sequence[str] = ()
+) -> Model: ...
 
 
 def load_model(
     path: str | Path | Sequence[str | Path],
     device: str | None = None,
     overrides: Sequence[str] = (),
-) -> Predictor:
-    """Load a trained model from its checkpoint alone, to predict with.
+) -> Model:
+    """Load a trained model from its checkpoint, to predict with it.
 
-    Batch norm is folded into the convolutions, which is 1.17 times as fast (two CPU cores, a tile
-    of 496 x 496, widths 32 to 256). To train on, set `train.init_from` instead.
+    Batch norm is fused into the convolutions, which makes the network 1.17 times as fast (two CPU
+    cores, a tile of 496 x 496, widths 32 to 256). To continue training from a checkpoint, set
+    `train.init_from` instead.
 
     Args:
-        path: a best.pt or last.pt; several for a model that
-            averages their probabilities.
+        path: a best.pt or last.pt; several for an `Ensemble`.
         device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
-        overrides: changes to the config, such as `tiling.overlap=64`, of where files lie and how
-            the model is run.
+        overrides: changes of settings that do not change the model, such as `tiling.overlap=64`.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, an override does not fit it, or several do not have the
-            same classes, mask values and channels.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file is no checkpoint, an override does not fit it, or several models
+            differ in classes, mask values or channels.
     """
     if not isinstance(path, str | Path):
-        first, *others = (load_model(one, device, overrides) for one in path)
-        for one, other in zip(path[1:], others, strict=True):
-            ours, theirs = map(_agreed_on, (first, other))
-            if ours != theirs:
-                raise ValueError(
-                    f"{one}: got {theirs}, expected those of {path[0]}, {ours}; only models that "
-                    "agree are averaged"
-                )
-        return replace(first, others=tuple(others))
-    contents = load_checkpoint(Path(path))
-    config = _config_of(contents, overrides, str(path))
+        members = [_load_predictor(Path(one), device, overrides) for one in path]
+        if len(members) == 1:
+            return members[0]
+        _check_agreement(members, [str(one) for one in path])
+        return Ensemble(tuple(members))
+    return _load_predictor(Path(path), device, overrides)
+
+
+def _load_predictor(path: Path, device: str | None, overrides: Sequence[str]) -> Predictor:
+    contents = load_checkpoint(path)
+    config = restore_config(contents["config"], overrides, str(path))
     chosen = pick_device(device or config.train.device)
     net = build_network(config, chosen)
     try:
         net.load_state_dict(contents["model"])
     except RuntimeError as error:
         raise ValueError(
-            f"{path}: the weights do not fit the model of the file's own config; it was changed "
-            "after training, or is of another network"
+            f"{path}: the weights do not fit the model of the checkpoint's own config; it was "
+            "changed after training, or the weights are those of another network"
         ) from error
     return Predictor(
         net=fuse_batch_norm(net),
@@ -193,13 +262,18 @@ def load_model(
         val_stems=tuple(contents["val_stems"]),
         palette=contents["palette"],
         device=chosen,
+        weights=contents["model"],
     )
 
 
-def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -> Config:
-    """The config of a checkpoint with what may be changed of it, changed."""
-    trained = config_from_dict(contents["config"], (), where)
-    config = config_from_dict(contents["config"], overrides, where)
+def restore_config(raw: Mapping[str, Any], overrides: Sequence[str], where: str) -> Config:
+    """Make the config of a checkpoint, with overrides of settings that do not change the model.
+
+    Raises:
+        ValueError: if an override would change the model.
+    """
+    trained = config_from_dict(raw, (), where)
+    config = config_from_dict(raw, overrides, where)
     if changes := changed_settings(trained, config, MayChange.IN_USE):
         raise ValueError(
             f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
@@ -207,8 +281,18 @@ def _config_of(contents: dict[str, Any], overrides: Sequence[str], where: str) -
     return config
 
 
-def _agreed_on(model: Predictor) -> str:
-    """What models have in common that are averaged: the values, too, as masks have only one."""
-    both = zip(model.classes.names, model.classes.values, strict=True)
-    classes = ", ".join(f"{name}: {value}" for name, value in both)
-    return f"the classes {classes} and {model.net.in_channels} channels"
+def _check_agreement(models: Sequence[Predictor], names: Sequence[str]) -> None:
+    """Raise unless models have the same classes, mask values and channels."""
+
+    def describe(model: Predictor) -> str:
+        pairs = zip(model.classes.names, model.classes.values, strict=True)
+        classes = ", ".join(f"{name}: {value}" for name, value in pairs)
+        return f"the classes {classes} and {model.config.model.in_channels} channels"
+
+    expected = describe(models[0])
+    for name, got in zip(names, map(describe, models), strict=True):
+        if got != expected:
+            raise ValueError(
+                f"{name}: got {got}, expected {expected} as in {names[0]}; an ensemble averages "
+                "models of the same classes and channels"
+            )

@@ -1,92 +1,83 @@
-"""Test-time augmentation: an image seen in several ways, and the mean of what a model says."""
+"""Test-time augmentation: the mean probabilities over several views of an image."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unet.inference.predictor import Predictor
+from unet.inference.predictor import Model
 from unet.models.unet import argmax_classes
 
-Kind = Literal["flips", "turns", "scales"]
-
-KINDS: tuple[Kind, ...] = ("flips", "turns", "scales")
-
+TtaMode = Literal["flips", "turns", "scales"]
+TTA_MODES: tuple[TtaMode, ...] = get_args(TtaMode)
 SCALES = (0.75, 1.0, 1.25)
 
 
 class View(NamedTuple):
-    """One way to see an image: mirrored left to right or not, then turned, then scaled."""
+    """A view of an image: mirrored left to right or not, then rotated, then scaled."""
 
     turns: int = 0
-    """By 90 degrees each, anticlockwise."""
+    """Rotations by 90 degrees, anticlockwise."""
     mirrored: bool = False
     scale: float = 1.0
 
     @property
     def reversed_axes(self) -> tuple[bool, bool]:
-        """Whether the view has rows, and columns, of the image from their ends."""
+        """Whether rows and columns of the image are in reversed order in the view."""
         return self.turns in (2, 3), (self.turns in (1, 2)) != self.mirrored
 
-    def show(self, image: Tensor) -> Tensor:
-        """See an image (C, H, W) so."""
-        seen = torch.rot90(image.flip(-1) if self.mirrored else image, self.turns, (-2, -1))
-        return _resize(seen, [max(1, round(side * self.scale)) for side in seen.shape[1:]])
+    def apply(self, image: Tensor) -> Tensor:
+        """Transform an image (C, H, W) into the view."""
+        view = torch.rot90(image.flip(-1) if self.mirrored else image, self.turns, (-2, -1))
+        return _resize(view, [max(1, round(side * self.scale)) for side in view.shape[1:]])
 
-    def back(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
-        """Lay what a model gave for the view, (K, h, w), over the image of a size (H, W)."""
+    def undo(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """Transform scores (K, h, w) of the view back to an image of a size (H, W)."""
         height, width = size if self.turns % 2 == 0 else size[::-1]
         upright = torch.rot90(_resize(scores, [height, width]), -self.turns, (-2, -1))
         return upright.flip(-1) if self.mirrored else upright
 
 
-def views(kinds: Sequence[Kind]) -> list[View]:
-    """List the ways to see an image, each once.
+def list_views(tta: Sequence[TtaMode]) -> list[View]:
+    """List the views of test-time augmentation, each once; without any, the image itself.
 
-    flips are 4: as it is, mirrored left to right, top to bottom, and both. turns are 4: by 0, 90,
-    180 and 270 degrees. Both together are 8, each turn mirrored or not. scales are the image at
-    0.75, 1 and 1.25 times its size, each with all of the others.
+    flips: the image, mirrored left to right, top to bottom, and both. turns: rotations by 0, 90,
+    180 and 270 degrees. Both together: 8 views, each rotation mirrored or not. scales: all of these
+    at 0.75, 1 and 1.25 times the size.
     """
-    turns = range(4) if "turns" in kinds else (0, 2) if "flips" in kinds else (0,)
-    mirrored = (False, True) if "flips" in kinds else (False,)
-    scales = SCALES if "scales" in kinds else (1.0,)
+    turns = range(4) if "turns" in tta else (0, 2) if "flips" in tta else (0,)
+    mirrored = (False, True) if "flips" in tta else (False,)
+    scales = SCALES if "scales" in tta else (1.0,)
     return [View(t, m, s) for t in turns for m in mirrored for s in scales]
 
 
 @torch.inference_mode()
-def probabilities(
-    model: Predictor, image: Tensor, kinds: Sequence[Kind] = (), bar: str | None = None
+def mean_probabilities(
+    model: Model, image: Tensor, tta: Sequence[TtaMode] = (), bar: str | None = None
 ) -> Tensor:
-    """Give each class its mean probability over the views: (C, H, W) -> (K, H, W).
+    """Average the probabilities of all views: image (C, H, W) from 0 to 1 -> (K, H, W).
 
-    Args:
-        model: or several as one.
-        image: from 0 to 1, of any size; a large one goes through in tiles.
-        kinds: of views; none for the image as it is.
-        bar: title of a progress bar of the tiles of each view; None for none.
+    `bar` is the title of a progress bar of the tiles of each view; None for no bar.
     """
     size = (image.shape[1], image.shape[2])
-    seen = views(kinds)
+    views = list_views(tta)
     total = torch.zeros((), device=model.device)
-    for view in seen:
-        total = total + view.back(model.logits(view.show(image), bar=bar).softmax(0), size)
-    return total / len(seen)
+    for view in views:
+        total = total + view.undo(model.logits(view.apply(image), bar=bar).softmax(0), size)
+    return total / len(views)
 
 
-def choose(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
-    """Choose a class for every pixel: (K, H, W) -> ids (H, W) uint8.
+def choose_classes(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
+    """Choose the class of every pixel: probabilities (K, H, W) -> (H, W) uint8.
 
-    Args:
-        probabilities: of the classes.
-        threshold: of two classes, the second where it has at least this probability; None for the
-            likeliest.
+    With a threshold, it is the second of two classes where its probability is at least that.
     """
-    chosen = argmax_classes(probabilities) if threshold is None else probabilities[1] >= threshold
-    ids: np.ndarray = chosen.to("cpu", torch.uint8).numpy()
-    return ids
+    ids = argmax_classes(probabilities) if threshold is None else probabilities[1] >= threshold
+    chosen: np.ndarray = ids.to("cpu", torch.uint8).numpy()
+    return chosen
 
 
 def _resize(maps: Tensor, size: list[int]) -> Tensor:

@@ -39,7 +39,8 @@ class Geometry:
         """
         if not self.context:
             return pixels
-        units = -(-(pixels - self.remainder) // self.output_stride)
+        # Rounded up in a way that torch.export can trace for sides that are symbols.
+        units = (pixels - self.remainder + self.output_stride - 1) // self.output_stride
         return units * self.output_stride + self.remainder + 2 * self.context
 
 
