@@ -10,7 +10,7 @@ from unet.build import build_reader
 from unet.inspection.check import check_data, describe
 from unet.inspection.samples import draw_samples
 from unet.inspection.statistics import collect_statistics
-from unet.runtime.text import listed
+from unet.runtime.text import format_list
 
 
 @pytest.fixture(autouse=True)
@@ -226,8 +226,8 @@ def test_one_mask_file_per_class_is_read(data_root: Path) -> None:
 
 
 def test_long_lists_of_errors_are_cut() -> None:
-    assert listed([str(i) for i in range(12)]).splitlines()[-2:] == ["9", "... and 2 more"]
-    assert listed(["a", "b"]) == "a\nb"
+    assert format_list([str(i) for i in range(12)]).splitlines()[-2:] == ["9", "... and 2 more"]
+    assert format_list(["a", "b"]) == "a\nb"
 
 
 BORDER = ("data.instances=instances", "loss.border={sigma: 3}")

@@ -56,7 +56,7 @@ def test_alone_nothing_is_waited_for() -> None:
     assert distributed.any_rank(True)
     assert not distributed.any_rank(False)
     assert distributed.all_gather("a") == ["a"]
-    assert distributed.run_on_first_rank(lambda: 7) == 7
+    assert distributed.on_first_rank(lambda: 7)() == 7
     assert distributed.shard("abc") == "abc"
     assert (distributed.rank(), distributed.world_size(), distributed.disable_progress()) == (
         0,

@@ -5,14 +5,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from unet.runtime.signals import Stopped, ignore_signals_in_worker, stop_request
 
 
+@pytest.fixture
+def default_interrupt() -> Iterator[None]:
+    """SIGINT as in a terminal: it is ignored in a process that a script starts with `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupt")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_until_one_looks(signum: signal.Signals) -> None:
+def test_a_signal_is_recorded_until_the_next_check(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
     with stop_request() as stop:
         stop.check()
@@ -23,6 +33,15 @@ def test_a_signal_is_noted_until_one_looks(signum: signal.Signals) -> None:
     assert signal.getsignal(signum) is before
 
 
+@pytest.mark.usefixtures("default_interrupt")
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_request() as stop:
+        signal.raise_signal(signal.SIGINT)
+        stop.check()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
 @pytest.mark.parametrize(
     ("torchrun", "seconds", "code"),
     [(True, 0.7, 0), (False, 0.0, 0), (False, 0.7, -signal.SIGTERM)],
@@ -30,7 +49,7 @@ def test_a_signal_is_noted_until_one_looks(signum: signal.Signals) -> None:
 def test_a_second_signal_ends_the_process_at_once(
     torchrun: bool, seconds: float, code: int
 ) -> None:
-    # One that timeout(1) sends twice, or torchrun passes on, is no second one.
+    # A copy by timeout(1) or torchrun does not count as a second signal.
     script = (
         "import signal, time\n"
         "from unet.runtime.signals import stop_request\n"
@@ -51,7 +70,7 @@ def _work(ready: multiprocessing.synchronize.Event) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent")
-def test_a_loading_process_ends_by_its_parent_only() -> None:
+def test_only_its_parent_ends_a_worker() -> None:
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     process = context.Process(target=_work, args=(ready,))

@@ -113,7 +113,7 @@ def test_a_signal_during_validation_ends_it(
         nonlocal count
         count += 1
         if count == times:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
         return logits(model, image)
 
     monkeypatch.setattr(Predictor, "logits", stopping)

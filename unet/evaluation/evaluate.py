@@ -25,7 +25,7 @@ from unet.inspection.statistics import collect_statistics
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
 from unet.runtime.optional import import_extra, is_installed
-from unet.runtime.text import listed
+from unet.runtime.text import format_list
 from unet.visualize import image_to_rgb
 
 
@@ -112,9 +112,9 @@ def evaluate(
     def check() -> None:
         _, _, unreadable, wrong = collect_statistics(pairs, build_reader(model.config))
         if all_errors := errors + unreadable + wrong:
-            raise ValueError(listed(all_errors))
+            raise ValueError(format_list(all_errors))
 
-    distributed.run_on_first_rank(check)
+    distributed.on_first_rank(check)()
     measurements, predictions = _measure_pairs(model, pairs, measures, options.tta)
     who = str(paths[0]) if len(paths) == 1 else f"ensemble of {len(paths)} checkpoints"
     how = f", with {' and '.join(options.tta)}" if options.tta else ""

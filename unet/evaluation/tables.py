@@ -4,7 +4,7 @@ import math
 
 from unet.evaluation.measure import CLASS_MEASURES, OBJECT_MEASURES
 from unet.evaluation.summary import Summary, best_thresholds
-from unet.runtime.text import table
+from unet.runtime.text import format_table
 
 Rows = list[tuple[str, ...]]
 
@@ -88,7 +88,7 @@ def show_score(name: str, score: float | None) -> str:
 
 def describe(summary: Summary) -> str:
     """Lay out all scores as text for a terminal."""
-    lines = table(score_rows(summary)).splitlines()
+    lines = format_table(score_rows(summary)).splitlines()
     lines.insert(1 + len(summary.class_names), "")  # before the averages
     lines += ["", f"pixel accuracy {show_score('pixel_accuracy', summary['pixel_accuracy'])}"]
     if summary.absent:
@@ -104,7 +104,7 @@ def describe(summary: Summary) -> str:
         else f"boundary F1 within {tolerance:g} pixels; HD95 in pixels, the mean over images"
     )
     if rows := object_rows(summary):
-        lines.append(f"\n{object_title(summary)}:\n{table(rows)}")
+        lines.append(f"\n{object_title(summary)}:\n{format_table(rows)}")
     if (curve := summary.curve) is not None and curve.best is not None:
         lines.append(
             f"\nthresholds of {summary.class_names[1]}: average precision "
@@ -113,5 +113,5 @@ def describe(summary: Summary) -> str:
         )
     if rows := threshold_rows(summary):
         foreground = summary.class_names[1]
-        lines.append(f"\nobjects at the best threshold of {foreground}:\n{table(rows)}")
+        lines.append(f"\nobjects at the best threshold of {foreground}:\n{format_table(rows)}")
     return "\n".join(lines)

@@ -161,7 +161,7 @@ def predict_files(
             return [False] * len(jobs)
         return [_is_done(*both) for both in zip(jobs, origins, strict=True)]
 
-    done = distributed.run_on_first_rank(find_done)
+    done = distributed.on_first_rank(find_done)()
     if any(done):
         print(f"kept {sum(done)} mask(s) that exist in {out}; --overwrite predicts them again")
     work = [

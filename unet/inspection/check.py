@@ -29,7 +29,7 @@ from unet.inspection.statistics import (
     PairStatistics,
     collect_statistics,
 )
-from unet.runtime.text import table
+from unet.runtime.text import format_table
 
 # The split of a pair; rows of a table may belong to neither.
 _TRAIN, _VAL, _UNUSED = 0, 1, -1
@@ -144,7 +144,9 @@ def describe(config: Config, data: CheckedData) -> str:
         pixels = statistics.class_pixels.sum(0)
         columns.append([f"{fraction:.2%}" for fraction in pixels / max(1, pixels.sum())])
         columns.append([str(count) for count in (statistics.class_pixels > 0).sum(0)])
-    return "\n".join(lines) + table([header, *zip(config.data.classes, *columns, strict=True)])
+    return "\n".join(lines) + format_table(
+        [header, *zip(config.data.classes, *columns, strict=True)]
+    )
 
 
 def _list_files(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:

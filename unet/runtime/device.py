@@ -1,4 +1,4 @@
-"""Which device, which precision it gains from, and what to do where its memory ends."""
+"""Choice of device and dtype, deterministic algorithms, errors when memory runs out."""
 
 import os
 import re
@@ -10,27 +10,27 @@ import torch
 from unet.runtime import distributed
 from unet.runtime.errors import OutOfMemoryError
 
-# Texts of torch on CUDA, of its CPU allocator, and of NumPy.
+# Messages of torch on CUDA, of its CPU allocator, and of NumPy.
 _OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
 
 
 def pick_device(name: str) -> torch.device:
-    """Turn auto, cpu, cuda or cuda:N into a device that is there; auto prefers CUDA.
+    """Return the device for auto, cpu, cuda or cuda:N; auto prefers CUDA.
 
-    Of several processes on a machine, each takes the CUDA device of its local rank.
+    With several processes on a machine, each gets the CUDA device of its local rank.
 
     Raises:
-        ValueError: if torch does not know the device or sees none such.
+        ValueError: if torch does not know or find the device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if distributed.local_world_size() > 1:
+    if (num_processes := distributed.local_world_size()) > 1:
         if name == "cuda":
             name = f"cuda:{distributed.local_rank()}"
         elif name.startswith("cuda:"):
             raise ValueError(
-                f"train.device: got {name!r} for {distributed.local_world_size()} processes, "
-                "expected cuda, of which each takes one, or cpu"
+                f"train.device: got {name!r} for {num_processes} processes, expected cuda, which "
+                "gives each process a device, or cpu"
             )
     try:
         device = torch.device(name)
@@ -44,15 +44,15 @@ def pick_device(name: str) -> torch.device:
             "device(s); take auto or cpu"
         )
     if device.index is not None:
-        torch.cuda.set_device(device)  # or helpers of torch would open the first one as well
+        torch.cuda.set_device(device)  # torch would also open the first device otherwise
     return device
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Turn a precision into the dtype to compute in; auto takes what the device gains from.
+    """Return the dtype for a precision; auto takes a 16-bit dtype on CUDA and float32 on CPUs.
 
-    On CPUs that is float32: bfloat16 is slower on most, and even where there are instructions for
-    it, it gains with large layers only (a step of configs/isbi2012.yaml is 2.3 times as fast).
+    Most CPUs are slower with bfloat16. Those with instructions for it gain with large layers only
+    (a step of configs/isbi2012.yaml is 2.3 times as fast).
     """
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
@@ -65,12 +65,12 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def deterministic(enabled: bool) -> Iterator[None]:
-    """Let torch refuse whatever changes from run to run, as long as the block lasts."""
-    if not enabled:  # setting it imports much, which an interruption must not do once more
+    """Let torch raise an error in the block if an operation is not deterministic."""
+    if not enabled:  # the setting imports much, and an interrupted import cannot be repeated
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read as CUDA starts
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -79,7 +79,7 @@ def deterministic(enabled: bool) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; of torch's, only the text does."""
+    """Whether memory ran out; torch's RuntimeErrors are told apart by their messages."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
     )
@@ -87,15 +87,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_advice(advice: str) -> Iterator[None]:
-    """Add advice to the error if memory runs out; of nested blocks, the innermost gives it.
-
-    Raises:
-        OutOfMemoryError: with the failed allocation and the advice.
-    """
+    """Raise `OutOfMemoryError` with advice if memory runs out; the innermost advice wins."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
-        asked = (str(error).strip() or "no details").splitlines()[-1][:200]
-        raise OutOfMemoryError(f"out of memory ({asked}); {advice}") from error
+        details = (str(error).strip() or "no details").splitlines()[-1][:200]
+        raise OutOfMemoryError(f"out of memory ({details}); {advice}") from error

@@ -1,21 +1,21 @@
-"""Errors that the command line tells apart; no torch."""
+"""Errors that the command line tells apart by class. Imports no torch."""
 
 
 class SampleError(ValueError):
-    """No training sample could be made of a file, for a reason that its reader does not know."""
+    """A training sample could not be made of a file, for an unexpected reason."""
 
 
 class WorkerError(ValueError):
-    """A process that loads samples was killed."""
+    """A worker process of the data loader was killed."""
 
 
 class LostProcessError(ValueError):
-    """Another process of a distributed run is gone."""
+    """Another process of a distributed run has ended."""
 
 
 class UnpredictedError(ValueError):
-    """Some images were not predicted, for the reasons listed; all others were."""
+    """Some images were not predicted; the message lists them with reasons."""
 
 
 class OutOfMemoryError(MemoryError):
-    """Memory ran out; the message says what to change."""
+    """Memory ran out; the message says which settings to change."""

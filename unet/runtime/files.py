@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, and safe loading of torch files."""
 
 import os
 import secrets
@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
+class DamagedFileError(ValueError):
+    """A file was not written by torch.save, is damaged, or is unsafe to load."""
+
+
 def check_writable(folder: Path) -> None:
-    """Raise unless files can be written to a folder that is there or is yet to be made.
+    """Raise an error unless files can be written to a folder, which need not exist yet.
 
     Raises:
-        FileExistsError: if a file has its place.
-        PermissionError: if the system, for any reason, lets nothing be written.
+        FileExistsError: if the folder or one above it is a file.
+        PermissionError: if the system refuses to write.
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
@@ -30,15 +34,14 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; it becomes `path` only when all went well.
+    """Yield a temporary path to write to; it replaces `path` if the block raises nothing.
 
-    The new file is flushed to disk before it takes the place of an old one; after an
-    exception nothing of it stays.
+    The new file is flushed to disk first. After an exception `path` is unchanged.
 
     Raises:
-        OSError: with the path, if the disk is full or does not let itself be written.
+        OSError: naming `path`, such as if the disk is full.
     """
-    # Short enough for 255 bytes; several long names may begin alike, and be written at once.
+    # Long names fit into 255 bytes; random, because several processes may write at once.
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
@@ -55,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Write new names in a folder to disk; where folders cannot be opened, the system does."""
+    """Flush renamed files of a folder to disk; Windows cannot open folders and needs no flush."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -64,30 +67,26 @@ def flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-class DamagedFileError(ValueError):
-    """A file that torch.save did not write so, or that it would not be safe to load."""
-
-
 def load_torch_file(path: Path) -> Any:
-    """Read what torch.save wrote, to the CPU.
+    """Load a file of torch.save to the CPU, without running code in it.
 
     Raises:
-        DamagedFileError: if it is damaged, unsafe, or another kind of file.
-        FileNotFoundError: if there is no such file.
+        DamagedFileError: if the file is damaged, unsafe, or of another type.
+        FileNotFoundError: if the file does not exist.
     """
-    import torch  # slow to import, and the other functions of this module need none of it
+    import torch  # slow to import, and no other function here needs it
 
     try:
         with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"  # as all of it since torch 1.6
+            is_zip = file.read(2) == b"PK"  # the format since torch 1.6
         if is_zip:
             with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
-        raise  # which says nothing of the file
-    except Exception as error:  # what torch.save did not write fails in any of torch's ways
+        raise  # the file may be good
+    except Exception as error:  # torch raises many types for files that it did not write
         raise DamagedFileError(
             f"{path}: cannot be loaded safely; it is another kind of file, is damaged, or holds "
             "code to run"

@@ -1,10 +1,10 @@
-"""The first word of every seed."""
+"""Streams of random numbers."""
 
 from enum import IntEnum
 
 
 class Stream(IntEnum):
-    """What random numbers are for: seeds that begin with different words never draw the same."""
+    """First word of every seed, so that different uses draw different random numbers."""
 
     SPLIT = 1
     ORDER = 2

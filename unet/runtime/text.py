@@ -1,21 +1,19 @@
-"""Docstring to be written."""
+"""Tables and lists as plain text."""
 
 from collections.abc import Sequence
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows as text, the first column to the left, the others to the right."""
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Align rows of text: the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        first, *others = zip(row, widths, strict=True)
+        lines.append("  ".join([first[0].ljust(first[1]), *(x.rjust(n) for x, n in others)]))
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def listed(faults: Sequence[str], most: int = 10) -> str:
-    """Faults, a line each, and how many more there are."""
-    more = f"\n... and {len(faults) - most} more" if len(faults) > most else ""
-    return "\n".join(faults[:most]) + more
+def format_list(errors: Sequence[str], limit: int = 10) -> str:
+    """Return one error per line, and the number of those over the limit."""
+    more = f"\n... and {len(errors) - limit} more" if len(errors) > limit else ""
+    return "\n".join(errors[:limit]) + more

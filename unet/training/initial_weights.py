@@ -13,7 +13,7 @@ from unet.data.normalization import Normalization
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights, load_encoder_weights
 from unet.runtime import distributed
-from unet.runtime.text import listed
+from unet.runtime.text import format_list
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ def _load_checkpoint_into(net: UNet, checkpoint: dict[str, Any], config: Config)
         settings = " ".join(f"model.{k}={v}".replace(" ", "") for k, v in model.items())
         raise ValueError(
             f"{path}: the weights do not fit this config's model; use the model of the file, "
-            f"{settings}:\n{listed(incompatible, 3)}"
+            f"{settings}:\n{format_list(incompatible, 3)}"
         )
     net.load_state_dict(weights)
-    if model["padding"] != net.padding:
+    if model["padding"] != config.model.padding:
         text += (
             f"; they were trained with model.padding {model['padding']}, this model has "
-            f"{net.padding}, which differs only near image borders"
+            f"{config.model.padding}, which differs only near image borders"
         )
     print(text)

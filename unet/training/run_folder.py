@@ -44,7 +44,7 @@ def locked(run: Path) -> Iterator[None]:
 
     with ExitStack() as stack:
         if fcntl is not None:
-            distributed.run_on_first_rank(lock)
+            distributed.on_first_rank(lock)()
         yield
 
 

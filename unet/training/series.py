@@ -14,7 +14,7 @@ from unet.config.schema import Config
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
 from unet.runtime.files import atomic_path
-from unet.runtime.text import table
+from unet.runtime.text import format_table
 from unet.training.trainer import train
 
 
@@ -96,7 +96,7 @@ def _best_scores(run: Path, monitor: str) -> dict[str, Any]:
 
 def _text(rows: Sequence[dict[str, Any]], monitor: str) -> str:
     shown = dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy", monitor))
-    return table(
+    return format_table(
         [
             ("run", "best epoch", *map(score_title, shown)),
             *(

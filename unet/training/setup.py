@@ -23,7 +23,7 @@ from unet.inspection.check import CheckedData, check_data, describe
 from unet.models.unet import UNet
 from unet.runtime import distributed
 from unet.runtime.device import pick_dtype
-from unet.runtime.text import listed
+from unet.runtime.text import format_list
 from unet.training.initial_weights import InitialWeights
 from unet.training.step import TrainingStep, WeightAverage
 
@@ -49,7 +49,7 @@ def check_training_data(config: Config) -> CheckedData:
     """Read all data and print a description; raise ValueError if there are errors."""
     data = check_data(config)
     if data.errors:
-        raise ValueError(listed(data.errors))
+        raise ValueError(format_list(data.errors))
     print(describe(config, data))
     for warning in data.warnings:
         print(f"warning: {warning}")
