@@ -65,3 +65,19 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, as_zip: bool) -> None:
 def test_a_file_that_is_not_there_is_not_damaged(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_torch_file(tmp_path / "no.pth")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_lack_of_memory_does_not_make_a_file_damaged(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    torch.save(STATE, tmp_path / "weights.pth")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)) as caught:
+        load_torch_file(tmp_path / "weights.pth")
+    assert caught.value is error

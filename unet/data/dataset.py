@@ -14,8 +14,7 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 from unet.data.transforms import Augmentation
-from unet.runtime.device import is_out_of_memory
-from unet.runtime.errors import SampleError
+from unet.runtime.errors import SampleError, is_out_of_memory
 from unet.runtime.seeds import Stream
 
 

@@ -1,17 +1,13 @@
 """Choice of device and dtype, deterministic algorithms, errors when memory runs out."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
 from unet.runtime import distributed
-from unet.runtime.errors import OutOfMemoryError
-
-# Messages of torch on CUDA, of its CPU allocator, and of NumPy.
-_OUT_OF_MEMORY = re.compile("out of memory|allocate memory|not enough memory|Unable to allocate")
+from unet.runtime.errors import OutOfMemoryError, is_out_of_memory
 
 
 def pick_device(name: str) -> torch.device:
@@ -76,13 +72,6 @@ def deterministic(enabled: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's RuntimeErrors are told apart by their messages."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
-    )
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unet.runtime.errors import is_out_of_memory
+
 
 class DamagedFileError(ValueError):
     """A file was not written by torch.save, is damaged, or is unsafe to load."""
@@ -84,9 +86,9 @@ def load_torch_file(path: Path) -> Any:
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"the checksum of {damaged} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise  # the file may be good
     except Exception as error:  # torch raises many types for files that it did not write
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise  # the file may be good
         raise DamagedFileError(
             f"{path}: cannot be loaded safely; it is another kind of file, is damaged, or holds "
             "code to run"
