@@ -8,7 +8,6 @@ from PIL import Image
 
 from unet.build import build_reader
 from unet.inspection.check import check_data, describe
-from unet.inspection.samples import draw_samples
 from unet.inspection.statistics import collect_statistics
 from unet.runtime.text import format_list
 
@@ -57,18 +56,6 @@ def test_every_error_is_reported_at_once(data_root: Path) -> None:
         assert text in error
 
 
-def test_an_image_in_both_training_and_validation_is_an_error(data_root: Path) -> None:
-    write_pairs(data_root / "held_out", 2, seed=9)
-    shutil.copy(data_root / "images" / "3.png", data_root / "held_out" / "images" / "1.png")
-    config = make_config(
-        data_root, "data.validation={images: held_out/images, masks: held_out/masks}"
-    )
-    errors = check_data(config).errors
-    assert len(errors) == 1
-    assert "images/3.png: got the same pixels in the validation image" in errors[0]
-    assert "held_out/images/1.png, expected no image in both" in errors[0]
-
-
 def test_unreadable_files_are_left_out_only_with_skip_unreadable(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     assert len(check_data(make_config(data_root)).errors) == 1
@@ -78,12 +65,6 @@ def test_unreadable_files_are_left_out_only_with_skip_unreadable(data_root: Path
     assert len(data.train_pairs) + len(data.val_pairs) == 5
     assert "4.png: cannot be read as an image" in data.warnings[0]
     assert data.warnings[1] == "left out 1 pair(s) that cannot be read"
-
-
-def test_constant_images_may_be_in_both_training_and_validation(data_root: Path) -> None:
-    for i in (0, 1, 2, 3, 4):
-        Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "images" / f"{i}.png")
-    assert not check_data(make_config(data_root)).errors
 
 
 def test_validation_folders_that_do_not_pair_are_an_error(data_root: Path) -> None:
@@ -96,23 +77,6 @@ def test_validation_folders_that_do_not_pair_are_an_error(data_root: Path) -> No
     assert all("got nothing for" in error for error in errors)
 
 
-def test_likely_mistakes_are_warnings(data_root: Path) -> None:
-    Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8)).save(data_root / "masks" / "2.png")
-    data = check_data(make_config(data_root, "data.classes={ground: 0, box: 200, ring: 7}"))
-    assert not data.errors
-    assert any("1 of 6 masks contain only one class, such as" in one for one in data.warnings)
-    assert "data.classes.ring: no training mask contains it" in data.warnings
-    assert (
-        "data.classes.ring: no validation mask contains it, so that it has no score"
-        in data.warnings
-    )
-
-
-def test_masks_with_only_ignored_pixels_are_an_error(data_root: Path) -> None:
-    data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
-    assert "got training masks in which every pixel is ignored" in data.errors[0]
-
-
 def test_a_broken_link_is_one_error_among_others(data_root: Path) -> None:
     (data_root / "images" / "3.png").unlink()
     (data_root / "images" / "3.png").symlink_to("nowhere.png")
@@ -121,40 +85,6 @@ def test_a_broken_link_is_one_error_among_others(data_root: Path) -> None:
     assert len(errors) == 2
     assert "4.png: cannot be read" in errors[0]
     assert "3.png: there is no such file" in errors[1]
-
-
-def test_an_empty_validation_set_is_an_error(data_root: Path) -> None:
-    (data_root / "images" / "4.png").write_text("no image")
-    config = make_config(data_root, "data.skip_unreadable=true", "data.validation={stems: ['4']}")
-    errors = check_data(config).errors
-    assert errors == [
-        "data.validation: leaves no validation image, expected some for training and some for "
-        "validation; correct it, or add images"
-    ]
-
-
-def test_a_stack_in_both_training_and_validation_is_a_warning(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-        for i in range(3):
-            pages = [
-                Image.fromarray(rng.choice([0, 200], (9, 9)).astype(np.uint8)) for _ in range(4)
-            ]
-            path = tmp_path / name / f"{i}.tif"
-            pages[0].save(path, save_all=True, append_images=pages[1:])
-    data = check_data(make_config(tmp_path, "data.stacks=true"))
-    assert not data.errors
-    assert any(
-        "one stack has pages in both training and validation" in one for one in data.warnings
-    )
-    group = "data.validation={fraction: 0.34, group: '^[^#]+'}"
-    data = check_data(make_config(tmp_path, "data.stacks=true", group))
-    assert not any("pages in both" in one for one in data.warnings)
-    assert len(data.val_pairs) == 4
-    (tmp_path / "images" / "1.tif").write_text("no image")
-    skip = "data.skip_unreadable=true"
-    assert check_data(make_config(tmp_path, "data.stacks=true", skip)).skipped == 1
 
 
 def test_errors_are_found_again_by_a_second_check(data_root: Path) -> None:
@@ -170,19 +100,6 @@ def test_describe_lists_sizes_types_and_class_fractions(data_root: Path) -> None
     assert f"{HEIGHT} x {WIDTH} (6)" in text
     assert "L, uint8 (6)" in text
     assert "box              17.09%       4             17.09%       2" in text
-
-
-def test_samples_are_drawn(data_root: Path, tmp_path: Path) -> None:
-    config = make_config(data_root)
-    draw_samples(config, check_data(config), tmp_path / "samples.png", count=3)
-    with Image.open(tmp_path / "samples.png") as picture:
-        assert picture.height > 3 * 256
-        assert picture.width > 4 * 256
-        pixels = np.asarray(picture).astype(int)
-    # In every panel with a mask, bright pixels have the colour of the class.
-    box = np.array([230, 159, 0])
-    coloured = np.abs(pixels[60:, 400:] - (box + 255) // 2).sum(2) < 120
-    assert coloured.mean() > 0.05
 
 
 def test_folds_and_tables_split(data_root: Path) -> None:
@@ -303,13 +220,6 @@ def test_components_of_classes_are_counted_as_cells(data_root: Path) -> None:
     assert data.train.num_cells.min() == 2
 
 
-def test_border_weights_need_an_image_with_two_cells(data_root: Path) -> None:
-    errors = check_data(make_config(data_root, "loss.border={classes: [box]}")).errors
-    assert len(errors) == 1
-    assert errors[0].startswith("loss.border: got no training image with two cells, expected some")
-    assert errors[0].endswith("correct loss.border.classes")
-
-
 def test_changed_cells_change_the_fingerprint_only_with_border_weights(data_root: Path) -> None:
     write_instances(data_root)
     configs = make_config(data_root), make_config(data_root, *BORDER)
@@ -358,17 +268,6 @@ def test_border_weights_without_scipy_are_an_error_that_says_how_to_install_it(
         ValueError, match=r"loss\.border: needs scikit-image; install it with pip install"
     ):
         check_data(make_config(data_root, *BORDER))
-
-
-def test_border_weights_are_drawn_in_the_samples(data_root: Path, tmp_path: Path) -> None:
-    write_instances(data_root)
-    widths = []
-    for overrides in ((), BORDER):
-        config = make_config(data_root, *overrides)
-        draw_samples(config, check_data(config), tmp_path / "samples.png", count=2)
-        with Image.open(tmp_path / "samples.png") as picture:
-            widths.append(picture.width)
-    assert widths[1] - widths[0] == 8 + round(256 * WIDTH / HEIGHT)
 
 
 def test_every_damaged_file_of_a_pair_is_named(data_root: Path) -> None:
