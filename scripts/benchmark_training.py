@@ -24,23 +24,16 @@ import torch
 from benchmark_step import QUICK, bare_step, make_training_parser
 from benchmarking import Times, synchronize
 
-from unet.build import (
-    build_dataset,
-    build_loss,
-    build_network,
-    build_optimizer,
-    build_training_reader,
-    memory_format,
-)
+import unet
 from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.data.loader import load_samples
 from unet.data.sampler import SeededBatchSampler
 from unet.data.synthetic import draw_quickstart
-from unet.inspection.check import check_data
 from unet.runtime.device import pick_dtype
 from unet.training import logger, trainer
-from unet.training.trainer import train
+from unet.training.initial_weights import InitialWeights
+from unet.training.setup import build_components, check_training_data
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, GOAL_WITH_ALL = 3, 6  # percent more time than the plain loop, at most
@@ -104,7 +97,7 @@ def run_ours(config: Config, device: torch.device, warm_up: int) -> dict[str, fl
     """Train; return the seconds of an epoch after the warm-up, in total and by purpose."""
     torch.compiler.reset()  # torch limits how many networks of a type it compiles
     with measure_parts(device) as stamps, quiet():
-        train(config, overwrite=True)
+        unet.train(config, overwrite=True)
     # From the end of the first validation to the end of the last one.
     (start, before), (stop, after) = stamps[0], stamps[-1]
     epochs = config.train.epochs - warm_up
@@ -121,23 +114,11 @@ def run_plain(config: Config, device: torch.device, warm_up: int) -> tuple[float
     settings = config.train
     torch.compiler.reset()
     with quiet():
-        data = check_data(config)
-    if data.errors:
-        raise ValueError("\n".join(data.errors))
-    dataset = build_dataset(
-        config,
-        data.train_pairs,
-        build_training_reader(config),
-        data.normalization(config),
-        data.train.sizes,
-        data.train.num_bytes,
-    )
-    torch.manual_seed(settings.seed)
-    net = build_network(config, device).train()
-    optimizer = build_optimizer(config, net)
-    loss = build_loss(config, data.train.class_pixels.sum(0)).to(device)
+        data = check_training_data(config)
+        components = build_components(config, data, device, InitialWeights(), None)
+    dataset, step = components.dataset, components.training_step
+    net = components.net.train()
     forward = torch.compile(net) if settings.compile else net
-    dtype, layout = pick_dtype(settings.precision, device), memory_format(config)
     steps = settings.steps_per_epoch or math.ceil(len(dataset) / settings.batch_size)
     batches = load_samples(
         dataset,
@@ -149,7 +130,15 @@ def run_plain(config: Config, device: torch.device, warm_up: int) -> tuple[float
     )
     seconds, start = 0.0, time.perf_counter()
     for number, batch in enumerate(batches, 1):
-        bare_step(forward, loss, optimizer, dtype, device, layout, batch)
+        bare_step(
+            forward,
+            step.loss_function,
+            step.optimizer,
+            step.dtype,
+            device,
+            step.memory_format,
+            batch,
+        )
         if number % (warm_up * steps) == 0:  # here `train` validates
             synchronize(device)
             if number > warm_up * steps:

@@ -132,8 +132,8 @@ def run_uninterrupted(folder: Path, workers: int) -> Uninterrupted:
     from unet.checkpoint import load_checkpoint
 
     name, start = f"uninterrupted-{workers}", time.monotonic()
-    if fault := run_through(folder, name, workers, limit=600):
-        raise RuntimeError(f"{name}: {fault}")
+    if failure := run_through(folder, name, workers, limit=600):
+        raise RuntimeError(f"{name}: {failure}")
     seconds, run = time.monotonic() - start, folder / "runs" / name
     steps = load_checkpoint(run / "last.pt")["progress"]["step"]
     return Uninterrupted(run, seconds, steps, (run / "last.pt").stat().st_size)
@@ -318,10 +318,10 @@ def finish(
     name = f"round-{number}"
     run = folder / "runs" / name
     step, half = describe_progress(run), describe_save(run)
-    fault = run_through(folder, name, workers, "--resume", limit=60 + 10 * base.seconds)
+    failure = run_through(folder, name, workers, "--resume", limit=60 + 10 * base.seconds)
     log = log_of(folder, name, "--resume").read_text(encoding="utf-8")
-    if fault:
-        result = f"RESUME FAILED, {fault}"
+    if failure:
+        result = f"RESUME FAILED, {failure}"
     elif differing := differences(run, base.run):
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         result = f"DIFFERENT: {', '.join(differing[:5])}{more}"

@@ -25,7 +25,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="exists; remove it to have it drawn anew"):
+    with pytest.raises(FileExistsError, match="exists; remove it to draw it again"):
         draw_quickstart(tmp_path)
 
 

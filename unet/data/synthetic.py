@@ -20,7 +20,7 @@ def draw_quickstart(root: Path, num_images: int = 60, seed: int = 0) -> None:
         FileExistsError: if `root` exists.
     """
     if root.exists():
-        raise FileExistsError(f"{root}: exists; remove it to have it drawn anew")
+        raise FileExistsError(f"{root}: exists; remove it to draw it again")
     unfinished = root.with_name(f".{root.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     for folder in ("images", "masks"):
