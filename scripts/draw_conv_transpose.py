@@ -9,6 +9,7 @@ from torch import Tensor
 from unet.models.conv_transpose import kernel_times_pixel, lay_blocks
 from unet.runtime.files import atomic_path
 
+PICTURE = Path(__file__).parent.parent / ".github" / "images" / "conv_transpose.png"
 SCALE = 2  # sharp on screens with many pixels per inch
 SQUARE, GAP, MARGIN = 40 * SCALE, 28 * SCALE, 24 * SCALE
 INK, LINE, PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
@@ -99,9 +100,9 @@ def draw_operation(title: str, kernel: Tensor, stride: int) -> Image.Image:
     return picture.image
 
 
-def main() -> None:
-    """Draw both cases, one below the other."""
-    parts = [
+def draw_both() -> Image.Image:
+    """Draw a kernel as large as the stride, and below it a larger one."""
+    pictures = [
         draw_operation(
             "2 x 2 kernel, stride 2: the blocks do not overlap",
             torch.tensor([[1, 2], [3, 4]]),
@@ -113,17 +114,20 @@ def main() -> None:
             stride=2,
         ),
     ]
-    sheet = Image.new(
-        "RGB", (max(part.width for part in parts), sum(part.height for part in parts)), PAPER
-    )
+    width, height = max(one.width for one in pictures), sum(one.height for one in pictures)
+    sheet = Image.new("RGB", (width, height), PAPER)
     top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    path = Path(__file__).parent.parent / ".github" / "images" / "conv_transpose.png"
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
-    print(f"wrote {path}")
+    for one in pictures:
+        sheet.paste(one, (0, top))
+        top += one.height
+    return sheet
+
+
+def main() -> None:
+    """Write the picture."""
+    with atomic_path(PICTURE) as temporary:
+        draw_both().save(temporary, format="PNG", optimize=True)
+    print(f"wrote {PICTURE}")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,7 @@ from unet.data.pairing import PackedPairs, Pair
 from unet.data.splits import read_stems, split_by_stems, split_randomly
 from unet.data.synthetic import draw_quickstart
 from unet.inspection.findings import find_duplicates, find_errors, find_warnings
-from unet.inspection.statistics import (
-    CACHE_VERSION,
-    Collected,
-    PairStatistics,
-    collect_statistics,
-)
+from unet.inspection.statistics import CACHE_VERSION, Collected, PairStatistics, collect_statistics
 from unet.runtime.text import format_table
 
 # The split of a pair; rows of a table may belong to neither.
@@ -37,25 +32,15 @@ _TRAIN, _VAL, _UNUSED = 0, 1, -1
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedData:
-    """The readable pairs of a config and their statistics.
-
-    Args:
-        train_pairs: pairs to train on.
-        val_pairs: pairs to score.
-        train: statistics of the training pairs, one row each.
-        val: statistics of the validation pairs, one row each.
-        errors: what must be corrected before training.
-        warnings: what is allowed, but likely a mistake.
-        skipped: number of unreadable pairs that `data.skip_unreadable` left out.
-    """
+    """The readable pairs of a config and their statistics, one row each."""
 
     train_pairs: PackedPairs
     val_pairs: PackedPairs
     train: PairStatistics
     val: PairStatistics
-    errors: list[str]
-    warnings: list[str]
-    skipped: int
+    errors: list[str]  # what must be corrected before training
+    warnings: list[str]  # what is allowed, but likely a mistake
+    skipped: int  # unreadable pairs that `data.skip_unreadable` left out
 
     @property
     def fingerprint(self) -> str:
@@ -106,12 +91,10 @@ def check_data(config: Config) -> CheckedData:
             f"{num_unused} row(s) of {data.csv} are not used, because their split is neither train "
             f"nor {data.validation.split}"
         )
-    (train_pairs, train), (val_pairs, val) = (
-        (
-            PackedPairs(all_pairs[i] for i in collected.kept[rows].tolist()),
-            collected.statistics[rows],
-        )
-        for rows in (splits == _TRAIN, splits == _VAL)
+    train, val = (collected.statistics[splits == split] for split in (_TRAIN, _VAL))
+    train_pairs, val_pairs = (
+        PackedPairs(all_pairs[i] for i in collected.kept[splits == split].tolist())
+        for split in (_TRAIN, _VAL)
     )
     errors += [] if errors else find_errors(config, train, val)
     errors += find_duplicates(train_pairs, val_pairs, train, val)

@@ -50,14 +50,10 @@ def empty_statistics(count: int, num_classes: int, channels: int) -> PairStatist
 class Collected(NamedTuple):
     """What `collect_statistics` found."""
 
-    kept: np.ndarray
-    """Indices of the pairs without errors."""
-    statistics: PairStatistics
-    """One row for each of these."""
-    unreadable: list[str]
-    """One message for each pair with a file that cannot be read."""
-    errors: list[str]
-    """All other error messages."""
+    kept: np.ndarray  # indices of the pairs without errors
+    statistics: PairStatistics  # one row for each of these
+    unreadable: list[str]  # one message for each pair with a file that cannot be read
+    errors: list[str]  # all other messages
 
 
 def collect_statistics(
