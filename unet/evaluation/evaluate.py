@@ -109,12 +109,13 @@ def evaluate(
     )
     distributed.initialize()
 
+    @distributed.on_first_rank
     def check() -> None:
         _, _, unreadable, wrong = collect_statistics(pairs, build_reader(model.config))
         if all_errors := errors + unreadable + wrong:
             raise ValueError(format_list(all_errors))
 
-    distributed.on_first_rank(check)()
+    check()
     measurements, predictions = _measure_pairs(model, pairs, measures, options.tta)
     who = str(paths[0]) if len(paths) == 1 else f"ensemble of {len(paths)} checkpoints"
     how = f", with {' and '.join(options.tta)}" if options.tta else ""
