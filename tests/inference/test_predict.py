@@ -445,9 +445,9 @@ def test_stacks_too_large_for_a_tiff_become_bigtiffs(
     predict_files([checkpoint], ["stack.tif"], Path("small"), options)
     monkeypatch.setattr("unet.data.tiff_stack._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
     predict_files([checkpoint], ["stack.tif"], Path("large"), options)
-    for name, kinds in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
+    for name, formats in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
         small, large = Path(f"small/{name}.tif"), Path(f"large/{name}.tif")
-        assert (small.read_bytes()[2:4], large.read_bytes()[2:4]) == kinds
+        assert (small.read_bytes()[2:4], large.read_bytes()[2:4]) == formats
         for one, other in zip(pages_of(small), pages_of(large), strict=True):
             assert np.array_equal(one, other)
 

@@ -114,7 +114,7 @@ def test_the_mask_is_a_tiled_compressed_geotiff_with_georeference(checkpoint: Pa
 def test_views_of_windows_are_those_of_the_whole_raster(
     tta: tuple[TtaMode, ...], tmp_path: Path
 ) -> None:
-    path = write_raster("a.tif", draw(131, 117))  # no multiples of the network's cell
+    path = write_raster("a.tif", draw(131, 117))  # no multiples of the output stride
     model = model_of(tmp_path)
     predict_raster(model, path, None, Path("p.tif"), tta)
     scores = torch.from_numpy(read_mask("p.tif"))
@@ -216,10 +216,10 @@ def test_nodata_stays_nodata_and_its_value_changes_nothing_else(checkpoint: Path
     # Outside the receptive field of nodata nothing changes.
     write_raster("all.tif", pixels.clip(1, 254))
     predict_files([checkpoint], ["all.tif"], Path("out"))
-    far = np.ones(SIZE, bool)
-    far[:150, :130] = False
-    far[170:231, 120:181] = False
-    assert np.array_equal(masks[0][far], read_mask("out/all.tif")[0][far])
+    outside = np.ones(SIZE, bool)
+    outside[:150, :130] = False
+    outside[170:231, 120:181] = False
+    assert np.array_equal(masks[0][outside], read_mask("out/all.tif")[0][outside])
 
 
 def test_each_model_of_an_ensemble_gets_its_own_mean_as_nodata(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.config.values import config_to_dict
-from unet.inference.predictor import Predictor, load_model
+from unet.inference.predictor import Predictor, load_predictor
 from unet.models.fuse import fuse_batch_norm
 from unet.runtime.files import atomic_path, check_writable
 from unet.runtime.optional import import_extra
@@ -80,9 +80,8 @@ def export(
 
     Batch, height and width are dynamic. Images are float32 from 0 to 1: integers are divided by the
     largest value of their type (255 or 65535), floats are used as in training. A .pt2 runs on the
-    CPU until `torch.export.passes.move_to_device_pass` moves it. The file also holds classes,
-    config, version, input range and the largest difference: ONNX as metadata, .pt2 in the extra
-    file unet.json.
+    CPU until `torch.export.passes.move_to_device_pass` moves it. Classes, config, version, input
+    range and the largest difference are in the file: in ONNX as metadata, in .pt2 as unet.json.
 
     Args:
         checkpoint: a best.pt or last.pt.
@@ -91,17 +90,17 @@ def export(
         overwrite: whether to replace an existing file.
 
     Returns:
-        The largest difference, see `largest_difference`.
+        The difference between file and model, see `largest_difference`.
 
     Raises:
         FileExistsError: if `out` exists.
         FileNotFoundError: if the checkpoint does not exist.
-        ValueError: if it is no checkpoint, `out` has another suffix, packages are missing, the
-            model cannot be exported, or the file differs from the model.
+        ValueError: if an argument is wrong, packages are missing, the model cannot be exported, or
+            the file differs from the model.
     """
     out = Path(out)
     _check_out(out, overwrite)
-    model = load_model(checkpoint, "cpu")
+    model = load_predictor(Path(checkpoint), "cpu")
     exported = ExportedModel(model, output).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary, warnings.catch_warnings():
@@ -136,26 +135,17 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @torch.no_grad()
 def largest_difference(model: Predictor, run: Callable[[Tensor], Tensor], output: Output) -> float:
-    """Compare an exported model with the model itself at three sizes, on the CPU.
-
-    Args:
-        model: the model.
-        run: images -> output of the exported model.
-        output: which output.
+    """Compare a model with its exported form, `run`, at three sizes on the CPU.
 
     Returns:
         The largest difference of a probability. For classes, the largest amount by which the chosen
         class is less probable than the most probable one. Infinity if the shapes differ.
     """
-    random, net = torch.Generator().manual_seed(0), model.net.eval()
-    stride = net.output_stride
-    differences = []
+    random, net, differences = torch.Generator().manual_seed(0), model.net.eval(), []
+    side = net.output_stride
     # Smaller than the network's smallest input, odd, and a multiple of its output stride.
-    for batch, height, width in (
-        (1, 1, 3),
-        (2, 2 * stride + 3, 4 * stride + 1),
-        (3, 6 * stride, 3 * stride),
-    ):
+    sizes = (1, 1, 3), (2, 2 * side + 3, 4 * side + 1), (3, 6 * side, 3 * side)
+    for batch, height, width in sizes:
         images = torch.rand(batch, net.in_channels, height, width, generator=random)
         logits = net(net.mirror_context(model.normalization(images)))[..., :height, :width]
         expected, result = logits.softmax(1), run(images)
@@ -165,7 +155,7 @@ def largest_difference(model: Predictor, run: Callable[[Tensor], Tensor], output
                 differences.append(expected.amax(1) - expected.gather(1, result).squeeze(1))
         elif result.shape == expected.shape:
             differences.append((result - expected).abs())
-    if len(differences) < 3:
+    if len(differences) < len(sizes):
         return math.inf
     return float(torch.stack([difference.max() for difference in differences]).max())
 

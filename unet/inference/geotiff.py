@@ -20,11 +20,9 @@ from unet.runtime.optional import import_extra
 LARGEST_IN_MEMORY = 64_000_000
 """TIFFs with more pixels are read as rasters."""
 
+_WIDTH, _HEIGHT, _ORIENTATION, _TILE_OFFSETS, _TILE_BYTES = 256, 257, 274, 324, 325
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory; GDAL's nodata.
 _RASTER_TAGS = (33550, 33922, 34264, 34735, 42113)
-_WIDTH, _HEIGHT, _ORIENTATION = 256, 257, 274
-_TILE_STARTS, _TILE_SIZES = 324, 325
-
 _CACHE_MEGABYTES = 256
 
 
@@ -89,14 +87,11 @@ def open_raster(path: Path, in_channels: int) -> Iterator["Raster"]:
         ValueError: if its bands cannot be read as images.
     """
     rasterio = import_extra("rasterio", f"{path}, which is read in windows")
-    errors = import_extra("rasterio.errors", "a raster")
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
         # Large TIFFs without georeference are rasters, too.
-        warnings.simplefilter("ignore", errors.NotGeoreferencedWarning)
-        try:
+        warnings.simplefilter("ignore", _rasterio_errors().NotGeoreferencedWarning)
+        with _readable(path):
             file = rasterio.open(path)
-        except errors.RasterioError as error:
-            raise _unreadable(path, error) from error
         with file:
             yield Raster(file, path, in_channels)
 
@@ -114,26 +109,26 @@ class Raster:
             enums.MaskFlags.all_valid not in flags for flags in file.mask_flag_enums
         )
         dtypes = {file.dtypes[i - 1] for i in self.bands}
+        reason = None
         if len(dtypes) > 1 or not dtypes <= {"uint8", "uint16", "float32"}:
-            raise ValueError(
-                f"{path}: got bands of {', '.join(sorted(dtypes))}, expected all of uint8, uint16 "
-                "or float32; convert it with gdal_translate -ot"
+            reason = (
+                f"bands of {', '.join(sorted(dtypes))}, expected all of uint8, uint16 or float32; "
+                "convert it with gdal_translate -ot"
             )
-        if file.subdatasets:
-            raise ValueError(
-                f"{path}: got a raster of {len(file.subdatasets)} pages, expected one; turn "
-                "windows off to read it page by page"
+        elif file.subdatasets:
+            reason = (
+                f"a raster of {len(file.subdatasets)} pages, expected one; turn windows off to "
+                "read it page by page"
             )
-        if file.colorinterp[0] == enums.ColorInterp.palette:
-            raise ValueError(
-                f"{path}: got a raster with a palette, expected its colours; convert it with "
-                "gdal_translate -expand rgb"
+        elif file.colorinterp[0] == enums.ColorInterp.palette:
+            reason = (
+                "a raster with a palette, expected its colours; convert it with gdal_translate "
+                "-expand rgb"
             )
-        if read_tags(path).get(_ORIENTATION, 1) != 1:
-            raise ValueError(
-                f"{path}: got a TIFF with an EXIF orientation, expected an upright one; save it "
-                "rotated"
-            )
+        elif read_tags(path).get(_ORIENTATION, 1) != 1:
+            reason = "a TIFF with an EXIF orientation, expected an upright one; save it rotated"
+        if reason is not None:
+            raise ValueError(f"{path}: got {reason}")
 
     def read(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """Read an image (C, h, w), 0 where it is nodata, and where it is not, bool (C, h, w).
@@ -142,19 +137,15 @@ class Raster:
             UnreadableError: if the file is damaged.
             ValueError: if it does not have the model's channels, or a value is not finite.
         """
-        errors = import_extra("rasterio.errors", "a raster")
-        try:
+        with _readable(self.path):
             pixels = self.file.read(self.bands, window=block)
-            masks = np.ones(pixels.shape, bool)
+            valid = np.ones(pixels.shape, bool)
             if self.has_nodata:
-                masks = self.file.read_masks(self.bands, window=block) > 0
-        except errors.RasterioError as error:
-            raise _unreadable(self.path, error) from error
+                valid = self.file.read_masks(self.bands, window=block) > 0
         # A float band can lack pixels that others have. The nodata value of integers can also be a
         # brightness, so there a pixel is nodata only if all its bands are.
-        valid: np.ndarray = masks
         if pixels.dtype != np.float32:
-            valid = np.any(masks, axis=0, keepdims=True)
+            valid = np.any(valid, axis=0, keepdims=True)
         pixels = np.where(valid, pixels, pixels.dtype.type(0))
         image = to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path))
         if len(valid) != len(image):  # grey as three channels, or three as grey
@@ -167,7 +158,7 @@ class Raster:
         return valid
 
     def image(self, block: Block, means: Tensor) -> Tensor:
-        """Read an image (C, h, w) from 0 to 1, mirrored beyond the raster, with `means` as nodata.
+        """Read an image (C, h, w) from 0 to 1, mirrored beyond the raster, with means as nodata.
 
         `means` is (C,) float32; errors are those of `read`.
         """
@@ -183,64 +174,39 @@ class Raster:
 
 @contextmanager
 def create_raster(
-    path: Path,
-    source: Raster,
-    bands: int,
-    dtype: str,
-    nodata: float | None,
-    steps: Sequence[int],
+    path: Path, source: Raster, bands: int, dtype: str, nodata: float | None, steps: Sequence[int]
 ) -> Iterator[Any]:
-    """Create a GeoTIFF with a raster's size and georeference, completely or not at all.
+    """Create a GeoTIFF with the size and georeference of `source`, completely or not at all.
 
-    Args:
-        path: the file.
-        source: the raster.
-        bands: number of bands.
-        dtype: type of their pixels.
-        nodata: the value of nodata; None for none.
-        steps: height and width of the blocks that will be written.
-
-    Yields:
-        The file, of rasterio.
+    `steps` are height and width of the blocks that will be written. Yields the file, of rasterio.
 
     Raises:
         OSError: with the path, if it cannot be written.
     """
-    rasterio = import_extra("rasterio", "a raster")
-    errors = import_extra("rasterio.errors", "a raster")
-    profile = {
-        "driver": "GTiff",
-        "height": source.size[0],
-        "width": source.size[1],
-        "count": bands,
-        "dtype": dtype,
-        "nodata": nodata,
-        "crs": source.file.crs,
-        "transform": source.file.transform,
-        "tiled": True,
-        "blockysize": file_tile(steps[0]),
-        "blockxsize": file_tile(steps[1]),
-        "compress": "deflate",
-        "BIGTIFF": "IF_SAFER",
-    }
-    points, their_crs = source.file.gcps
+    rasterio, errors = import_extra("rasterio", "a raster"), _rasterio_errors()
+    height, width = source.size
+    image = {"height": height, "width": width, "count": bands, "dtype": dtype, "nodata": nodata}
+    place = {"crs": source.file.crs, "transform": source.file.transform}
+    tiles = {"tiled": True, "blockysize": file_tile(steps[0]), "blockxsize": file_tile(steps[1])}
+    form = {"driver": "GTiff", "compress": "deflate", "BIGTIFF": "IF_SAFER"}
+    points, points_crs = source.file.gcps
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path) as temporary:
             # GDAL writes a georeference that GeoTIFF cannot hold into a second file.
-            beside = Path(f"{temporary}.aux.xml")
+            second = Path(f"{temporary}.aux.xml")
             try:
-                with rasterio.open(temporary, "w", **profile) as file:
+                with rasterio.open(temporary, "w", **form, **image, **place, **tiles) as file:
                     if points:
-                        file.gcps = (points, their_crs)
+                        file.gcps = (points, points_crs)
                     yield file
                 # GDAL reports no error that occurs while it closes a file.
                 if not _is_complete(temporary):
                     raise errors.RasterioIOError("cut off")
-                if beside.exists():
-                    beside.replace(f"{path}.aux.xml")
+                if second.exists():
+                    second.replace(f"{path}.aux.xml")
             finally:
-                beside.unlink(missing_ok=True)
+                second.unlink(missing_ok=True)
     except errors.RasterioError as error:  # does not contain the system's message
         raise OSError(
             f"{path}: cannot be written; check its permissions and the free space"
@@ -258,21 +224,6 @@ def block_side(pixels: int) -> int:
     return max(pixels // unit, 1) * unit
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether a TIFF holds all tiles of its directory, which is written last."""
-    tags = read_tags(path)
-    starts, sizes = (np.array(tags.get(tag, ()), np.int64) for tag in (_TILE_STARTS, _TILE_SIZES))
-    end = path.stat().st_size
-    return len(starts) > 0 and bool(((starts > 0) & (starts + sizes <= end)).all())
-
-
-def _unreadable(path: Path, error: Exception) -> UnreadableError:
-    reason = " ".join(str(error).split())
-    return UnreadableError(
-        f"{path}: cannot be read as a raster ({reason}); replace or remove the file"
-    )
-
-
 def read_tags(path: Path) -> ImageFileDirectory_v2:
     """Read the tags of a TIFF's first page; those of a damaged file as far as possible."""
     with path.open("rb") as file:
@@ -286,3 +237,26 @@ def read_tags(path: Path) -> ImageFileDirectory_v2:
                 warnings.simplefilter("ignore")
                 tags.load(file)
     return tags
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a TIFF holds all tiles of its directory, which is written last."""
+    tags = read_tags(path)
+    starts, sizes = (np.array(tags.get(tag, ()), np.int64) for tag in (_TILE_OFFSETS, _TILE_BYTES))
+    end = path.stat().st_size
+    return len(starts) > 0 and bool(((starts > 0) & (starts + sizes <= end)).all())
+
+
+def _rasterio_errors() -> Any:
+    return import_extra("rasterio.errors", "a raster")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _rasterio_errors().RasterioError as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableError(
+            f"{path}: cannot be read as a raster ({reason}); replace or remove the file"
+        ) from error

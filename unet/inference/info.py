@@ -32,11 +32,7 @@ def describe_checkpoint(
         path: a best.pt or last.pt.
         size: (H, W) of the image to count multiply-adds for; None for the training crop, without
             the context of an unpadded network, or 512 x 512.
-        overrides: as in `load_model`.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it is no checkpoint, an override does not fit it, or the size is below 1.
+        overrides: as in `load_model`, with the same errors.
     """
     if size is not None and min(size) < 1:
         raise ValueError(f"size: got {size[0]} x {size[1]}, expected at least 1 x 1")

@@ -18,16 +18,19 @@ _MAX_NAME_BYTES = 255  # of all common file systems
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """An image to predict."""
+    """An image to predict.
+
+    Args:
+        files: one file, or one for each channel.
+        outputs: the files to write: first the mask, then others by the name of their option.
+        pages: number of pages of a stack; None for a single image.
+        is_raster: whether the image is read window by window.
+    """
 
     files: tuple[str, ...]
-    """One file, or one for each channel."""
     outputs: dict[str, Path]
-    """The files to write: first the mask, then others by the name of their option."""
     pages: int | None
-    """Number of pages of a stack; None for a single image."""
     is_raster: bool
-    """Whether it is read window by window."""
 
 
 def find_images(
@@ -35,17 +38,13 @@ def find_images(
 ) -> list[tuple[str, tuple[str, ...]]]:
     """List the images of files, folders and glob patterns, without those in the folder `out`.
 
-    Args:
-        inputs: the files, folders and patterns.
-        channels: a pattern for each channel; then every input is a folder with these. None for
-            channels in one file.
-        out: the folder for the masks.
+    With patterns for `channels`, every input is a folder with a file for each channel.
 
     Returns:
         The name of each image, with its subfolder and without suffix, and its files.
 
     Raises:
-        FileNotFoundError: if an input does not exist or match.
+        FileNotFoundError: if an input does not exist, or a pattern matches nothing.
         ValueError: if a folder has no images, or the channels of an image are incomplete.
     """
     if channels is not None:
@@ -111,17 +110,16 @@ def plan_jobs(
     extras: Sequence[str] = (),
     windows: bool | None = None,
 ) -> list[Job]:
-    """Decide for each image how it is read and which files are written.
+    """Decide for each image of `find_images` how it is read and which files are written.
 
     Args:
-        images: from `find_images`.
+        images: names and files.
         out: the folder for the masks.
         extras: outputs in addition to the mask: overlay, probabilities, instances.
         windows: as in `is_raster`.
 
     Raises:
-        ValueError: if two outputs have the same path, an output would replace an image, or its name
-            is too long.
+        ValueError: if an output would replace an image or another output, or has too long a name.
     """
     jobs = []
     for name, files in images:

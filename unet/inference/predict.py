@@ -38,7 +38,7 @@ from unet.visualize import add_legend, image_to_rgb, overlay, save_picture
 
 
 class OptionError(ValueError):
-    """An option of a prediction is out of range or does not fit the model."""
+    """An option is out of range, or does not fit the model or an image."""
 
     def __init__(self, option: str, reason: str) -> None:
         super().__init__(f"{option}: {reason}")
@@ -49,37 +49,34 @@ class OptionError(ValueError):
 class Options:
     """How images are predicted, and what is written in addition to the masks.
 
+    Args:
+        tta: modes of test-time augmentation, see `list_views`.
+        threshold: of two classes, choose the second where its probability is at least this.
+        min_size: remove objects with fewer pixels, see `clean`.
+        keep_largest: keep only the largest object of each class.
+        overlay: write NAME_overlay.png, the mask over the image, with a legend.
+        probabilities: write NAME_probabilities.tif, a float32 page for each class.
+        instances: write NAME_instances.tif, 32-bit integers, see `number_objects`.
+        windows: whether to read TIFFs window by window, see `is_raster`.
+
     Raises:
         OptionError: if a number is out of range.
     """
 
     tta: tuple[TtaMode, ...] = ()
-    """Test-time augmentation, see `list_views`."""
     threshold: float | None = None
-    """Of two classes, choose the second where its probability is at least this."""
     min_size: int = 0
-    """Remove objects with fewer pixels, see `clean`."""
     keep_largest: bool = False
-    """Keep only the largest object of each class."""
     overlay: bool = False
-    """Write NAME_overlay.png, the mask over the image, with a legend."""
     probabilities: bool = False
-    """Write NAME_probabilities.tif, a float32 page for each class."""
     instances: bool = False
-    """Write NAME_instances.tif, 32-bit integers, see `number_objects`."""
     windows: bool | None = None
-    """Read TIFFs window by window, see `is_raster`."""
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise OptionError("threshold", f"got {self.threshold:g}, expected 0 to 1")
         if self.min_size < 0:
             raise OptionError("min_size", f"got {self.min_size}, expected 0 pixels or more")
-
-    @property
-    def extras(self) -> list[str]:
-        """The outputs in addition to the mask."""
-        return [one for one in ("overlay", "probabilities", "instances") if getattr(self, one)]
 
 
 def predict(
@@ -94,8 +91,7 @@ def predict(
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: if the image cannot be read or does not have the model's channels, or the
-            options do not fit the model.
+        ValueError: if the image cannot be read, or it or an option does not fit the model.
     """
     _check_options(model, options)
     in_channels = model.config.model.in_channels
@@ -127,7 +123,7 @@ def predict_files(
     Args:
         checkpoints: a best.pt or last.pt; several for an `Ensemble`.
         inputs: files, folders and glob patterns.
-        out: folder for the masks, created if necessary.
+        out: folder for the masks.
         options: how, and what else to write.
         overwrite: whether to replace existing files.
         overrides: as in `load_model`.
@@ -137,48 +133,49 @@ def predict_files(
 
     Raises:
         FileExistsError: before anything is written, if a mask was predicted in another way.
-        FileNotFoundError: if an input or checkpoint is missing.
-        UnpredictedError: in the first process, at the end, if images could not be read or did not
-            fit into memory.
-        OSError: at once, if a file cannot be written.
-        ValueError: before anything is written, if the arguments do not fit together.
+        FileNotFoundError, ValueError: before anything is written, if an argument is wrong.
+        OSError: if a file cannot be written.
+        UnpredictedError: at the end, in the first process, if images could not be predicted.
     """
     model = load_model(checkpoints, overrides=overrides)
     _check_options(model, options)
     images = find_images(inputs, model.config.data.channels, out)
-    jobs = plan_jobs(images, out, options.extras, options.windows)
-    _check_folder(out)
-    for job in jobs:
-        if job.is_raster:
-            _check_raster_options(model, job, options)
+    extras = [name for name in ("overlay", "probabilities", "instances") if getattr(options, name)]
+    jobs = plan_jobs(images, out, extras, options.windows)
+    _check_jobs(model, jobs, out, options)
     distributed.initialize()
-    kept = ("tta", "threshold", "min_size", "keep_largest")
-    origin = describe_origin(checkpoints, model, {name: getattr(options, name) for name in kept})
-    origins = [{**origin, "windows": job.is_raster} for job in jobs]
+    names = ("tta", "threshold", "min_size", "keep_largest")
+    origin = describe_origin(checkpoints, model, {name: getattr(options, name) for name in names})
 
+    @distributed.on_first_rank
     def find_done() -> list[bool]:
-        if overwrite:
-            return [False] * len(jobs)
-        return [_is_done(*both) for both in zip(jobs, origins, strict=True)]
+        return [not overwrite and _is_done(job, origin) for job in jobs]
 
-    done = distributed.on_first_rank(find_done)()
+    done = find_done()
     if any(done):
         print(f"kept {sum(done)} mask(s) that exist in {out}; --overwrite predicts them again")
-    work = [
-        (job, json.dumps(origin))
-        for job, origin, exists in zip(jobs, origins, done, strict=True)
-        if not exists
-    ]
-    errors = distributed.all_gather(_run_jobs(model, distributed.shard(work), options))
-    _report(model, [error for some in errors for error in some], len(work), out)
+    work = [job for job, exists in zip(jobs, done, strict=True) if not exists]
+    own = _run_jobs(model, distributed.shard(work), options, origin)
+    errors = [error for some in distributed.all_gather(own) for error in some]
+    if len(errors) < len(work):
+        print(f"predicted {len(work) - len(errors)} of {len(work)} images into {out}")
+        values = zip(model.classes.names, model.classes.values, strict=True)
+        print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
+    if errors and distributed.rank() == 0:
+        raise UnpredictedError(
+            "\n".join(errors) + f"\n{len(errors)} of {len(work)} images were not predicted"
+        )
     return [job.outputs["mask"] for job in jobs]
 
 
-def _run_jobs(model: Model, work: Sequence[tuple[Job, str]], options: Options) -> list[str]:
-    """Predict images and their files; return the errors of those that failed."""
+def _run_jobs(
+    model: Model, jobs: Sequence[Job], options: Options, origin: dict[str, Any]
+) -> list[str]:
+    """Predict images and write their files; return the errors of those that failed."""
     errors: list[str] = []
-    bar = tqdm(work, "predict", unit="image", disable=distributed.disable_progress())
-    for i, (job, origin) in enumerate(bar):
+    bar = tqdm(jobs, "predict", unit="image", disable=distributed.disable_progress())
+    for i, job in enumerate(bar):
+        text = json.dumps({**origin, "windows": job.is_raster})
         try:
             with memory_advice(
                 "read TIFFs in windows, which a lower tiling.size makes smaller; cut other images"
@@ -191,13 +188,13 @@ def _run_jobs(model: Model, work: Sequence[tuple[Job, str]], options: Options) -
                         job.outputs.get("probabilities"),
                         options.tta,
                         options.threshold,
-                        origin,
+                        text,
                     )
                 else:
-                    _predict_pages(model, job, options, origin)
+                    _predict_pages(model, job, options, text)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; {i - len(errors)} of {len(work)} images have their masks, and the "
+                f"interrupted; {i - len(errors)} of {len(jobs)} images have their masks, and the "
                 "same command continues"
             ) from None
         except MemoryError as error:
@@ -207,17 +204,6 @@ def _run_jobs(model: Model, work: Sequence[tuple[Job, str]], options: Options) -
                 raise  # from the system: a file cannot be written
             errors.append(str(error))
     return errors
-
-
-def _report(model: Model, errors: Sequence[str], count: int, out: Path) -> None:
-    if len(errors) < count:
-        print(f"predicted {count - len(errors)} of {count} images into {out}")
-        values = zip(model.classes.names, model.classes.values, strict=True)
-        print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
-    if errors and distributed.rank() == 0:
-        raise UnpredictedError(
-            "\n".join(errors) + f"\n{len(errors)} of {count} images were not predicted"
-        )
 
 
 def _check_options(model: Model, options: Options) -> None:
@@ -233,22 +219,20 @@ def _check_options(model: Model, options: Options) -> None:
             import_extra("skimage.measure", name)
 
 
-def _check_folder(out: Path) -> None:
+def _check_jobs(model: Model, jobs: Sequence[Job], out: Path, options: Options) -> None:
     if out.suffix.lower() in SUFFIXES and not out.is_dir():
         raise ValueError(f"{out}: got the name of an image, expected a folder for the masks")
     check_writable(out)
-
-
-def _check_raster_options(model: Model, job: Job, options: Options) -> None:
-    check_raster(model, job.files[0], options.tta)
-    for name in ("min_size", "keep_largest", "overlay", "instances"):
-        if getattr(options, name):
-            raise OptionError(
-                name,
-                f"got {job.files[0]}, a raster that is read in windows, expected images that are "
-                "read whole; leave it out, or turn windows off to read the raster whole, without "
-                "georeference and nodata, if memory suffices",
-            )
+    for job in [job for job in jobs if job.is_raster]:
+        check_raster(model, job.files[0], options.tta)
+        for name in ("min_size", "keep_largest", "overlay", "instances"):
+            if getattr(options, name):
+                raise OptionError(
+                    name,
+                    f"got {job.files[0]}, a raster that is read in windows, expected images that "
+                    "are read whole; leave it out, or turn windows off to read the raster whole, "
+                    "without georeference and nodata, if memory suffices",
+                )
 
 
 def _is_done(job: Job, origin: dict[str, Any]) -> bool:
@@ -260,7 +244,7 @@ def _is_done(job: Job, origin: dict[str, Any]) -> bool:
     mask, *extras = job.outputs.values()
     if not mask.exists():
         return False
-    check_origin(mask, origin)
+    check_origin(mask, {**origin, "windows": job.is_raster})
     if missing := [path for path in extras if not path.exists()]:
         raise FileExistsError(
             f"{mask}: exists, but {missing[0].name} does not; pass --overwrite to write both "
@@ -282,15 +266,18 @@ def _predict_pages(model: Model, job: Job, options: Options, origin: str) -> Non
             )
             ids, scores = _predict_pixels(model, image, options, name)
             mask = draw_mask(ids, model.classes, model.palette)
-            for kind, path in job.outputs.items():
-                pictures = [mask] if kind == "mask" else _draw(kind, model, image, ids, scores)
-                if kind not in writers:  # no file or folder is made before the first page is ready
+            for output, path in job.outputs.items():
+                pictures = [mask] if output == "mask" else _draw(output, model, image, ids, scores)
+                if (
+                    output not in writers
+                ):  # no file or folder is made before the first page is ready
                     num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
-                    text = origin if kind == "mask" else None
-                    writers[kind] = files.enter_context(_open_writer(path, num_bytes, text))
-                if kind != "mask":
+                    description = origin if output == "mask" else None
+                    writer = _open_writer(path, num_bytes, description)
+                    writers[output] = files.enter_context(writer)
+                if output != "mask":
                     for picture in pictures:
-                        writers[kind](picture)
+                        writers[output](picture)
             writers["mask"](mask)  # written last, and closed last: if it exists, all files do
 
 
@@ -310,10 +297,10 @@ def _predict_pixels(
 
 
 def _draw(
-    kind: str, model: Model, image: Tensor, ids: np.ndarray, scores: Tensor | None
+    output: str, model: Model, image: Tensor, ids: np.ndarray, scores: Tensor | None
 ) -> list[Image.Image]:
     """Return the pages of an output in addition to the mask."""
-    match kind:
+    match output:
         case "overlay":
             colours = model.classes.colours
             picture = overlay(image_to_rgb(image), ids, colours)

@@ -34,7 +34,6 @@ from unet.runtime.optional import import_extra
 T = TypeVar("T")
 Scored = tuple[Block, Tensor, np.ndarray]
 """A block, its probabilities (K, h, w), and where it is not nodata, bool (h, w)."""
-Writer = Callable[[Block, Tensor, np.ndarray], None]
 
 _WHOLE = "; turn windows off to read it whole, without georeference and nodata, if memory suffices"
 
@@ -76,13 +75,13 @@ def predict_raster(
     threshold: float | None = None,
     description: str | None = None,
 ) -> None:
-    """Predict a raster and write tiled, compressed GeoTIFFs with its georeference.
+    """Predict a raster that passed `check_raster`; write tiled GeoTIFFs with its georeference.
 
     A pixel is nodata where all bands are nodata or the alpha band is 0. It is nodata in the result,
     too. The network gets the mean of the training images there.
 
     Args:
-        model: passed `check_raster`.
+        model: the model.
         path: the raster.
         mask: the mask to write; None for none. Nodata is 255, or the highest value below that no
             class uses.
@@ -100,21 +99,22 @@ def predict_raster(
         members = _with_image_statistics(model.members, source)
         steps = [min(_room(axis, member) for member in members) for axis in (0, 1)]
         # The mask is opened first, so it is renamed last: if it exists, all files do.
-        writers: list[Writer] = []
         if mask is not None:
-            writer = _mask_writer(mask, source, model, steps, threshold, description)
-            writers.append(files.enter_context(writer))
+            write_mask = files.enter_context(_open_mask(mask, source, model, steps, description))
         if probabilities is not None:
-            names = model.classes.names
-            writer = _probability_writer(probabilities, source, names, steps)
-            writers.append(files.enter_context(writer))
+            names, nodata = model.classes.names, math.nan if source.has_nodata else None
+            opened = create_raster(probabilities, source, len(names), "float32", nodata, steps)
+            bands = files.enter_context(opened)
+            bands.descriptions = names
         if tiles_blend(model.config):
             scored = _score_blended(members[0], source)
         else:
             scored = _score_blocks(members, source, steps, tta)
         for block, scores, valid in scored:
-            for write in writers:
-                write(block, scores, valid)
+            if mask is not None:
+                write_mask(block, choose_classes(scores, threshold), valid)
+            if probabilities is not None:
+                bands.write(np.where(valid, scores.numpy(), np.float32(math.nan)), window=block)
 
 
 def _score_blended(model: Predictor, source: Raster) -> Iterator[Scored]:
@@ -223,42 +223,23 @@ def _with_image_statistics(members: Sequence[Predictor], source: Raster) -> list
 
 
 @contextmanager
-def _mask_writer(
-    path: Path,
-    source: Raster,
-    model: Model,
-    steps: Sequence[int],
-    threshold: float | None,
-    description: str | None,
-) -> Iterator[Writer]:
+def _open_mask(
+    path: Path, source: Raster, model: Model, steps: Sequence[int], description: str | None
+) -> Iterator[Callable[[Block, np.ndarray, np.ndarray], None]]:
+    """Yield a function that writes the class ids (h, w) of a block, and nodata where not valid."""
     classes = model.classes
     nodata, dtype = _choose_nodata(classes), classes.encode(np.zeros((1, 1), np.uint8)).dtype
-    bands = 3 if classes.coloured else 1
-    declared = nodata if source.has_nodata else None
+    bands, declared = 3 if classes.coloured else 1, nodata if source.has_nodata else None
     with create_raster(path, source, bands, dtype.name, declared, steps) as file:
         if model.palette is not None and dtype == np.uint8 and not classes.coloured:
             file.write_colormap(1, dict(enumerate(model.palette)))
         if description is not None:
             file.update_tags(TIFFTAG_IMAGEDESCRIPTION=description)
 
-        def write(block: Block, scores: Tensor, valid: np.ndarray) -> None:
-            values = classes.encode(choose_classes(scores, threshold))
+        def write(block: Block, ids: np.ndarray, valid: np.ndarray) -> None:
+            values = classes.encode(ids)
             values[~valid] = nodata
             file.write(values.reshape(*block.size, bands).transpose(2, 0, 1), window=block)
-
-        yield write
-
-
-@contextmanager
-def _probability_writer(
-    path: Path, source: Raster, names: Sequence[str], steps: Sequence[int]
-) -> Iterator[Writer]:
-    declared = math.nan if source.has_nodata else None
-    with create_raster(path, source, len(names), "float32", declared, steps) as file:
-        file.descriptions = tuple(names)
-
-        def write(block: Block, scores: Tensor, valid: np.ndarray) -> None:
-            file.write(np.where(valid, scores.numpy(), np.float32(math.nan)), window=block)
 
         yield write
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +33,7 @@ class Predictor:
         val_stems: stems of the run's validation images.
         palette: palette of the training masks; None if they have none.
         device: where the network runs.
-        weights: the state dict for a checkpoint, if batch norm is fused in `net`; None for that of
-            `net`.
+        weights: the state dict before batch norm was fused in `net`; None if it is not fused.
     """
 
     net: UNet
@@ -82,48 +81,26 @@ class Predictor:
     def logits(
         self,
         image: Tensor,
-        device: torch.device | None = None,
-        bar: str | None = None,
-        has_context: bool = False,
-    ) -> Tensor:
-        """Compute the logits of an image (C, H, W) from 0 to 1, of any size -> (K, H, W) float32.
-
-        Images larger than the config's `tiling.size` go through the network in tiles.
-
-        Args:
-            image: the image.
-            device: where the whole image and its logits are kept; None for the network's device.
-                The CPU has room for images that are too large for a GPU.
-            bar: title of the progress bar of the tiles; None for no bar.
-            has_context: whether the image already has the network's context around it, as
-                `UNet.mirror_context` adds it; the logits are that much smaller.
-        """
-        return self._run(image, device, bar, has_context)
-
-    @torch.inference_mode()
-    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
-        """Choose the class of every pixel: image (C, H, W) from 0 to 1 -> (H, W) uint8 on the CPU.
-
-        `bar` as in `logits`.
-        """
-        # The logits of a whole image, four bytes for each class, are never in memory.
-        return self._run(image, bar=bar, finish=argmax_classes).cpu()
-
-    def _run(
-        self,
-        image: Tensor,
-        device: torch.device | None = None,
         bar: str | None = None,
         has_context: bool = False,
         finish: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
+        """Compute the logits of an image (C, H, W) from 0 to 1 -> (K, H, W) float32.
+
+        Images larger than the config's `tiling.size` go through the network in tiles.
+
+        Args:
+            image: the image, of any size.
+            bar: title of the progress bar of the tiles; None for no bar.
+            has_context: whether the image already has the context that `UNet.mirror_context` adds;
+                the logits are that much smaller.
+            finish: as in `sliding_window`.
+        """
         net, tiling = self.net.eval(), self.config.tiling
-        dtype, layout = (
-            pick_dtype(self.config.train.precision, self.device),
-            memory_format(self.config),
-        )
+        dtype = pick_dtype(self.config.train.precision, self.device)
 
         def run_tiles(tiles: Tensor) -> Tensor:
+            layout = memory_format(self.config)
             logits: Tensor = net(tiles.to(self.device, memory_format=layout))
             return logits
 
@@ -136,20 +113,23 @@ class Predictor:
                 "tiling.size or tiling.batch_size"
             ),
         ):
-            normalised = self.normalization(image).to(device or self.device)
-            result = sliding_window(
-                run_tiles,
-                normalised if has_context else net.mirror_context(normalised),
-                self.tiles,
-                bar,
-                finish,
-            )
+            x = self.normalization(image).to(self.device)
+            x = x if has_context else net.mirror_context(x)
+            result = sliding_window(run_tiles, x, self.tiles, bar, finish)
         return result if has_context else result[..., :height, :width]
+
+    def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
+        """Choose the class of every pixel: image (C, H, W) from 0 to 1 -> (H, W) uint8 on the CPU.
+
+        `bar` is that of `logits`.
+        """
+        # The logits of the whole image, four bytes for each class, are never in memory.
+        return self.logits(image, bar, finish=argmax_classes).cpu()
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several models whose probabilities are averaged, with the methods of one `Predictor`.
+    """Several models whose probabilities are averaged, with the methods of a `Predictor`.
 
     Raises:
         ValueError: if the models differ in classes, mask values or channels.
@@ -166,51 +146,32 @@ class Ensemble:
         return self.members[0].config
 
     @property
-    def classes(self) -> ClassMap:
-        """The classes and their mask values."""
-        return self.members[0].classes
-
-    @property
     def val_stems(self) -> tuple[str, ...]:
         """The validation images of the first member."""
         return self.members[0].val_stems
+
+    @property
+    def classes(self) -> ClassMap:
+        """The classes and their mask values."""
+        return self.members[0].classes
 
     @property
     def palette(self) -> tuple[Colour, ...] | None:
         """The palette of the first member."""
         return self.members[0].palette
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the first member."""
-        return self.members[0].device
-
     @torch.inference_mode()
-    def logits(
-        self, image: Tensor, device: torch.device | None = None, bar: str | None = None
-    ) -> Tensor:
+    def logits(self, image: Tensor, bar: str | None = None) -> Tensor:
         """Compute the logarithms of the mean probabilities, as `Predictor.logits`."""
-        probabilities = [model.logits(image, device, bar).softmax(0) for model in self.members]
+        probabilities = [model.logits(image, bar).softmax(0) for model in self.members]
         return torch.stack(probabilities).mean(0).log()
 
     def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
         """Choose the class of every pixel, as `Predictor.predict`."""
-        return argmax_classes(self.logits(image, bar=bar)).cpu()
+        return argmax_classes(self.logits(image, bar)).cpu()
 
 
 Model = Predictor | Ensemble
-
-
-@overload
-def load_model(
-    path: str | Path, device: str | None = None, overrides: Sequence[str] = ()
-) -> Predictor: ...
-
-
-@overload
-def load_model(
-    path: Sequence[str | Path], device: str | None = None, overrides: Sequence[str] = ()
-) -> Model: ...
 
 
 def load_model(
@@ -218,11 +179,10 @@ def load_model(
     device: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Model:
-    """Load a trained model from its checkpoint, to predict with it.
+    """Load a trained model to predict with; to continue its training, set `train.init_from`.
 
     Batch norm is fused into the convolutions, which makes the network 1.17 times as fast (two CPU
-    cores, a tile of 496 x 496, widths 32 to 256). To continue training from a checkpoint, set
-    `train.init_from` instead.
+    cores, a tile of 496 x 496, widths 32 to 256).
 
     Args:
         path: a best.pt or last.pt; several for an `Ensemble`.
@@ -234,16 +194,16 @@ def load_model(
         ValueError: if a file is no checkpoint, an override does not fit it, or several models
             differ in classes, mask values or channels.
     """
-    if not isinstance(path, str | Path):
-        members = [_load_predictor(Path(one), device, overrides) for one in path]
-        if len(members) == 1:
-            return members[0]
-        _check_agreement(members, [str(one) for one in path])
-        return Ensemble(tuple(members))
-    return _load_predictor(Path(path), device, overrides)
+    paths = [path] if isinstance(path, str | Path) else path
+    members = [load_predictor(Path(one), device, overrides) for one in paths]
+    _check_agreement(members, list(map(str, paths)))
+    return members[0] if len(members) == 1 else Ensemble(tuple(members))
 
 
-def _load_predictor(path: Path, device: str | None, overrides: Sequence[str]) -> Predictor:
+def load_predictor(
+    path: Path, device: str | None = None, overrides: Sequence[str] = ()
+) -> Predictor:
+    """Load one model, as `load_model`."""
     contents = load_checkpoint(path)
     config = restore_config(contents["config"], overrides, str(path))
     chosen = pick_device(device or config.train.device)
@@ -272,8 +232,7 @@ def restore_config(raw: Mapping[str, Any], overrides: Sequence[str], where: str)
     Raises:
         ValueError: if an override would change the model.
     """
-    trained = config_from_dict(raw, (), where)
-    config = config_from_dict(raw, overrides, where)
+    trained, config = config_from_dict(raw, (), where), config_from_dict(raw, overrides, where)
     if changes := changed_settings(trained, config, MayChange.IN_USE):
         raise ValueError(
             f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
@@ -282,8 +241,6 @@ def restore_config(raw: Mapping[str, Any], overrides: Sequence[str], where: str)
 
 
 def _check_agreement(models: Sequence[Predictor], names: Sequence[str]) -> None:
-    """Raise unless models have the same classes, mask values and channels."""
-
     def describe(model: Predictor) -> str:
         pairs = zip(model.classes.names, model.classes.values, strict=True)
         classes = ", ".join(f"{name}: {value}" for name, value in pairs)

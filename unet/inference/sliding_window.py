@@ -4,11 +4,11 @@ Tiles overlap and lie on the network's grid, so that pooling groups the same pix
 image. If they overlap by twice the network's margin and meet in the middle, each pixel comes from a
 tile that contains its whole receptive field, and the result equals that of the whole image up to
 rounding. This is impossible for norms with statistics over the whole input, and for encoders whose
-receptive field is larger than a tile. There, neighbouring tiles are blended to avoid seams.
+receptive field is larger than a tile: there, tiles are blended to avoid seams.
 
-An unpadded network needs context. As in the paper, the image is mirrored at its borders, once for
-the whole image (`UNet.mirror_context`), and each tile takes its context from there. For a padded
-network the tiles end where the image ends, because the whole image is padded with zeros there.
+For an unpadded network the whole image is mirrored at its borders, as in the paper, and tiles take
+their context from that (`UNet.mirror_context`). For a padded network tiles end where the image
+ends, because there the whole image is padded, too.
 
 Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, figure 2 (overlap-tile strategy).
 """
@@ -32,14 +32,12 @@ class Tiles:
 
     Args:
         size: (height, width) of the largest tile, context included; rounded up to `align`.
-        overlap: pixels that neighbouring tiles have at least in common; rounded up to `align`.
-        align: tiles start at multiples of it: `UNet.output_stride`. The last tile may be up to
-            `align` - 1 pixels larger than the image, which is extended by its last pixels.
-        blend: whether tiles fade into each other over the overlap. Otherwise they meet in its
+        overlap: smallest overlap of neighbouring tiles in pixels; rounded up to `align`.
+        align: `UNet.output_stride`: tiles start at multiples of it.
+        blend: whether tiles fade into each other over the overlap; otherwise they meet in its
             middle.
-        context: `UNet.context`, pixels on each side of a tile without logits.
-        remainder: `Geometry.remainder`, pixels of a tile's logits beyond a multiple of `align`;
-            also the smallest overlap.
+        context: `Geometry.context`, pixels on each side of a tile without logits.
+        remainder: `Geometry.remainder`; also the smallest overlap.
         batch_size: number of tiles that go through the model together.
     """
 
@@ -52,11 +50,7 @@ class Tiles:
     batch_size: int = 1
 
     def place(self, axis: int, size: int) -> tuple[int, list[int]]:
-        """Place as few and as small tiles as possible along an axis of an image.
-
-        Args:
-            axis: 0 for rows, 1 for columns.
-            size: pixels of the image, without context.
+        """Place as few and as small tiles as possible along an axis of so many pixels.
 
         Returns:
             The size of every tile and the start of each, both without context.
@@ -118,18 +112,15 @@ def sliding_window(
     bar: str | None = None,
     finish: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Run a model on an image in tiles.
+    """Run a model on an image in tiles -> logits (K, H, W) float32 on the image's device.
 
     Args:
         model: (N, C, h, w) -> (N, K, h, w), or less by the context on each side; on any device.
         image: (C, H, W), with context on each side, if the model needs it.
         tiles: how to cut the image.
         bar: title of the progress bar; None for no bar. A single tile has none.
-        finish: applied to the logits of each row of tiles, (K, h, W) -> (..., h, W), so that the
-            logits of the whole image are never in memory; None keeps the logits.
-
-    Returns:
-        (..., H, W) on the image's device; without `finish` (K, H, W) float32.
+        finish: applied to the logits of each row of tiles, (K, h, W) -> (..., h, W), so that those
+            of the whole image are never in memory; the result is (..., H, W).
     """
     margin = 2 * tiles.context
     height, width = (side - margin for side in image.shape[1:])
@@ -154,9 +145,7 @@ def sliding_bands(
     tiles: Tiles,
     bar: str | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Run a model in tiles and yield finished bands of the image, from top to bottom.
-
-    At most one batch of tiles and the logits of one row of tiles are in memory.
+    """Run a model in tiles as `sliding_window`; at most one row of tiles is in memory.
 
     Args:
         model: as in `sliding_window`.
@@ -166,8 +155,8 @@ def sliding_bands(
         bar: as in `sliding_window`.
 
     Yields:
-        The first row of a band, and its logits (K, h, W), float32 on the model's device. They are
-        valid until the next band.
+        From top to bottom, the first row of a finished band, and its logits (K, h, W) float32 on
+        the model's device, valid until the next band.
     """
     height, width = size
     (tall, tops), (wide, lefts) = (tiles.place(axis, side) for axis, side in enumerate(size))

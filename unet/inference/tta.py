@@ -1,7 +1,7 @@
 """Test-time augmentation: the mean probabilities over several views of an image."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from unet.inference.predictor import Model
 from unet.models.unet import argmax_classes
 
 TtaMode = Literal["flips", "turns", "scales"]
-TTA_MODES: tuple[TtaMode, ...] = get_args(TtaMode)
 SCALES = (0.75, 1.0, 1.25)
 
 
 class View(NamedTuple):
     """A view of an image: mirrored left to right or not, then rotated, then scaled."""
 
-    turns: int = 0
-    """Rotations by 90 degrees, anticlockwise."""
+    turns: int = 0  # by 90 degrees, anticlockwise
     mirrored: bool = False
     scale: float = 1.0
 
@@ -60,14 +58,15 @@ def mean_probabilities(
 ) -> Tensor:
     """Average the probabilities of all views: image (C, H, W) from 0 to 1 -> (K, H, W).
 
-    `bar` is the title of a progress bar of the tiles of each view; None for no bar.
+    `bar` is that of `Predictor.logits`.
     """
     size = (image.shape[1], image.shape[2])
     views = list_views(tta)
-    total = torch.zeros((), device=model.device)
+    total: Any = 0.0
     for view in views:
-        total = total + view.undo(model.logits(view.apply(image), bar=bar).softmax(0), size)
-    return total / len(views)
+        total = total + view.undo(model.logits(view.apply(image), bar).softmax(0), size)
+    probabilities: Tensor = total / len(views)
+    return probabilities
 
 
 def choose_classes(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
@@ -75,9 +74,9 @@ def choose_classes(probabilities: Tensor, threshold: float | None = None) -> np.
 
     With a threshold, it is the second of two classes where its probability is at least that.
     """
-    ids = argmax_classes(probabilities) if threshold is None else probabilities[1] >= threshold
-    chosen: np.ndarray = ids.to("cpu", torch.uint8).numpy()
-    return chosen
+    chosen = argmax_classes(probabilities) if threshold is None else probabilities[1] >= threshold
+    ids: np.ndarray = chosen.to("cpu", torch.uint8).numpy()
+    return ids
 
 
 def _resize(maps: Tensor, size: list[int]) -> Tensor:
