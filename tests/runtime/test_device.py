@@ -10,25 +10,27 @@ needs_no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a
 
 
 @needs_no_cuda
-def test_auto_takes_the_cpu_and_float32_where_there_is_no_cuda() -> None:
+def test_auto_is_the_cpu_and_float32_without_cuda() -> None:
     assert pick_device("auto") == torch.device("cpu")
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 @needs_no_cuda
-def test_a_device_that_is_not_there_is_refused() -> None:
+def test_a_missing_device_raises_an_error() -> None:
     with pytest.raises(ValueError, match="got 'cuda', but torch sees 0 CUDA device"):
         pick_device("cuda")
 
 
-def test_what_is_no_device_is_refused() -> None:
+def test_an_unknown_device_raises_an_error() -> None:
     for name in ("gpu", "meta"):
         with pytest.raises(ValueError, match=f"got '{name}', expected auto, cpu, cuda or cuda:N"):
             pick_device(name)
 
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty])
-def test_where_memory_ends_the_nearest_advice_is_given(allocate: Callable[[int], object]) -> None:
+def test_the_innermost_advice_is_given_when_memory_runs_out(
+    allocate: Callable[[int], object],
+) -> None:
     expected = r"^out of memory \(.*allocate.*\); take less$"
     with (
         pytest.raises(MemoryError, match=expected),
@@ -40,5 +42,5 @@ def test_where_memory_ends_the_nearest_advice_is_given(allocate: Callable[[int],
         raise RuntimeError("other")
 
 
-def test_a_precision_that_is_asked_for_is_taken() -> None:
+def test_an_explicit_precision_is_used() -> None:
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16

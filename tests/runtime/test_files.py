@@ -1,13 +1,18 @@
 import errno
 import os
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from unet.runtime.files import atomic_path, check_writable
+from unet.runtime.files import DamagedFileError, atomic_path, check_writable, load_torch_file
+
+STATE = {"weight": torch.arange(1000.0), "names": ["a", "b"]}
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
     with atomic_path(path) as temporary:
@@ -17,7 +22,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_after_an_exception_the_old_file_stays_and_nothing_else(tmp_path: Path) -> None:
+def test_after_an_exception_only_the_old_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
 
@@ -32,7 +37,7 @@ def test_after_an_exception_the_old_file_stays_and_nothing_else(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_names_may_be_as_long_as_the_system_allows_and_begin_alike(tmp_path: Path) -> None:
+def test_names_may_be_as_long_as_the_system_allows_and_start_alike(tmp_path: Path) -> None:
     paths = [tmp_path / f"{'細' * 83}{ending}.txt" for ending in "ab"]  # 254 bytes each
     with atomic_path(paths[0]) as one, atomic_path(paths[1]) as other:
         for path, temporary in zip(paths, (one, other), strict=True):
@@ -48,7 +53,7 @@ def test_names_may_be_as_long_as_the_system_allows_and_begin_alike(tmp_path: Pat
     assert sorted(tmp_path.iterdir()) == paths
 
 
-def test_what_the_system_refuses_names_the_file_and_not_the_one_beside_it(tmp_path: Path) -> None:
+def test_system_errors_name_the_file_and_not_the_temporary_file(tmp_path: Path) -> None:
     def write(path: Path, number: int | None) -> None:
         with atomic_path(path) as temporary:
             if number is not None:
@@ -64,13 +69,13 @@ def test_what_the_system_refuses_names_the_file_and_not_the_one_beside_it(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_files_can_be_written_to_stays_as_it_is(tmp_path: Path) -> None:
+def test_checking_a_writable_folder_changes_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path)
     check_writable(tmp_path / "a/b")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_is_a_file_or_lies_in_one_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     for folder in (tmp_path / "taken", tmp_path / "taken/a/b"):
         with pytest.raises(FileExistsError, match=r"taken: is a file; give another place with -o"):
@@ -79,7 +84,78 @@ def test_a_place_that_is_a_file_or_lies_in_one_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
-def test_a_place_where_the_system_lets_nothing_be_written_is_named() -> None:
+def test_a_read_only_folder_raises_an_error() -> None:
     message = r"^/proc: cannot be written to \(.+\); give another place with -o"
     with pytest.raises(PermissionError, match=message):
         check_writable(Path("/proc/new/masks"))
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_both_formats_of_torch_save_are_loaded(tmp_path: Path, as_zip: bool) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path, _use_new_zipfile_serialization=as_zip)
+    assert zipfile.is_zipfile(path) == as_zip
+    found = load_torch_file(path)
+    assert torch.equal(found["weight"], STATE["weight"])
+    assert found["names"] == STATE["names"]
+
+
+def test_a_changed_byte_raises_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path)
+    contents = path.read_bytes()
+    number = torch.tensor(500.0).numpy().tobytes()
+    assert contents.count(number) == 1
+    path.write_bytes(contents.replace(number, torch.tensor(501.0).numpy().tobytes()))
+    assert torch.load(path)["weight"][500] == 501  # torch does not notice
+    with pytest.raises(
+        DamagedFileError, match=r"weights\.pth: cannot be loaded safely; .* is damaged"
+    ):
+        load_torch_file(path)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_raises_an_error(tmp_path: Path, as_zip: bool, fraction: float) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(STATE, path, _use_new_zipfile_serialization=as_zip)
+    path.write_bytes(path.read_bytes()[: int(fraction * path.stat().st_size)])
+    with pytest.raises(DamagedFileError):
+        load_torch_file(path)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_code_in_a_file_is_not_run(tmp_path: Path, as_zip: bool) -> None:
+    torch.save(Bomb(tmp_path / "ran"), tmp_path / "a", _use_new_zipfile_serialization=as_zip)
+    with pytest.raises(DamagedFileError, match="holds code to run"):
+        load_torch_file(tmp_path / "a")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_file_is_not_reported_as_damaged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        load_torch_file(tmp_path / "no.pth")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_lack_of_memory_does_not_make_a_file_damaged(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    torch.save(STATE, tmp_path / "weights.pth")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)) as caught:
+        load_torch_file(tmp_path / "weights.pth")
+    assert caught.value is error

@@ -6,12 +6,14 @@ from unet.runtime import optional as extras
 from unet.runtime.optional import import_extra, is_installed
 
 
-def test_a_module_of_an_extra_is_imported() -> None:
+def test_an_installed_module_is_imported() -> None:
     assert import_extra("math", "a sum") is math
     assert is_installed("math")
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_raises_an_error_that_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(extras, "find_spec", lambda _: None)
     with pytest.raises(
         ValueError,
