@@ -319,7 +319,7 @@ def test_objects_at_thresholds_are_those_of_masks_predicted_with_them(
                 truth = (np.asarray(file) == 200).astype(int) == class_id
             objects_found, true_objects = map(connected_components, (mask, truth))
             precisions = average_precision(objects_found, true_objects)
-            scores = vars(membrane_scores(mask, true_objects)).values()
+            scores = membrane_scores(mask, true_objects).values()
             measured.append([*scores, np.mean(precisions), precisions[0]])
         assert [float(row[name] or "nan") for name in OBJECT_MEASURES] == pytest.approx(
             torch.tensor(measured, dtype=torch.float64).nanmean(0).tolist(), nan_ok=True
@@ -437,7 +437,9 @@ def test_label_images_of_the_config_number_the_objects_of_the_validation_split(
         found = predict(load_model(best), copied / f"images/{stem}.png") == 1
         with Image.open(copied / f"instances/{stem}.png") as file:
             labels = np.asarray(file)
-        expected.append(membrane_scores(found, labels > 0, true_objects=labels).thinned_rand_score)
+        expected.append(
+            membrane_scores(found, labels > 0, true_objects=labels)["thinned_rand_score"]
+        )
     assert labelled.over_images(name)[0] == pytest.approx(np.mean(expected))
     assert labelled.over_images(name)[0] < components.over_images(name)[0]
 

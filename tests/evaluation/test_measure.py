@@ -62,7 +62,7 @@ def test_objects_are_the_connected_components_of_the_class() -> None:
     target[:2] = 255
     values = measure(prediction, target, names=("ground", "cell", "wall"), objects=2).values
     counted = target != 255
-    expected = vars(membrane_scores(prediction == 2, target == 2, counted))
+    expected = membrane_scores(prediction == 2, target == 2, counted)
     assert {name: values[name] for name in expected} == expected
     precisions = average_precision(
         connected_components((prediction == 2) & counted), connected_components(target == 2)
@@ -78,7 +78,7 @@ def test_label_images_may_number_the_objects_of_the_target() -> None:
     prediction = (target == 1) & (np.arange(9) != 4)
     values = measure(prediction, target, labels).values
     cropped = np.where(target == 1, labels, 0)
-    expected = vars(membrane_scores(prediction, target == 1, target != 255, cropped))
+    expected = membrane_scores(prediction, target == 1, target != 255, cropped)
     assert {name: values[name] for name in expected} == expected
     assert values["object_average_precision_at_iou_0.50"] == 1
 

@@ -306,14 +306,16 @@ def test_the_measures_of_isbi_2012_are_combined_correctly() -> None:
     prediction = np.ones((5, 9), bool)
     prediction[:, 3:6] = False
     result = membrane_scores(prediction, target)
-    assert result.pixel_error == pytest.approx(10 / 45)
-    assert result.warping_error == 0
-    assert result.thinned_rand_score == result.thinned_info_score == 1  # once the border is thinned
+    assert result["pixel_error"] == pytest.approx(10 / 45)
+    assert result["warping_error"] == 0
+    assert (
+        result["thinned_rand_score"] == result["thinned_info_score"] == 1
+    )  # once the border is thinned
     # Before: two objects of 15 pixels and 10 pixels alone, against two objects of 20.
-    assert result.foreground_rand_error == pytest.approx(1 - 2 * (450 + 10) / (450 + 10 + 800))
+    assert result["foreground_rand_error"] == pytest.approx(1 - 2 * (450 + 10) / (450 + 10 + 800))
     # Overlaps: twice 15 pixels, and of the predicted membrane three times 5.
     pairs = {n: n * (n - 1) for n in (5, 15, 20)}
-    assert result.rand_error == pytest.approx(
+    assert result["rand_error"] == pytest.approx(
         1 - 2 * (2 * pairs[15] + 3 * pairs[5]) / (3 * pairs[15] + 2 * pairs[20] + pairs[5])
     )
 
@@ -322,18 +324,18 @@ def test_the_measures_of_isbi_2012_are_combined_correctly() -> None:
 def test_ignored_pixels_count_in_none_of_the_measures_of_isbi_2012(seed: int) -> None:
     prediction, target, counted = random_masks(seed)
     result = membrane_scores(prediction, target, counted)
-    assert result.pixel_error == pytest.approx((prediction != target)[counted].mean())
+    assert result["pixel_error"] == pytest.approx((prediction != target)[counted].mean())
     cut, true_cut = prediction & counted, target & counted
     objects, true = ndimage.label(cut, FOUR)[0], ndimage.label(true_cut, FOUR)[0]
     thinned = slow_thinning(objects, counted)
-    assert result.rand_error == rand_error(objects[counted], true[counted])
-    assert result.foreground_rand_error == 1 - rand_score(objects[counted], true[counted])
-    assert result.thinned_rand_score == rand_score(thinned[counted], true[counted])
-    assert result.thinned_info_score == info_score(thinned[counted], true[counted])
+    assert result["rand_error"] == rand_error(objects[counted], true[counted])
+    assert result["foreground_rand_error"] == 1 - rand_score(objects[counted], true[counted])
+    assert result["thinned_rand_score"] == rand_score(thinned[counted], true[counted])
+    assert result["thinned_info_score"] == info_score(thinned[counted], true[counted])
     warped = slow_warp(true_cut, cut, counted)
-    assert result.warping_error == pytest.approx((warped != cut)[counted].mean())
+    assert result["warping_error"] == pytest.approx((warped != cut)[counted].mean())
     everything = membrane_scores(prediction, target)
-    assert result.thinned_rand_score != everything.thinned_rand_score
+    assert result["thinned_rand_score"] != everything["thinned_rand_score"]
 
 
 def test_objects_are_not_connected_through_ignored_pixels() -> None:
@@ -344,8 +346,13 @@ def test_objects_are_not_connected_through_ignored_pixels() -> None:
     for prediction in (apart, target):
         for truth in (apart, target):
             result = membrane_scores(prediction, truth, counted)
-            assert result.thinned_rand_score == result.thinned_info_score == 1
-            assert result.foreground_rand_error == result.rand_error == result.warping_error == 0
+            assert result["thinned_rand_score"] == result["thinned_info_score"] == 1
+            assert (
+                result["foreground_rand_error"]
+                == result["rand_error"]
+                == result["warping_error"]
+                == 0
+            )
 
 
 def test_touching_objects_of_a_label_image_are_two() -> None:
@@ -353,6 +360,6 @@ def test_touching_objects_of_a_label_image_are_two() -> None:
     labels[:, 4:] = 9
     result = membrane_scores(labels > 0, labels > 0, true_objects=labels)
     # One of 32 pixels is found instead of two of 16.
-    assert result.thinned_rand_score == pytest.approx(2 * 512 / (1024 + 512))
-    assert result.pixel_error == result.warping_error == 0  # of the masks, which are the same
+    assert result["thinned_rand_score"] == pytest.approx(2 * 512 / (1024 + 512))
+    assert result["pixel_error"] == result["warping_error"] == 0  # of the masks, which are the same
     assert average_precision(connected_components(labels > 0), labels)[0] == 0

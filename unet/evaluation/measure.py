@@ -5,7 +5,7 @@ To add a measure of each image, write its function in `unet.metrics`, and here a
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +149,7 @@ def _measure_objects(
     # Without ignored pixels before they are labelled, as these separate objects.
     precisions = average_precision(connected_components(prediction & counted), true_objects)
     return {
-        **asdict(membrane_scores(prediction, target, counted, true_objects)),
+        **membrane_scores(prediction, target, counted, true_objects),
         "object_average_precision": sum(precisions) / len(precisions),
         **{
             f"object_average_precision_at_iou_{threshold:.2f}": precision

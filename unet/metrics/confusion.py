@@ -5,6 +5,8 @@ from __future__ import annotations  # torch is imported by who has tensors: conf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unet.data.classes import IGNORE_INDEX
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,21 +47,13 @@ class Scores:
     frequency_weighted_dice: float
 
 
-def confusion_matrix(
-    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int = 255
-) -> Tensor:
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of each target class (row) that were predicted as each class (column).
 
-    Args:
-        prediction: class ids below `num_classes`, any shape.
-        target: class ids of the same shape.
-        num_classes: K.
-        ignore_index: pixels of this class id in the target do not count.
-
-    Returns:
-        (K, K) int64. Matrices of several images can be added.
+    Prediction and target are class ids of any one shape. Returns (K, K) int64; matrices of several
+    images can be added.
     """
-    counted = target != ignore_index
+    counted = target != IGNORE_INDEX
     pairs = target[counted].long() * num_classes + prediction[counted].long()
     return pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -71,11 +65,7 @@ def scores(matrix: Tensor) -> Scores:
 
 
 def score_values(matrices: Tensor) -> dict[str, Tensor]:
-    """Compute every score of matrices (..., K, K) by its name in `Scores`.
-
-    Returns:
-        Float64 (..., K) for scores of each class, else (...).
-    """
+    """Compute the scores of matrices (..., K, K): float64 (..., K) of each class, or (...)."""
     counts = matrices.double()
     right, target, predicted = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)
     by_class = _ratios(right, target, predicted)

@@ -16,15 +16,11 @@ IOU_THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 def average_precision(
     prediction: np.ndarray, target: np.ndarray, thresholds: Sequence[float] = IOU_THRESHOLDS
 ) -> list[float]:
-    """Compute TP / (TP + FP + FN) of the objects at each threshold of IoU.
+    """Compute TP / (TP + FP + FN) of the objects at each threshold of IoU; NaN without objects.
 
     An object is found if one of the prediction has an IoU with it above the threshold. The mean
-    over the thresholds is an image's score in the 2018 Data Science Bowl. NaN without objects.
-
-    Args:
-        prediction: label image, 0 on ignored pixels.
-        target: label image, 0 on ignored pixels.
-        thresholds: at least 0.5, above which an object matches one other at most.
+    over the thresholds is an image's score in the 2018 Data Science Bowl. Both label images are 0
+    on ignored pixels.
 
     Raises:
         ValueError: if a threshold is below 0.5.
@@ -66,7 +62,5 @@ def find_overlaps(prediction: np.ndarray, target: np.ndarray) -> Overlaps:
     pairs, common = np.unique(rows * stride + columns, return_counts=True)
     labels, i = np.unique(pairs // stride, return_inverse=True)
     true_labels, j = np.unique(pairs % stride, return_inverse=True)
-    sizes, true_sizes = np.zeros(labels.size, np.int64), np.zeros(true_labels.size, np.int64)
-    np.add.at(sizes, i, common)
-    np.add.at(true_sizes, j, common)
+    sizes, true_sizes = np.bincount(i, common), np.bincount(j, common)
     return Overlaps(labels, sizes, true_labels, true_sizes, i, j, common)

@@ -1,15 +1,12 @@
 """The measures of the ISBI 2012 challenge, for objects that thin borders separate.
 
 Masks are bool (H, W), True inside objects. Label images are (H, W) integers, a number above 0 for
-each object, 0 for borders. `counted` is bool (H, W), False on ignored pixels; None counts all.
-Ignored pixels are in no object, and objects are not connected through them.
+each object, 0 for borders. Ignored pixels are in no object, and do not connect objects.
 
 Source: Arganda-Carreras et al. 2015, "Crowdsourcing the creation of image segmentation algorithms
 for connectomics", Frontiers in Neuroanatomy 9:142, and the evaluation scripts of the challenge in
 Fiji's Trainable Segmentation.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,56 +14,40 @@ from unet.data.label_images import connected_components
 from unet.metrics.instances import find_overlaps
 from unet.runtime.optional import import_extra
 
-
-@dataclass(frozen=True, kw_only=True)
-class MembraneScores:
-    """The errors that ISBI 2012 ranked by, and the scores (thinned) of its later ranking.
-
-    The challenge took the best of several thresholds of a probability. Here the mask is given.
-    """
-
-    pixel_error: float
-    warping_error: float  # without a geometric constraint
-    rand_error: float  # of the whole segmentation, borders as a segment
-    foreground_rand_error: float  # 1 - V_Rand, borders as predicted: the challenge's Rand error
-    thinned_rand_score: float  # V_Rand, the prediction's borders thinned
-    thinned_info_score: float  # V_Info, the prediction's borders thinned
+Counted = np.ndarray | None
+"""Bool (H, W), False on ignored pixels; None counts all."""
 
 
 def membrane_scores(
     prediction: np.ndarray,
     target: np.ndarray,
-    counted: np.ndarray | None = None,
+    counted: Counted = None,
     true_objects: np.ndarray | None = None,
-) -> MembraneScores:
-    """Compute the measures of ISBI 2012 from two masks.
+) -> dict[str, float]:
+    """Compute the errors that ISBI 2012 ranked by, and the scores (thinned) of its later ranking.
 
+    The challenge took the best of several thresholds of a probability. Here the masks are given.
     `true_objects` is a label image, 0 on ignored pixels; None stands for the target's connected
     components. Pixel and warping error are those of the masks in any case.
-
-    Raises:
-        ValueError: if scikit-image is not installed.
     """
     if counted is not None:
         prediction, target = prediction & counted, target & counted
     objects = connected_components(prediction)
-    if true_objects is None:
-        true_objects = connected_components(target)
+    true_objects = connected_components(target) if true_objects is None else true_objects
     # Only the prediction's borders: no pixel of the target's counts, however thick they are.
     thinned = thin_borders(objects, counted)
-    return MembraneScores(
-        pixel_error=pixel_error(prediction, target, counted),
-        warping_error=warping_error(prediction, target, counted),
-        rand_error=rand_error(objects, true_objects, counted),
-        foreground_rand_error=1 - rand_score(objects, true_objects, counted),
-        thinned_rand_score=rand_score(thinned, true_objects, counted),
-        thinned_info_score=info_score(thinned, true_objects, counted),
-    )
+    return {
+        "pixel_error": pixel_error(prediction, target, counted),
+        "warping_error": warping_error(prediction, target, counted),
+        "rand_error": rand_error(objects, true_objects, counted),
+        # The challenge's Rand error.
+        "foreground_rand_error": 1 - rand_score(objects, true_objects, counted),
+        "thinned_rand_score": rand_score(thinned, true_objects, counted),
+        "thinned_info_score": info_score(thinned, true_objects, counted),
+    }
 
 
-def pixel_error(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
-) -> float:
+def pixel_error(prediction: np.ndarray, target: np.ndarray, counted: Counted = None) -> float:
     """Compute the fraction of the counted pixels that differ; NaN if there are none.
 
     The scripts of ISBI 2012 compute another one: 1 - the highest F1 of a `precision_recall.Curve`.
@@ -75,7 +56,7 @@ def pixel_error(
     return float((prediction != target).mean()) if target.size else float("nan")
 
 
-def thin_borders(labels: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
+def thin_borders(labels: np.ndarray, counted: Counted = None) -> np.ndarray:
     """Grow all objects of a label image, 0 on ignored pixels, until borders between them are thin.
 
     A watershed by flooding: all objects grow at the same pace over pixel edges. A pixel next to two
@@ -111,9 +92,7 @@ def thin_borders(labels: np.ndarray, counted: np.ndarray | None = None) -> np.nd
     return thinned
 
 
-def rand_score(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
-) -> float:
+def rand_score(prediction: np.ndarray, target: np.ndarray, counted: Counted = None) -> float:
     """Compute the foreground-restricted Rand F-score V_Rand of label images; 1 is best.
 
     With p_ij the fraction of pixels in segment i of the prediction and j of the target, s_i and t_j
@@ -125,9 +104,7 @@ def rand_score(
     return 2 * common / (found + true) if found else float("nan")
 
 
-def info_score(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
-) -> float:
+def info_score(prediction: np.ndarray, target: np.ndarray, counted: Counted = None) -> float:
     """Compute the foreground-restricted information F-score V_Info of label images; 1 is best.
 
     The mutual information of the two segmentations divided by the mean of their entropies, with
@@ -140,15 +117,10 @@ def info_score(
     return 2 * (both - joint) / both if both else float("nan")
 
 
-def rand_error(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
-) -> float:
+def rand_error(prediction: np.ndarray, target: np.ndarray, counted: Counted = None) -> float:
     """Compute scikit-image's adapted Rand error of label images, 0 as a segment too; 0 is best.
 
     1 - the F-score of the pairs of different pixels that are in one segment. NaN without any.
-
-    Raises:
-        ValueError: if scikit-image is not installed.
     """
     metrics = import_extra("skimage.metrics", "the Rand error")
     overlaps = find_overlaps(*_counted_pixels(prediction, target, counted))
@@ -161,9 +133,7 @@ def rand_error(
         return float(metrics.adapted_rand_error(table=table)[0])
 
 
-def warping_error(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None = None
-) -> float:
+def warping_error(prediction: np.ndarray, target: np.ndarray, counted: Counted = None) -> float:
     """Compute the pixel error of a mask and the target, warped towards it; see `warp`.
 
     Where borders run does not matter; splits, mergers, objects and holes do. The challenge's board
@@ -172,7 +142,7 @@ def warping_error(
     return pixel_error(prediction, warp(target, prediction, counted), counted)
 
 
-def warp(mask: np.ndarray, towards: np.ndarray, movable: np.ndarray | None = None) -> np.ndarray:
+def warp(mask: np.ndarray, towards: np.ndarray, movable: Counted = None) -> np.ndarray:
     """Warp a mask towards another one without a change of its topology.
 
     Pixels that differ are flipped while any is simple: its flip neither joins, splits, makes nor
@@ -213,26 +183,24 @@ def _is_simple(ring: np.ndarray) -> np.ndarray:
     """Whether pixels are simple, from their 8 neighbours (N, 8) in a circle from the right one."""
     edge, corner, next_edge = ring[:, ::2], ring[:, 1::2], ring[:, [2, 4, 6, 0]]
     connectivity_number = (edge & ~(corner & next_edge)).sum(1)
-    simple: np.ndarray = connectivity_number == 1
-    return simple
+    return np.asarray(connectivity_number == 1)
 
 
 def _unique(values: np.ndarray) -> np.ndarray:
     """The sorted unique values; `np.unique` hashes, which takes several times as long."""
     values = np.sort(values)
-    first = np.ones(values.size, bool)
-    first[1:] = values[1:] != values[:-1]
-    return values[first]
+    is_first = np.diff(values, prepend=-1) > 0  # indices are not negative
+    return values[is_first]
 
 
 def _counted_pixels(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None
+    prediction: np.ndarray, target: np.ndarray, counted: Counted
 ) -> tuple[np.ndarray, np.ndarray]:
     return (prediction, target) if counted is None else (prediction[counted], target[counted])
 
 
 def _foreground_fractions(
-    prediction: np.ndarray, target: np.ndarray, counted: np.ndarray | None
+    prediction: np.ndarray, target: np.ndarray, counted: Counted
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fractions of the target's foreground: of the overlaps, of segments found, of true ones."""
     prediction, target = _counted_pixels(prediction, target, counted)

@@ -8,10 +8,7 @@ from unet.metrics.confusion import Scores
 
 
 def score_columns(scores: Scores, classes: Sequence[str], monitor: str) -> dict[str, float]:
-    """Return the scores that a validation reports, by name: `mean_iou`, `iou_<class>`, ...
-
-    The monitored score is always among them.
-    """
+    """Return the scores that a validation reports by name, the monitored one among them."""
     by_class = {
         f"{score}_{name}": value
         for score, values in (("iou", scores.iou), ("dice", scores.dice))

@@ -30,19 +30,13 @@ class Curve:
     """Index of the highest F1, of equal ones that nearest to 0.5; None without foreground."""
 
 
-def probability_counts(
-    probability: np.ndarray, target: np.ndarray, ignore_index: int = IGNORE_INDEX
-) -> np.ndarray:
-    """Count the pixels of background and foreground by probability: (2, NUM_BINS) int64.
+def probability_counts(probability: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Count the pixels of background and foreground by the probability (H, W) of the foreground.
 
-    Counts of several images can be added.
-
-    Args:
-        probability: of the foreground, (H, W), 0 to 1.
-        target: (H, W), 0 background, 1 foreground.
-        ignore_index: pixels of this value in the target do not count.
+    The target (H, W) is 0 for background, 1 for foreground. Returns (2, NUM_BINS) int64; counts of
+    several images can be added.
     """
-    counted = target != ignore_index
+    counted = target != IGNORE_INDEX
     bins = (probability[counted] * NUM_BINS).astype(np.int64).clip(0, NUM_BINS - 1)
     places = target[counted].astype(np.int64) * NUM_BINS + bins
     return np.bincount(places, minlength=2 * NUM_BINS).reshape(2, NUM_BINS)
