@@ -29,7 +29,7 @@ GRID = [
 
 
 def fits(case: dict[str, Any]) -> bool:
-    """Whether torch takes the case."""
+    """Whether torch accepts the case."""
     stride, dilation = (
         (v, v) if isinstance(v := case[name], int) else v for name in ("stride", "dilation")
     )
@@ -62,28 +62,31 @@ def with_gradients(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"),
+    ("dtype", "tolerance", "step"),
     [
-        (torch.float64, 1e-12),
-        (torch.float32, 2e-5),
+        (torch.float64, 1e-12, 1),
+        # Every fifth case contains every value of every argument.
+        (torch.float32, 2e-5, 5),
         # Both round every product and sum to 8 bits, in different orders.
-        (torch.bfloat16, 5e-2),
+        (torch.bfloat16, 5e-2, 5),
     ],
 )
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_equals_torch_over_the_grid_forward_and_every_gradient(
-    dtype: torch.dtype, tolerance: float, memory_format: torch.memory_format
+    dtype: torch.dtype, tolerance: float, step: int, memory_format: torch.memory_format
 ) -> None:
-    compared = 0
-    for case in filter(fits, GRID):
+    cases = [case for case in GRID if fits(case)][::step]
+    assert len(cases) > 300 / step
+    for name in NAMES:
+        assert {case[name] for case in cases} == {case[name] for case in GRID}
+    for case in cases:
         ours = with_gradients(conv_transpose2d, case, dtype, memory_format)
         theirs = with_gradients(F.conv_transpose2d, case, dtype, memory_format)
         for mine, other in zip(ours, theirs, strict=True):
             assert mine.dtype == other.dtype
+            assert mine.shape == other.shape
             scale = max(1.0, float(other.detach().abs().max()))
-            torch.testing.assert_close(mine, other, rtol=0, atol=tolerance * scale, msg=str(case))
-        compared += 1
-    assert compared > 300
+            assert float((mine - other).detach().abs().max()) <= tolerance * scale, case
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_every_dtype_that_torch_takes(dtype: torch.dtype) -> None:
         ours = conv_transpose2d(x, weight, bias, stride)
         theirs = F.conv_transpose2d(x, weight, bias, stride)
         assert ours.dtype == theirs.dtype == dtype
-        if dtype == torch.int64:  # products past 64 bits wrap, here as there
+        if dtype == torch.int64:  # products beyond 64 bits wrap around in both
             assert torch.equal(ours, theirs)
         else:
             half = dtype in (torch.float16, torch.complex32)
@@ -113,7 +116,7 @@ def test_every_dtype_that_torch_takes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_mixed_dtypes_do_as_with_torch(stride: int) -> None:
+def test_mixed_dtypes_behave_as_in_torch(stride: int) -> None:
     x, weight, bias = torch.randn(1, 2, 3, 3), torch.randn(2, 3, 2, 2), torch.randn(3).double()
     for function in (conv_transpose2d, F.conv_transpose2d):
         with pytest.raises(RuntimeError, match="type"):
@@ -122,7 +125,7 @@ def test_mixed_dtypes_do_as_with_torch(stride: int) -> None:
     torch.testing.assert_close(ours, theirs)
 
 
-def test_numbers_of_numpy_are_taken() -> None:
+def test_numpy_integers_are_accepted() -> None:
     x, weight = torch.randn(1, 2, 3, 3), torch.randn(2, 3, 2, 2)
     expected = conv_transpose2d(x, weight, stride=2)
     assert torch.equal(conv_transpose2d(x, weight, stride=np.int64(2)), expected)
@@ -130,7 +133,7 @@ def test_numbers_of_numpy_are_taken() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2)])
-def test_batches_may_be_missing_or_empty(kernel: int, stride: int) -> None:
+def test_the_batch_can_be_missing_or_empty(kernel: int, stride: int) -> None:
     x, weight, bias = torch.randn(4, 5, 6), torch.randn(4, 3, kernel, kernel), torch.randn(3)
     ours = conv_transpose2d(x, weight, bias, stride)
     torch.testing.assert_close(ours, F.conv_transpose2d(x, weight, bias, stride))
@@ -267,7 +270,7 @@ def test_the_readable_reference_agrees_where_blocks_overlap(
     torch.testing.assert_close(ours[0, 0], expected, rtol=0, atol=1e-12)
 
 
-def test_the_modules_examples_run() -> None:
+def test_the_examples_in_the_docstring_run() -> None:
     result = doctest.testmod(unet.models.conv_transpose)
     assert result.attempted >= 8
     assert result.failed == 0
@@ -284,7 +287,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
-def test_the_layer_is_torchs_to_the_initial_parameters(settings: dict[str, Any]) -> None:
+def test_the_layer_equals_torchs_including_initial_parameters(settings: dict[str, Any]) -> None:
     torch.manual_seed(5)
     ours = ConvTranspose2d(6, 4, **settings)
     torch.manual_seed(5)
@@ -297,7 +300,7 @@ def test_the_layer_is_torchs_to_the_initial_parameters(settings: dict[str, Any])
 
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
-def test_state_dicts_go_both_ways(settings: dict[str, Any]) -> None:
+def test_state_dicts_can_be_exchanged_with_torchs_layer(settings: dict[str, Any]) -> None:
     ours, theirs = ConvTranspose2d(6, 4, **settings), nn.ConvTranspose2d(6, 4, **settings)
     x = torch.randn(2, 6, 5, 7)
     ours.load_state_dict(theirs.state_dict())
@@ -307,7 +310,7 @@ def test_state_dicts_go_both_ways(settings: dict[str, Any]) -> None:
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_device_and_dtype_are_those_asked_for() -> None:
+def test_device_and_dtype_can_be_chosen() -> None:
     layer = ConvTranspose2d(2, 3, 2, stride=2, dtype=torch.float64, device="meta")
     assert layer.weight.dtype == torch.float64
     assert layer.weight.is_meta
@@ -329,11 +332,11 @@ def test_output_size_chooses_the_output_padding() -> None:
             ours(x, output_size=size)
 
 
-# The rest of torch.
+# Other features of torch.
 
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
-def test_channels_last_stays_and_contiguous_stays(settings: dict[str, Any]) -> None:
+def test_the_memory_format_is_kept(settings: dict[str, Any]) -> None:
     layer, x = ConvTranspose2d(6, 4, **settings), torch.randn(2, 6, 5, 7)
     last = layer(x.to(memory_format=torch.channels_last))
     assert last.is_contiguous(memory_format=torch.channels_last)
@@ -343,7 +346,7 @@ def test_channels_last_stays_and_contiguous_stays(settings: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_gives_the_dtype_that_torchs_layer_gives(
+def test_autocast_gives_the_same_dtype_as_torchs_layer(
     settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
     ours, theirs = ConvTranspose2d(6, 4, **settings), nn.ConvTranspose2d(6, 4, **settings)
@@ -358,7 +361,7 @@ def test_autocast_gives_the_dtype_that_torchs_layer_gives(
 
 
 def random_input(channels_last: bool, *shape: int) -> Tensor:
-    """Random float64 (..., 6, 5, 7) whose channels lie side by side, or not."""
+    """Random float64 (..., 6, 5, 7), with or without adjacent channels in memory."""
     if channels_last:
         return torch.randn(*shape, 5, 7, 6, dtype=torch.float64).movedim(-1, -3)
     return torch.randn(*shape, 6, 5, 7, dtype=torch.float64)
@@ -369,7 +372,7 @@ def random_input(channels_last: bool, *shape: int) -> Tensor:
 def test_vmap_over_input_and_over_weight(settings: dict[str, Any], channels_last: bool) -> None:
     layer = ConvTranspose2d(6, 4, **settings).double().requires_grad_(False)
     x = random_input(channels_last, 3, 2)
-    expected = torch.stack([layer(part) for part in x])
+    expected = torch.stack([layer(one) for one in x])
     torch.testing.assert_close(torch.vmap(layer)(x), expected)
     weights = torch.randn(3, *layer.weight.shape, dtype=torch.float64)
 
@@ -398,7 +401,9 @@ def test_forward_mode_derivatives_and_hessian_vector_products(
     _, derivative = torch.func.jvp(
         with_parameters, (dict(layer.named_parameters()),), (parameters,)
     )
-    torch.testing.assert_close(derivative, with_parameters(parameters))  # in these, too
+    torch.testing.assert_close(
+        derivative, with_parameters(parameters)
+    )  # linear in the parameters, too
 
     def loss(x: Tensor) -> Tensor:
         return layer(x).pow(4).sum()
@@ -448,7 +453,7 @@ def test_onnxruntime_agrees(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)
-def test_runs_in_deterministic_mode_and_repeats(settings: dict[str, Any]) -> None:
+def test_results_repeat_in_deterministic_mode(settings: dict[str, Any]) -> None:
     layer, x = ConvTranspose2d(6, 4, **settings), torch.randn(2, 6, 5, 7, requires_grad=True)
     torch.use_deterministic_algorithms(True)
     try:
@@ -468,23 +473,25 @@ def test_runs_in_deterministic_mode_and_repeats(settings: dict[str, Any]) -> Non
         ({"output_padding": 2, "stride": 2}, r"got output_padding \(2, 2\) with stride \(2, 2\)"),
         ({"output_padding": (0, 1)}, "expected less than 1 in width"),
         ({"padding": 3}, "for height 4, which leaves an output height of -1, expected at least 1"),
-        ({"stride": 0}, "got stride 0, expected a number or a pair of them, at least 1"),
+        ({"stride": 0}, "got stride 0, expected a number or a pair, at least 1"),
         ({"stride": (1, 2, 3)}, r"got stride \(1, 2, 3\), expected a number or a pair"),
         ({"padding": -1}, "got padding -1, expected"),
         ({"dilation": (1, 0)}, r"got dilation \(1, 0\), expected"),
-        ({"groups": 3}, "got groups 3 and weight of shape .* that divide its 2 input channels"),
-        ({"groups": 0}, "got groups 0"),
-        ({"bias": torch.zeros(4)}, r"got bias of shape \(4,\), expected \(3,\)"),
+        ({"groups": 3}, "and groups 3, expected groups that divide the 2 input channels"),
+        ({"groups": 0}, "and groups 0, expected groups that divide"),
+        ({"bias": torch.zeros(4)}, r"bias \(4,\) and groups 1, expected bias \(3,\)"),
         (
             {"input": torch.zeros(1, 3, 4, 4)},
-            r"got input of shape \(1, 3, 4, 4\), expected \(N, 2,",
+            r"got input \(1, 3, 4, 4\), .*, expected input \(N, 2, H, W\) or \(2, H, W\)",
         ),
-        ({"input": torch.zeros(4, 4)}, r"got input of shape \(4, 4\), expected"),
+        ({"input": torch.zeros(4, 4)}, r"got input \(4, 4\), .*, expected input \(N, 2, H, W\)"),
         ({"input": torch.zeros(1, 2, 0, 4)}, "expected only the batch to be empty"),
-        ({"weight": torch.zeros(2, 3, 2)}, r"got weight of shape \(2, 3, 2\), expected"),
+        ({"weight": torch.zeros(2, 3, 2)}, r"weight \(2, 3, 2\), .*, expected weight \(C, K"),
     ],
 )
-def test_wrong_arguments_are_named_with_what_fits(settings: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_raise_errors_with_the_expected_ones(
+    settings: dict[str, Any], message: str
+) -> None:
     given = {"input": torch.zeros(1, 2, 4, 4), "weight": torch.zeros(2, 3, 2, 2), **settings}
     with pytest.raises(ValueError, match=message):
         conv_transpose2d(**given)
@@ -492,7 +499,7 @@ def test_wrong_arguments_are_named_with_what_fits(settings: dict[str, Any], mess
         F.conv_transpose2d(**given)
 
 
-def test_wrong_layers_are_refused() -> None:
+def test_wrong_layer_arguments_raise_errors() -> None:
     with pytest.raises(ValueError, match="got in_channels 4, out_channels 3 and groups 2"):
         ConvTranspose2d(4, 3, 2, groups=2)
     with pytest.raises(ValueError, match="got kernel_size 0, expected"):

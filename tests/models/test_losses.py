@@ -36,14 +36,14 @@ def test_cross_entropy_equals_torchs(weights: list[float] | None) -> None:
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
-def test_dice_equals_a_slow_one(weights: list[float] | None) -> None:
+def test_dice_equals_a_slow_implementation(weights: list[float] | None) -> None:
     logits, target = example()
     tensor = None if weights is None else torch.tensor(weights)
     expected = slow_dice_loss(logits.numpy(), target.numpy(), weights or [1.0, 1.0, 1.0])
     assert float(dice_loss(logits, target, tensor)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_class_absent_from_the_target_does_not_count_as_1() -> None:
+def test_a_class_absent_from_the_target_is_left_out_of_the_mean() -> None:
     logits, target = example()
     target[target == 2] = 1
     expected = slow_dice_loss(logits.numpy(), target.numpy(), [1.0, 1.0, 1.0])
@@ -79,7 +79,7 @@ def test_a_perfect_prediction_has_almost_no_loss() -> None:
     assert float(SegmentationLoss()(logits, target)) < 1e-5
 
 
-def test_gradients_are_those_of_the_numbers() -> None:
+def test_gradients_equal_numerical_ones() -> None:
     target = torch.tensor([[[0, 1], [2, 255]]])
     logits = torch.randn(1, 3, 2, 2, dtype=torch.float32, requires_grad=True)
     loss = SegmentationLoss()
@@ -93,7 +93,7 @@ def test_gradients_are_those_of_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
-def test_border_weights_are_added_to_those_of_the_classes(weights: list[float] | None) -> None:
+def test_border_weights_are_added_to_class_weights(weights: list[float] | None) -> None:
     logits, target = example()
     tensor = None if weights is None else torch.tensor(weights)
     border = 10 * torch.rand(target.shape)
@@ -110,7 +110,7 @@ def test_border_weights_are_added_to_those_of_the_classes(weights: list[float] |
 
 
 @pytest.mark.parametrize("constant", [0.0, 3.0])
-def test_border_weights_that_are_all_equal_change_nothing(constant: float) -> None:
+def test_constant_border_weights_change_nothing(constant: float) -> None:
     logits, target = example()
     border = torch.full(target.shape, constant)
     torch.testing.assert_close(
@@ -118,7 +118,7 @@ def test_border_weights_that_are_all_equal_change_nothing(constant: float) -> No
     )
 
 
-def test_ignored_pixels_count_nowhere_whatever_they_weigh() -> None:
+def test_ignored_pixels_do_not_count_whatever_their_weight() -> None:
     logits, target = example()
     border = torch.rand(target.shape)
     before = cross_entropy(logits, target, border_weights=border)

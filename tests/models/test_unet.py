@@ -69,26 +69,26 @@ def test_without_a_norm_all_weights_start_with_the_papers_standard_deviation() -
 
 
 class Calls(TorchDispatchMode):
-    """Notes every operator of torch that is called, and what with."""
+    """Records every call of a torch operator."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = []
+        self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append((str(func), args))
+        self.calls.append((str(func), args))
         return func(*args, **(kwargs or {}))
 
 
 def transposed_convolutions(run: Callable[[], object]) -> tuple[int, int]:
-    """How many convolutions are computed, forward and backward, and how many are transposed."""
+    """Count convolutions, forward and backward, and the transposed ones among them."""
     with Calls() as calls:
         run()
     flags = []
-    for name, args in calls.seen:
+    for name, args in calls.calls:
         if name == "aten.convolution.default":  # input, weight, bias, stride, padding, ...
             flags.append(args[6])
-        elif name == "aten.convolution_backward.default":  # with the gradient before all others
+        elif name == "aten.convolution_backward.default":  # the gradient comes first
             flags.append(args[7])
         elif "conv" in name:
             flags.append("transpose" in name)
@@ -100,13 +100,13 @@ def transposed_convolutions(run: Callable[[], object]) -> tuple[int, int]:
 def test_torchs_transposed_convolution_is_never_called(
     layout: torch.memory_format, encoder: str
 ) -> None:
-    def theirs() -> Tensor:
+    def torchs() -> Tensor:
         return F.conv_transpose2d(torch.ones(1, 2, 3, 3), kernel, stride=2)
 
     kernel = torch.ones(2, 1, 2, 2, requires_grad=True)
-    assert transposed_convolutions(lambda: theirs().sum().backward()) == (2, 2)
+    assert transposed_convolutions(lambda: torchs().sum().backward()) == (2, 2)
     with torch.inference_mode():
-        assert transposed_convolutions(theirs) == (1, 1)
+        assert transposed_convolutions(torchs) == (1, 1)
     net = UNet(1, 2, widths=(4, 6, 8, 10, 12), encoder=encoder).to(memory_format=layout)
     image = torch.randn(2, 1, 64, 64).to(memory_format=layout)
     convolutions, transposed = transposed_convolutions(lambda: net(image).mean().backward())
@@ -116,7 +116,7 @@ def test_torchs_transposed_convolution_is_never_called(
     assert (convolutions > 15, transposed) == (True, 0)
 
 
-def test_channels_last_stays_so_through_the_net() -> None:
+def test_channels_last_is_kept_through_the_network() -> None:
     net = UNet(1, 2, widths=(8, 16, 32)).to(memory_format=torch.channels_last)
     seen = []
     for module in net.modules():
@@ -135,17 +135,19 @@ def test_odd_images_are_padded_then_cropped_back() -> None:
     assert torch.equal(net(image), net(padded)[..., :13, :18])
 
 
-def test_the_unpadded_net_is_that_of_the_papers_figure() -> None:
-    """Every level's channels and size, as figure 1 of arXiv 1505.04597 has them."""
+def test_the_unpadded_network_is_the_one_in_the_papers_figure() -> None:
+    """Channels and size of every level in figure 1 of arXiv 1505.04597."""
     with torch.device("meta"):
         net = UNet(in_channels=1, num_classes=2, norm="none", padding="valid")
         image = torch.zeros(1, 1, 572, 572)
     seen = []
-    for part in net.modules():
-        if isinstance(part, nn.Conv2d | nn.MaxPool2d | ConvTranspose2d):
-            part.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:3])))
-        if isinstance(part, Up):
-            part.conv[0].register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape[1:3])))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | ConvTranspose2d):
+            module.register_forward_hook(lambda _, __, out: seen.append(tuple(out.shape[1:3])))
+        if isinstance(module, Up):
+            module.conv[0].register_forward_pre_hook(
+                lambda _, x: seen.append(tuple(x[0].shape[1:3]))
+            )
     assert net(image).shape == (1, 2, 388, 388)
     assert seen == [
         *((64, 570), (64, 568)),
@@ -153,7 +155,7 @@ def test_the_unpadded_net_is_that_of_the_papers_figure() -> None:
         *((128, 140), (256, 138), (256, 136)),
         *((256, 68), (512, 66), (512, 64)),
         *((512, 32), (1024, 30), (1024, 28)),
-        *((512, 56), (1024, 56), (512, 54), (512, 52)),  # up, beside the skip, two convolutions
+        *((512, 56), (1024, 56), (512, 54), (512, 52)),  # up, with the skip, two convolutions
         *((256, 104), (512, 104), (256, 102), (256, 100)),
         *((128, 200), (256, 200), (128, 198), (128, 196)),
         *((64, 392), (128, 392), (64, 390), (64, 388)),
@@ -163,7 +165,7 @@ def test_the_unpadded_net_is_that_of_the_papers_figure() -> None:
 
 @pytest.mark.parametrize("downsampling", ["max_pool", "conv"])
 @pytest.mark.parametrize("levels", [1, 2, 3, 4])
-def test_without_padding_logits_are_those_of_a_padded_net_far_from_the_border(
+def test_padded_and_unpadded_logits_agree_far_from_the_border(
     levels: int, downsampling: str
 ) -> None:
     settings = {"widths": (4, 6, 8, 8)[:levels], "norm": "batch", "downsampling": downsampling}
@@ -172,12 +174,12 @@ def test_without_padding_logits_are_those_of_a_padded_net_far_from_the_border(
     )
     unpadded.load_state_dict(padded.state_dict())
     image = torch.randn(1, 2, 20 * padded.output_stride, 17 * padded.output_stride)
-    # The grid of the one begins two pixels before the first that the other sees.
+    # The padded network's grid starts two pixels before the unpadded network's.
     inner = unpadded(image[..., 2:-2, 2:-2])
     torch.testing.assert_close(inner, centre_crop(padded(image), inner), rtol=1e-5, atol=1e-5)
 
 
-def test_what_an_unpadded_net_cannot_halve_is_refused() -> None:
+def test_sizes_that_an_unpadded_network_cannot_halve_raise_an_error() -> None:
     net = UNet(1, 2, widths=(1,) * 5, padding="valid")
     for size in ((570, 572), (572, 588 + 1), (172, 572)):
         with pytest.raises(ValueError, match=r"UNet: got an image of .* sides of 188 plus multipl"):
@@ -185,7 +187,7 @@ def test_what_an_unpadded_net_cannot_halve_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 40), (16, 16), (17, 31)])
-def test_an_image_of_any_size_is_mirrored_to_what_an_unpadded_net_takes(
+def test_mirror_context_pads_an_image_of_any_size_for_an_unpadded_network(
     size: tuple[int, int],
 ) -> None:
     net = UNet(1, 2, widths=(2, 2, 2), padding="valid")
@@ -224,13 +226,13 @@ def test_dropout_is_after_the_two_deepest_levels_and_in_training_only() -> None:
     assert torch.equal(plain(image), net(image))
 
 
-def test_upsampling_is_our_layer_and_never_torchs() -> None:
+def test_upsampling_uses_our_layer_and_not_torchs() -> None:
     net = UNet(widths=(4, 6, 8))
     assert sum(isinstance(module, ConvTranspose2d) for module in net.modules()) == 2
     assert not any(isinstance(module, nn.ConvTranspose2d) for module in net.modules())
 
 
-def test_the_standard_net_is_the_papers_size() -> None:
+def test_the_default_network_has_as_many_parameters_as_the_papers() -> None:
     net = UNet(in_channels=1, num_classes=2, norm="none")
     # Counted by hand from figure 1 of the paper: 3 x 3 convolutions, 2 x 2 up-convolutions, head.
     widths = (64, 128, 256, 512, 1024)
@@ -246,35 +248,35 @@ def test_the_standard_net_is_the_papers_size() -> None:
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
 
 
-def test_a_single_width_is_a_net_without_levels() -> None:
+def test_a_single_width_is_a_network_at_one_resolution() -> None:
     assert UNet(1, 2, widths=(4,)).eval()(torch.zeros(1, 1, 5, 7)).shape == (1, 2, 5, 7)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"in_channels": 0}, {"num_classes": 0}, {"widths": ()}, {"widths": (4, 0)}]
 )
-def test_numbers_that_are_not_positive_are_refused(wrong: dict) -> None:
+def test_numbers_that_are_not_positive_raise_an_error(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"UNet: got .*expected positive numbers"):
         UNet(**wrong)
 
 
 def test_bilinear_upsampling_interpolates_the_image_features() -> None:
     up = Up(3, 2, 4, norm="none", stride=2, upsampling="bilinear")
-    up.conv = nn.Sequential(nn.Identity())  # to see what enters it
+    up.conv = nn.Sequential(nn.Identity())  # to see its input
     x, skip = torch.randn(1, 3, 5, 6), torch.randn(1, 2, 10, 12)
     mixed = F.conv2d(F.interpolate(x, scale_factor=2, mode="bilinear"), up.up[0].weight)
     expected = torch.cat([skip, mixed + up.up[0].bias[:, None, None]], dim=1)
     torch.testing.assert_close(up(x, skip), expected)
 
 
-def test_typos_are_refused() -> None:
+def test_unknown_options_raise_errors() -> None:
     with pytest.raises(ValueError, match="norm: got 'bach', expected one of batch, group,"):
         UNet(norm="bach")
     with pytest.raises(ValueError, match="downsampling: got 'maxpool', expected one of max_pool"):
         UNet(downsampling="maxpool")
     with pytest.raises(ValueError, match="upsampling: got 'nearest', expected one of conv_transp"):
         UNet(upsampling="nearest")
-    with pytest.raises(ValueError, match="UNet: got upsampling bilinear, expected conv_transpose"):
+    with pytest.raises(ValueError, match="UNet: got upsampling bilinear and padding valid"):
         UNet(upsampling="bilinear", padding="valid")
     with pytest.raises(ValueError, match="padding: got 'none', expected one of same, valid"):
         UNet(padding="none")
@@ -282,7 +284,7 @@ def test_typos_are_refused() -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "group", "instance", "none"])
 @pytest.mark.parametrize("padding", ["same", "valid"])
-def test_recomputing_changes_no_number(norm: str, padding: str) -> None:
+def test_activation_checkpointing_changes_no_number(norm: str, padding: str) -> None:
     torch.manual_seed(0)
     settings = {"widths": [4, 8, 16], "norm": norm, "padding": padding, "dropout": 0.3}
     plain = UNet(in_channels=2, **settings)
@@ -299,7 +301,7 @@ def test_recomputing_changes_no_number(norm: str, padding: str) -> None:
         assert torch.equal(one.grad, other.grad), name
     for name, buffer in plain.state_dict().items():
         assert torch.equal(buffer, saving.state_dict()[name]), name
-    # And it keeps less until the backward pass.
+    # It keeps fewer activations until the backward pass.
     kept = []
     for net in (plain, saving):
         sizes = []
@@ -324,10 +326,10 @@ def test_an_encoder_of_torchvision_takes_any_image_and_learns(encoder: str) -> N
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "efficientnet_b0"])
-def test_recomputing_an_encoder_changes_no_number(encoder: str) -> None:
+def test_activation_checkpointing_of_an_encoder_changes_no_number(encoder: str) -> None:
     image, states = torch.randn(2, 3, 64, 64), []
-    for recompute in (False, True):
-        net = with_encoder(encoder, activation_checkpointing=recompute)
+    for checkpointing in (False, True):
+        net = with_encoder(encoder, activation_checkpointing=checkpointing)
         torch.manual_seed(1)  # stochastic depth
         net(image).square().sum().backward()
         gradients = {f"{name} gradient": p.grad for name, p in net.named_parameters()}
@@ -336,7 +338,7 @@ def test_recomputing_an_encoder_changes_no_number(encoder: str) -> None:
         assert torch.equal(tensor, states[1][name]), name
 
 
-def test_a_frozen_encoder_stays_as_it_is() -> None:
+def test_a_frozen_encoder_does_not_change() -> None:
     net = with_encoder("efficientnet_b0")
     backbone, stem = net.encoder.backbone, net.encoder.stem
     net.encoder.frozen = True
@@ -356,7 +358,7 @@ def test_a_frozen_encoder_stays_as_it_is() -> None:
                            before["features.0.1.running_mean"])  # fmt: skip
 
 
-def test_an_encoder_that_is_none_of_these_is_refused() -> None:
+def test_unknown_encoders_and_wrong_arguments_of_encoders_raise_errors() -> None:
     with pytest.raises(ValueError, match="encoder: got 'resnet', expected one of none, resnet18"):
         UNet(encoder="resnet")
     with pytest.raises(ValueError, match=r"widths: got \(8, 8\), expected 5 numbers"):
@@ -367,7 +369,7 @@ def test_an_encoder_that_is_none_of_these_is_refused() -> None:
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 5])
-def test_the_most_probable_class_is_the_first_of_those_that_are_even(num_classes: int) -> None:
+def test_argmax_classes_chooses_the_first_of_equal_scores(num_classes: int) -> None:
     scores = torch.randint(3, (num_classes, 31, 45), dtype=torch.float32)
     expected = torch.from_numpy(scores.numpy().argmax(0)).to(torch.uint8)
     for layout in (scores, scores.movedim(0, -1).contiguous().movedim(-1, 0), scores.bfloat16()):

@@ -19,13 +19,13 @@ NAME = "mobilenet_v3_large"  # the smallest
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """What torchvision would have downloaded."""
+    """A file as downloaded from torchvision."""
     torch.manual_seed(1)
     torch.save(get_model(NAME, weights=None).state_dict(), tmp_path / "weights.pth")
     return tmp_path / "weights.pth"
 
 
-def test_an_encoder_computes_what_torchvisions_network_does(weights: Path) -> None:
+def test_an_encoder_computes_the_features_of_torchvisions_network(weights: Path) -> None:
     net, encoder = get_model(NAME, weights=None), build_backbone(NAME, 3)
     net.load_state_dict(torch.load(weights, weights_only=True))
     encoder.load_state_dict(load_encoder_weights(NAME, str(weights), 3))
@@ -33,7 +33,7 @@ def test_an_encoder_computes_what_torchvisions_network_does(weights: Path) -> No
     assert torch.equal(list(encoder.eval()(image).values())[-1], net.eval().features[:16](image))
 
 
-def test_a_grey_image_is_one_shown_three_times(weights: Path) -> None:
+def test_a_grey_image_has_the_features_of_its_three_channel_copy(weights: Path) -> None:
     colour, grey = build_backbone(NAME, 3), build_backbone(NAME, 1)
     colour.load_state_dict(load_encoder_weights(NAME, str(weights), 3))
     grey.load_state_dict(load_encoder_weights(NAME, str(weights), 1))
@@ -50,7 +50,7 @@ def test_more_channels_repeat_the_weights_and_keep_the_scale(weights: Path) -> N
     assert all(torch.equal(three[key], five[key]) for key in three if key != first)
 
 
-def test_older_files_that_do_not_count_batches_load(weights: Path) -> None:
+def test_older_files_without_batch_counts_load(weights: Path) -> None:
     old = torch.load(weights, weights_only=True)
     torch.save({key: old[key] for key in old if "num_batches" not in key}, weights)
     encoder = build_backbone(NAME, 3)
@@ -58,7 +58,7 @@ def test_older_files_that_do_not_count_batches_load(weights: Path) -> None:
     assert encoder.get_submodule("features.1.block.0.1").num_batches_tracked == 0
 
 
-def test_what_lies_in_torch_hubs_folder_is_taken(
+def test_weights_in_torch_hubs_folder_are_not_downloaded(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -68,11 +68,11 @@ def test_what_lies_in_torch_hubs_folder_is_taken(
     assert load_encoder_weights(NAME, "DEFAULT", 3)
 
 
-def test_without_a_network_the_file_and_its_place_are_told(
+def test_without_a_network_connection_the_error_names_url_and_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server
     url = get_model_weights(NAME).DEFAULT.url
     place = re.escape(str(tmp_path / "checkpoints"))
     with pytest.raises(
@@ -84,7 +84,7 @@ def test_without_a_network_the_file_and_its_place_are_told(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_download_of_another_checksum_is_no_weights(
+def test_a_download_with_a_wrong_checksum_raises_an_error(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -94,36 +94,36 @@ def test_a_download_of_another_checksum_is_no_weights(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_weights_of_another_network_are_refused(weights: Path) -> None:
+def test_weights_of_another_network_raise_an_error(weights: Path) -> None:
     with pytest.raises(ValueError, match=r"weights\.pth: is not a state dict of torchvision's res"):
         load_encoder_weights("resnet18", str(weights), 3)
-    # A deeper network has all that a shallower one of its kind has.
+    # A deeper resnet has all weights of a shallower one.
     torch.save(get_model("resnet34", weights=None).state_dict(), weights)
     with pytest.raises(ValueError, match=r"layer1\.2\.conv1\.weight unknown.* and \d+ more"):
         load_encoder_weights("resnet18", str(weights), 3)
 
 
-def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
+def test_files_without_weights_raise_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file no\.pth; expected DEFAULT or"):
         load_encoder_weights(NAME, "no.pth", 3)
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match=r"text\.pth: cannot be loaded safely"):
         load_encoder_weights(NAME, str(tmp_path / "text.pth"), 3)
     torch.save({"format": "unet checkpoint"}, tmp_path / "best.pt")
-    with pytest.raises(ValueError, match=r"best\.pt: is not a state dict, .* set train\.init_from"):
+    with pytest.raises(ValueError, match=r"best\.pt: is not a state dict; .* set train\.init_from"):
         load_encoder_weights(NAME, str(tmp_path / "best.pt"), 3)
 
 
 @pytest.mark.parametrize("name", ENCODER_SPECS)
-def test_images_are_normalised_as_the_weights_know_them(name: str) -> None:
-    # The mean and deviation of ImageNet that torchvision documents for its weights.
+def test_the_normalization_is_that_of_imagenet(name: str) -> None:
+    # As documented by torchvision.
     assert encoder_normalization(name, 3) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     mean, std = encoder_normalization(name, 1)
     assert (*mean, *std) == pytest.approx((0.449, 0.226))
     assert encoder_normalization(name, 4) is None
 
 
-def test_weights_that_do_not_fit_are_named() -> None:
+def test_incompatible_weights_are_listed() -> None:
     own = {"a": torch.zeros(2, 3), "b": torch.zeros(4), "count": torch.tensor(0)}
     assert incompatible_weights(own, own, own) == []
     assert incompatible_weights({**own, "old": torch.zeros(1)}, own, [*own, "old"]) == []

@@ -130,9 +130,7 @@ def run_level(level: nn.Module, *inputs: Tensor, checkpointing: bool = False) ->
 @contextmanager
 def _frozen_statistics(level: nn.Module) -> Iterator[None]:
     """Keep batch norm from counting a batch twice."""
-    norms: list[Any] = [
-        module for module in level.modules() if getattr(module, "track_running_stats", False)
-    ]
+    norms: list[Any] = [m for m in level.modules() if getattr(m, "track_running_stats", False)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

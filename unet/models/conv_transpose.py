@@ -41,6 +41,7 @@ it sums the blocks of all input channels. That sum is one matrix product over th
 1 x 1 convolution.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Sequence
@@ -63,13 +64,11 @@ def kernel_times_pixel(input: Tensor, weight: Tensor) -> Tensor:
 def lay_blocks(blocks: Tensor, stride: int) -> Tensor:
     """Place blocks (H, W, kH, kW) `stride` pixels apart and sum where they overlap."""
     height, width, kernel_height, kernel_width = blocks.shape
-    image = blocks.new_zeros(
-        (height - 1) * stride + kernel_height, (width - 1) * stride + kernel_width
-    )
-    for i in range(height):
-        for j in range(width):
-            top, left = i * stride, j * stride
-            image[top : top + kernel_height, left : left + kernel_width] += blocks[i, j]
+    bottom, right = (height - 1) * stride + kernel_height, (width - 1) * stride + kernel_width
+    image = blocks.new_zeros(bottom, right)
+    for i, j in itertools.product(range(height), range(width)):
+        top, left = i * stride, j * stride
+        image[top : top + kernel_height, left : left + kernel_width] += blocks[i, j]
     return image
 
 
@@ -83,27 +82,26 @@ def conv_transpose2d(
     groups: int = 1,
     dilation: Size2d = 1,
 ) -> Tensor:
-    """Transposed convolution, as `torch.nn.functional.conv_transpose2d`.
+    """Transposed convolution, with the arguments of `torch.nn.functional.conv_transpose2d`.
 
     Args:
         input: (N, C, H, W) or (C, H, W); N may be 0.
         weight: (C, K / groups, kH, kW).
-        bias: (K,), added to every output pixel.
+        bias: (K,).
         stride: distance in pixels between neighbouring blocks.
         padding: pixels cropped from every side of the output.
-        output_padding: pixels added at the bottom and at the right; less than stride or dilation.
-        groups: number of groups of input and output channels; each group is computed separately.
+        output_padding: pixels added at the bottom and at the right.
+        groups: groups of channels that are computed separately.
         dilation: distance in pixels between the elements of a block.
 
     Returns:
-        (N, K, H', W') or (K, H', W'), with H' = (H - 1) * stride - 2 * padding
-        + dilation * (kH - 1) + output_padding + 1; channels_last if the input is.
+        (N, K, H', W') or (K, H', W') with H' = (H - 1) * stride - 2 * padding + dilation * (kH - 1)
+        + output_padding + 1; channels_last if the input is.
 
     Raises:
         ValueError: if shapes and arguments do not fit.
 
-    Source: the output size is relationship 14 of Dumoulin and Visin 2016, "A guide to convolution
-    arithmetic for deep learning", arXiv 1603.07285, chapter 4, with dilation.
+    Source: H' is relationship 14 of Dumoulin and Visin 2016, arXiv 1603.07285, with dilation.
     """
     stride, padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
     output_padding = _pair("output_padding", output_padding, 0)
@@ -166,45 +164,33 @@ def _overlapping_conv_transpose2d(
 
 def _pair(name: str, value: Size2d, minimum: int) -> Pair:
     """Expand a number to (height, width)."""
-    numbers = value if isinstance(value, Sequence) else (value,)
-    pair = tuple(map(operator.index, numbers))
-    if len(pair) == 1:
-        pair *= 2
+    numbers = value if isinstance(value, Sequence) else (value, value)
+    pair = tuple(map(operator.index, numbers)) * (2 if len(numbers) == 1 else 1)
     if len(pair) != 2 or min(pair) < minimum:
         raise ValueError(
-            f"conv_transpose2d: got {name} {value}, expected a number or a pair of them, at least "
-            f"{minimum}"
+            f"conv_transpose2d: got {name} {value}, expected a number or a pair, at least {minimum}"
         )
     return pair[0], pair[1]
 
 
 def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
-    shape, weight_shape = tuple(input.shape), tuple(weight.shape)
-    if weight.dim() != 4:
-        error = f"weight of shape {weight_shape}, expected (C, K / groups, kH, kW)"
-    elif groups < 1 or weight_shape[0] % groups:
-        error = (
-            f"groups {groups} and weight of shape {weight_shape}, expected groups that divide its "
-            f"{weight_shape[0]} input channels"
-        )
-    elif input.dim() not in (3, 4) or shape[-3] != weight_shape[0]:
-        error = (
-            f"input of shape {shape}, expected (N, {weight_shape[0]}, H, W) or "
-            f"({weight_shape[0]}, H, W) for weight of shape {weight_shape}"
-        )
-    elif 0 in shape[-3:] or 0 in weight_shape:
-        error = (
-            f"input of shape {shape} and weight of shape {weight_shape}, expected only the batch "
-            "to be empty"
-        )
-    elif bias is not None and tuple(bias.shape) != (groups * weight_shape[1],):
-        error = (
-            f"bias of shape {tuple(bias.shape)}, expected ({groups * weight_shape[1]},) for weight "
-            f"of shape {weight_shape} and groups {groups}"
-        )
+    channels = weight.shape[0] if weight.dim() == 4 else 0
+    if not channels:
+        expected = "weight (C, K / groups, kH, kW)"
+    elif groups < 1 or channels % groups:
+        expected = f"groups that divide the {channels} input channels"
+    elif input.dim() not in (3, 4) or input.shape[-3] != channels:
+        expected = f"input (N, {channels}, H, W) or ({channels}, H, W)"
+    elif 0 in input.shape[-3:] or 0 in weight.shape:
+        expected = "only the batch to be empty"
+    elif bias is not None and tuple(bias.shape) != (groups * weight.shape[1],):
+        expected = f"bias ({groups * weight.shape[1]},)"
     else:
         return
-    raise ValueError(f"conv_transpose2d: got {error}")
+    raise ValueError(
+        f"conv_transpose2d: got input {tuple(input.shape)}, weight {tuple(weight.shape)}, bias "
+        f"{None if bias is None else tuple(bias.shape)} and groups {groups}, expected {expected}"
+    )
 
 
 def _check_sizes(
@@ -239,8 +225,7 @@ def _output_size(
 class ConvTranspose2d(nn.Module):
     """Drop-in replacement for `torch.nn.ConvTranspose2d`; `kernel_size=n, stride=n` upsamples by n.
 
-    Arguments, parameters and initialisation are those of torch's layer. State dicts can be
-    exchanged.
+    Arguments, parameters, initialisation and state dict are those of torch's layer.
 
     Raises:
         ValueError: if the arguments do not fit each other.
@@ -283,9 +268,8 @@ class ConvTranspose2d(nn.Module):
         self.padding_mode = padding_mode
         shape = (in_channels, out_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        self.bias = (
-            nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
-        )
+        empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        self.bias = None if empty is None else nn.Parameter(empty)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -304,25 +288,18 @@ class ConvTranspose2d(nn.Module):
         output_padding = self.output_padding
         if output_size is not None:
             output_padding = self._output_padding_for(input, tuple(output_size[-2:]))
-        return conv_transpose2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            output_padding,
-            self.groups,
-            self.dilation,
-        )
+        arguments = self.stride, self.padding, output_padding, self.groups, self.dilation
+        return conv_transpose2d(input, self.weight, self.bias, *arguments)
 
     def _output_padding_for(self, input: Tensor, size: tuple[int, ...]) -> Pair:
         smallest = _output_size(
             input.shape[-2:], self.kernel_size, self.stride, self.padding, self.dilation
         )
         largest = smallest[0] + self.stride[0] - 1, smallest[1] + self.stride[1] - 1
-        if len(size) != 2 or not all(
-            low <= pixels <= high for low, pixels, high in zip(smallest, size, largest, strict=True)
-        ):
+        fits = [
+            low <= side <= high for low, side, high in zip(smallest, size, largest, strict=False)
+        ]
+        if len(size) != 2 or not all(fits):
             raise ValueError(
                 f"ConvTranspose2d: got output_size {size} for an input of {tuple(input.shape)}, "
                 f"expected from {smallest} to {largest}"

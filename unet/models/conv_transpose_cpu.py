@@ -64,11 +64,9 @@ def non_overlapping_by_row(input: Tensor, weight: Tensor, bias: Tensor | None) -
     """Write each row of pixels directly as its kH rows of the channels_last output.
 
     Vertically, a transposed convolution with stride 1 is a convolution with the flipped kernel over
-    an input that is padded with kH - 1 rows of zeros (oneDNN skips them). For an image with a
-    single row it gives the kH rows of its blocks. Horizontally, the kW columns of a block are
-    channels, which are adjacent in memory.
-
-    Source: relationship 8 of Dumoulin and Visin 2016, arXiv 1603.07285, chapter 4.
+    an input padded with kH - 1 rows of zeros, which oneDNN skips (relationship 8 of Dumoulin and
+    Visin 2016, arXiv 1603.07285). A single row of pixels gives the kH rows of its blocks.
+    Horizontally, the kW columns of a block are channels, which are adjacent in memory.
     """
     n, channels, height, width = input.shape
     _, out_channels, kernel_height, kernel_width = weight.shape
@@ -76,16 +74,13 @@ def non_overlapping_by_row(input: Tensor, weight: Tensor, bias: Tensor | None) -
     kernels = weight.flatten(1).t().contiguous().view(*weight.shape[1:], channels)
     kernels = torch.stack(kernels.transpose(0, 2).unbind(1)[::-1], 2)
     kernels = kernels.view(-1, kernel_height, 1, channels)
-    if bias is not None:
-        bias = bias.repeat(kernel_width)
+    bias = None if bias is None else bias.repeat(kernel_width)
     rows = input.permute(0, 2, 3, 1).reshape(n * height, 1, width, channels)
     output = F.conv2d(
         rows.permute(0, 3, 1, 2), kernels.permute(0, 3, 1, 2), bias, padding=(kernel_height - 1, 0)
     )
-    output = output.permute(0, 2, 3, 1).reshape(
-        n, height * kernel_height, width * kernel_width, out_channels
-    )
-    return output.permute(0, 3, 1, 2)
+    size = (n, height * kernel_height, width * kernel_width, out_channels)
+    return output.permute(0, 2, 3, 1).reshape(size).permute(0, 3, 1, 2)
 
 
 def non_overlapping_by_pixel(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,7 +95,5 @@ def non_overlapping_by_pixel(input: Tensor, weight: Tensor, bias: Tensor | None)
     blocks = blocks.reshape(n, height, width, *weight.shape[1:])
     if bias is not None:
         blocks = blocks + bias[:, None, None]
-    output = blocks.permute(0, 1, 4, 2, 5, 3).reshape(
-        n, height * kernel_height, width * kernel_width, out_channels
-    )
-    return output.permute(0, 3, 1, 2)
+    size = (n, height * kernel_height, width * kernel_width, out_channels)
+    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(size).permute(0, 3, 1, 2)

@@ -94,13 +94,10 @@ class SegmentationLoss(nn.Module):
         self, logits: Tensor, target: Tensor, border_weights: Tensor | None = None
     ) -> Tensor:
         """Logits (N, K, H, W), target and border weights (N, H, W) -> a float32 scalar."""
+        arguments = logits, target, self.class_weights, self.ignore_index
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.cross_entropy:
-            loss = loss + self.cross_entropy * cross_entropy(
-                logits, target, self.class_weights, self.ignore_index, border_weights
-            )
+            loss = loss + self.cross_entropy * cross_entropy(*arguments, border_weights)
         if self.dice:
-            loss = loss + self.dice * dice_loss(
-                logits, target, self.class_weights, self.ignore_index
-            )
+            loss = loss + self.dice * dice_loss(*arguments)
         return loss

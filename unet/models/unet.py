@@ -74,11 +74,11 @@ class UNet(nn.Module):
                 f"{tuple(widths)}, expected positive numbers and at least one width"
             )
         check_option("padding", padding, Padding)
+        check_option("encoder", encoder, Encoder)
         if padding == "valid" and upsampling == "bilinear":
             raise ValueError(
-                "UNet: got upsampling bilinear, expected conv_transpose with padding valid"
+                "UNet: got upsampling bilinear and padding valid, expected padding same"
             )
-        check_option("encoder", encoder, Encoder)
         if encoder != "none":
             _check_arguments_of(encoder, widths, downsampling, padding, dropout)
         self.in_channels = in_channels

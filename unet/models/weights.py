@@ -1,7 +1,4 @@
-"""Pretrained weights of torchvision for an encoder: found or downloaded, then adapted to the image.
-
-Only the start of a training needs them. Checkpoints contain the encoder.
-"""
+"""Pretrained weights for an encoder of torchvision. Only the start of a training needs them."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -17,9 +14,9 @@ from unet.runtime.files import DamagedFileError, load_torch_file
 def load_encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[str, Tensor]:
     """Load a state dict for the backbone of a `TorchvisionEncoder`.
 
-    The first convolution is adapted to images with other than 3 channels. For one channel its
-    weights are summed: the features are those of a grey image in three channels. For other numbers
-    they are repeated or cut off, and scaled by 3 / C to keep the size of the features.
+    The first convolution is adapted to images with C channels. For C = 1 its weights are summed:
+    features are those of a grey image shown in three channels. For others they are repeated or cut
+    off, and scaled by 3 / C to keep the size of the features.
 
     Args:
         encoder: a network of torchvision.
@@ -75,14 +72,16 @@ def incompatible_weights(
     """List the weights that are missing, have the wrong shape or are unknown, one text for each.
 
     Args:
-        found: the weights by name.
-        own: the weights of the network by name.
+        found: the weights.
+        own: the weights of the network.
         allowed: names that may be found, whether the network has them or not.
     """
+    shapes = {key: " x ".join(map(str, one.shape)) or "a number" for key, one in found.items()}
+    expected = {key: " x ".join(map(str, one.shape)) or "a number" for key, one in own.items()}
     return [
-        f"{key} {_shape(found[key]) if key in found else 'missing'}, expected {_shape(own[key])}"
-        for key in own
-        if key not in found or found[key].shape != own[key].shape
+        f"{key} {shapes.get(key, 'missing')}, expected {shape}"
+        for key, shape in expected.items()
+        if shapes.get(key) != shape
     ] + [f"{key} unknown" for key in found if key not in allowed]
 
 
@@ -114,15 +113,15 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             "state dict"
         )
     try:
-        found = load_torch_file(path)
+        found: dict[str, Tensor] = load_torch_file(path)
     except DamagedFileError as error:
         raise ValueError(f"train.encoder_weights: {error}: download it again") from error
-    if not isinstance(found, dict) or not all(isinstance(one, Tensor) for one in found.values()):
-        raise ValueError(
-            f"train.encoder_weights: {path}: is not a state dict, names and tensors; for a "
-            "checkpoint of unet set train.init_from"
-        )
-    return dict(found)
+    if isinstance(found, dict) and all(isinstance(one, Tensor) for one in found.values()):
+        return found
+    raise ValueError(
+        f"train.encoder_weights: {path}: is not a state dict; for a checkpoint of unet set "
+        "train.init_from"
+    )
 
 
 def _adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
@@ -130,7 +129,3 @@ def _adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
     if in_channels == 1:
         return weight.sum(1, keepdim=True)
     return weight[:, [i % 3 for i in range(in_channels)]] * (3 / in_channels)
-
-
-def _shape(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "a number"
