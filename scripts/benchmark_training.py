@@ -31,17 +31,18 @@ from unet.data.loader import load_samples
 from unet.data.sampler import SeededBatchSampler
 from unet.data.synthetic import draw_quickstart
 from unet.runtime.device import pick_dtype
-from unet.training import logger, trainer
+from unet.training import logger
+from unet.training import trainer as loop
 from unet.training.initial_weights import InitialWeights
-from unet.training.setup import build_components, check_training_data
+from unet.training.train import build_trainer, check_training_data
 
 ROOT = Path(__file__).resolve().parent.parent
 GOAL, GOAL_WITH_ALL = 3, 6  # percent more time than the plain loop, at most
 # The functions whose time is shown separately. Previews are a component of the logging.
 MEASURED = (
-    (trainer.Trainer, "_score", "validation"),
-    (trainer, "save_checkpoint", "saving"),  # best.pt
-    (trainer, "save_last", "saving"),
+    (loop.Trainer, "_score", "validation"),
+    (loop, "save_checkpoint", "saving"),  # best.pt
+    (loop, "save_last", "saving"),
     (logger.RunLogger, "step", "logging of steps"),
     (logger.RunLogger, "validation", "logging of validations"),
     (logger, "draw_preview_sheet", "previews"),
@@ -115,9 +116,9 @@ def run_plain(config: Config, device: torch.device, warm_up: int) -> tuple[float
     torch.compiler.reset()
     with quiet():
         data = check_training_data(config)
-        components = build_components(config, data, device, InitialWeights(), None)
-    dataset, step = components.dataset, components.training_step
-    net = components.net.train()
+        trainer = build_trainer(Path(), config, data, device, InitialWeights(), None)
+    dataset, step = trainer.dataset, trainer.training_step
+    net = trainer.net.train()
     forward = torch.compile(net) if settings.compile else net
     steps = settings.steps_per_epoch or math.ceil(len(dataset) / settings.batch_size)
     batches = load_samples(

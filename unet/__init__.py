@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from unet.inference.predictor import Ensemble, Predictor, load_model
     from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
     from unet.models.unet import UNet
-    from unet.training.trainer import train
+    from unet.training.train import train
 
 __all__ = [
     "ConvTranspose2d",
@@ -41,7 +41,7 @@ _MODULES = {
     "load_config": "config.loader",
     "load_model": "inference.predictor",
     "predict": "inference.predict",
-    "train": "training.trainer",
+    "train": "training.train",
 }
 
 

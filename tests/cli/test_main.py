@@ -10,6 +10,8 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,7 +232,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unet.training.setup.check_data", interrupt)
+    monkeypatch.setattr("unet.training.train.check_data", interrupt)
     assert main(["train", str(config)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not Path("runs/tiny").exists()
@@ -313,7 +315,7 @@ def test_a_fault_in_a_worker_is_shown_without_its_way(
         for image in (data_root / "images").iterdir():
             image.unlink()
 
-    monkeypatch.setattr("unet.training.trainer.prepare_folder", remove)
+    monkeypatch.setattr("unet.training.train.prepare_folder", remove)
     assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {data_root / 'images'}")
@@ -332,38 +334,36 @@ def test_what_the_system_refuses_names_the_path(
 
 
 @pytest.mark.parametrize("columns", [100, 45])
-def test_the_bar_shows_time_left_loss_learning_rate_and_speed(config: Path, columns: int) -> None:
+def test_the_bar_shows_time_left_loss_learning_rate_and_speed(
+    config: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal, inside = pty.openpty()
     fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "unet",
-            "train",
-            str(config),
-            "train.epochs=9",
-            "train.validate_every=9",
-        ],
-        stderr=inside,
-    )
-    os.close(inside)
-    shown = b""
-    with contextlib.suppress(OSError):  # how a terminal ends
-        while part := os.read(terminal, 4096):
-            shown += part
+    shown = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while part := os.read(terminal, 4096):
+                shown.append(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(inside, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        patch.setattr("tqdm.tqdm.monitor_interval", 0)  # no thread that outlives the test
+        patch.setattr("unet.training.logger.RunLogger.step", lambda *_: time.sleep(0.1))
+        assert main(["train", str(config), "train.epochs=3", "train.validate_every=3"]) == 0
+    reader.join()
     os.close(terminal)
-    assert process.wait(60) == 0
-    lines = re.split(r"[\r\n]+", shown.decode())
+    lines = re.split(r"[\r\n]+", b"".join(shown).decode())
     steps = [line for line in lines if "loss" in line]
     assert len(steps) > 3
     assert max(map(len, steps)) < columns
-    pattern = r"epoch \d+/9 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
+    pattern = r"epoch \d/3 +\d+%\|.*\| \d\d:\d\d left, loss \d\.\d+"
     assert all(re.match(pattern, line) for line in steps), steps
     if columns == 100:
-        assert all(
-            re.search(r", lr \d\.\de-\d\d, +[\d.]+( images/s|s/ images)$", line) for line in steps
-        ), steps
+        speed = r", lr \d\.\de-\d\d, +[\d.]+( images/s|s/ images)$"
+        assert all(re.search(speed, line) for line in steps), steps
 
 
 def test_every_fold_is_trained_and_their_models_are_averaged(

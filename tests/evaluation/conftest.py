@@ -8,7 +8,7 @@ import torch
 from helpers import make_config, write_pairs
 
 from unet.evaluation.evaluate import evaluate
-from unet.training.trainer import train
+from unet.training.train import train
 
 
 @pytest.fixture(scope="session")

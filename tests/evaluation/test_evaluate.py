@@ -28,7 +28,7 @@ from unet.inspection.check import check_data
 from unet.metrics.instances import average_precision
 from unet.metrics.isbi2012 import membrane_scores
 from unet.runtime import optional
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

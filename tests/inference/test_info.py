@@ -12,7 +12,7 @@ from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.inference.info import describe_checkpoint, multiply_adds
 from unet.inference.predictor import Predictor
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

@@ -12,7 +12,7 @@ from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.cli.main import main
 from unet.config.values import config_to_dict
 from unet.data.normalization import Normalization
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

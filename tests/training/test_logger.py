@@ -8,7 +8,7 @@ from PIL import Image
 
 from unet.build import build_classes
 from unet.training.logger import RunLogger, draw_curves
-from unet.training.trainer import train
+from unet.training.train import train
 
 ROWS = [
     {"epoch": i, "step": 2 * i, "lr": 0.1 / i, "train_loss": 1 / i, "mean_iou": 0.1 * i,

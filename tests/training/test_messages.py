@@ -5,7 +5,7 @@ import torch
 from helpers import make_config
 
 from unet.training.messages import smaller_step
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

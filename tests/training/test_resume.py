@@ -16,7 +16,7 @@ from unet.config.values import config_to_dict
 from unet.inference.predictor import Predictor
 from unet.runtime.signals import Stopped
 from unet.training.logger import RunLogger
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 

@@ -13,7 +13,7 @@ from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict, load_config
 from unet.config.values import config_to_dict
 from unet.training.run_folder import save_last
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -66,7 +66,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     train(make_config(data_root), resume=True)
     shown = capsys.readouterr().out
     if damage != "missing":
-        assert "runs/tiny/last.pt: is damaged, and deleted; resuming from the one before, " in shown
+        assert (
+            "runs/tiny/last.pt: is damaged, and deleted; resuming from runs/tiny/previous.pt"
+            in shown
+        )
     assert_same_run(whole, run)
 
 

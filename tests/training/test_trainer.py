@@ -14,7 +14,7 @@ import yaml
 from helpers import PAPER, make_config, states_equal, write_pairs
 from PIL import Image
 
-import unet.training.setup
+import unet.training.train
 import unet.training.trainer
 from unet import load_model, predict
 from unet.build import build_network
@@ -26,7 +26,7 @@ from unet.config.values import config_to_dict
 from unet.data.sampler import SeededBatchSampler
 from unet.inference.info import describe_checkpoint
 from unet.models.unet import UNet
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -182,7 +182,7 @@ def test_float16_does_not_skip_for_ever(data_root: Path, monkeypatch: pytest.Mon
         net.head.weight.register_hook(lambda gradient: gradient * math.inf)
         return net
 
-    monkeypatch.setattr("unet.training.setup.build_network", broken)
+    monkeypatch.setattr("unet.training.train.build_network", broken)
     monkeypatch.setattr("unet.training.step._SMALLEST_SCALE", 2.0**10)
     with pytest.raises(FloatingPointError, match=r"a gradient is (nan|inf) in step 8"):
         train(make_config(data_root, "train.precision=float16", "train.epochs=20"))

@@ -17,7 +17,7 @@ def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Train one model, or one for each fold and seed."""
     config = _load_config(arguments, settings)
     from unet.training.series import train_series
-    from unet.training.trainer import train
+    from unet.training.train import train
 
     options = {"resume": arguments.resume, "overwrite": arguments.overwrite}
     if arguments.folds or config.train.seeds > 1:

@@ -1,7 +1,7 @@
 """Samples of a dataset, loaded by worker processes."""
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ def load_samples(
     batch_sampler: Sampler[list[Any]] | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Start loading; return an iterator over batches, or over single samples of `sampler`.
 
     An error of the dataset is raised as it is, also if it arose in a worker process.
@@ -35,7 +35,7 @@ def load_samples(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
-    return map(_raise_error, iter(loader))
+    return _iterate(iter(loader))  # which starts the workers now
 
 
 @contextmanager
@@ -73,7 +73,11 @@ def _collate(samples: list[Any]) -> Any:
     return next((s for s in samples if isinstance(s, Exception)), None) or default_collate(samples)
 
 
-def _raise_error(sample: Any) -> Any:
-    if isinstance(sample, Exception):
-        raise sample
-    return sample
+def _iterate(iterator: Iterator[Any]) -> Generator[Any, None, None]:
+    try:
+        for sample in iterator:
+            if isinstance(sample, Exception):
+                raise sample
+            yield sample
+    finally:
+        del iterator  # an error's traceback would keep the workers alive

@@ -18,12 +18,7 @@ from unet.runtime.text import format_list
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What `train.init_from` and `train.encoder_weights` name; None where a setting is null.
-
-    Args:
-        checkpoint: contents of `load_checkpoint`.
-        encoder: state dict of the encoder.
-    """
+    """The checkpoint of `train.init_from`, and the state dict of `train.encoder_weights`."""
 
     checkpoint: dict[str, Any] | None = None
     encoder: dict[str, Tensor] | None = None
@@ -34,11 +29,7 @@ class InitialWeights:
         return Normalization(**self.checkpoint["normalization"]) if self.checkpoint else None
 
     def load_into(self, net: UNet, config: Config) -> None:
-        """Copy the weights into a network, and print what was done.
-
-        Raises:
-            ValueError: if the weights do not fit.
-        """
+        """Copy the weights into a network; raise ValueError if they do not fit."""
         if self.checkpoint is not None:
             _load_checkpoint_into(net, self.checkpoint, config)
         if self.encoder is not None:
@@ -46,15 +37,15 @@ class InitialWeights:
 
 
 def read_initial_weights(config: Config) -> InitialWeights:
-    """Read the files, and download what has to be downloaded.
+    """Read the weights that the config names, downloading them if necessary.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if a file does not exist.
         ValueError: if a file or a download is damaged, or is not for this encoder.
     """
-    init_from, encoder = config.train.init_from, config.train.encoder_weights
-    checkpoint = None if init_from is None else load_checkpoint(Path(init_from))
-    return InitialWeights(checkpoint, None if encoder is None else _read_encoder(config))
+    encoder = _read_encoder(config) if config.train.encoder_weights is not None else None
+    path = config.train.init_from
+    return InitialWeights(load_checkpoint(Path(path)) if path is not None else None, encoder)
 
 
 @distributed.on_first_rank

@@ -19,25 +19,17 @@ from unet.visualize import draw_preview_sheet, save_picture
 class RunLogger:
     """Logs to a run's folder; to TensorBoard and curves.png if their extras are installed.
 
-    Args:
-        run: the folder.
-        classes: names and colours for the previews.
-        monitor: the score to mark in the curves.
-        step: updates so far; TensorBoard discards its later entries.
-        settings: the config as YAML, for TensorBoard.
+    `monitor` is the score to mark in the curves. TensorBoard forgets its entries after `step`.
     """
 
-    def __init__(
-        self, run: Path, classes: ClassMap, monitor: str, step: int = 0, settings: str = ""
-    ) -> None:
-        self.run = run
-        self.classes = classes
-        self.monitor = monitor
+    def __init__(self, run: Path, classes: ClassMap, monitor: str, step: int = 0) -> None:
+        self.run, self.classes, self.monitor = run, classes, monitor
         self._writer: Any = None
         if is_installed("tensorboard"):
             from torch.utils.tensorboard.writer import SummaryWriter
 
             self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+            settings = (run / "config.yaml").read_text(encoding="utf-8")
             self._writer.add_text("config", f"```yaml\n{settings}```", step)
 
     def step(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
@@ -83,12 +75,11 @@ class RunLogger:
 
     @contextmanager
     def _tensorboard_errors(self) -> Iterator[None]:
-        """Add the folder to errors of TensorBoard's thread, which name no file."""
+        """Add the folder to an error of TensorBoard's thread, which names no file."""
         try:
             yield
         except OSError as error:
-            where = str(self.run / "tensorboard")
-            raise OSError(error.errno, error.strerror, where) from error
+            raise OSError(error.errno, error.strerror, str(self.run / "tensorboard")) from error
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, Any]], monitor: str) -> None:
@@ -104,11 +95,10 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], monitor: str) -> 
     loss.set_ylabel("training loss")
     names = [name for name in history[0] if name.startswith("iou_")]
     for name in names if len(names) <= 12 else ():
-        scores = [row[name] for row in history]
-        score.plot(epochs, scores, "-", linewidth=1, label=score_title(name))
-    values, title = [row[monitor] for row in history], score_title(monitor)
-    score.plot(epochs, values, "k.-", label=title)
-    best = best_row(history, monitor)
+        values = [row[name] for row in history]
+        score.plot(epochs, values, "-", linewidth=1, label=score_title(name))
+    best, title = best_row(history, monitor), score_title(monitor)
+    score.plot(epochs, [row[monitor] for row in history], "k.-", label=title)
     score.plot(best["epoch"], best[monitor], "ko", fillstyle="none", markersize=12)
     score.set_title(f"best {title} {best[monitor]:.4f} in epoch {best['epoch']}", fontsize="medium")
     score.set_ylabel("validation score")

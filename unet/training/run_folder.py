@@ -25,11 +25,7 @@ except ImportError:  # Windows
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Keep the other commands of this machine from training a run.
-
-    Raises:
-        FileExistsError: if another process is training it.
-    """
+    """Raise FileExistsError if another process of this machine is training the run."""
 
     def lock() -> None:
         run.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +46,7 @@ def locked(run: Path) -> Iterator[None]:
 
 @distributed.on_first_rank
 def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Return the training state to resume from; None for a new run.
-
-    Raises:
-        FileExistsError: if the run exists, and is neither resumed nor overwritten; or if it has a
-            best.pt, but no checkpoint to resume from.
-        ValueError: if its checkpoints are damaged, or it had another config.
-    """
+    """Return the training state to resume from; None for a new run. For errors see `train`."""
     if resume and overwrite:
         raise ValueError("train: got --resume and --overwrite, expected one of them")
     resume = resume or _is_restarted(run)
@@ -64,39 +54,14 @@ def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict
         if resume:
             print(f"{run}: does not exist yet; starting a new run")
         return None
-    if overwrite and not resume:
-        return None
-    if not resume:
+    if not resume and not overwrite:
         raise FileExistsError(
             f"{run}: exists; pass --resume to continue it, --overwrite to delete it and start "
             "again, or name=OTHER for another run"
         )
-    state = _load_last(run, config)
-    if state is None:
-        if (run / "best.pt").exists():
-            raise FileExistsError(
-                f"{run}: holds a best.pt, but no last.pt or previous.pt to resume from; restore "
-                f"one, pass --overwrite to delete the run and start again, or start another run "
-                f"from its weights: name=OTHER train.init_from={run / 'best.pt'}"
-            )
-        print(f"{run}: was stopped before its first checkpoint; starting it again")
-    return state
-
-
-def _load_last(run: Path, config: Config) -> dict[str, Any] | None:
-    """Return the state of the newest intact checkpoint; None if there is no checkpoint."""
-    state, damaged = None, {}
-    # next.pt exists, complete, only if the run was killed while it replaced last.pt.
-    for path in filter(Path.exists, (run / "next.pt", run / "last.pt", run / "previous.pt")):
-        try:
-            state = load_checkpoint(path)
-            break
-        except DamagedFileError as error:
-            damaged[path] = str(error)
-    if state is None:
-        if damaged:
-            raise ValueError("\n".join([*damaged.values(), f"{run}: start again with --overwrite"]))
+    if not resume or (last := _load_last(run)) is None:
         return None
+    path, state, damaged = last
     if "optimizer" not in state:
         raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
     before = config_from_dict(state["config"], where=str(path))
@@ -106,17 +71,35 @@ def _load_last(run: Path, config: Config) -> dict[str, Any] | None:
             f"same config, or start another run from its weights: name=OTHER train.init_from={path}"
         )
     for other in damaged:
-        print(f"warning: {other}: is damaged, and deleted; resuming from the one before, {path}")
+        print(f"warning: {other}: is damaged, and deleted; resuming from {path}")
         other.unlink()  # otherwise it would become previous.pt
     return state
 
 
+def _load_last(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
+    """Load the newest checkpoint that is not damaged; also return the damaged ones."""
+    damaged: dict[Path, str] = {}
+    # next.pt exists, complete, only if the run was killed while it replaced last.pt.
+    for path in filter(Path.exists, (run / "next.pt", run / "last.pt", run / "previous.pt")):
+        try:
+            return path, load_checkpoint(path), list(damaged)
+        except DamagedFileError as error:
+            damaged[path] = str(error)
+    if damaged:
+        raise ValueError("\n".join([*damaged.values(), f"{run}: start again with --overwrite"]))
+    if (run / "best.pt").exists():
+        raise FileExistsError(
+            f"{run}: holds a best.pt, but no last.pt or previous.pt to resume from; restore one, "
+            "pass --overwrite to delete the run and start again, or start another run from its "
+            f"weights: name=OTHER train.init_from={run / 'best.pt'}"
+        )
+    print(f"{run}: was stopped before its first checkpoint; starting it again")
+    return None
+
+
 @distributed.on_first_rank
 def check_same(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to resume with other data or another dtype than the run was started with.
-
-    Both mappings hold what `Trainer.identity` returns.
-    """
+    """Compare `Trainer.identity`: a run is resumed with the data and dtype it was started with."""
     restore = "restore them, or start another run with name=OTHER"
     for key, name in (("train_stems", "training"), ("val_stems", "validation")):
         if before[key] != now[key]:

@@ -19,16 +19,8 @@ def learning_rate_multiplier(
 ) -> float:
     """Return the multiplier of the highest learning rate, from 0 to 1, for a step counted from 0.
 
-    Args:
-        step: number of the update.
-        num_steps: updates in the run.
-        steps_per_epoch: converts the warm-up to steps.
-        scores: of the validations so far, higher is better; only plateau needs them.
-        name: the schedule.
-        warmup_epochs: length of a linear warm-up.
-        power: exponent of polynomial.
-        patience: for plateau, validations without a better score before the rate is multiplied.
-        factor: for plateau, this multiplies the rate.
+    polynomial needs `power`; plateau multiplies the rate by `factor` after more than `patience`
+    validations in a row without a better score. `scores` are those of the validations so far.
 
     Source: one_cycle by Smith and Topin 2017, arXiv 1708.07120, with the numbers of torch's
     OneCycleLR: from 1/25 to 1 over three tenths of the steps, then to 4e-6, along cosines.

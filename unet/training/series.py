@@ -15,25 +15,16 @@ from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
 from unet.runtime.files import atomic_path
 from unet.runtime.text import format_table
-from unet.training.trainer import train
+from unet.training.train import train
 
 
 def train_series(
     config: Config, all_folds: bool = False, resume: bool = False, overwrite: bool = False
 ) -> Path:
-    """Train `train.seeds` models, for each fold or for one; print and write their best scores.
+    """Train `train.seeds` models, for one fold or each; print and write their best scores.
 
-    Args:
-        config: of all runs, which are named <name>_fold0, <name>_seed0 or <name>_fold0_seed0.
-        all_folds: whether to train on each of `data.validation.folds`.
-        resume: see `train`.
-        overwrite: see `train`.
-
-    Returns:
-        The table, <runs>/<name>_folds.csv or <runs>/<name>_seeds.csv.
-
-    Raises:
-        Exception: see `train`.
+    The runs are named <name>_fold0, <name>_seed0 or <name>_fold0_seed0. Returns the table,
+    <runs>/<name>_folds.csv or <runs>/<name>_seeds.csv. For the rest see `train`.
     """
     configs, runs = configs_of_series(config, all_folds), []
     for i, one in enumerate(configs):
@@ -46,10 +37,8 @@ def train_series(
         columns = [key for key in rows[0] if key not in ("run", "epoch")]
         values = np.array([[row[key] for key in columns] for row in rows])
         # A class without any pixel in a fold has no score there, and the mean ignores it.
-        for name, numbers in (
-            ("mean", np.nanmean(values, 0)),
-            ("std", np.nanstd(values, 0, ddof=1)),
-        ):
+        mean, std = np.nanmean(values, 0), np.nanstd(values, 0, ddof=1)
+        for name, numbers in (("mean", mean), ("std", std)):
             scores = dict(zip(columns, numbers.tolist(), strict=True))
             rows.append({"run": name, "epoch": "", **scores})
         with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
@@ -62,11 +51,7 @@ def train_series(
 
 
 def configs_of_series(config: Config, all_folds: bool) -> list[Config]:
-    """Return the config of every run, in order.
-
-    Raises:
-        ValueError: if `all_folds` is set, but not `data.validation.folds`.
-    """
+    """Return the config of every run, in order."""
     validation, settings = config.data.validation, config.train
     if all_folds and validation.folds is None:
         raise ValueError(
@@ -96,12 +81,8 @@ def _best_scores(run: Path, monitor: str) -> dict[str, Any]:
 
 def _text(rows: Sequence[dict[str, Any]], monitor: str) -> str:
     shown = dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy", monitor))
-    return format_table(
-        [
-            ("run", "best epoch", *map(score_title, shown)),
-            *(
-                (row["run"], str(row["epoch"]), *(f"{row[key]:.4f}" for key in shown))
-                for row in rows
-            ),
-        ]
-    )
+    lines = [("run", "best epoch", *map(score_title, shown))]
+    lines += [
+        (row["run"], str(row["epoch"]), *(f"{row[key]:.4f}" for key in shown)) for row in rows
+    ]
+    return format_table(lines)

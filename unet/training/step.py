@@ -22,13 +22,13 @@ class TrainingStep:
 
     Args:
         net: the network, on its device.
-        loss_function: (logits, target and any other tensors of a batch) -> scalar.
+        loss_function: (logits, target, further tensors of a batch) -> scalar.
         optimizer: with the highest learning rate of each group.
-        dtype: dtype of autocast; with float16 the loss is scaled, so that small gradients are kept.
+        dtype: for autocast; with float16 the loss is scaled, so that small gradients are not lost.
         accumulate: number of batches whose gradients are averaged.
-        clip_grad_norm: largest norm of all gradients; None for no clipping.
+        clip_grad_norm: largest norm of all gradients together; None for no limit.
         compiled: whether to use torch.compile.
-        memory_format: of the images.
+        memory_format: for the images.
         freezes: whether some parameters have no gradient in some steps.
     """
 
@@ -67,11 +67,8 @@ class TrainingStep:
     def gradients(self, batches: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
         """Compute the gradients of the mean loss over `accumulate` batches.
 
-        Args:
-            batches: images (N, C, H, W), targets (N, H, W), and further inputs of the loss.
-
-        Returns:
-            The loss, and the norm of all gradients before clipping.
+        A batch holds images (N, C, H, W), targets (N, H, W), and further inputs of the loss.
+        Returns the loss and the norm of all gradients before clipping.
         """
         self._net.train()
         self.optimizer.zero_grad()
@@ -120,9 +117,7 @@ class TrainingStep:
 class WeightAverage:
     """An exponential moving average of a network's weights and buffers.
 
-    Args:
-        net: the network.
-        decay: fraction of the average that an update keeps; the first updates keep less.
+    Each update keeps the fraction `decay` of the average; the first updates keep less.
     """
 
     def __init__(self, net: UNet, decay: float) -> None:

@@ -1,4 +1,4 @@
-"""Training: `train` turns a config into a trained model; the loop is `Trainer.fit`."""
+"""The training loop: updates, validations and saves."""
 
 import math
 import time
@@ -10,92 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
 from unet.checkpoint import save_checkpoint
-from unet.config.schema import Config
-from unet.config.values import config_to_dict
+from unet.data.dataset import SegmentationDataset
 from unet.data.loader import load_samples, worker_errors
 from unet.data.sampler import SeededBatchSampler
 from unet.evaluation.scoring import PredictedImage, score_pairs
 from unet.inference.predictor import Predictor
+from unet.inspection.check import CheckedData
 from unet.metrics.confusion import scores
 from unet.metrics.monitor import monitored, score_columns
+from unet.models.unet import UNet
 from unet.runtime import distributed
-from unet.runtime.device import deterministic, memory_advice, pick_device
+from unet.runtime.device import memory_advice
 from unet.runtime.seeds import Stream
 from unet.runtime.signals import Stopped, StopRequest, stop_request
-from unet.training.initial_weights import InitialWeights, read_initial_weights
 from unet.training.logger import RunLogger
-from unet.training.messages import (
-    not_finite,
-    smaller_step,
-    start_text,
-    summary_text,
-    validation_text,
-)
-from unet.training.run_folder import (
-    check_same,
-    find_state,
-    locked,
-    prepare_folder,
-    refuse_restarts,
-    save_last,
-)
+from unet.training.messages import not_finite, smaller_step, validation_text
+from unet.training.run_folder import check_same, refuse_restarts, save_last
 from unet.training.schedule import learning_rate_multiplier, validations_without_gain
-from unet.training.setup import Components, build_components, check_processes, check_training_data
-
-
-def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train a model; under torchrun, in all processes together.
-
-    Args:
-        config: one run; `train.seeds` is not used.
-        resume: continue the run from its last.pt, if it exists.
-        overwrite: delete an existing run of the same name first.
-
-    Returns:
-        The run's folder, with best.pt, last.pt and the previous.pt before it, config.yaml,
-        metrics.csv, previews/ and, if their extras are installed, curves.png and tensorboard/.
-
-    Raises:
-        FileExistsError: if the run exists and is neither resumed nor overwritten, or if another
-            process is training it.
-        FileNotFoundError: if a folder or file is missing.
-        FloatingPointError: if the loss or a gradient is not finite.
-        MemoryError: with advice, if memory runs out.
-        Stopped: after SIGINT or SIGTERM, when the step is done and saved.
-        ValueError: if the data does not fit the config, or the run to resume had another config.
-    """
-    distributed.initialize()
-    run = Path(config.runs) / config.name
-    with (
-        locked(run),
-        deterministic(config.train.deterministic),
-        distributed.lost_process_errors(),
-        memory_advice("use smaller model.widths"),
-    ):
-        device = pick_device(config.train.device)
-        check_processes(config, device)
-        state = find_state(run, config, resume, overwrite)
-        initial = read_initial_weights(config) if state is None else InitialWeights()
-        # All data is read once, so that errors in it are reported before the training starts.
-        data = check_training_data(config)
-        trainer = Trainer(run, build_components(config, data, device, initial, state))
-        if state is not None:
-            trainer.resume(state)
-        prepare_folder(run, config, is_resumed=state is not None)
-        print(start_text(config, run, trainer.net, device, trainer.training_step.dtype))
-        if trainer.progress.step:
-            print(f"resuming after step {trainer.progress.step} of {trainer.num_steps}")
-        if trainer.is_finished:
-            print("the run is complete: there is nothing left to train")
-        else:
-            trainer.fit()
-        print(summary_text(config, run, trainer.progress.history, data.skipped))
-    return run
+from unet.training.step import TrainingStep, WeightAverage
 
 
 @dataclass
@@ -103,10 +39,10 @@ class Progress:
     """How far a run has come.
 
     Args:
-        step: updates so far.
+        step: number of updates.
         loss_sum: sum of the losses since the last validation.
-        skipped: updates that float16 skipped.
-        seconds: duration so far.
+        skipped: number of updates that float16 skipped.
+        seconds: duration.
         history: a row of metrics.csv for each validation.
     """
 
@@ -130,23 +66,33 @@ class Progress:
         vars(self).update(state)
 
 
+@dataclass(kw_only=True)
 class Trainer:
-    """The rest of a run: updates, validations and saves until it is finished.
+    """The rest of a run, from its start or a checkpoint until it is finished.
 
-    Each next action depends only on the config and the state, so that a resumed run equals an
+    What it does next depends only on the config and the state, so that a resumed run equals an
     uninterrupted one.
 
     Args:
-        run: its folder.
-        components: what it works with.
+        run: folder of the run.
+        net: the network that is trained.
+        average: moving average of its weights; None without `train.ema_decay`.
+        model: what is validated and saved: the network `average.net`, or else `net`.
+        training_step: updates `net`.
+        dataset: training samples.
+        data: the checked data.
     """
 
-    def __init__(self, run: Path, components: Components) -> None:
-        self.run = run
-        self.net, self.average = components.net, components.average
-        self.model, self.config = components.model, components.model.config
-        self.training_step = components.training_step
-        self.dataset, self.data = components.dataset, components.data
+    run: Path
+    net: UNet
+    average: WeightAverage | None
+    model: Predictor
+    training_step: TrainingStep
+    dataset: SegmentationDataset
+    data: CheckedData
+
+    def __post_init__(self) -> None:
+        self.config, self.settings = self.model.config, self.model.config.train
         self.progress = Progress()
         self.stateful: dict[str, Any] = {
             "model": self.model.net,
@@ -156,27 +102,22 @@ class Trainer:
         }
         if self.average is not None:
             self.stateful["raw_model"] = self.net
-        settings = self.config.train
-        self.samples_per_step = settings.batch_size * settings.accumulate
-        self.steps_per_epoch = settings.steps_per_epoch or math.ceil(
-            len(self.dataset) / self.samples_per_step
-        )
-        self.num_steps = settings.epochs * self.steps_per_epoch
-        num_pairs = len(self.data.val_pairs)
-        num_previews = min(settings.previews, num_pairs)
-        # Evenly spaced, and the same ones at each validation.
-        self.preview_indices = [i * num_pairs // num_previews for i in range(num_previews)]
-
-    @property
-    def _identity(self) -> dict[str, Any]:
-        """What a run must be resumed with."""
-        return {
+        # A run must be resumed with these.
+        self.identity = {
             "train_stems": [pair.stem for pair in self.data.train_pairs],
             "val_stems": [pair.stem for pair in self.data.val_pairs],
             "data": self.data.fingerprint,
             "dtype": str(self.training_step.dtype).removeprefix("torch."),
             "world_size": distributed.world_size(),
         }
+        self.samples_per_step = self.settings.batch_size * self.settings.accumulate
+        steps_per_pass = math.ceil(len(self.dataset) / self.samples_per_step)
+        self.steps_per_epoch = self.settings.steps_per_epoch or steps_per_pass
+        self.num_steps = self.settings.epochs * self.steps_per_epoch
+        num_pairs = len(self.data.val_pairs)
+        num_previews = min(self.settings.previews, num_pairs)
+        # Evenly spaced, and the same ones at each validation.
+        self.previews = [i * num_pairs // num_previews for i in range(num_previews)]
 
     def resume(self, state: dict[str, Any]) -> None:
         """Load the state of a last.pt.
@@ -184,31 +125,20 @@ class Trainer:
         Raises:
             ValueError: if the run was started with other data or another dtype.
         """
-        check_same(self.run, state["identity"], self._identity)
+        check_same(self.run, state["identity"], self.identity)
         for name, component in self.stateful.items():
             component.load_state_dict(state[name])
 
     @property
-    def scores(self) -> list[float]:
-        """The monitored score of each validation."""
-        return [monitored(row, self.config.train.monitor) for row in self.progress.history]
-
-    @property
     def is_finished(self) -> bool:
         """Whether all epochs are done, or the score has not improved for `train.patience`."""
-        patience = self.config.train.patience or math.inf
-        return (
-            self.progress.validated == self.num_steps
-            or validations_without_gain(self.scores) >= patience
-        )
+        patience = self.settings.patience or math.inf
+        is_done = self.progress.validated == self.num_steps
+        return is_done or validations_without_gain(self._scores) >= patience
 
     def fit(self) -> None:
-        """Train until the run is finished.
-
-        Raises:
-            FloatingPointError, MemoryError, Stopped: see `train`.
-        """
-        settings, progress = self.config.train, self.progress
+        """Train until the run is finished. For errors see `train`."""
+        settings, progress = self.settings, self.progress
         self._start, self._saved = time.monotonic() - progress.seconds, time.monotonic()
         # Before the logger, whose thread workers must not inherit.
         batches = load_samples(
@@ -219,10 +149,7 @@ class Trainer:
         )
         logger = None
         if distributed.rank() == 0:
-            settings_text = yaml.safe_dump(config_to_dict(self.config), sort_keys=False)
-            logger = RunLogger(
-                self.run, self.model.classes, settings.monitor, progress.step, settings_text
-            )
+            logger = RunLogger(self.run, self.model.classes, settings.monitor, progress.step)
         bar = tqdm(
             total=self.num_steps * self.samples_per_step,
             initial=progress.step * self.samples_per_step,
@@ -258,37 +185,13 @@ class Trainer:
                 )
                 raise
             finally:
+                batches.close()
                 if logger is not None:
                     logger.close()
 
-    def _sampler(self) -> SeededBatchSampler:
-        settings = self.config.train
-        return SeededBatchSampler(
-            len(self.dataset),
-            settings.batch_size,
-            settings.seed,
-            self.progress.step * settings.accumulate,
-            self.num_steps * settings.accumulate,
-            (distributed.rank(), distributed.world_size()),
-        )
-
-    def _rate_multiplier(self, step: int) -> float:
-        return learning_rate_multiplier(
-            step,
-            num_steps=self.num_steps,
-            steps_per_epoch=self.steps_per_epoch,
-            scores=self.scores,
-            **vars(self.config.schedule),
-        )
-
-    @property
-    def _validation_is_due(self) -> bool:
-        step, every = self.progress.step, self.config.train.validate_every * self.steps_per_epoch
-        return step > self.progress.validated and (step % every == 0 or step == self.num_steps)
-
     def _update(self, batches: Iterator[Sequence[Tensor]]) -> tuple[float, float, float]:
         """Make the next update; return its loss, learning rate and norm of the gradients."""
-        settings, progress, step = self.config.train, self.progress, self.progress.step
+        settings, progress, step = self.settings, self.progress, self.progress.step
         # The random numbers of the network, for dropout, are a function of the step.
         seed = np.random.SeedSequence([Stream.STEP, settings.seed, step, distributed.rank()])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
@@ -300,9 +203,8 @@ class Trainer:
             skips = not math.isfinite(norm) and self.training_step.may_skip
             if not math.isfinite(loss) or (not math.isfinite(norm) and not skips):
                 refuse_restarts(self.run)
-                raise FloatingPointError(
-                    not_finite(self.run, step, lr, loss, norm, self._stems_of_step(step))
-                )
+                stems = self._stems_of_step(step)
+                raise FloatingPointError(not_finite(self.run, step, lr, loss, norm, stems))
             self.training_step.update(multiplier)
         if self.average is not None:
             self.average.update(self.net, step)
@@ -311,32 +213,30 @@ class Trainer:
         progress.skipped += skips
         return loss, lr, norm
 
-    def _stems_of_step(self, step: int) -> list[str]:
-        """Return the samples of a step in all processes, without repetitions."""
-        accumulate, sampler = self.config.train.accumulate, self._sampler()
-        batches = range(step * accumulate, (step + 1) * accumulate)
-        places = [place for batch in batches for place in sampler.batch(batch)]
-        return list(dict.fromkeys(self.dataset.pair(place).stem for place in places))
+    @property
+    def _validation_is_due(self) -> bool:
+        step, every = self.progress.step, self.settings.validate_every * self.steps_per_epoch
+        return step > self.progress.validated and (step % every == 0 or step == self.num_steps)
 
     def _validate(self, logger: RunLogger | None, stop: StopRequest) -> str:
         """Score the model, log the scores and save; return a line of text about them."""
         if not (self.run / "last.pt").exists():
             self._save()  # so that a run with a best.pt can always be resumed
-        progress, monitor = self.progress, self.config.train.monitor
-        result, previews = self._score(self.model, stop, self.preview_indices)
+        progress, monitor = self.progress, self.settings.monitor
+        columns, previews = self._score(self.model, stop, self.previews)
         row = {
             "epoch": math.ceil(progress.step / self.steps_per_epoch),
             "step": progress.step,
             "lr": self.config.optimizer.lr * self._rate_multiplier(progress.step - 1),
             "train_loss": progress.loss_sum / (progress.step - progress.validated),
-            **result,
+            **columns,
             "skipped_steps": progress.skipped,
         }
         if self.average is not None:
-            raw, _ = self._score(replace(self.model, net=self.net), stop)
-            row[f"raw_{monitor}"] = raw[monitor]
+            raw_columns, _ = self._score(replace(self.model, net=self.net), stop)
+            row[f"raw_{monitor}"] = raw_columns[monitor]
         row["seconds"] = round(time.monotonic() - self._start, 1)
-        is_best = monitored(row, monitor) > max(self.scores, default=-math.inf)
+        is_best = monitored(row, monitor) > max(self._scores, default=-math.inf)
         progress.history.append(row)
         progress.loss_sum = 0.0
         if logger is not None:
@@ -347,19 +247,49 @@ class Trainer:
                 save_checkpoint(self.run / "best.pt", self.model.contents() | states)
             logger.validation(progress.history, previews)
         self._save()  # last: this completes the validation
-        return validation_text(row, self.config.train.epochs, monitor, is_best)
+        return validation_text(row, self.settings.epochs, monitor, is_best)
 
     def _score(
         self, model: Predictor, stop: StopRequest, keep: Sequence[int] = ()
     ) -> tuple[dict[str, float], list[PredictedImage]]:
-        """Score a model on the validation images; also return the predictions of some."""
         distributed.broadcast_buffers(model.net)
         matrix, kept = score_pairs(model, self.data.val_pairs, "validate", stop, keep)
-        return score_columns(scores(matrix), model.classes.names, self.config.train.monitor), kept
+        return score_columns(scores(matrix), model.classes.names, self.settings.monitor), kept
 
     def _save(self) -> None:
         self._saved = time.monotonic()
         if distributed.rank() == 0:
             self.progress.seconds = round(self._saved - self._start, 1)
             states = {name: component.state_dict() for name, component in self.stateful.items()}
-            save_last(self.run, self.model.contents() | states | {"identity": self._identity})
+            save_last(self.run, self.model.contents() | states | {"identity": self.identity})
+
+    @property
+    def _scores(self) -> list[float]:
+        return [monitored(row, self.settings.monitor) for row in self.progress.history]
+
+    def _rate_multiplier(self, step: int) -> float:
+        return learning_rate_multiplier(
+            step,
+            num_steps=self.num_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            scores=self._scores,
+            **vars(self.config.schedule),
+        )
+
+    def _sampler(self) -> SeededBatchSampler:
+        """Return the rest of the run's batches."""
+        return SeededBatchSampler(
+            len(self.dataset),
+            self.settings.batch_size,
+            self.settings.seed,
+            self.progress.step * self.settings.accumulate,
+            self.num_steps * self.settings.accumulate,
+            (distributed.rank(), distributed.world_size()),
+        )
+
+    def _stems_of_step(self, step: int) -> list[str]:
+        """Return the stems of a step's samples in all processes, without repetitions."""
+        accumulate, sampler = self.settings.accumulate, self._sampler()
+        batches = range(step * accumulate, (step + 1) * accumulate)
+        places = [place for number in batches for place in sampler.batch(number)]
+        return list(dict.fromkeys(self.dataset.pair(place).stem for place in places))

@@ -1,6 +1,6 @@
-"""Everything that happens before the loop: checks, and the components built from a config."""
+"""From a config to a trained model: checks, components, and then the loop in trainer.py."""
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,17 +15,67 @@ from unet.build import (
     memory_format,
 )
 from unet.config.schema import Config
-from unet.data.dataset import SegmentationDataset
 from unet.data.masks import read_palette
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
-from unet.models.unet import UNet
 from unet.runtime import distributed
-from unet.runtime.device import pick_dtype
+from unet.runtime.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.runtime.text import format_list
-from unet.training.initial_weights import InitialWeights
+from unet.training.initial_weights import InitialWeights, read_initial_weights
+from unet.training.messages import start_text, summary_text
+from unet.training.run_folder import find_state, locked, prepare_folder
 from unet.training.step import TrainingStep, WeightAverage
+from unet.training.trainer import Trainer
+
+
+def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train a model; under torchrun, in all processes together.
+
+    Args:
+        config: one run; `train.seeds` is not used.
+        resume: continue the run from its last.pt, if it exists.
+        overwrite: delete an existing run of the same name first.
+
+    Returns:
+        The run's folder, with best.pt, last.pt and the previous.pt before it, config.yaml,
+        metrics.csv, previews/ and, if their extras are installed, curves.png and tensorboard/.
+
+    Raises:
+        FileExistsError: if the run exists and is neither resumed nor overwritten, or if another
+            process is training it.
+        FileNotFoundError: if a folder or file is missing.
+        FloatingPointError: if the loss or a gradient is not finite.
+        MemoryError: with advice, if memory runs out.
+        Stopped: after SIGINT or SIGTERM, when the step is done and saved.
+        ValueError: if the data does not fit the config, or the run to resume had another config.
+    """
+    distributed.initialize()
+    run = Path(config.runs) / config.name
+    with (
+        locked(run),
+        deterministic(config.train.deterministic),
+        distributed.lost_process_errors(),
+        memory_advice("use smaller model.widths"),
+    ):
+        device = pick_device(config.train.device)
+        check_processes(config, device)
+        state = find_state(run, config, resume, overwrite)
+        initial = read_initial_weights(config) if state is None else InitialWeights()
+        data = check_training_data(config)
+        trainer = build_trainer(run, config, data, device, initial, state)
+        if state is not None:
+            trainer.resume(state)
+        prepare_folder(run, config, is_resumed=state is not None)
+        print(start_text(config, run, trainer.net, device, trainer.training_step.dtype))
+        if trainer.progress.step:
+            print(f"resuming after step {trainer.progress.step} of {trainer.num_steps}")
+        if trainer.is_finished:
+            print("the run is complete: there is nothing left to train")
+        else:
+            trainer.fit()
+        print(summary_text(config, run, trainer.progress.history, data.skipped))
+    return run
 
 
 @distributed.on_first_rank
@@ -46,7 +96,7 @@ def check_processes(config: Config, device: torch.device) -> None:
 
 @distributed.on_first_rank
 def check_training_data(config: Config) -> CheckedData:
-    """Read all data and print a description; raise ValueError if there are errors."""
+    """Read all data once and describe it; raise ValueError with all errors found."""
     data = check_data(config)
     if data.errors:
         raise ValueError(format_list(data.errors))
@@ -56,44 +106,23 @@ def check_training_data(config: Config) -> CheckedData:
     return data
 
 
-@dataclass(frozen=True, kw_only=True)
-class Components:
-    """What a training works with.
-
-    Args:
-        net: the network that is trained.
-        average: moving average of its weights; None without `train.ema_decay`.
-        model: what is validated and saved, with the network `average.net` or else `net`.
-        training_step: updates `net`.
-        dataset: training samples.
-        data: the checked data.
-    """
-
-    net: UNet
-    average: WeightAverage | None
-    model: Predictor
-    training_step: TrainingStep
-    dataset: SegmentationDataset
-    data: CheckedData
-
-
-def build_components(
+def build_trainer(
+    run: Path,
     config: Config,
     data: CheckedData,
     device: torch.device,
     initial: InitialWeights,
     state: dict[str, Any] | None,
-) -> Components:
-    """Build everything that a training works with.
-
-    The state of a run to resume is needed for its normalization: computed again, by another version
-    of NumPy, it may have another last digit.
-    """
-    settings, reader = config.train, build_training_reader(config)
+) -> Trainer:
+    """Build everything that a training works with; a run to resume keeps its normalization."""
+    settings = config.train
     if state is None:
         normalization = _choose_normalization(config, data, initial)
     else:
+        # Computed again, it may have another last digit, with another version of NumPy.
         normalization = Normalization(**state["normalization"])
+    reader, first = build_training_reader(config), data.train_pairs[0]
+    palette = None if reader.mask_per_class else read_palette(first.masks[0], first.page)
     dataset = build_dataset(
         config, data.train_pairs, reader, normalization, data.train.sizes, data.train.num_bytes
     )
@@ -104,8 +133,8 @@ def build_components(
         # It replaces the layers inside and returns the same network.
         nn.SyncBatchNorm.convert_sync_batchnorm(net)  # type: ignore[no-untyped-call]
     average = WeightAverage(net, settings.ema_decay) if settings.ema_decay is not None else None
-    first = data.train_pairs[0]
-    return Components(
+    return Trainer(
+        run=run,
         net=net,
         average=average,
         model=Predictor(
@@ -113,7 +142,7 @@ def build_components(
             config=config,
             normalization=normalization,
             val_stems=tuple(pair.stem for pair in data.val_pairs),
-            palette=None if reader.mask_per_class else read_palette(first.masks[0], first.page),
+            palette=palette,
             device=device,
         ),
         training_step=TrainingStep(

@@ -7,10 +7,10 @@ import torch
 from helpers import make_config, write_instances
 from PIL import Image
 
-import unet.training.setup
+import unet.training.train
 import unet.training.trainer
 from unet.data.border_weights import border_weights
-from unet.training.trainer import train
+from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
 
-    class Watched(unet.training.setup.TrainingStep):
+    class Watched(unet.training.train.TrainingStep):
         def gradients(self, batches: Iterable) -> tuple[float, float]:
             seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
             seen["recompute"] = self._net.activation_checkpointing
@@ -27,7 +27,7 @@ def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.Mo
             seen["channels_last"] = weight.is_contiguous(memory_format=torch.channels_last)
             return super().gradients(batches)
 
-    monkeypatch.setattr("unet.training.setup.TrainingStep", Watched)
+    monkeypatch.setattr("unet.training.train.TrainingStep", Watched)
     train(make_config(data_root, "train.epochs=1"))
     assert seen == {"deterministic": False, "recompute": False, "clip": None, "channels_last": True}
     train(make_config(data_root, "name=b", "train={epochs: 1, num_workers: 0, "
