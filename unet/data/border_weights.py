@@ -1,17 +1,16 @@
-"""Extra weights of the background between cells that are close together.
+"""Extra weights of the background between cells: label images (H, W), 0 outside of all cells.
 
-Cells are given as label images (H, W), an integer for each cell and 0 for none.
-
-Source: Ronneberger, Fischer and Brox 2015, "U-Net: Convolutional Networks for Biomedical Image
-Segmentation", arXiv 1505.04597, section 3 with equation 2. The paper does not say the weight of
-pixels inside cells. Here it is nothing extra, as in the authors' later plugin for ImageJ (Falk et
-al. 2019, "U-Net: deep learning for cell counting, detection, and morphometry", Nature Methods 16).
+Source: Ronneberger, Fischer and Brox 2015, arXiv 1505.04597, section 3 with equation 2. The paper
+does not say the weight of pixels inside cells. Here it is nothing extra, as in the authors' later
+plugin for ImageJ (Falk et al. 2019, "U-Net: deep learning for cell counting, detection, and
+morphometry", Nature Methods 16).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from unet.data.classes import IGNORE_INDEX
 from unet.runtime.optional import import_extra
 
 _CUTOFF = 5  # sigmas; beyond, less than 4e-6 of the weight is left, which becomes 0
@@ -19,22 +18,14 @@ _CUTOFF = 5  # sigmas; beyond, less than 4e-6 of the weight is left, which becom
 
 @dataclass(frozen=True, kw_only=True)
 class Border:
-    """How much more the background between cells weighs.
+    """How much more the background between cells weighs."""
 
-    Args:
-        weight: w0, the limit of the extra weight for two cells that almost touch.
-        sigma: in pixels.
-        classes: class ids whose connected components are cells; () for cells of label images.
-    """
-
-    weight: float = 10.0
-    sigma: float = 5.0
-    classes: tuple[int, ...] = ()
+    weight: float = 10.0  # w0, the limit of the extra weight for two cells that almost touch
+    sigma: float = 5.0  # in pixels
+    classes: tuple[int, ...] = ()  # ids whose components are cells; () for those of label images
 
 
-def separate_cells(
-    ids: np.ndarray, cells: np.ndarray, ignore_index: int = 255
-) -> tuple[np.ndarray, np.ndarray]:
+def separate_cells(ids: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Separate touching cells of one class: pixels next to another cell become class 0.
 
     Gaps are two pixels wide, one on each side of a shared edge, but not between two classes nor on
@@ -43,7 +34,7 @@ def separate_cells(
     gap = np.zeros(cells.shape, bool)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         touching = (cells[here] != cells[there]) & (cells[here] > 0) & (cells[there] > 0)
-        touching &= (ids[here] == ids[there]) & (ids[here] != ignore_index)
+        touching &= (ids[here] == ids[there]) & (ids[here] != IGNORE_INDEX)
         gap[here] |= touching
         gap[there] |= touching
     return np.where(gap, 0, ids).astype(ids.dtype), np.where(gap, 0, cells)
@@ -54,9 +45,6 @@ def border_weights(cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0) 
 
     d1 and d2 are the distances in pixels, between pixel centres, to the nearest and to the second
     nearest cell. The weight is 0 inside cells, and where d1 + d2 is more than 5 sigma.
-
-    Raises:
-        ValueError: if scipy is not installed.
     """
     ndimage = import_extra("scipy.ndimage", "border weights")
     nearest, second = np.full((2, *cells.shape), np.inf, np.float32)
@@ -65,10 +53,8 @@ def border_weights(cells: np.ndarray, weight: float = 10.0, sigma: float = 5.0) 
     numbers, places = np.unique(cells, return_inverse=True)
     consecutive = places.reshape(cells.shape) + (numbers[0] > 0)
     for number, (rows, columns) in enumerate(ndimage.find_objects(consecutive), start=1):
-        window = (
-            slice(max(0, rows.start - margin), rows.stop + margin),
-            slice(max(0, columns.start - margin), columns.stop + margin),
-        )
+        top, left = max(0, rows.start - margin), max(0, columns.start - margin)
+        window = np.s_[top : rows.stop + margin, left : columns.stop + margin]
         distance = ndimage.distance_transform_edt(consecutive[window] != number)
         farther = np.maximum(nearest[window], distance)
         nearest[window] = np.minimum(nearest[window], distance)

@@ -10,21 +10,15 @@ import torch
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 
-_IMAGE_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.float32}
-"""Of images, by the bytes of a value."""
+_IMAGE_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.float32}  # by the bytes of a value
 
 
 class DecodedCache:
     """Pairs by index, the first of them decoded once for all processes.
 
-    The process that first asks for a pair stores it, so that no epoch waits for the others.
-
-    Args:
-        pairs: the N pairs.
-        reader: decodes them.
-        sizes: (N, 2), height and width.
-        num_bytes: (N,), bytes of all arrays of a pair.
-        limit: bytes of the cache. Pairs beyond it are decoded every time.
+    The process that first asks for a pair stores it, so that no epoch waits for the others. `sizes`
+    (N, 2) are height and width, `num_bytes` (N,) the bytes of all arrays of a pair, `limit` those
+    of the cache: pairs beyond it are decoded every time.
     """
 
     def __init__(

@@ -33,15 +33,7 @@ _PALETTE: tuple[Colour, ...] = (
 
 
 class StrayValueError(ValueError):
-    """A mask contains values that are neither a class nor ignored.
-
-    Args:
-        what: the message without advice.
-        advice: settings that would fit this mask.
-        pixels: pixel count of each such value.
-        present: class ids of the other pixels.
-        total: all pixels.
-    """
+    """A mask contains values that are neither a class nor ignored; `advice` says what would fit."""
 
     def __init__(
         self,
@@ -52,20 +44,18 @@ class StrayValueError(ValueError):
         total: int,
     ) -> None:
         super().__init__(f"{what}; {advice}")
-        self.what = what
-        self.pixels = pixels
-        self.present = present
-        self.total = total
+        self.what = what  # the message without advice
+        self.pixels = pixels  # number of pixels of each stray value
+        self.present = present  # class ids of the other pixels
+        self.total = total  # number of all pixels
 
 
 class ClassMap:
     """Which mask value means which class. Class ids are the places in the given order.
 
-    Args:
-        classes: name -> values, grey values (8 or 16 bits) for all classes or colours for all.
-        ignore: values whose pixels are neither trained on nor scored.
-        tolerance: other values mean the nearest one within this distance (for colours the largest
-            difference of a channel); 0 makes them an error.
+    Values are grey values (8 or 16 bits) for all classes or colours for all. Pixels of the values
+    `ignore` are neither trained on nor scored. Other values mean the nearest one within `tolerance`
+    (for colours the largest difference of a channel).
 
     Raises:
         ValueError: for too few or too many classes, grey values and colours, or a value twice.
@@ -112,14 +102,11 @@ class ClassMap:
     def colours(self) -> tuple[Colour, ...]:
         """A colour to draw each class in: that of its mask, else one of a palette."""
         if self.coloured:
-            return tuple(value for value in self.values if isinstance(value, tuple))
-        # After its end the palette starts again, darker.
-        size = len(_PALETTE)
-        return tuple(
-            (r >> (i // size), g >> (i // size), b >> (i // size))
-            for i in range(len(self.names))
-            for r, g, b in [_PALETTE[i % size]]
-        )
+            colours = np.array(self.values)
+        else:  # after its end the palette starts again, darker
+            rounds, places = np.divmod(np.arange(len(self.names)), len(_PALETTE))
+            colours = np.array(_PALETTE)[places] >> rounds[:, None]
+        return tuple((r, g, b) for r, g, b in colours.tolist())
 
     def __contains__(self, code: int) -> bool:
         """Whether a value means a class; ignored values do not."""
@@ -146,7 +133,7 @@ class ClassMap:
         if not stray.any():
             return ids
         values, inverse, counts = np.unique(codes[stray], return_inverse=True, return_counts=True)
-        distances, nearest = self._nearest(values.astype(np.int64))
+        distances, nearest = self._nearest(values)
         if (far := distances > self.tolerance).any():
             shown = [self._value(value) for value in values[far].tolist()]
             pixels = dict(zip(shown, counts[far].tolist(), strict=True))
@@ -164,8 +151,7 @@ class ClassMap:
 
     def suggest(self, pixels: Mapping[int | Colour, int], present: set[int], total: int) -> str:
         """Say which settings would accept stray values; arguments as of `StrayValueError`."""
-        codes = np.array([_code(value) for value in pixels], dtype=np.int64)
-        tolerance = int(self._nearest(codes)[0].max())
+        tolerance = int(self._nearest(np.array([_code(value) for value in pixels]))[0].max())
         nearest = f"data.tolerance={tolerance} takes the nearest class"
         # Being near means something only where classes are further apart.
         apart = 2 * tolerance < self._gap()
@@ -187,12 +173,7 @@ class ClassMap:
 
     def _gap(self) -> int:
         """The smallest distance of two values of different classes."""
-        if self.coloured:
-            bands = _bands(self._lows)
-            distances = np.abs(bands[:, None] - bands).max(2)
-        else:
-            lows, highs = self._lows, self._highs
-            distances = np.maximum(lows[:, None] - highs, lows - highs[:, None])
+        distances = self._distances(self._lows, self._highs)
         return int(distances[self._ids[:, None] != self._ids].min())
 
     def _lookup(self, codes: np.ndarray) -> np.ndarray:
@@ -203,12 +184,18 @@ class ClassMap:
 
     def _nearest(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The distance of each value (U,) to the nearest known one, and the class id of that."""
-        if self.coloured:
-            distances = np.abs(_bands(codes)[:, None] - _bands(self._lows)).max(2)
-        else:
-            codes = codes[:, None]
-            distances = np.maximum(np.maximum(self._lows - codes, codes - self._highs), 0)
+        distances = self._distances(codes, codes).clip(0)
         return distances.min(1), self._ids[distances.argmin(1)].astype(np.uint8)
+
+    def _distances(self, lows: np.ndarray, highs: np.ndarray) -> np.ndarray:
+        """The distance (U, V) of ranges (U,) to the known ones (V,); for colours of any channel."""
+        shifts, mask = ([16, 8, 0], 255) if self.coloured else ([0], -1)
+        low, high, known_low, known_high = (
+            codes.astype(np.int64)[:, None] >> shifts & mask
+            for codes in (lows, highs, self._lows, self._highs)
+        )
+        apart = np.maximum(low[:, None] - known_high, known_low - high[:, None])
+        return np.asarray(apart.max(2))
 
     def _value(self, code: int) -> int | Colour:
         return (code >> 16, code >> 8 & 255, code & 255) if self.coloured else code
@@ -246,11 +233,6 @@ def _ranges(values: Values) -> list[tuple[int, int]]:
 
 def _code(value: Any) -> int:
     return value if isinstance(value, int) else value[0] << 16 | value[1] << 8 | value[2]
-
-
-def _bands(codes: np.ndarray) -> np.ndarray:
-    """0xRRGGBB (U,) -> (U, 3)."""
-    return np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)
 
 
 def _show(values: Any) -> str:

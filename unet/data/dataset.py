@@ -44,8 +44,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         If the reader has a border, pixel weights (h, w) float32 come third.
 
         Raises:
-            FileNotFoundError: if a file is missing.
-            ValueError: if a file cannot be read.
+            FileNotFoundError, ValueError: if a file is missing or cannot be read.
             SampleError: for any other error, with the file's name.
         """
         try:

@@ -1,8 +1,9 @@
-"""Image files -> arrays.
+"""Image files -> arrays. What a file contains decides how it is read, not its name.
 
-What a file contains decides how it is read, not its name. Functions of a path raise
-FileNotFoundError if there is no such file, and UnreadableError if it is no image or is damaged.
-`page` is the page of a stack, from 0; None stands for the only page of a file.
+Functions of a path raise FileNotFoundError if there is no such file, and UnreadableError if it is
+no image or is damaged. They and functions with `where`, which their messages start with, raise
+ValueError if the image is of another type or shape than expected. `page` is the page of a stack,
+from 0; None stands for the only page of a file.
 """
 
 import errno
@@ -42,12 +43,7 @@ class UnreadableError(ValueError):
 
 
 def open_image(path: str | Path, page: int | None = None) -> Image.Image:
-    """Decode an image file, turned as its EXIF orientation says.
-
-    Raises:
-        ValueError: if it has several pages and `page` is None, or colours of 16 bits, which Pillow
-            would cut to 8.
-    """
+    """Decode an image file of at most 8 bits per colour, turned as its EXIF orientation says."""
     image, cut = _decode(Path(path), page)
     if cut:
         raise ValueError(f"{path}: got colours of 16 bits, expected 8; save it with 8 bits")
@@ -55,11 +51,7 @@ def open_image(path: str | Path, page: int | None = None) -> Image.Image:
 
 
 def read_pixels(path: str | Path, page: int | None = None) -> np.ndarray:
-    """Read (H, W) or (H, W, C) of uint8, uint16 or float32; a palette becomes its colours.
-
-    Raises:
-        ValueError: if it has several pages and `page` is None, or pixels of another type.
-    """
+    """Read (H, W) or (H, W, C) of uint8, uint16 or float32; a palette becomes its colours."""
     image, cut = _decode(Path(path), page)
     pixels = to_pixels(image, str(path))
     if cut:
@@ -69,29 +61,27 @@ def read_pixels(path: str | Path, page: int | None = None) -> np.ndarray:
 
 
 def read_image(
-    paths: str | Path | Sequence[str], in_channels: int, page: int | None = None
+    paths: str | Path | Sequence[str | Path], in_channels: int, page: int | None = None
 ) -> np.ndarray:
-    """Read an image (C, H, W) of uint8, uint16 or float32 from one file, or one for each channel.
-
-    Raises:
-        ValueError: as `read_pixels` and `to_channels`.
-    """
-    if isinstance(paths, str | Path):
-        return to_channels(read_pixels(paths, page), in_channels, str(paths))
+    """Read an image (C, H, W) of uint8, uint16 or float32 from one file or one per channel."""
+    paths = [paths] if isinstance(paths, str | Path) else paths
     if len(paths) == 1:
-        return read_image(paths[0], in_channels, page)
+        return to_channels(read_pixels(paths[0], page), in_channels, str(paths[0]))
     if len(paths) != in_channels:
         raise ValueError(
             f"{paths[0]}: got {len(paths)} files as channels, expected model.in_channels, "
             f"{in_channels}"
         )
-    channels = [to_channels(read_pixels(path, page), 1, path) for path in paths]
+    channels = [to_channels(read_pixels(path, page), 1, str(path)) for path in paths]
     for path, channel in zip(paths, channels, strict=True):
-        if channel.shape != channels[0].shape or channel.dtype != channels[0].dtype:
+        got, expected = (
+            f"{one.shape[1]} x {one.shape[2]} pixels of {one.dtype}"
+            for one in (channel, channels[0])
+        )
+        if got != expected:
             raise ValueError(
-                f"{path}: got {channel.shape[1]} x {channel.shape[2]} pixels of {channel.dtype}, "
-                f"expected those of {paths[0]}, {channels[0].shape[1]} x {channels[0].shape[2]} of "
-                f"{channels[0].dtype}, as both are channels of one image"
+                f"{path}: got {got}, expected {expected} as in {paths[0]}, another "
+                "channel of the image"
             )
     return np.concatenate(channels)
 
@@ -224,12 +214,7 @@ def _swap_bytes(tile: Any) -> Any:
 
 
 def to_pixels(image: Image.Image, where: str) -> np.ndarray:
-    """Convert a Pillow image, turned as its EXIF says, to (H, W) or (H, W, C).
-
-    Raises:
-        ValueError: starting with `where`, if it is damaged, or its pixels are not uint8, uint16 or
-            float32.
-    """
+    """Convert an image to (H, W) or (H, W, C) of uint8, uint16 or float32, turned by its EXIF."""
     if image.mode in {"LA", "RGB", "RGBA"} and ";16" in str(getattr(image, "tile", "")):
         raise ValueError(
             f"{where}: got an open image with colours of 16 bits, which Pillow cuts to 8; give its "
@@ -264,10 +249,6 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
 
     Only lossless conversions: a grey image is repeated to three channels, three equal channels
     become one, and a constant alpha channel is dropped.
-
-    Raises:
-        ValueError: starting with `where`, if the image has other channels, an alpha channel that
-            is not constant, or floats that are no brightness.
     """
     if (
         pixels.dtype not in (np.uint8, np.uint16, np.float32)
@@ -300,11 +281,7 @@ def to_channels(pixels: np.ndarray, in_channels: int, where: str) -> np.ndarray:
 
 
 def drop_alpha(pixels: np.ndarray, where: str) -> np.ndarray:
-    """Drop the last band of (H, W, bands).
-
-    Raises:
-        ValueError: starting with `where`, if it is not constant.
-    """
+    """Drop the last band of (H, W, bands), which must be constant."""
     alpha = pixels[:, :, -1]
     if alpha.min() != alpha.max():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Objects: the 4-connected components of classes, pixels that are connected by their edges.
+"""Objects: 4-connected components of classes; all functions need scikit-image.
 
 Class 0 is the background. Label images are (H, W), an integer for each object and 0 for none.
 """
@@ -13,14 +13,10 @@ from unet.runtime.optional import import_extra
 def clean(ids: np.ndarray, min_size: int = 0, keep_largest: bool = False) -> np.ndarray:
     """Make objects of fewer than `min_size` pixels background: class ids (H, W) -> class ids.
 
-    With `keep_largest`, only the largest object of each class stays, of equals the first from the
-    top.
-
-    Raises:
-        ValueError: if scikit-image is not installed.
+    With `keep_largest`, only the largest object of each class stays, of equals the topmost.
     """
     cleaned = ids.copy()
-    for i in _foreground(ids):
+    for i in np.unique(ids[ids > 0]):
         objects = connected_components(ids == i)
         sizes = np.bincount(objects.ravel())
         sizes[0] = 0  # pixels of other classes
@@ -37,12 +33,9 @@ def number_objects(ids: np.ndarray, classes: Sequence[int] | None = None) -> np.
 
     The objects of the first class come first, from top to bottom, then those of the next. None
     stands for all classes but the background.
-
-    Raises:
-        ValueError: if scikit-image is not installed.
     """
     numbers = np.zeros(ids.shape, np.int32)
-    for i in _foreground(ids) if classes is None else classes:
+    for i in np.unique(ids[ids > 0]).tolist() if classes is None else classes:
         objects = connected_components(ids == i)
         inside = objects > 0
         numbers[inside] = objects[inside] + numbers.max()
@@ -50,16 +43,7 @@ def number_objects(ids: np.ndarray, classes: Sequence[int] | None = None) -> np.
 
 
 def connected_components(labels: np.ndarray) -> np.ndarray:
-    """Number the 4-connected components of a mask, or of each object of a label image: int32.
-
-    Raises:
-        ValueError: if scikit-image is not installed.
-    """
+    """Number the 4-connected components of a mask, or of each object of a label image: int32."""
     measure = import_extra("skimage.measure", "connected components")
     components: np.ndarray = measure.label(labels, connectivity=1)
     return components.astype(np.int32, copy=False)
-
-
-def _foreground(ids: np.ndarray) -> list[int]:
-    present: list[int] = np.unique(ids).tolist()
-    return [i for i in present if i > 0]

@@ -41,14 +41,14 @@ def read_class_masks(
 
     In each mask, 1, 255 or 65535 means the class, 0 all others. No two may claim the same pixel.
     """
-    ids: np.ndarray | None = None
+    ids: np.ndarray = np.empty(0)
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         codes = _grey_codes(open_image(path, page), path)
         _check_size(codes, size, path)
         highest = int(codes.max())
         value = 1 if highest <= 1 and not tolerance else 255 if highest <= 255 else 65535
         inside = ClassMap({f"not {name}": 0, name: value}, (), tolerance).decode(codes, path) == 1
-        if ids is None:
+        if i == 1:
             ids, size = np.zeros(codes.shape, np.uint8), (codes.shape[0], codes.shape[1])
         if len(taken := ids[inside & (ids != 0)]):
             raise ValueError(
@@ -56,7 +56,6 @@ def read_class_masks(
                 "expected one class for each pixel; correct one of the masks"
             )
         ids[inside] = i
-    assert ids is not None
     return ids
 
 
@@ -71,7 +70,7 @@ def read_label_image(
             "number for each object, 0 for none; convert it, such as to grey values of 16 bits"
         )
     numbers = _grey_codes(image, path)
-    if numbers.size and numbers.min() < 0:
+    if numbers.min() < 0:
         raise ValueError(
             f"{path}: got the number {numbers.min()} for an object, expected numbers from 1 and 0 "
             "for none; correct it"

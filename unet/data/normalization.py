@@ -15,11 +15,9 @@ _PERCENTILES = (0.5, 99.5)
 class Normalization(nn.Module):
     """Subtracts the mean of each channel and divides by its standard deviation.
 
-    Args:
-        method: given: by `mean` and `std`; image: by those of each image; percentiles: likewise,
-            after clipping each image to its percentiles 0.5 and 99.5 (not exportable).
-        mean: C numbers, for images from 0 to 1; for method given only.
-        std: C numbers, likewise.
+    With the method given these are `mean` and `std`, C numbers each, for images from 0 to 1. With
+    image they are those of each image; with percentiles likewise, after clipping each image to its
+    percentiles 0.5 and 99.5 (not exportable).
     """
 
     mean: Tensor
@@ -54,22 +52,16 @@ class Normalization(nn.Module):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain values, for a checkpoint."""
-        return {
-            "method": self.method,
-            "mean": tuple(self.mean.tolist()),
-            "std": tuple(self.std.tolist()),
-        }
+        mean, std = (tuple(one.tolist()) for one in (self.mean, self.std))
+        return {"method": self.method, "mean": mean, "std": std}
 
 
 def normalization_from_sums(
     pixels: int | np.ndarray, sums: np.ndarray, squares: np.ndarray
 ) -> Normalization:
-    """Make a `given` normalization from the values of many images.
+    """Make a `given` normalization from many images.
 
-    Args:
-        pixels: number of values of each channel, one number or (C,).
-        sums: their sums, (C,) float64.
-        squares: the sums of their squares, (C,) float64.
+    Of each channel: the number of values, their sum, and the sum of their squares (C,) float64.
     """
     mean = torch.from_numpy(sums / pixels)
     std = (torch.from_numpy(squares / pixels) - mean**2).clamp(min=0).sqrt()

@@ -29,7 +29,7 @@ class Pair(NamedTuple):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """All files."""
+        """Images, masks and, if there is one, the label image."""
         return self.images + self.masks + ((self.instances,) if self.instances else ())
 
 
@@ -69,19 +69,13 @@ def find_pairs(
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that match patterns, and pair those of the same stem.
 
-    In a pattern, `{stem}` stands for what image and mask have in common (it may contain folders),
-    `*` for anything else within a name. A folder stands for all files in it.
+    In a pattern, `{stem}` stands for the text that image and mask have in common (it may contain
+    folders), `*` for anything else within a name. A folder stands for all files in it. There is one
+    pattern of images for each channel, and one of masks, or one for each class except the first.
+    Label images (`instances`) may be the masks themselves.
 
-    Args:
-        root: patterns are relative to this folder.
-        images: a pattern, or one for each channel.
-        masks: a pattern, or one for each class except the first.
-        stacks: whether each file is a stack of images.
-        warnings: list to which files without a pattern are reported.
-        instances: a pattern of label images, which may be the masks themselves.
-
-    Returns:
-        Pairs in natural order, and errors: files without counterpart, stems that occur twice.
+    Returns the pairs in natural order, and errors: files without counterpart, stems that occur
+    twice. Files that match no pattern are reported to `warnings`.
 
     Raises:
         FileNotFoundError: if a folder is missing.

@@ -18,39 +18,29 @@ class PairReader:
 
     All methods raise FileNotFoundError if a file is missing, and ValueError if it cannot be read
     or does not fit the others.
-
-    Args:
-        classes: of the masks.
-        in_channels: C of the images.
-        mask_per_class: whether each class except the first has its own binary mask.
-        border: which pixels weigh more; None for no weights.
     """
 
     classes: ClassMap
     in_channels: int
-    mask_per_class: bool = False
-    border: Border | None = None
+    mask_per_class: bool = False  # each class except the first has its own binary mask
+    border: Border | None = None  # None for no weights
 
     def __call__(self, pair: Pair) -> tuple[np.ndarray, ...]:
-        """Read image and class ids for training.
-
-        With a border, touching cells are separated, and extra weights (H, W) float16 come third:
-        three digits are enough.
-        """
+        """Read an image and class ids; with a border, separate cells, and add weights (H, W)."""
         image, ids = self.read(pair)
         if self.border is None:
             return image, ids
         ids, cells = separate_cells(ids, self.cells(pair, ids))
         weights = border_weights(cells, self.border.weight, self.border.sigma)
-        return image, ids, weights.astype(np.float16)
+        return image, ids, weights.astype(np.float16)  # three digits are enough
 
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Read an image (C, H, W) as `read_image`, and class ids (H, W) uint8."""
         image = read_image(pair.images, self.in_channels, pair.page)
-        size, names = (image.shape[1], image.shape[2]), self.classes.names
+        size, classes = (image.shape[1], image.shape[2]), self.classes
         if self.mask_per_class:
-            tolerance = self.classes.tolerance
-            return image, read_class_masks(pair.masks, names[1:], tolerance, size, pair.page)
+            names, tolerance = classes.names[1:], classes.tolerance
+            return image, read_class_masks(pair.masks, names, tolerance, size, pair.page)
         return image, read_mask(pair.masks[0], self.classes, size, pair.page)
 
     def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:

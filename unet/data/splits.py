@@ -20,16 +20,9 @@ def split_randomly(
 ) -> np.ndarray:
     """Split the N pairs at random, each combination of classes in the same proportions.
 
-    Args:
-        pairs: N pairs.
-        present: (N, K) bool, whether a pair has pixels of a class.
-        fractions: of the subsets; they sum to 1.
-        seed: of the random order.
-        group: regular expression; stems in which it finds the same text (its first group, if it has
-            one) stay together.
-
-    Returns:
-        (N,) index of each pair's subset. No subset is empty.
+    `present` (N, K) says whether a pair has pixels of a class. Stems in which the regular
+    expression `group` finds the same text (its first group, if it has one) stay together. Returns
+    (N,) the index of each pair's subset, one of `fractions`, which sum to 1. No subset is empty.
 
     Raises:
         ValueError: if there are fewer groups than subsets, or `group` finds nothing in a stem.
@@ -67,7 +60,7 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
     """Return (N,) bool, True for the pairs with the given stems, which are for validation.
 
     Raises:
-        ValueError: if no pair has one of the stems, or every pair has one.
+        ValueError: if a stem is unknown, or all are given.
     """
     known = [pair.stem for pair in pairs]
     if unknown := sorted(set(stems) - set(known)):
@@ -87,8 +80,7 @@ def read_stems(path: Path) -> list[str]:
     """Read a file with a stem on each line.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is empty or no text.
+        FileNotFoundError, ValueError: if there is no such file; if it is empty or no text.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check data.validation.stems")

@@ -13,8 +13,8 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
     errors: missing files, incomplete rows, files that occur twice.
 
     Raises:
-        FileNotFoundError: if there is no such table.
-        ValueError: if it lacks a column or has no rows.
+        FileNotFoundError, ValueError: if there is no such table; if it lacks a column or has no
+            rows.
     """
     path, errors = root / table, []
     rows = _read_rows(path)

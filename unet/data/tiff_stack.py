@@ -11,8 +11,7 @@ from PIL.TiffImagePlugin import STRIPOFFSETS, AppendingTiffWriter, ImageFileDire
 
 from unet.runtime.files import atomic_path
 
-# Bytes of pixels in a TIFF, which ends at 4 GiB, without what surrounds them.
-_LARGEST_TIFF = 4_000_000_000
+_LARGEST_TIFF = 4_000_000_000  # bytes of pixels; a file ends at 4 GiB
 
 
 @contextmanager
@@ -25,7 +24,7 @@ def stack_writer(
     of all pages, are more than 4 GB. `description` is the tag ImageDescription of each page.
 
     Raises:
-        ValueError: if there were more bytes than that, and the file is full.
+        ValueError: if there were more bytes than `num_bytes`, and the file is full.
     """
     options: dict[str, Any] = {"compression": "tiff_adobe_deflate"}
     if num_bytes > _LARGEST_TIFF:

@@ -16,37 +16,24 @@ class Augmentation:
     All geometric transforms are composed into one map from the crop to the image, which resamples
     the image once (bilinear) and the target once (nearest). Outside, both are mirrored.
 
-    Args:
-        crop: (height, width) of the result in pixels; None keeps the image's size.
-        scale: smallest and largest magnification, drawn log-uniformly.
-        flip_horizontal: mirror left and right with probability 0.5.
-        flip_vertical: mirror top and bottom with probability 0.5.
-        quarter_turns: turn by 0, 90, 180 or 270 degrees; without a crop only by 0 or 180.
-        rotate: largest rotation in degrees, to either side.
-        elastic_std: standard deviation in pixels of the elastic displacements; 0 for none.
-        elastic_spacing: pixels between displaced points; bicubic interpolation in between.
-        brightness: largest shift to either side, in standard deviations of the image data.
-        contrast: largest change to either side, as a fraction.
-        context: pixels on each side for which an unpadded network has no logits. The crop includes
-            them, but its place is chosen without them. Without a crop they are added.
-        size_multiple: without a crop, H and W without context are rounded up to a multiple of this
-            plus `size_remainder`.
-
     Source: the elastic deformation is that of Ronneberger, Fischer and Brox 2015,
     arXiv 1505.04597, section 3.1.
     """
 
-    crop: tuple[int, int] | None = None
-    scale: tuple[float, float] = (1.0, 1.0)
-    flip_horizontal: bool = False
+    crop: tuple[int, int] | None = None  # (height, width) in pixels; None keeps the image's size
+    scale: tuple[float, float] = (1.0, 1.0)  # magnification, drawn log-uniformly
+    flip_horizontal: bool = False  # with probability 0.5
     flip_vertical: bool = False
-    quarter_turns: bool = False
-    rotate: float = 0.0
-    elastic_std: float = 0.0
-    elastic_spacing: int = 64
-    brightness: float = 0.0
-    contrast: float = 0.0
+    quarter_turns: bool = False  # 0, 90, 180 or 270 degrees; without a crop only 0 or 180
+    rotate: float = 0.0  # largest rotation in degrees, to either side
+    elastic_std: float = 0.0  # standard deviation of the displacements in pixels
+    elastic_spacing: int = 64  # pixels between displaced points; in between, bicubic interpolation
+    brightness: float = 0.0  # largest shift to either side, in standard deviations of the data
+    contrast: float = 0.0  # largest change to either side, as a fraction
+    # Pixels on each side for which an unpadded network has no logits. The crop includes them, but
+    # its place is chosen without them. Without a crop they are added.
     context: int = 0
+    # Without a crop, H and W without context are rounded up to a multiple plus a remainder.
     size_multiple: int = 1
     size_remainder: int = 0
 
@@ -58,17 +45,10 @@ class Augmentation:
         around: tuple[int, int] | None = None,
         weights: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Augment one sample at random.
+        """Augment one sample at random: image (C, H, W), class ids (H, W), weights (H, W) if given.
 
-        Args:
-            image: (C, H, W) float32, normalised to mean 0 and standard deviation 1.
-            target: (H, W) class ids.
-            rng: the only source of randomness.
-            around: (y, x) of a pixel for the middle half of the crop, if the image's borders allow.
-            weights: (H, W) float32, resampled as the image.
-
-        Returns:
-            Image (C, h, w), target (h, w) and, if given, weights (h, w).
+        The image is float32, normalised to mean 0 and standard deviation 1. The pixel `around`
+        (y, x) comes into the middle half of the crop, if the image's borders allow.
         """
         height, width = image.shape[-2:]
         grid = self._grid(height, width, rng, around)[None]
