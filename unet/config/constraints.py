@@ -21,8 +21,7 @@ def monitor_names(classes: Iterable[str]) -> list[str]:
     return [*scalars, *(f"{score}_{name}" for score in ("iou", "dice") for name in classes)]
 
 
-# (where, got, expected), the parts of an error message.
-Conflict = tuple[str, object, str]
+Conflict = tuple[str, object, str]  # (where, got, expected), the parts of an error message
 
 
 def find_conflicts(config: Config) -> list[str]:
@@ -38,11 +37,8 @@ def find_conflicts(config: Config) -> list[str]:
         _check_schedule,
         _check_run,
     )
-    conflicts = [
-        f"{where}: got {got}, expected {expected}"
-        for check in checks
-        for where, got, expected in check(config)
-    ]
+    found = [conflict for check in checks for conflict in check(config)]
+    conflicts = [f"{where}: got {got}, expected {expected}" for where, got, expected in found]
     try:
         ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
     except ValueError as error:
@@ -73,12 +69,11 @@ def _check_places(config: Config) -> Iterator[Conflict]:
         if (data.images, data.masks, validation.images) != ("images", "masks", None):
             yield "data.csv", "images or masks too", "only those in the table"
         if data.instances is not None:
-            yield (
-                "data.csv",
-                "data.instances too",
+            expected = (
                 "only one of them: a table cannot contain label images; use folders, or remove "
-                "data.instances and set loss.border.classes if loss.border needs it",
+                "data.instances and set loss.border.classes if loss.border needs it"
             )
+            yield "data.csv", "data.instances too", expected
     if data.channels is not None and (
         data.images != "images" or data.csv is not None or validation.images is not None
     ):
@@ -96,26 +91,18 @@ def _check_places(config: Config) -> Iterator[Conflict]:
 
 def _check_validation(config: Config) -> Iterator[Conflict]:
     data, validation = config.data, config.data.validation
-    folders = validation.images is not None or validation.masks is not None
-    folds = validation.folds is not None or validation.fold is not None
     given = [name for name, one in vars(validation).items() if one is not None and name != "seed"]
-    ways = sum(one is not None for one in (validation.fraction, validation.stems, validation.split))
-    if (
-        ways + folders + folds != 1
-        or (folders and None in (validation.images, validation.masks))
-        or (folds and validation.folds is None)
-    ):
-        yield (
-            "data.validation",
-            ", ".join(given) or "nothing",
-            "one of fraction, stems, split, folds with fold, or images with masks",
-        )
+    ways = ({"fraction"}, {"stems"}, {"split"}, {"folds"}, {"folds", "fold"}, {"images", "masks"})
+    if set(given) - {"instances", "group"} not in ways:
+        expected = "one of fraction, stems, split, folds with fold, or images with masks"
+        yield "data.validation", ", ".join(given) or "nothing", expected
     elif validation.folds is not None and (validation.fold or 0) >= validation.folds:
         yield "data.validation.fold", validation.fold, f"0 to {validation.folds - 1}"
     if validation.stems == ():
         yield "data.validation.stems", "an empty list", "at least one stem"
     if validation.split is not None and data.csv is None:
         yield "data.validation.split", "no data.csv", "one with a column split"
+    folders = validation.images is not None or validation.masks is not None
     if folders and isinstance(data.masks, dict) != isinstance(validation.masks, dict):
         got = f"{validation.masks!r} with data.masks {data.masks!r}"
         yield "data.validation.masks", got, "one pattern, or one for each class, as data.masks"
@@ -252,11 +239,8 @@ def _check_schedule(config: Config) -> Iterator[Conflict]:
     ):
         value = getattr(schedule, key)
         if value is None and schedule.name == name:
-            yield (
-                f"schedule.{key}",
-                "null",
-                f"a number (such as {example}) with schedule.name {name}",
-            )
+            expected = f"a number (such as {example}) with schedule.name {name}"
+            yield f"schedule.{key}", "null", expected
         if value is not None and schedule.name != name:
             yield f"schedule.{key}", value, f"null with schedule.name {schedule.name}"
 

@@ -13,13 +13,8 @@ NotNegative = Annotated[float, Range(minimum=0)]
 AboveZero = Annotated[float, Range(above=0)]
 Byte = Annotated[int, Range(minimum=0, maximum=255)]
 GreyValue = Annotated[int, Range(minimum=0, maximum=65535)]
-MaskValues = (
-    GreyValue
-    | tuple[Byte, Byte, Byte]
-    | tuple[GreyValue, ...]
-    | tuple[tuple[Byte, Byte, Byte], ...]
-    | str
-)
+Colour = tuple[Byte, Byte, Byte]
+MaskValues = GreyValue | Colour | tuple[GreyValue, ...] | tuple[Colour, ...] | str
 Magnification = Annotated[float, Range(minimum=0.1, maximum=10)]
 Size = tuple[Positive, Positive]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
@@ -28,10 +23,8 @@ Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 class MayChange(Flag):
     """When a setting may differ from the one that the training began with."""
 
-    ON_RESUME = auto()
-    """When a run is resumed: the setting does not change what is computed."""
-    IN_USE = auto()
-    """When a trained model is loaded to evaluate, predict or export."""
+    ON_RESUME = auto()  # when a run is resumed: it does not change what is computed
+    IN_USE = auto()  # when a trained model is loaded to evaluate, predict or export
 
 
 # Marks of the settings, or whole sections, that may change; all others may not.

@@ -35,11 +35,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def config_from_dict(
     raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "config"
 ) -> Config:
-    """Check a plain dict, as `config_to_dict` returns it, after applying overrides to it.
-
-    Raises:
-        ValueError: with every error found, one per line, each beginning with `where`.
-    """
+    """Check a plain dict, as `config_to_dict` returns it, with overrides, as `load_config` does."""
     errors: list[str] = []
     merged = apply_overrides(raw, overrides, errors)
     config = parse_section(Config, merged, "", errors)
@@ -66,11 +62,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def load_yaml(text: str | bytes) -> Any:
-    """Read YAML.
-
-    Raises:
-        ValueError: if it is not YAML, or repeats a key.
-    """
+    """Read YAML; raise ValueError if it is none, or repeats a key."""
     try:
         return yaml.load(text, _StrictLoader)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -44,29 +44,27 @@ def parse_section(section: Any, value: Any, path: str, errors: list[str]) -> Any
             errors.append(f"{prefix}{key}: unknown key; {hint}")
     known = {}
     for item in dataclasses.fields(section):
-        required = item.default is item.default_factory is dataclasses.MISSING
-        if item.name in value:
-            known[item.name] = _parse(
-                hints[item.name], value[item.name], prefix + item.name, errors
-            )
-        elif required:
-            expected = describe_type(hints[item.name])
-            errors.append(f"{prefix}{item.name}: missing, expected {expected}")
-            known[item.name] = None
+        name, hint = item.name, hints[item.name]
+        if name in value:
+            known[name] = _parse(hint, value[name], prefix + name, errors)
+        elif item.default is item.default_factory is dataclasses.MISSING:
+            errors.append(f"{prefix}{name}: missing, expected {describe_type(hint)}")
+            known[name] = None
     return section(**known)
 
 
 def named_items(value: Any) -> Any:
     """Turn a list such as [{name: a, value: 1}, ...] into {a: 1, ...}; return others unchanged."""
-    if isinstance(value, list | tuple) and all(
-        isinstance(item, Mapping)
+    if not isinstance(value, list | tuple):
+        return value
+    mapping = {
+        item["name"]: item["value"]
+        for item in value
+        if isinstance(item, Mapping)
         and item.keys() == {"name", "value"}
         and isinstance(item["name"], Hashable)
-        for item in value
-    ):
-        mapping = {item["name"]: item["value"] for item in value}
-        return mapping if len(mapping) == len(value) else value
-    return value
+    }
+    return mapping if len(mapping) == len(value) else value
 
 
 def _parse(annotation: Any, value: Any, path: str, errors: list[str]) -> Any:
@@ -99,21 +97,21 @@ def _parse(annotation: Any, value: Any, path: str, errors: list[str]) -> Any:
                     f"{path}: got the name {describe_value(key)}, expected text; put it in quotes"
                 )
         return {key: _parse(args[1], item, f"{path}.{key}", errors) for key, item in value.items()}
-    elif (result := _parse_scalar(annotation, value)) is not _MISFIT:
+    elif (result := _parse_scalar(annotation, value)) is not _NO_VALUE:
         return result
     errors.append(f"{path}: got {describe_value(value)}, expected {describe_type(annotation)}")
     return None
 
 
-_MISFIT = object()
+_NO_VALUE = object()
 
 
 def _parse_scalar(annotation: Any, value: Any) -> Any:
     if ranges := _ranges(annotation):
         number = _parse_scalar(get_args(annotation)[0], value)
-        return number if number is not _MISFIT and number in ranges[0] else _MISFIT
+        return number if number is not _NO_VALUE and number in ranges[0] else _NO_VALUE
     if get_origin(annotation) is Literal:
-        return value if isinstance(value, str) and value in get_args(annotation) else _MISFIT
+        return value if isinstance(value, str) and value in get_args(annotation) else _NO_VALUE
     if annotation is float:
         number = math.nan
         # PyYAML reads 1e-4 as text. YAML 1.2 and people read it as a number.
@@ -121,8 +119,8 @@ def _parse_scalar(annotation: Any, value: Any) -> Any:
             number = float(value)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             number = value
-        return float(number) if -1e100 < number < 1e100 else _MISFIT  # neither inf nor nan
-    return value if type(value) is annotation else _MISFIT
+        return float(number) if -1e100 < number < 1e100 else _NO_VALUE  # neither inf nor nan
+    return value if type(value) is annotation else _NO_VALUE
 
 
 def _ranges(annotation: Any) -> list[Range]:
@@ -131,19 +129,13 @@ def _ranges(annotation: Any) -> list[Range]:
 
 def describe_value(value: Any) -> str:
     """Describe a value for a message, to follow "got"."""
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return f"the text {value!r}"
-        case list() | tuple():
-            return f"the list {list(value)}"
-        case Mapping():
-            return "a section with keys"
-        case _:
-            return f"{value}"
+    if isinstance(value, str):
+        return f"the text {value!r}"
+    if isinstance(value, list | tuple):
+        return f"the list {list(value)}"
+    if isinstance(value, Mapping):
+        return "a section with keys"
+    return "nothing" if value is None else str(value).lower()  # true and false as in YAML
 
 
 def describe_type(annotation: Any) -> str:
