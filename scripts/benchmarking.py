@@ -109,7 +109,8 @@ def run_in_new_process(function: Callable[..., Result], *args: Any) -> Result:
     with_server = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if with_server else "spawn")
     if with_server:
-        context.set_forkserver_preload(["unet.build"])
+        # Optimizers import torch._dynamo when they are made, which takes seconds.
+        context.set_forkserver_preload(["torch._dynamo", "unet.build"])
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as pool:
         return pool.submit(function, *args).result()

@@ -305,7 +305,7 @@ def test_a_file_that_looks_like_a_setting_is_a_file(config: Path, data_root: Pat
     assert Path("masks/img=1.png").exists()
 
 
-def test_a_fault_in_a_worker_is_shown_without_its_way(
+def test_an_error_in_a_worker_is_shown_without_a_traceback(
     config: Path,
     data_root: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -221,7 +221,7 @@ def test_an_archive_with_another_checksum_is_refused(
     path.write_bytes(path.read_bytes()[:-1])
     expected = "and the existing file is damaged, incomplete or another one"
     assert expected in failure(prepare_voc.main, voc, capfd)
-    # Where there is a network, torchvision downloads it anew and checks that, too.
+    # Where there is a network, torchvision downloads it again and checks it.
     monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
     monkeypatch.setattr(
         torchvision.datasets.utils, "_urlretrieve", lambda _, path: Path(path).write_bytes(b"page")

@@ -89,7 +89,7 @@ def test_a_kill_between_the_new_checkpoint_and_its_name_loses_nothing(
     whole = train(make_config(data_root, "name=whole", "train.save_every_steps=1"))
     config = make_config(data_root, "train.save_every_steps=1")
     rename = Path.replace
-    for step in (1, 3):  # of which the first has no checkpoint before
+    for step in (1, 3):  # before the first there is no checkpoint
 
         def killed(path: Path, target: Path, step: int = step) -> Path:
             if path.name == "next.pt" and load_checkpoint(path)["progress"]["step"] == step:
@@ -197,7 +197,7 @@ def test_data_that_has_moved_is_found_where_one_says(data_root: Path, tmp_path: 
     train(make_config(moved, "train.epochs=1"), resume=True)
 
 
-def test_a_run_that_begins_anew_has_its_new_config(data_root: Path) -> None:
+def test_a_restarted_run_has_its_new_config(data_root: Path) -> None:
     run = train(make_config(data_root, "train.epochs=1"))
     for path in run.glob("*.pt"):
         path.unlink()

@@ -42,7 +42,7 @@ def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:
         train(make_config(data_root, "train.sync_batch_norm=true", "train.device=cpu"))
 
 
-def test_faults_on_both_sides_of_the_split_are_reported_together(data_root: Path) -> None:
+def test_errors_in_training_and_validation_files_are_reported_together(data_root: Path) -> None:
     for stem in "0123":
         (data_root / "masks" / f"{stem}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read") as caught:
