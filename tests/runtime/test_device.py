@@ -17,7 +17,7 @@ def test_auto_is_the_cpu_and_float32_without_cuda() -> None:
 
 @needs_no_cuda
 def test_a_missing_device_raises_an_error() -> None:
-    with pytest.raises(ValueError, match="got 'cuda', but torch sees 0 CUDA device"):
+    with pytest.raises(ValueError, match="got 'cuda', but torch finds 0 CUDA device"):
         pick_device("cuda")
 
 

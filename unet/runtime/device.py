@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"train.device: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"train.device: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA "
+            f"train.device: got {name!r}, but torch finds {torch.cuda.device_count()} CUDA "
             "device(s); take auto or cpu"
         )
     if device.index is not None:

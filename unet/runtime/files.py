@@ -90,6 +90,6 @@ def load_torch_file(path: Path) -> Any:
         if isinstance(error, OSError) or is_out_of_memory(error):
             raise  # the file may be good
         raise DamagedFileError(
-            f"{path}: cannot be loaded safely; it is another kind of file, is damaged, or holds "
+            f"{path}: cannot be loaded safely; it is another type of file, is damaged, or holds "
             "code to run"
         ) from error
