@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from unet.runtime.text import join_some
+
 Colour = tuple[int, int, int]
 
 # Grey values or palette indices (several as [127, 128] or as text such as "1-3, 7"), or colours.
@@ -245,8 +247,4 @@ def _show(values: Any) -> str:
 
 
 def _show_counts(pixels: Mapping[int | Colour, int]) -> str:
-    shown = ", ".join(
-        f"{_show(value)} ({count} pixel{'s' * (count > 1)})"
-        for value, count in list(pixels.items())[:5]
-    )
-    return shown + (f" and {len(pixels) - 5} more" if len(pixels) > 5 else "")
+    return join_some([f"{_show(one)} ({n} pixel{'s' * (n > 1)})" for one, n in pixels.items()])

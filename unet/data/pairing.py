@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unet.data.image_io import SUFFIXES, UnreadableError, count_pages
+from unet.runtime.text import join_some
 
 _NUMBER = re.compile(r"(\d+)")
 _ANY_SUFFIX = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
@@ -198,11 +199,10 @@ def _complete_stems(
     files_by_stem = {stem: path for files in ordered for stem, path in files.items()}
     for pattern, files in zip(patterns, found, strict=True):
         if missing := sorted(sorted(files_by_stem.keys() - files.keys()), key=natural_key):
-            names = ", ".join(files_by_stem[stem] for stem in missing[:5])
-            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            names = join_some([files_by_stem[stem] for stem in missing])
             errors.append(
-                f"{root / pattern}: got nothing for {names}{more}, expected a file of the same "
-                "stem: add or move the files, or correct the pattern"
+                f"{root / pattern}: got nothing for {names}, expected a file of the same stem: add "
+                "or move the files, or correct the pattern"
             )
     return set.intersection(*(set(files) for files in found))
 

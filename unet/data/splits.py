@@ -9,6 +9,7 @@ import numpy as np
 
 from unet.data.pairing import Pair
 from unet.runtime.seeds import Stream
+from unet.runtime.text import join_some
 
 
 def split_randomly(
@@ -66,10 +67,9 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
     if unknown := sorted(set(stems) - set(known)):
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ValueError(
-            f"data.validation.stems: got {', '.join(map(repr, unknown[:5]))}{more}, expected stems "
-            f"of images such as {pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
+            f"data.validation.stems: got {join_some([*map(repr, unknown)])}, expected stems of "
+            f"images such as {pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
         )
     if set(stems) == set(known):
         raise ValueError("data.validation.stems: got every image, expected some left to train on")
@@ -77,11 +77,7 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
 
 
 def read_stems(path: Path) -> list[str]:
-    """Read a file with a stem on each line.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file; if it is empty or no text.
-    """
+    """Read a file with a stem on each line; raise ValueError if it is empty or no text."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file; check data.validation.stems")
     try:

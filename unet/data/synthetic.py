@@ -15,9 +15,6 @@ def draw_quickstart(root: Path, num_images: int = 60, seed: int = 0) -> None:
 
     Discs, rods and rings are equally bright and touch each other. The background is uneven, and in
     places as bright as they are: no pixel shows its class by itself.
-
-    Raises:
-        FileExistsError: if `root` exists.
     """
     if root.exists():
         raise FileExistsError(f"{root}: exists; remove it to draw it again")

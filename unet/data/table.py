@@ -13,8 +13,7 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
     errors: missing files, incomplete rows, files that occur twice.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such table; if it lacks a column or has no
-            rows.
+        ValueError: if the table lacks a column or has no rows.
     """
     path, errors = root / table, []
     rows = _read_rows(path)

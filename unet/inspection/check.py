@@ -24,7 +24,7 @@ from unet.data.splits import read_stems, split_by_stems, split_randomly
 from unet.data.synthetic import draw_quickstart
 from unet.inspection.findings import find_duplicates, find_errors, find_warnings
 from unet.inspection.statistics import CACHE_VERSION, Collected, PairStatistics, collect_statistics
-from unet.runtime.text import format_table
+from unet.runtime.text import format_table, join_some
 
 # The split of a pair; rows of a table may belong to neither.
 _TRAIN, _VAL, _UNUSED = 0, 1, -1
@@ -216,9 +216,7 @@ def _describe_normalization(config: Config) -> list[str]:
 
 def _most_common(values: Sequence[str]) -> str:
     """The five most common values with their counts."""
-    counts = Counter(values).most_common()
-    more = f" and {len(counts) - 5} more" if len(counts) > 5 else ""
-    return ", ".join(f"{value} ({count})" for value, count in counts[:5]) + more
+    return join_some([f"{value} ({count})" for value, count in Counter(values).most_common()])
 
 
 def _cache_path(config: Config) -> Path:

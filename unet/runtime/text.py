@@ -17,3 +17,9 @@ def format_list(errors: Sequence[str], limit: int = 10) -> str:
     """Return one error per line, and the number of those over the limit."""
     more = f"\n... and {len(errors) - limit} more" if len(errors) > limit else ""
     return "\n".join(errors[:limit]) + more
+
+
+def join_some(items: Sequence[str], limit: int = 5) -> str:
+    """Join the first items with commas, and add the number of those over the limit."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more

@@ -11,6 +11,7 @@ from torch import nn
 from unet.config.schema import Config
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
+from unet.runtime.text import join_some
 
 
 def start_text(
@@ -97,12 +98,11 @@ def not_finite(
 ) -> str:
     """Say in which step, counted from 0, the loss or a gradient was not finite."""
     value = f"the loss is {loss}" if not math.isfinite(loss) else f"a gradient is {norm}"
-    more = f" and {len(samples) - 8} more" if len(samples) > 8 else ""
     last = run / "last.pt"
     intact = f", and {last} is intact" if last.exists() else ""
     return (
         f"train: {value} in step {step + 1}, with a learning rate of {lr:.3g}, on the samples "
-        f"{', '.join(samples[:8])}{more}; this step did not change the weights{intact}. Lower "
+        f"{join_some(samples, limit=8)}; this step did not change the weights{intact}. Lower "
         "optimizer.lr, increase schedule.warmup_epochs or set train.clip_grad_norm=1, and start "
         "again with --overwrite; or look at these samples with 'unet check --pictures'"
     )
