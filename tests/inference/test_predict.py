@@ -13,6 +13,7 @@ from PIL import Image, ImageSequence
 
 from unet import load_model, predict
 from unet.checkpoint import save_checkpoint
+from unet.cli.main import main
 from unet.data.image_io import read_image, read_pixels, to_float
 from unet.data.label_images import clean, number_objects
 from unet.inference import predict as prediction
@@ -168,6 +169,22 @@ def test_masks_that_were_predicted_in_another_way_are_refused(
     predict_files([other], [f"a{suffix}"], Path("out"), overwrite=True)
     with pytest.raises(FileExistsError, match=exists + "by another checkpoint"):
         predict_files([checkpoint], [f"a{suffix}"], Path("out"))
+
+
+def test_the_command_line_refuses_other_masks_and_names_its_own_options(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.effect_noise((30, 20), 50).save("a.png")
+    command = ["predict", str(checkpoint), "a.png", "-o", "out"]
+    assert main(command) == main(command) == 0
+    capsys.readouterr()
+    for arguments, message in (
+        (["--threshold", "0.3"], "out/a.png: exists and was predicted with threshold none instead"),
+        (["--threshold", "3"], "--threshold: got 3, expected 0 to 1"),
+        (["--min-size", "-1"], "--min-size: got -1, expected 0 pixels or more"),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert f"error: {message}" in capsys.readouterr().err
 
 
 def test_masks_of_unknown_origin_are_refused(checkpoint: Path) -> None:

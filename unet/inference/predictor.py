@@ -29,7 +29,7 @@ class Predictor:
     Args:
         net: the network, on `device`.
         config: the config of its run.
-        normalization: applied to every image.
+        normalization: applied to every image, on the CPU.
         val_stems: stems of the run's validation images.
         palette: palette of the training masks; None if they have none.
         device: where the network runs.
