@@ -332,7 +332,7 @@ def finish(
         f"{number:3}  killed {'without' if main_only and workers else 'with'} its {workers} "
         f"workers after {seconds:5.2f} s, {step}",
         *([f"while saving ({half})"] if half else []),
-        *(["resumed from previous.pt"] if "previous.pt instead" in log else []),
+        *(["resumed from previous.pt"] if "previous.pt\n" in log else []),
         result,
     ]
     print("; ".join(parts), flush=True)

@@ -54,7 +54,7 @@ def test_train_evaluate_and_predict(config: Path, data_root: Path) -> None:
     assert main(["train", str(config), "--resume", "model.widths=[4, 4]"]) == 0
 
 
-def test_a_typo_in_a_setting_is_helped_with(
+def test_a_typo_in_a_setting_gets_a_suggestion(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "modle.widths=[4]", str(config)]) == 2
@@ -68,7 +68,7 @@ def test_resume_and_overwrite_exclude_each_other(
     assert "got --resume and --overwrite, expected one of them" in capsys.readouterr().err
 
 
-def test_a_bad_mask_is_named_by_evaluate_whatever_loads_it(
+def test_evaluate_names_a_damaged_mask(
     config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config), "train.epochs=1", "data.validation={stems: ['3']}"]) == 0
@@ -80,7 +80,7 @@ def test_a_bad_mask_is_named_by_evaluate_whatever_loads_it(
     assert "Traceback" not in error
 
 
-def test_a_reader_that_leaves_is_no_error(config: Path) -> None:
+def test_a_closed_pipe_is_no_error(config: Path) -> None:
     assert main(["train", str(config)]) == 0
     command = f"{sys.executable} -m unet evaluate runs/tiny/best.pt"
     result = subprocess.run(
@@ -93,14 +93,14 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120)
 
 
-def test_the_module_and_the_scripts_are_the_command() -> None:
+def test_the_module_and_the_scripts_run_the_command() -> None:
     assert "COMMAND" in run("-m", "unet", "--help").stdout
     for script in ("train", "evaluate", "predict"):
         assert f"usage: unet {script}" in run(str(SCRIPTS / f"{script}.py"), "--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "missing.yaml"]])
-def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> None:
+def test_help_and_config_errors_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys\n"
         "from unet.cli.main import main\n"
@@ -112,7 +112,7 @@ def test_help_and_config_errors_do_not_wait_for_torch(arguments: list[str]) -> N
     assert result.returncode == 0, result.stderr
 
 
-def test_nothing_waits_for_torchvision_that_does_not_need_it() -> None:
+def test_torchvision_is_imported_only_when_needed() -> None:
     # It takes about as long to import as torch.
     code = (
         "import sys, unet.training.series, unet.evaluation.evaluate\n"
@@ -144,7 +144,7 @@ def test_wrong_input_gives_a_message_and_code_2(
         ["info", "missing.pt"],
     ],
 )
-def test_every_command_answers_for_a_missing_file(
+def test_every_command_reports_a_missing_file(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
@@ -152,7 +152,7 @@ def test_every_command_answers_for_a_missing_file(
     assert not list(Path.cwd().iterdir())
 
 
-def test_images_may_stand_behind_options(config: Path, data_root: Path) -> None:
+def test_images_may_follow_options(config: Path, data_root: Path) -> None:
     assert main(["train", str(config), "train.epochs=1"]) == 0
     first, second = (str(data_root / "images" / f"{i}.png") for i in (0, 1))
     command = ["predict", "runs/tiny/best.pt", first, "--tta", "flips,turns", second]
@@ -207,7 +207,7 @@ def test_help_fits_80_columns(
     assert max(map(len, shown.splitlines())) <= 80
 
 
-def test_runs_lie_where_one_says(config: Path) -> None:
+def test_the_folder_of_runs_can_be_changed(config: Path) -> None:
     assert main(["train", str(config), "train.epochs=1", "--runs", "a/b"]) == 0
     assert Path("a/b/tiny/best.pt").exists()
     assert main(["check", str(config), "--runs", "c"]) == 0
@@ -261,7 +261,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_setting_without_equals_is_helped_with(
+def test_a_setting_without_equals_gets_a_suggestion(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -278,7 +278,9 @@ def test_folders_in_place_of_files_are_told_apart(
     assert "is a folder; give a checkpoint, such as" in capsys.readouterr().err
 
 
-def test_out_of_memory_says_what_to_lower(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_in_training_comes_with_advice(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", str(config), "augment.crop=[9000000,9000000]"]) == 2
     error = capsys.readouterr().err
     assert "error: out of memory (" in error
@@ -288,7 +290,7 @@ def test_out_of_memory_says_what_to_lower(config: Path, capsys: pytest.CaptureFi
     assert "Traceback" not in error
 
 
-def test_a_model_that_is_trained_is_not_to_be_made_smaller(
+def test_out_of_memory_in_evaluation_comes_with_other_advice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("unet.evaluation.evaluate.evaluate", lambda *_, **__: torch.empty(2**55))
@@ -305,7 +307,7 @@ def test_a_file_that_looks_like_a_setting_is_a_file(config: Path, data_root: Pat
     assert Path("masks/img=1.png").exists()
 
 
-def test_an_error_in_a_worker_is_shown_without_a_traceback(
+def test_an_error_of_the_system_in_a_worker_is_one_line(
     config: Path,
     data_root: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -323,7 +325,7 @@ def test_an_error_in_a_worker_is_shown_without_a_traceback(
     assert "Traceback" not in error
 
 
-def test_what_the_system_refuses_names_the_path(
+def test_a_file_in_place_of_a_folder_is_named(
     config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config)]) == 0
@@ -432,7 +434,7 @@ def test_evaluate_prints_the_scores_and_names_its_options_in_errors(
         assert "expected it with --images, --masks and --instances" in capsys.readouterr().err
 
 
-def test_an_error_in_a_worker_that_nobody_foresaw_is_one_line_too(
+def test_an_unexpected_error_in_a_worker_is_one_line(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:

@@ -26,7 +26,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "theirs.pt"
 
 
-def test_weights_of_pytorch_unet_begin_a_run(
+def test_a_run_starts_from_weights_of_pytorch_unet(
     data_root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow = ["optimizer={name: sgd, lr: 1e-12, weight_decay: 0}", "train.epochs=1", WIDTHS]
@@ -51,7 +51,7 @@ def test_weights_of_pytorch_unet_begin_a_run(
     assert load_checkpoint(run / "last.pt")["normalization"]["method"] == "image"
 
 
-def test_weights_bring_their_normalization_along(
+def test_initial_weights_bring_their_normalization(
     data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = "data.normalization={mean: [0.9], std: [0.05]}"
@@ -81,7 +81,7 @@ def test_weights_that_do_not_fit_say_which_settings_would(data_root: Path, weigh
     assert not Path("runs/tiny").exists()
 
 
-def test_padding_other_than_that_of_the_weights_is_said(
+def test_a_padding_that_differs_from_that_of_the_weights_is_printed(
     data_root: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unpadded = ["model.padding=valid", "augment.crop=null", "train.epochs=1", WIDTHS]
@@ -92,7 +92,7 @@ def test_padding_other_than_that_of_the_weights_is_said(
     assert "trained with" not in capsys.readouterr().out
 
 
-def test_a_run_begins_with_other_weights(
+def test_a_run_starts_from_the_weights_of_another(
     data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = train(make_config(data_root, "train.epochs=2")) / "best.pt"
@@ -130,7 +130,7 @@ def encoder_of(path: Path) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): model[key] for key in model if key.startswith(prefix)}
 
 
-def test_an_encoder_begins_with_weights_that_only_the_start_needs(
+def test_pretrained_encoder_weights_are_needed_only_at_the_start(
     data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=2"]
@@ -156,7 +156,7 @@ def test_an_encoder_begins_with_weights_that_only_the_start_needs(
     assert "the whole image, by squeeze-and-excitation" in capsys.readouterr().out
 
 
-def test_what_the_config_says_of_normalization_goes_before_the_weights(
+def test_the_config_overrides_the_normalization_of_the_weights(
     data_root: Path, encoder_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = [*ENCODER, f"train.encoder_weights={encoder_weights}", "train.epochs=1"]

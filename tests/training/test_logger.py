@@ -17,7 +17,7 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_curves_are_drawn_of_one_row_and_of_scores_that_are_not_there(tmp_path: Path) -> None:
+def test_curves_are_drawn_for_a_single_row_and_missing_scores(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for count in (1, 3):
         draw_curves(tmp_path / "curves.png", ROWS[:count], "mean_iou")
@@ -61,7 +61,7 @@ def test_tensorboard_holds_scalars_pictures_and_the_config(
     assert b"widths" in config.tensor_proto.string_val[0]
 
 
-def test_without_the_extras_a_run_is_the_same(
+def test_a_run_does_not_need_the_extras(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

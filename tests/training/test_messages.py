@@ -10,7 +10,7 @@ from unet.training.train import train
 pytestmark = pytest.mark.usefixtures("workdir")
 
 
-def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
+def test_the_advice_has_no_crop_that_is_not_smaller() -> None:
     config = make_config(Path(), "augment.crop=[16, 16]", "train.batch_size=1")
     assert smaller_step(config).endswith(
         "1 crops of 16 x 16: set train.activation_checkpointing=true (slower), or smaller "
@@ -18,7 +18,7 @@ def test_a_size_that_cannot_get_smaller_is_no_advice() -> None:
     )
 
 
-def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
+def test_the_advice_for_an_unpadded_network_is_a_valid_size() -> None:
     deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
     advice = smaller_step(make_config(Path(), *deep, "augment.crop=[572, 204]"))
     assert "augment.crop=[380,204]" in advice
@@ -26,9 +26,7 @@ def test_the_advice_for_an_unpadded_network_is_a_size_that_it_takes() -> None:
     assert "augment.crop" not in advice
 
 
-def test_too_little_memory_comes_with_advice(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_memory_comes_with_advice(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict, load_config
 from unet.config.values import config_to_dict
-from unet.training.run_folder import save_last
+from unet.training.run_folder import locked, save_last
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -157,7 +156,7 @@ def test_after_falling_back_the_good_checkpoint_stays_until_a_new_one_is_whole(
     assert (run / "previous.pt").read_bytes() == before
 
 
-def test_what_the_system_refuses_to_read_is_no_damage(
+def test_a_checkpoint_that_the_system_refuses_to_read_is_not_deleted(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train(make_config(data_root))
@@ -172,32 +171,31 @@ def test_what_the_system_refuses_to_read_is_no_damage(
 
 
 def test_a_run_has_one_process_at_a_time(data_root: Path) -> None:
-    command = (
-        "import sys, time\n"
-        "from pathlib import Path\n"
-        "from unet.training.run_folder import locked\n"
-        "with locked(Path('runs/tiny')):\n"
-        "    print('held', flush=True)\n"
-        "    sys.stdin.read()\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
+    context = multiprocessing.get_context("fork")
+    has_locked, may_end = context.Event(), context.Event()
+
+    def lock() -> None:
+        with locked(Path("runs/tiny")):
+            has_locked.set()
+            may_end.wait(60)
+
+    process = context.Process(target=lock)
+    process.start()
+    assert has_locked.wait(60)
     with pytest.raises(FileExistsError, match=r"runs.tiny: is being trained by another process"):
         train(make_config(data_root), resume=True)
-    process.communicate()
+    may_end.set()
+    process.join()
     train(make_config(data_root, "train.epochs=1"), resume=True)
 
 
-def test_data_that_has_moved_is_found_where_one_says(data_root: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_data_in_another_folder(data_root: Path, tmp_path: Path) -> None:
     train(make_config(data_root, "train.epochs=1"))
     moved = data_root.rename(tmp_path / "moved")
     train(make_config(moved, "train.epochs=1"), resume=True)
 
 
-def test_a_restarted_run_has_its_new_config(data_root: Path) -> None:
+def test_a_run_that_starts_again_has_its_new_config(data_root: Path) -> None:
     run = train(make_config(data_root, "train.epochs=1"))
     for path in run.glob("*.pt"):
         path.unlink()
@@ -206,7 +204,7 @@ def test_a_restarted_run_has_its_new_config(data_root: Path) -> None:
     assert load_config(run / "config.yaml") == config
 
 
-def test_resuming_what_has_not_begun_begins_it(
+def test_resuming_a_run_that_does_not_exist_starts_it(
     data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(data_root, "train.epochs=1")

@@ -17,7 +17,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_several_seeds_are_trained_and_their_mean_and_std_reported(
+def test_several_seeds_are_trained_and_their_mean_and_std_printed(
     data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(data_root, "train.seeds=3", "train.seed=4", "train.epochs=2")
@@ -64,6 +64,6 @@ def test_folds_and_seeds_together(data_root: Path) -> None:
     ]
 
 
-def test_folds_need_their_number(data_root: Path) -> None:
+def test_all_folds_need_data_validation_folds(data_root: Path) -> None:
     with pytest.raises(ValueError, match=r"expected data\.validation\.folds"):
         configs_of_series(make_config(data_root), all_folds=True)

@@ -30,7 +30,7 @@ def plain_loss(net: UNet, batches: list[Batch]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_step_is_what_one_would_write(accumulate: int) -> None:
+def test_a_step_equals_a_plain_loop(accumulate: int) -> None:
     net, batches = example(accumulate)
     plain = copy.deepcopy(net)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.02)
@@ -48,7 +48,7 @@ def test_a_step_is_what_one_would_write(accumulate: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-def test_an_unpadded_network_learns_from_the_middle_of_a_crop() -> None:
+def test_the_loss_of_an_unpadded_network_uses_the_centre_of_the_target() -> None:
     torch.manual_seed(0)
     net = UNet(in_channels=1, widths=[4, 8], norm="none", padding="valid")
     images, targets = torch.randn(2, 1, 28, 36), torch.randint(0, 2, (2, 28, 36))
@@ -65,7 +65,7 @@ def test_an_unpadded_network_learns_from_the_middle_of_a_crop() -> None:
     assert make_step(net).gradients(iter([(images, targets)]))[0] == loss
 
 
-def test_long_gradients_are_shortened_and_the_norm_is_that_before() -> None:
+def test_long_gradients_are_clipped_and_the_norm_is_that_before_clipping() -> None:
     net, batches = example()
     _, norm = make_step(net).gradients(batches)
     other, _ = example()
@@ -76,7 +76,9 @@ def test_long_gradients_are_shortened_and_the_norm_is_that_before() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_dtypes_compute_in_them_and_keep_the_scale_of_gradients(dtype: torch.dtype) -> None:
+def test_autocast_computes_in_its_dtype_and_keeps_the_scale_of_gradients(
+    dtype: torch.dtype,
+) -> None:
     net, batches = example()
     seen = []
     net.head.register_forward_hook(lambda *call: seen.append(call[-1].dtype))
@@ -86,7 +88,7 @@ def test_short_dtypes_compute_in_them_and_keep_the_scale_of_gradients(dtype: tor
     assert norm == pytest.approx(make_step(other).gradients(batches)[1], rel=0.05)
 
 
-def test_float16_leaves_out_an_update_that_is_not_finite() -> None:
+def test_float16_skips_an_update_that_is_not_finite() -> None:
     net, batches = example()
     step = make_step(net, dtype=torch.float16)
     hook = net.head.weight.register_hook(lambda gradient: gradient * float("inf"))
@@ -144,7 +146,7 @@ def test_the_average_follows_the_weights() -> None:
     F.relu(average.net(torch.zeros(2, 1, 8, 8)))
 
 
-def test_what_else_is_in_a_batch_goes_to_the_loss() -> None:
+def test_further_tensors_of_a_batch_go_to_the_loss() -> None:
     net, [(images, targets)] = example()
     border = 10 * torch.rand(targets.shape)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from unet.training.train import train
 pytestmark = pytest.mark.usefixtures("workdir")
 
 
-def test_settings_reach_what_they_are_of(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_reach_the_training_step(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
 
     class Watched(unet.training.train.TrainingStep):
@@ -86,3 +86,12 @@ def test_border_weights_are_computed_once_for_each_image(
     monkeypatch.setattr("unet.data.reader.border_weights", spy)
     train(make_config(data_root, "data.instances=instances", "loss.border={weight: 7, sigma: 3}"))
     assert computed == [(7, 3)] * 4
+
+
+def test_a_monitored_class_must_be_in_the_validation_masks(data_root: Path) -> None:
+    classes = "data.classes={ground: 0, box: 200, sky: 7}"
+    with pytest.raises(
+        ValueError, match=r"train\.monitor: got iou_sky, but no validation mask has"
+    ):
+        train(make_config(data_root, classes, "train.monitor=iou_sky"))
+    train(make_config(data_root, classes, "train.monitor=iou_box", "train.epochs=1"))

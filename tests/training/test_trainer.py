@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 
 @pytest.mark.usefixtures("extras")
-def test_a_run_leaves_what_it_promises(data_root: Path) -> None:
+def test_a_run_writes_its_files(data_root: Path) -> None:
     config = make_config(data_root)
     assert train(config) == Path("runs/tiny")
     files = sorted(str(path.relative_to("runs/tiny")) for path in Path("runs/tiny").rglob("*.*"))
@@ -71,7 +71,7 @@ def test_an_unpadded_network_learns(data_root: Path, crop: str) -> None:
     assert ((ids == 1) == truth).mean() > 0.95
 
 
-def test_it_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(make_config(data_root, "train.epochs=25", "train.validate_every=25"))
     row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
     assert row["mean_iou"] > 0.9
@@ -94,11 +94,11 @@ def test_the_number_of_workers_changes_nothing(data_root: Path) -> None:
     assert states_equal(states[0]["model"], states[1]["model"])
 
 
-def test_a_warm_up_of_almost_the_whole_run_trains(data_root: Path) -> None:
+def test_a_warm_up_may_last_almost_the_whole_run(data_root: Path) -> None:
     train(make_config(data_root, "train.epochs=1", "schedule.warmup_epochs=0.9"))
 
 
-def test_validation_in_folders_of_their_own(data_root: Path) -> None:
+def test_validation_images_may_be_in_separate_folders(data_root: Path) -> None:
     write_pairs(data_root / "held_out", 2, seed=5)
     validation = "data.validation={images: held_out/images, masks: held_out/masks}"
     run = train(make_config(data_root, validation, "train.epochs=1"))
@@ -121,7 +121,7 @@ def test_optimizers_and_precisions_train(data_root: Path, optimizer: str, precis
     assert losses[1] < losses[0]
 
 
-def test_a_loader_that_is_killed_is_told(
+def test_a_killed_worker_is_reported(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parent = os.getpid()
@@ -139,7 +139,7 @@ def test_a_loader_that_is_killed_is_told(
     assert "Traceback" not in error
 
 
-def test_numbers_that_are_not_finite_stop_the_run_before_the_update(data_root: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(data_root: Path) -> None:
     overrides = ["optimizer={name: sgd, lr: 1e+30}", "model.norm=none", "train.save_every_steps=1"]
     with pytest.raises(FloatingPointError) as caught:
         train(make_config(data_root, *overrides))
@@ -176,7 +176,7 @@ def test_steps_that_float16_skips_are_counted(
     assert "  2 steps skipped" in shown
 
 
-def test_float16_does_not_skip_for_ever(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_does_not_skip_forever(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(config: Config, device: torch.device) -> UNet:
         net = build_network(config, device)
         net.head.weight.register_hook(lambda gradient: gradient * math.inf)
@@ -188,7 +188,7 @@ def test_float16_does_not_skip_for_ever(data_root: Path, monkeypatch: pytest.Mon
         train(make_config(data_root, "train.precision=float16", "train.epochs=20"))
 
 
-def test_a_run_ends_early_when_the_score_no_longer_grows(
+def test_a_run_ends_when_the_score_no_longer_improves(
     data_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.2])
@@ -220,7 +220,7 @@ def test_gradients_of_several_batches_are_those_of_one(data_root: Path) -> None:
         torch.testing.assert_close(a[key], b[key])
 
 
-def test_averaged_weights_are_scored_and_saved_beside_the_raw_ones(data_root: Path) -> None:
+def test_averaged_weights_are_scored_and_saved_next_to_the_raw_ones(data_root: Path) -> None:
     run = train(make_config(data_root, "train.ema_decay=0.6"))
     raw = train(make_config(data_root, "name=raw"))
     state, other = (load_checkpoint(one / "last.pt") for one in (run, raw))

@@ -23,6 +23,13 @@ def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> l
                 f"data.ignore: got {name} masks in which every pixel is ignored, expected pixels "
                 "of data.classes; correct data.ignore or the masks"
             )
+    for i, name in enumerate(config.data.classes):
+        monitors_class = config.train.monitor in (f"iou_{name}", f"dice_{name}")
+        if monitors_class and len(val) and not val.class_pixels[:, i].any():
+            errors.append(
+                f"train.monitor: got {config.train.monitor}, but no validation mask has a pixel of "
+                f"{name}, expected a score that every validation has; correct it or data.validation"
+            )
     border = config.loss.border
     if border is not None and len(train) and train.num_cells.max() < 2:
         errors.append(
