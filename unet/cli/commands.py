@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -123,16 +123,8 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
             "names end in .pt or .pth, and then images"
         )
     try:
-        options = Options(
-            tta=tuple(arguments.tta),
-            threshold=arguments.threshold,
-            min_size=arguments.min_size,
-            keep_largest=arguments.keep_largest,
-            overlay=arguments.overlay,
-            probabilities=arguments.probabilities,
-            instances=arguments.instances,
-            windows=arguments.windows,
-        )
+        given = {field.name: getattr(arguments, field.name) for field in fields(Options)}
+        options = Options(**given | {"tta": tuple(arguments.tta)})
         with memory_advice(_SMALLER_TILES):
             predict_files(
                 [Path(path) for path in checkpoints],

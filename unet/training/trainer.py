@@ -36,21 +36,13 @@ from unet.training.step import TrainingStep, WeightAverage
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """How far a run has come."""
 
-    Args:
-        step: number of updates.
-        loss_sum: sum of the losses since the last validation.
-        skipped: number of updates that float16 skipped.
-        seconds: duration.
-        history: a row of metrics.csv for each validation.
-    """
-
-    step: int = 0
-    loss_sum: float = 0.0
-    skipped: int = 0
+    step: int = 0  # number of updates
+    loss_sum: float = 0.0  # since the last validation
+    skipped: int = 0  # number of updates that float16 skipped
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # the rows of metrics.csv
 
     @property
     def validated(self) -> int:
@@ -72,23 +64,14 @@ class Trainer:
 
     What it does next depends only on the config and the state, so that a resumed run equals an
     uninterrupted one.
-
-    Args:
-        run: folder of the run.
-        net: the network that is trained.
-        average: moving average of its weights; None without `train.ema_decay`.
-        model: what is validated and saved: the network `average.net`, or else `net`.
-        training_step: updates `net`.
-        dataset: training samples.
-        data: the checked data.
     """
 
-    run: Path
-    net: UNet
-    average: WeightAverage | None
-    model: Predictor
-    training_step: TrainingStep
-    dataset: SegmentationDataset
+    run: Path  # folder of the run
+    net: UNet  # the network that is trained
+    average: WeightAverage | None  # of its weights; None without `train.ema_decay`
+    model: Predictor  # is validated and saved: with the network `average.net`, or else `net`
+    training_step: TrainingStep  # updates `net`
+    dataset: SegmentationDataset  # training samples
     data: CheckedData
 
     def __post_init__(self) -> None:
