@@ -157,7 +157,8 @@ def test_every_network_is_exported(tmp_path: Path, levels: int, norm: str, setti
     [
         pytest.param(1, "none", ".onnx", marks=needs_onnx),
         pytest.param(3, "batch", ".onnx", marks=needs_onnx),
-        (5, "group", ".pt2"),
+        (2, "group", ".pt2"),
+        (5, "none", ".pt2"),
     ],
 )
 def test_an_unpadded_network_mirrors_the_image_inside_the_file(
