@@ -21,9 +21,9 @@ def test_settings_reach_the_training_step(data_root: Path, monkeypatch: pytest.M
     class Watched(unet.training.train.TrainingStep):
         def gradients(self, batches: Iterable) -> tuple[float, float]:
             seen["deterministic"] = torch.are_deterministic_algorithms_enabled()
-            seen["recompute"] = self._net.activation_checkpointing
+            seen["recompute"] = self.net.activation_checkpointing
             seen["clip"] = self.clip_grad_norm
-            weight = self._net.encoder.stem[3].weight
+            weight = self.net.encoder.stem[3].weight
             seen["channels_last"] = weight.is_contiguous(memory_format=torch.channels_last)
             return super().gradients(batches)
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,50 +18,31 @@ from unet.runtime import distributed
 _SMALLEST_SCALE = 2.0**-14
 
 
+@dataclass(eq=False)
 class TrainingStep:
-    """Forward and backward pass over one or more batches, then the update, in all processes.
+    """Forward and backward pass over one or more batches, then the update, in all processes."""
 
-    Args:
-        net: the network, on its device.
-        loss_function: (logits, target, further tensors of a batch) -> scalar.
-        optimizer: with the highest learning rate of each group.
-        dtype: for autocast; with float16 the loss is scaled, so that small gradients are not lost.
-        accumulate: number of batches whose gradients are averaged.
-        clip_grad_norm: largest norm of all gradients together; None for no limit.
-        compiled: whether to use torch.compile.
-        memory_format: for the images.
-        freezes: whether some parameters have no gradient in some steps.
-    """
+    net: nn.Module  # on its device
+    loss_function: nn.Module  # (logits, target, further tensors of a batch) -> scalar
+    optimizer: torch.optim.Optimizer  # with the highest learning rate of each group
+    dtype: torch.dtype = torch.float32  # for autocast; with float16 the loss is scaled
+    accumulate: int = 1  # number of batches whose gradients are averaged
+    clip_grad_norm: float | None = None  # largest norm of all gradients together
+    compiled: bool = False  # whether to use torch.compile
+    memory_format: torch.memory_format = torch.channels_last  # of the images
+    freezes: bool = False  # whether some parameters have no gradient in some steps
 
-    def __init__(
-        self,
-        net: nn.Module,
-        loss_function: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        dtype: torch.dtype = torch.float32,
-        accumulate: int = 1,
-        clip_grad_norm: float | None = None,
-        compiled: bool = False,
-        memory_format: torch.memory_format = torch.channels_last,
-        freezes: bool = False,
-    ) -> None:
-        self.device = next(net.parameters()).device
-        self.parameters = list(net.parameters())
-        self.loss_function = loss_function
-        self.optimizer = optimizer
-        self.dtype = dtype
-        self.accumulate = accumulate
-        self.clip_grad_norm = clip_grad_norm
-        self.memory_format = memory_format
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self._net = net
-        self._highest_rates = [float(group["lr"]) for group in optimizer.param_groups]
+    def __post_init__(self) -> None:
+        self.parameters = list(self.net.parameters())
+        self.device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self._highest_rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self._parallel = None
         if distributed.world_size() > 1:
             # Without find_unused_parameters it waits for the gradients of frozen parameters.
-            self._parallel = DistributedDataParallel(net, find_unused_parameters=freezes)
-        self._forward = self._parallel or net
-        if compiled:
+            self._parallel = DistributedDataParallel(self.net, find_unused_parameters=self.freezes)
+        self._forward = self._parallel or self.net
+        if self.compiled:
             # All crops have one size; torch's compiler cannot handle a dynamic one.
             self._forward = torch.compile(self._forward, dynamic=False)  # type: ignore[assignment]
 
@@ -70,7 +52,7 @@ class TrainingStep:
         A batch holds images (N, C, H, W), targets (N, H, W), and further inputs of the loss.
         Returns the loss and the norm of all gradients before clipping.
         """
-        self._net.train()
+        self.net.train()
         self.optimizer.zero_grad()
         loss_sum = torch.zeros((), device=self.device)
         for i, (images, *targets) in enumerate(batches):
