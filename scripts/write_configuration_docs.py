@@ -1,7 +1,7 @@
 """Write docs/configuration.md: every setting with its type, default and meaning.
 
-The schema is the source: its types, its defaults and the comments above its fields. A test holds
-the page equal to what this script writes.
+The page is generated from the types, the defaults and the field comments of the schema. A test
+checks that the page is up to date.
 
     python scripts/write_configuration_docs.py
 """
@@ -25,15 +25,15 @@ HEAD = """\
 
 <!-- Written by scripts/write_configuration_docs.py from the schema in unet/config. Do not edit. -->
 
-Look up here what each setting of a config file means. A config is a YAML file; only `data.root`,
-`data.classes`, `data.validation` and `train.epochs` are required. Every setting can also be changed
-on the command line, such as `unet train configs/mine.yaml optimizer.lr=3.0e-4`. `null` means that a
-setting is not set. An unknown key, a value of another type and settings that exclude each other are
-errors.
+Look up the type, default and meaning of each setting on this page. A config is a YAML file. Only
+`data.root`, `data.classes`, `data.validation` and `train.epochs` are required. You can also change
+every setting on the command line, for example `unet train configs/mine.yaml optimizer.lr=3.0e-4`.
+`null` means that a setting is not set. Unknown keys, values of the wrong type and settings that
+exclude each other are errors.
 
-The last column says when a setting may change after training has begun: on *resume*, with
-`unet train --resume`, or in *use*, with `unet evaluate`, `predict`, `export` or `info`. All other
-settings belong to the trained model.
+The last column shows when you can change a setting after training has started: *resume* means with
+`unet train --resume`, and *use* means with `unet evaluate`, `predict`, `export` or `info`. All
+other settings are fixed for the trained model.
 """
 CHANGES = {
     MayChange(0): "",
