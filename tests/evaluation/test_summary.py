@@ -74,6 +74,14 @@ def test_all_numbers_equal_a_slow_computation() -> None:
     )
 
 
+def test_a_summary_is_a_mapping_of_scores() -> None:
+    summary = summary_of(random_images())
+    assert "mean_iou" in summary
+    assert "nonsense" not in summary
+    assert dict(summary) == summary.overall
+    assert summary.get("nonsense") is None
+
+
 def test_an_image_that_is_ignored_has_no_score_and_changes_none() -> None:
     images = random_images()
     with_it, without_it = (

@@ -1,7 +1,7 @@
 """Add up the measurements of images: the scores of an evaluation."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from unet.metrics.confusion import score_values, scores, spread
 from unet.metrics.precision_recall import Curve, precision_recall
 
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Summary(Mapping[str, Any]):
     """The scores of a model on N images of K classes; NaN where there is no score.
 
     `summary["mean_iou"]` is a score over all pixels of all images, `summary["iou"]` a list of one
@@ -41,6 +41,12 @@ class Summary:
 
     def __getitem__(self, name: str) -> Any:
         return self.overall[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.overall)
+
+    def __len__(self) -> int:
+        return len(self.overall)
 
     @property
     def class_names(self) -> tuple[str, ...]:
