@@ -558,3 +558,17 @@ def test_progress_bars_count_images_pages_and_tiles(
     assert re.search(r"predict: .* 1/1 .*image", shown)
     assert re.search(r"stack\.tif: .*/2 .*page", shown)
     assert re.search(r"stack\.tif: .*/24 .*tile", shown)
+
+
+def test_overwrite_leaves_no_file_that_belongs_to_another_mask(
+    checkpoint: Path, data_root: Path
+) -> None:
+    image, out = [str(data_root / "images" / "0.png")], Path("out")
+    predict_files([checkpoint], image, out, Options(overlay=True))
+    before = Path("out/0.png").read_bytes()
+    with pytest.raises(FileExistsError, match=r"0_overlay\.png: exists and belongs to out/0\.png"):
+        predict_files([checkpoint], image, out, Options(threshold=0.9), overwrite=True)
+    assert Path("out/0.png").read_bytes() == before
+    predict_files([checkpoint], image, out, Options(threshold=0.9, overlay=True), overwrite=True)
+    Path("out/0_overlay.png").unlink()
+    predict_files([checkpoint], image, out, Options(threshold=0.1), overwrite=True)

@@ -404,7 +404,7 @@ def test_options_that_need_the_whole_mask_are_refused(checkpoint: Path) -> None:
         with pytest.raises(ValueError, match=f"{name}: got a.tif, a raster that is read in windo"):
             predict_files([checkpoint], ["a.tif"], Path("out"), options)
         options = replace(options, windows=False)
-        predict_files([checkpoint], ["a.tif"], Path("out"), options, overwrite=True)
+        predict_files([checkpoint], ["a.tif"], Path(name), options)
 
 
 @pytest.mark.parametrize(

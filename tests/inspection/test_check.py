@@ -46,10 +46,10 @@ def test_every_error_is_reported_at_once(data_root: Path) -> None:
     expected = [
         "got nothing for",
         "4.png: cannot be read as an image (0 bytes); replace or remove the file",
+        "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
         f"1.png: got a mask of 8 x 9 pixels (height x width), expected {HEIGHT} x {WIDTH} as its",
         "2.png: got the mask value 5 (1872 pixels), expected {ground: 0, box: 200}",
         "3.png: got the mask value 6",
-        "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
     ]
     assert len(errors) == len(expected)
     for error, text in zip(errors, expected, strict=True):

@@ -34,6 +34,7 @@ def test_several_seeds_are_trained_and_their_mean_and_std_printed(
     assert len({tuple(state["val_stems"]) for state in states}) == 1  # the split stays
     shown = capsys.readouterr().out
     assert re.search(rf"^mean +{np.mean(best):.4f} ", shown, re.MULTILINE)
+    assert "unet predict runs/tiny_seed*/best.pt IMAGES" in shown
     # And what is done is not done again.
     times = [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/last.pt"))]
     train_series(config, resume=True)

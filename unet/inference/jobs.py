@@ -128,10 +128,15 @@ def plan_jobs(
         suffix = ".tif" if raster or pages is not None else ".png"
         outputs = {"mask": out / f"{name}{suffix}"}
         for extra in extras:
-            outputs[extra] = out / f"{name}_{extra}{suffix if extra == 'overlay' else '.tif'}"
+            outputs[extra] = extra_path(outputs["mask"], extra)
         jobs.append(Job(files=files, outputs=outputs, pages=pages, is_raster=raster))
     _check_outputs(jobs)
     return jobs
+
+
+def extra_path(mask: Path, extra: str) -> Path:
+    """Return the file of an output in addition to a mask, next to it."""
+    return mask.with_name(f"{mask.stem}_{extra}{mask.suffix if extra == 'overlay' else '.tif'}")
 
 
 def _check_outputs(jobs: Sequence[Job]) -> None:

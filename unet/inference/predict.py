@@ -24,7 +24,7 @@ from unet.data.image_io import (
 from unet.data.label_images import clean, number_objects
 from unet.data.masks import draw_mask
 from unet.data.tiff_stack import stack_writer
-from unet.inference.jobs import Job, find_images, plan_jobs
+from unet.inference.jobs import Job, extra_path, find_images, plan_jobs
 from unet.inference.origin import check_origin, describe_origin
 from unet.inference.predict_geotiff import check_raster, predict_raster
 from unet.inference.predictor import Model, load_model
@@ -43,6 +43,9 @@ class OptionError(ValueError):
     def __init__(self, option: str, reason: str) -> None:
         super().__init__(f"{option}: {reason}")
         self.option, self.reason = option, reason
+
+
+_EXTRAS = ("overlay", "probabilities", "instances")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +143,7 @@ def predict_files(
     model = load_model(checkpoints, overrides=overrides)
     _check_options(model, options)
     images = find_images(inputs, model.config.data.channels, out)
-    extras = [name for name in ("overlay", "probabilities", "instances") if getattr(options, name)]
+    extras = [name for name in _EXTRAS if getattr(options, name)]
     jobs = plan_jobs(images, out, extras, options.windows)
     _check_jobs(model, jobs, out, options)
     distributed.initialize()
@@ -155,6 +158,7 @@ def predict_files(
     if any(done):
         print(f"kept {sum(done)} mask(s) that exist in {out}; --overwrite predicts them again")
     work = [job for job, exists in zip(jobs, done, strict=True) if not exists]
+    distributed.on_first_rank(lambda: _check_extras(jobs, work))()
     own = _run_jobs(model, distributed.shard(work), options, origin)
     errors = [error for some in distributed.all_gather(own) for error in some]
     if len(errors) < len(work):
@@ -253,6 +257,18 @@ def _is_done(job: Job, origin: dict[str, Any]) -> bool:
     return True
 
 
+def _check_extras(jobs: Sequence[Job], work: Sequence[Job]) -> None:
+    """Raise FileExistsError if a new mask would leave an older file of the same image."""
+    outputs = {path for job in jobs for path in job.outputs.values()}
+    for mask in [job.outputs["mask"] for job in work if job.outputs["mask"].exists()]:
+        for path in (extra_path(mask, extra) for extra in _EXTRAS):
+            if path not in outputs and path.exists():
+                raise FileExistsError(
+                    f"{path}: exists and belongs to {mask}, which would be replaced; remove it, "
+                    "or write it again with the same option"
+                )
+
+
 def _predict_pages(model: Model, job: Job, options: Options, origin: str) -> None:
     """Predict an image, or a stack page by page."""
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
@@ -268,9 +284,7 @@ def _predict_pages(model: Model, job: Job, options: Options, origin: str) -> Non
             mask = draw_mask(ids, model.classes, model.palette)
             for output, path in job.outputs.items():
                 pictures = [mask] if output == "mask" else _draw(output, model, image, ids, scores)
-                if (
-                    output not in writers
-                ):  # no file or folder is made before the first page is ready
+                if output not in writers:  # not before the first page is ready
                     num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
                     description = origin if output == "mask" else None
                     writer = _open_writer(path, num_bytes, description)

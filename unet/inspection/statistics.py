@@ -83,7 +83,7 @@ def collect_statistics(
         if cache is not None and todo:
             _save_cache(cache, keys[good], found[good])
     if stray:
-        errors.append(_advise_on_stray_values(stray, reader, found))
+        errors.insert(0, _advise_on_stray_values(stray, reader, found))  # long lists are cut
     return Collected(np.flatnonzero(good), found[good], unreadable, errors)
 
 

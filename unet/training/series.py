@@ -46,7 +46,8 @@ def train_series(
             writer.writeheader()
             writer.writerows(rows)
         print(f"\n{_text(rows, monitor)}\nstd: standard deviation over the runs\nwrote {path}")
-        print(f"next:     unet predict {runs[0].parent / config.name}_*/best.pt IMAGES -o masks")
+        pattern = f"{config.name}_{'fold' if all_folds else 'seed'}*"
+        print(f"next:     unet predict {path.with_name(pattern)}/best.pt IMAGES -o masks")
     return path
 
 
