@@ -28,12 +28,12 @@ from unet.build import build_reader, list_pairs
 from unet.config.data_schema import AugmentConfig
 from unet.config.loader import load_config
 from unet.config.schema import Config
+from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
 from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import Pair
 from unet.data.sampler import SeededBatchSampler
-from unet.data.transforms import Augmentation
 from unet.inspection.statistics import collect_statistics
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ import torch
 
 from unet.config.data_schema import FixedNormalizationConfig
 from unet.config.schema import Config
+from unet.data.augmentation import Augmentation
 from unet.data.border_weights import Border
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
@@ -21,7 +22,6 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.table import read_table
-from unet.data.transforms import Augmentation
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 from unet.models.weights import encoder_normalization

@@ -440,7 +440,7 @@ def test_an_unexpected_error_in_a_worker_is_one_line(
     def fail(*_: object) -> None:
         raise IndexError("too far")
 
-    monkeypatch.setattr("unet.data.transforms.Augmentation.__call__", fail)
+    monkeypatch.setattr("unet.data.augmentation.Augmentation.__call__", fail)
     assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(

@@ -8,8 +8,8 @@ from helpers import small_config
 
 from unet.config.data_schema import AugmentConfig
 from unet.config.schema import BorderConfig, LossConfig, ModelConfig, tile_overlap, tiles_blend
+from unet.data.augmentation import Augmentation
 from unet.data.border_weights import Border
-from unet.data.transforms import Augmentation
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 

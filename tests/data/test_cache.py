@@ -9,6 +9,7 @@ from helpers import HEIGHT, WIDTH, write_instances
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from unet.data.augmentation import Augmentation
 from unet.data.border_weights import Border, border_weights
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
@@ -17,7 +18,6 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.sampler import SeededBatchSampler
-from unet.data.transforms import Augmentation
 
 READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)
 

@@ -7,6 +7,7 @@ from helpers import HEIGHT, WIDTH
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
@@ -14,7 +15,6 @@ from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.sampler import SeededBatchSampler
-from unet.data.transforms import Augmentation
 from unet.runtime.errors import SampleError
 
 READER = PairReader(classes=ClassMap({"ground": 0, "box": 200}), in_channels=1)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
 from unet.data.image_io import to_float
 from unet.data.normalization import Normalization
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
-from unet.data.transforms import Augmentation
 from unet.runtime.errors import SampleError, is_out_of_memory
 from unet.runtime.seeds import Stream
 

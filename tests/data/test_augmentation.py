@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from unet.data.transforms import Augmentation
+from unet.data.augmentation import Augmentation
 
 EVERYTHING = {
     "scale": (0.6, 1.6),
