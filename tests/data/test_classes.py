@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
-from unet.data.classes import ClassMap
+from unet.data.classes import ClassMap, StrayValueError
 
 
 def test_contradictory_classes_are_an_error() -> None:
@@ -31,3 +33,15 @@ def test_every_class_has_another_colour() -> None:
     colours = ClassMap({str(i): i for i in range(24)}).colours
     assert len(set(colours)) == 24
     assert ClassMap({"a": (1, 2, 3), "b": (4, 5, 6)}).colours == ((1, 2, 3), (4, 5, 6))
+
+
+def test_values_that_fill_areas_are_classes_and_soft_edges_get_a_tolerance() -> None:
+    classes = ClassMap({"a": 0, "b": 255})
+    values = np.array([[0, 30, 60], [90, 120, 150], [180, 210, 240]], np.uint8)
+    areas = np.kron(values, np.ones((40, 40), np.uint8))
+    with pytest.raises(StrayValueError, match=r"data\.classes that would fit: .* new_8: 240\}"):
+        classes.decode(areas, "mask")
+    box = Image.fromarray(np.pad(np.full((40, 40), 255, np.uint8), 20))
+    soft = np.asarray(box.filter(ImageFilter.GaussianBlur(2)))
+    with pytest.raises(StrayValueError, match=r"data\.tolerance=12\d takes the nearest class, as "):
+        classes.decode(soft, "mask")

@@ -113,7 +113,8 @@ def test_a_stem_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "images/3.png", tmp_path / "images/3.bmp")
     _, errors = find_pairs(tmp_path, ["images"], "masks")
     assert len(errors) == 1
-    assert "has the stem '3' of" in errors[0]
+    both = f"{tmp_path}/images/3.bmp and {tmp_path}/images/3.png"
+    assert errors[0].startswith(f"{both}: have the same stem, expected one file of each stem")
 
 
 def test_missing_folders_and_patterns_without_files_are_errors(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def test_a_file_occurs_in_a_table_once(tmp_path: Path) -> None:
     write(tmp_path, "1.png", "2.png", "a.png")
     (tmp_path / "pairs.csv").write_text("image,mask\n1.png,a.png\n2.png,a.png\n")
     _, errors = read_table(tmp_path, "pairs.csv")
-    assert "line 3: a.png occurs twice, expected every file once" in errors[0]
+    assert f"line 3: {tmp_path}/a.png occurs twice, expected every file once" in errors[0]
     (tmp_path / "pairs.csv").write_text("image,mask\n1.png,1.png\n")
-    assert "line 2: 1.png occurs twice" in read_table(tmp_path, "pairs.csv")[1][0]
+    assert f"line 2: {tmp_path}/1.png occurs twice" in read_table(tmp_path, "pairs.csv")[1][0]
     (tmp_path / "pairs.csv").write_text("image,mask,mask\n1.png,a.png,b.png\n")
     with pytest.raises(ValueError, match="got a column twice in image, mask, mask"):
         read_table(tmp_path, "pairs.csv")
@@ -46,8 +46,9 @@ def test_errors_of_a_table_name_the_line(tmp_path: Path) -> None:
     _, errors = read_table(tmp_path, "pairs.csv")
     assert [error.removeprefix(f"{table}: line ") for error in errors] == [
         f"3: there is no file {tmp_path}/2.png; correct the path",
-        "4 lacks an image or a mask; complete it",
-        f"5: 1.png has the stem of {tmp_path}/1.png, expected each once; remove or rename one",
+        "4: got no image or no mask, expected both; complete it",
+        f"5: {tmp_path}/1.png has the stem of {tmp_path}/1.png, expected each once; remove or "
+        "rename one",
     ]
     table.write_text("image;mask\n1.png;a.png\n")
     with pytest.raises(ValueError, match="got the columns image;mask, expected image and mask too"):

@@ -46,14 +46,36 @@ def test_every_error_is_reported_at_once(data_root: Path) -> None:
     expected = [
         "got nothing for",
         "4.png: cannot be read as an image (0 bytes); replace or remove the file",
-        "all masks together: data.classes that would fit: {ground: 0, box: 200, new_1: 5",
+        "2 masks hold 5, 6, which are no classes; data.classes that would fit: {ground: 0, box: "
+        "200, new_1: 5, new_2: 6}",
         f"1.png: got a mask of 8 x 9 pixels (height x width), expected {HEIGHT} x {WIDTH} as its",
-        "2.png: got the mask value 5 (1872 pixels), expected {ground: 0, box: 200}",
-        "3.png: got the mask value 6",
     ]
     assert len(errors) == len(expected)
     for error, text in zip(errors, expected, strict=True):
         assert text in error
+
+
+def test_equal_errors_are_one_line_with_a_count_and_three_files(data_root: Path) -> None:
+    """All masks hold 255 instead of 200, or are too small, or cannot be read."""
+    folder = data_root / "masks"
+    pixels = {path: np.array(Image.open(path)) for path in sorted(folder.iterdir())}
+    for path, mask in pixels.items():
+        Image.fromarray(np.where(mask > 0, np.uint8(255), np.uint8(0))).save(path)
+    data = check_data(make_config(data_root))
+    assert data.errors == [
+        "6 masks hold 255, which is no class; data.classes that would fit: {ground: 0, box: 255} "
+        f"({folder}/0.png, {folder}/1.png, {folder}/2.png and 3 more)"
+    ]
+    assert describe(make_config(data_root), data) == ""
+    for i, (path, mask) in enumerate(pixels.items()):
+        Image.fromarray(mask[i + 1 :]).save(path)
+    (error,) = check_data(make_config(data_root)).errors
+    assert error.startswith(f"6 files, such as {folder}/0.png: got a mask of 35 x 52 pixels")
+    assert error.endswith(f" (also {folder}/1.png, {folder}/2.png and 3 more)")
+    for path in pixels:
+        path.write_text("no image")
+    (error,) = check_data(make_config(data_root)).errors
+    assert error.startswith(f"6 files, such as {folder}/0.png: cannot be read as an image")
 
 
 def test_unreadable_files_are_left_out_only_with_skip_unreadable(data_root: Path) -> None:
@@ -138,7 +160,7 @@ def test_one_mask_file_per_class_is_read(data_root: Path) -> None:
     data = check_data(config)
     assert not data.errors
     assert (data.train.class_pixels[:, 1] == 320).all()
-    _, found, _, _ = collect_statistics(data.val_pairs, build_reader(config))
+    found = collect_statistics(data.val_pairs, build_reader(config)).statistics
     assert (found.class_pixels[:, 1] == 320).all()
 
 
@@ -275,10 +297,10 @@ def test_every_damaged_file_of_a_pair_is_named(data_root: Path) -> None:
     folders = ("images", "masks", "instances")
     for folder in folders:
         (data_root / folder / "3.png").write_bytes(b"")
-    errors = check_data(make_config(data_root, *BORDER)).errors
-    assert [error.partition(":")[0] for error in errors] == [
-        f"{data_root}/{folder}/3.png" for folder in folders
-    ]
+    (error,) = check_data(make_config(data_root, *BORDER)).errors
+    images, *others = [f"{data_root}/{folder}/3.png" for folder in folders]
+    assert error.startswith(f"3 files, such as {images}: cannot be read as an image (0 bytes); ")
+    assert error.endswith(f" (also {', '.join(others)})")
 
 
 def test_a_label_image_without_the_objects_of_the_mask_is_an_error(data_root: Path) -> None:

@@ -19,13 +19,13 @@ def test_statistics_match_the_files(data_root: Path) -> None:
     pairs, _ = find_pairs(data_root, ["images"], "masks")
     (data_root / "images" / "2.png").write_text("no image")
     Image.fromarray(np.full((HEIGHT, WIDTH), 5, np.uint8)).save(data_root / "masks" / "4.png")
-    kept, found, unreadable, errors = collect_statistics(
+    kept, found, unreadable, errors, _ = collect_statistics(
         pairs, build_reader(make_config(data_root))
     )
     assert kept.tolist() == [0, 1, 3, 5]
     assert len(found) == 4
     assert "2.png: cannot be read" in unreadable[0]
-    assert "4.png: got the mask value 5" in errors[1]
+    assert "4.png: got the mask value 5" in errors[0]
     for row, place in enumerate(kept.tolist()):
         with Image.open(pairs[place].images[0]) as image, Image.open(pairs[place].masks[0]) as mask:
             pixels, values = np.asarray(image) / 255, np.asarray(mask)
@@ -78,4 +78,5 @@ def test_a_cache_without_rows_does_no_harm(data_root: Path) -> None:
         path.write_text("no image")
     config = make_config(data_root)
     assert check_data(config).errors == check_data(config).errors
-    assert len(check_data(config).errors) == 6
+    (error,) = check_data(config).errors
+    assert error.startswith("6 files, such as ")

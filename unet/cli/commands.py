@@ -59,7 +59,8 @@ def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError) as error:  # there is nothing to read at all
         print(f"error: {error}\n1 error found", file=sys.stderr)
         return 1
-    print(describe(config, data))
+    if summary := describe(config, data):
+        print(summary)
     for warning in data.warnings:
         print(f"warning: {warning}")
     if picture is not None and len(data.train_pairs):

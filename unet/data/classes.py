@@ -20,6 +20,9 @@ IGNORE_INDEX = 255
 
 _STRAY = 254
 
+_ROUNDING = 8
+"""JPEG changes the value of a whole area by no more than this."""
+
 # Distinct also for the colour-blind: Okabe and Ito 2008, "Color Universal Design", with grey for
 # the first class, which is usually the background.
 _PALETTE: tuple[Colour, ...] = (
@@ -44,12 +47,14 @@ class StrayValueError(ValueError):
         pixels: Mapping[int | Colour, int],
         present: set[int],
         total: int,
+        interior: int,
     ) -> None:
         super().__init__(f"{what}; {advice}")
         self.what = what  # the message without advice
         self.pixels = pixels  # number of pixels of each stray value
         self.present = present  # class ids of the other pixels
         self.total = total  # number of all pixels
+        self.interior = interior  # number of pixels of values far from all others, within areas
 
 
 class ClassMap:
@@ -139,31 +144,44 @@ class ClassMap:
         if (far := distances > self.tolerance).any():
             shown = [self._value(value) for value in values[far].tolist()]
             pixels = dict(zip(shown, counts[far].tolist(), strict=True))
+            interior = int(np.sum(is_interior(codes)[stray] & (distances[inverse] > _ROUNDING)))
             ignored = f", ignored {_show(self._ignore)}" if self._ignore else ""
             raise StrayValueError(
                 f"{path}: got the {what} {_show_counts(pixels)}, expected "
                 f"{_show(self._classes)}{ignored}",
-                self.suggest(pixels, set(range(len(self.names))), ids.size),
+                self.suggest(pixels, set(range(len(self.names))), ids.size, interior),
                 pixels,
                 set(np.unique(ids[~stray]).tolist()),
                 ids.size,
+                interior,
             )
         ids[stray] = nearest[inverse]
         return ids
 
-    def suggest(self, pixels: Mapping[int | Colour, int], present: set[int], total: int) -> str:
+    def suggest(
+        self,
+        pixels: Mapping[int | Colour, int],
+        present: set[int],
+        total: int,
+        interior: int = 0,
+    ) -> str:
         """Say which settings would accept stray values; arguments as of `StrayValueError`."""
         tolerance = int(self._nearest(np.array([_code(value) for value in pixels]))[0].max())
         nearest = f"data.tolerance={tolerance} takes the nearest class"
-        # Being near means something only where classes are further apart.
-        apart = 2 * tolerance < self._gap()
+        # Being near means something only where classes are further apart. Soft edges and noise vary
+        # from pixel to pixel; the values of classes fill areas.
+        apart = 2 * tolerance < self._gap() and 10 * interior < sum(pixels.values())
         if len(pixels) > 5 and apart:
             return (
                 f"{nearest}, as for a mask that was resized smoothly or saved as JPEG; or save it "
                 "again from the original"
             )
         if len(pixels) > 20:
-            return "correct the mask, which holds too many values for classes"
+            objects = '{background: 0, object: "1-65535"}'
+            return (
+                "correct the mask, which holds too many values for classes; if they number "
+                f"objects: data.classes={objects}"
+            )
         absent = [name for i, name in enumerate(self.names) if i not in present]
         if len(pixels) <= len(absent):  # a class with another value than the given one
             classes = {**self._classes, **dict(zip(absent, pixels, strict=False))}
@@ -201,6 +219,17 @@ class ClassMap:
 
     def _value(self, code: int) -> int | Colour:
         return (code >> 16, code >> 8 & 255, code & 255) if self.coloured else code
+
+
+def is_interior(codes: np.ndarray) -> np.ndarray:
+    """Whether the four neighbours of each pixel (H, W) have its value; at borders, fewer do."""
+    inside = np.ones(codes.shape, bool)
+    for axis in range(codes.ndim):
+        same = np.diff(codes, axis=axis) == 0
+        before, after = np.moveaxis(inside, axis, 0)[:-1], np.moveaxis(inside, axis, 0)[1:]
+        before &= np.moveaxis(same, axis, 0)
+        after &= np.moveaxis(same, axis, 0)
+    return inside
 
 
 def _is_coloured(values: Values) -> bool:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unet.data.image_io import SUFFIXES, UnreadableError, count_pages
-from unet.runtime.text import join_some
+from unet.runtime.text import group_messages, join_some
 
 _NUMBER = re.compile(r"(\d+)")
 _ANY_SUFFIX = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
@@ -116,6 +116,7 @@ def find_pairs(
 def split_stacks(pairs: Iterable[Pair], errors: list[str]) -> list[Pair]:
     """Make a pair of each page; report stacks of different lengths."""
     result = []
+    unequal = []
     for pair in pairs:
         try:
             pages = [count_pages(path) for path in pair.files]
@@ -123,12 +124,12 @@ def split_stacks(pairs: Iterable[Pair], errors: list[str]) -> list[Pair]:
             result.append(pair)  # reading it will say what is wrong
             continue
         if len(set(pages)) > 1:
-            errors.append(
-                f"{pair.files[pages.index(min(pages))]}: got {min(pages)} pages, expected "
-                f"{max(pages)} as in {pair.files[pages.index(max(pages))]}; correct one"
-            )
+            longest = pair.files[pages.index(max(pages))]
+            text = f"got {min(pages)} pages, expected {max(pages)} as in {longest}; correct one"
+            unequal.append((pair.files[pages.index(min(pages))], text))
             continue
         result += [pair._replace(stem=f"{pair.stem}#{i}", page=i) for i in range(pages[0])]
+    errors += group_messages(unequal)
     return result
 
 
@@ -164,6 +165,7 @@ def _find_files(
         raise FileNotFoundError(f"{base}: there is no such folder; check the path")
     expression = _compile(root, pattern)
     files: dict[str, str] = {}
+    twice: list[str] = []
     for path in list_files(base):
         match = expression.fullmatch(path)
         if match is None or any(other.fullmatch(path) for other in excluded):
@@ -171,11 +173,11 @@ def _find_files(
             continue
         stem = match["stem"]
         if stem in files:
-            errors.append(
-                f"{path}: has the stem {stem!r} of {files[stem]}, expected one file of each stem; "
-                "remove one, or let {stem} in the pattern contain the difference"
-            )
+            twice.append(" and ".join(sorted((files[stem], path))))
         files[stem] = path
+    advice = "remove one, or let {stem} in the pattern contain the difference"
+    text = f"have the same stem, expected one file of each stem; {advice}"
+    errors += group_messages([(both, text) for both in sorted(twice)], "pairs of files")
     if not files:
         suffixes = Counter(Path(path).suffix or "(no ending)" for path in list_files(base))
         there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))

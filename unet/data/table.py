@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from unet.data.pairing import Pair, split_stacks
+from unet.runtime.text import group_messages
 
 
 def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair], list[str]]:
@@ -15,30 +16,30 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
     Raises:
         ValueError: if the table lacks a column or has no rows.
     """
-    path, errors = root / table, []
+    path, wrong = root / table, []
     rows = _read_rows(path)
     pairs: dict[str, Pair] = {}
     used = {row["image"] for _, row in rows}
     for number, row in rows:
-        image, mask = row["image"], row["mask"]
+        image, mask, where = row["image"], row["mask"], f"{path}: line {number}"
         if not (image and mask):
-            errors.append(f"{path}: line {number} lacks an image or a mask; complete it")
+            wrong.append((where, "got no image or no mask, expected both; complete it"))
             continue
-        stem, where = Path(image).with_suffix("").as_posix(), f"{path}: line {number}: "
+        stem = Path(image).with_suffix("").as_posix()
         if missing := [name for name in (image, mask) if not (root / name).is_file()]:
-            errors.append(f"{where}there is no file {root / missing[0]}; correct the path")
+            wrong.append((where, f"there is no file {root / missing[0]}; correct the path"))
         elif stem in pairs:
-            errors.append(
-                f"{where}{image} has the stem of {pairs[stem].images[0]}, expected each once; "
-                "remove or rename one"
-            )
+            first = pairs[stem].images[0]
+            text = f"{root / image} has the stem of {first}, expected each once; remove or rename"
+            wrong.append((where, f"{text} one"))
         elif mask in used:
-            errors.append(f"{where}{mask} occurs twice, expected every file once; correct one")
+            text = f"{root / mask} occurs twice, expected every file once; correct one"
+            wrong.append((where, text))
         else:
             used |= {image, mask}
             files = (str(root / image),), (str(root / mask),)
             pairs[stem] = Pair(stem, *files, split=row.get("split") or "")
-    found = list(pairs.values())
+    found, errors = list(pairs.values()), group_messages(wrong, "rows")
     return (split_stacks(found, errors) if stacks else found), errors
 
 

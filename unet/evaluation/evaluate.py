@@ -111,8 +111,8 @@ def evaluate(
 
     @distributed.on_first_rank
     def check() -> None:
-        _, _, unreadable, wrong = collect_statistics(pairs, build_reader(model.config))
-        if all_errors := errors + unreadable + wrong:
+        collected = collect_statistics(pairs, build_reader(model.config))
+        if all_errors := errors + collected.unreadable + collected.errors:
             raise ValueError(format_list(all_errors))
 
     check()

@@ -77,11 +77,11 @@ def check_data(config: Config) -> CheckedData:
     listed, val_listed, errors = _list_files(config, warnings)
     all_pairs = [*listed, *val_listed]
     collected = collect_statistics(all_pairs, reader, _cache_path(config))
-    skipped = len(collected.unreadable) if data.skip_unreadable else 0
+    skipped = collected.num_unreadable if data.skip_unreadable else 0
     if skipped:
         warnings += [*collected.unreadable, f"left out {skipped} pair(s) that cannot be read"]
     else:
-        errors += [line for message in collected.unreadable for line in message.splitlines()]
+        errors += collected.unreadable
     errors += collected.errors
     splits = np.where(collected.kept < len(listed), _TRAIN, _VAL)
     if len(splits) and data.validation.images is None:
@@ -98,7 +98,8 @@ def check_data(config: Config) -> CheckedData:
     )
     errors += [] if errors else find_errors(config, train, val)
     errors += find_duplicates(train_pairs, val_pairs, train, val)
-    warnings += find_warnings(config, train_pairs, val_pairs, train, val)
+    # Some pairs do not tell what holds for all of them.
+    warnings += [] if errors else find_warnings(config, train_pairs, val_pairs, train, val)
     return CheckedData(
         train_pairs=train_pairs,
         val_pairs=val_pairs,
@@ -111,11 +112,14 @@ def check_data(config: Config) -> CheckedData:
 
 
 def describe(config: Config, data: CheckedData) -> str:
-    """Format number, sizes, modes and classes of the images as text."""
+    """Format number, sizes, modes and classes of the images as text; empty without images."""
+    if not (len(data.train) or len(data.val)):
+        return ""
     sizes = np.concatenate([data.train.sizes, data.val.sizes])
     types = np.concatenate([data.train.types, data.val.types]).astype(str)
     lines = [
-        f"{len(data.train)} training and {len(data.val)} validation images",
+        f"{len(data.train)} training and {len(data.val)} validation images"
+        + (", and others with errors" if data.errors else ""),
         f"size             {_most_common([f'{height} x {width}' for height, width in sizes])}",
         f"mode and dtype   {_most_common(types.tolist())}",
         *_describe_normalization(config),

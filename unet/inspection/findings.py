@@ -7,6 +7,7 @@ import numpy as np
 from unet.config.schema import Config
 from unet.data.pairing import Pair
 from unet.inspection.statistics import PairStatistics
+from unet.runtime.text import group_messages
 
 
 def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> list[str]:
@@ -58,12 +59,16 @@ def find_duplicates(
     _, train_rows, val_rows = np.intersect1d(train.contents, val.contents, return_indices=True)
     variance = train.squares * train.sizes.prod(1)[:, None] - train.sums**2
     varied = (variance > 1e-9 * train.sums**2).any(1)[train_rows]
-    return [
-        f"{train_pairs[i].images[0]}: got the same pixels in the validation image "
-        f"{val_pairs[j].images[0]}, expected no image in both training and validation; remove one, "
-        "or keep them together with data.validation.group"
+    messages = [
+        (
+            train_pairs[i].images[0],
+            f"got the same pixels in the validation image {val_pairs[j].images[0]}, expected no "
+            "image in both training and validation; remove one, or keep them together with "
+            "data.validation.group",
+        )
         for i, j in zip(train_rows[varied].tolist(), val_rows[varied].tolist(), strict=True)
     ]
+    return group_messages(messages)
 
 
 def find_warnings(

@@ -19,6 +19,7 @@ from unet.data.image_io import UnreadableError, image_mode, open_image, to_float
 from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 from unet.runtime.files import atomic_path
+from unet.runtime.text import group_messages, join_some
 
 _QUEUE_SIZE = 1024
 """Pairs that wait for a thread; a queue of all pairs would be large."""
@@ -52,8 +53,9 @@ class Collected(NamedTuple):
 
     kept: np.ndarray  # indices of the pairs without errors
     statistics: PairStatistics  # one row for each of these
-    unreadable: list[str]  # one message for each pair with a file that cannot be read
+    unreadable: list[str]  # messages on files that cannot be read
     errors: list[str]  # all other messages
+    num_unreadable: int  # pairs with such files
 
 
 def collect_statistics(
@@ -64,27 +66,29 @@ def collect_statistics(
     keys = np.array([_key(pair) for pair in pairs], dtype="S16")
     good = _load_cache(cache, keys, found)
     todo = np.flatnonzero(~good).tolist()
-    unreadable: list[str] = []
-    errors: list[str] = []
-    stray: list[StrayValueError] = []
+    unreadable: list[tuple[str, str]] = []
+    errors: list[tuple[str, str]] = []
+    stray: list[tuple[str, StrayValueError]] = []
+    num_unreadable = 0
     try:
         for i, result in _summarize_all(pairs, todo, reader):
             match result:
                 case UnreadableError():
-                    unreadable.append(str(result))
+                    unreadable += _list_unreadable(pairs[i]) or [_split(str(result), pairs[i])]
+                    num_unreadable += 1
                 case StrayValueError() if not reader.mask_per_class:
-                    errors.append(result.what)
-                    stray.append(result.with_traceback(None))  # its frames hold the image
+                    # Its frames hold the image.
+                    stray.append((pairs[i].masks[0], result.with_traceback(None)))
                 case Exception():
-                    errors.append(str(result))
+                    errors.append(_split(str(result), pairs[i]))
                 case _:
                     good[i], found[i] = True, result
     finally:  # after an interrupt, too
         if cache is not None and todo:
             _save_cache(cache, keys[good], found[good])
-    if stray:
-        errors.insert(0, _advise_on_stray_values(stray, reader, found))  # long lists are cut
-    return Collected(np.flatnonzero(good), found[good], unreadable, errors)
+    messages = _describe_stray_values(stray, reader, found) + group_messages(errors)
+    kept = np.flatnonzero(good)
+    return Collected(kept, found[good], group_messages(unreadable), messages, num_unreadable)
 
 
 def _summarize_all(
@@ -119,8 +123,6 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
             cells = _hash(numbers.astype(np.int64))  # the file's own dtype does not matter
             num_cells = int(np.count_nonzero(np.unique(numbers)))
         mode = image_mode(pair.images[0])
-    except UnreadableError as error:
-        return UnreadableError("\n".join(_list_unreadable(pair)) or str(error))
     except (ValueError, FileNotFoundError) as error:
         return error
     sums, squares = _sum_values(image)
@@ -140,31 +142,47 @@ def _sum_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sums, squares
 
 
-def _list_unreadable(pair: Pair) -> list[str]:
+def _split(message: str, pair: Pair) -> tuple[str, str]:
+    """The file that an error message starts with, and the rest of the message."""
+    file = next((one for one in pair.files if message.startswith(f"{one}: ")), pair.images[0])
+    return file, message.removeprefix(f"{file}: ")
+
+
+def _list_unreadable(pair: Pair) -> list[tuple[str, str]]:
     """The error of every file of a pair that cannot be read, not only of the first."""
     messages = []
     for path in dict.fromkeys(pair.files):
         try:
             open_image(path, pair.page)
         except UnreadableError as error:
-            messages.append(str(error))
+            messages.append(_split(str(error), pair))
         except ValueError:  # readable, but of a type that is reported once all files can be read
             continue
     return messages
 
 
-def _advise_on_stray_values(
-    stray: Sequence[StrayValueError], reader: PairReader, found: PairStatistics
-) -> str:
-    """Suggest a setting that fits all masks with stray values together."""
-    counts: Counter[int | Colour] = Counter()
+def _describe_stray_values(
+    stray: Sequence[tuple[str, StrayValueError]], reader: PairReader, found: PairStatistics
+) -> list[str]:
+    """One message for all masks with stray values, with a setting that fits them together."""
+    if not stray:
+        return []
+    pixels: Counter[int | Colour] = Counter()
     present = set(np.flatnonzero(found.class_pixels.any(0)).tolist())
-    total = int(found.sizes.prod(1).sum())
-    for error in stray:
-        counts.update(error.pixels)
+    total, interior = int(found.sizes.prod(1).sum()), 0
+    for _, error in stray:
+        pixels.update(error.pixels)
         present |= error.present
         total += error.total
-    return f"all masks together: {reader.classes.suggest(counts, present, total)}"
+        interior += error.interior
+    advice = reader.classes.suggest(pixels, present, total, interior)
+    masks = [mask for mask, _ in stray]
+    if len(stray) == 1:
+        return [f"{stray[0][1].what}; {advice}"]
+    shown = [str(one if isinstance(one, int) else [*one]) for one, _ in pixels.most_common()]
+    values = join_some(shown)
+    what = "is no class" if len(pixels) == 1 else "are no classes"
+    return [f"{len(stray)} masks hold {values}, which {what}; {advice} ({join_some(masks, 3)})"]
 
 
 def _hash(array: np.ndarray) -> bytes:
