@@ -6,6 +6,10 @@ with an uninterrupted run. Half of the kills happen at any time of the run, half
 is written or replaces the previous one. Half of the kills also hit the workers that load samples,
 and half of the runs have such workers.
 
+With --signals, SIGTERM or SIGINT ends a series of runs (three seeds, or three folds) at a random
+moment instead. The command must end within 5 seconds with exit code 143 or 130, and the series must
+resume to the same weights. Half of the signals go to the process alone, half to its group.
+
 Everything runs on the CPU with one thread, because sums depend on the number of threads. --seed
 determines the moments, but the progress of the run at a moment depends on the machine. Linux only.
 """
@@ -40,6 +44,11 @@ SETTINGS = [
 ]
 QUICK = ("train.epochs=2", "train.steps_per_epoch=3")
 WORKERS = (0, 2)
+SERIES = (
+    ("train.seeds=3", "train.epochs=2"),
+    ("data.validation={folds: 3}", "--folds=all", "train.epochs=2"),
+)
+LONGEST_END = 5.0  # seconds from a signal to the end of the command
 # These may differ between two equal runs.
 IGNORED = ("seconds", "config.name", "config.train.num_workers")
 
@@ -339,10 +348,98 @@ def finish(
     return result == "same weights", bool(half)
 
 
+def runs_of(folder: Path, name: str) -> dict[str, Path]:
+    """Return the folders of a series by the part of their name that tells them apart."""
+    found = sorted((folder / "runs").glob(f"{name}_*"))
+    return {path.name.removeprefix(name): path for path in found if path.is_dir()}
+
+
+def signal_one(folder: Path, number: int, seconds: dict[int, float], rng: random.Random) -> bool:
+    """Do one round of --signals; return whether all went well."""
+    kind = number % len(SERIES)
+    more, name, base = SERIES[kind], f"signal-{number}", f"series-{kind}"
+    workers = WORKERS[number // 2 % 2]
+    signum = rng.choice((signal.SIGTERM, signal.SIGINT))
+    send = rng.choice((os.kill, os.killpg))
+    ended = True
+    while ended:
+        moment = rng.uniform(0, seconds[kind])
+        with started(folder, name, workers, *more) as process:
+            time.sleep(moment)
+            ended = process.poll() is not None
+            if not ended:
+                send(process.pid, signum)
+                start, faults = time.monotonic(), []
+                try:
+                    code = process.wait(4 * LONGEST_END)
+                except subprocess.TimeoutExpired:
+                    code = None
+                took = time.monotonic() - start
+    text = log_of(folder, name, *more).read_text(encoding="utf-8")
+    done = len(runs_of(folder, name))
+    # Python has not installed the handler before the first line of `main`.
+    if code not in (128 + signum, -signum if not text.strip() else 128 + signum):
+        faults.append(f"exit code {code}")
+    if took > LONGEST_END:
+        faults.append(f"ended after {took:.1f} s")
+    if "Traceback" in text:
+        faults.append(f"traceback: {text.strip().splitlines()[-1]}")
+    faults += [f"{path} is left over" for path in (folder / "runs").rglob(".*.tmp")]
+    if failure := run_through(folder, name, workers, *more, "--resume", limit=60 + 10 * moment):
+        faults.append(f"RESUME FAILED, {failure}")
+    else:
+        runs, expected = runs_of(folder, name), runs_of(folder, base)
+        for key in expected:
+            faults += [f"DIFFERENT: {key} {one}" for one in differences(runs[key], expected[key])]
+    print(
+        f"{number:3}  {signum.name} to the {'process' if send is os.kill else 'group'} after "
+        f"{moment:5.2f} s, in run {done}, ended in {took:.2f} s with {code}; "
+        f"{'; '.join(faults) or 'same weights'}",
+        flush=True,
+    )
+    return not faults
+
+
+def send_kills(folder: Path, count: int, quick: bool, rng: random.Random) -> bool:
+    """Do the rounds of --kills; return whether all went well."""
+    uninterrupted = {workers: run_uninterrupted(folder, workers) for workers in WORKERS[:count]}
+    for workers, one in uninterrupted.items():
+        print(
+            f"uninterrupted, {workers} workers: {one.seconds:.1f} s, {one.steps} steps", flush=True
+        )
+    first, *others = uninterrupted.values()
+    for other in others:
+        if found := differences(other.run, first.run):
+            print(f"error: {other.run} differs by itself: {', '.join(found)}", file=sys.stderr)
+            return False
+    # Round 3 has no workers and is killed while saving, so that it never ends before the kill.
+    numbers = (3,) if quick else range(1, count + 1)
+    results = [kill_one(folder, number, uninterrupted, rng) for number in numbers]
+    same, saving = (sum(column) for column in zip(*results, strict=True)) if results else (0, 0)
+    print(f"{same} of {len(results)}: same weights; {saving} killed while saving")
+    return same == len(results)
+
+
+def send_signals(folder: Path, count: int, rng: random.Random) -> bool:
+    """Do the rounds of --signals; return whether all went well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    seconds = {}
+    for kind, more in enumerate(SERIES):
+        start = time.monotonic()
+        if failure := run_through(folder, f"series-{kind}", 0, *more, limit=600):
+            raise RuntimeError(f"series-{kind}: {failure}")
+        seconds[kind] = time.monotonic() - start
+        print(f"uninterrupted, {' '.join(more)}: {seconds[kind]:.1f} s", flush=True)
+    results = [signal_one(folder, number, seconds, rng) for number in range(1, count + 1)]
+    print(f"{sum(results)} of {count}: ended in time, same weights")
+    return all(results)
+
+
 def main() -> int:
     """Print one line for each round; return 0 if all weights are equal."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="rounds (default: 50)")
+    parser.add_argument("--signals", type=int, metavar="N", help="send N signals instead of kills")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments (default: 0)")
     parser.add_argument(
         "--folder",
@@ -361,25 +458,13 @@ def main() -> int:
         arguments.kills = 1
     (folder / "logs").mkdir(parents=True)
     draw_quickstart(folder / "data" / "quickstart", 10 if arguments.quick else 60)
-    used = WORKERS[: arguments.kills]
-    uninterrupted = {workers: run_uninterrupted(folder, workers) for workers in used}
-    for workers, one in uninterrupted.items():
-        print(
-            f"uninterrupted, {workers} workers: {one.seconds:.1f} s, {one.steps} steps", flush=True
-        )
-    first, *others = uninterrupted.values()
-    for other in others:
-        if found := differences(other.run, first.run):
-            print(f"error: {other.run} differs by itself: {', '.join(found)}", file=sys.stderr)
-            return 1
     rng = random.Random(arguments.seed)  # noqa: S311 (no secret)
-    # Round 3 has no workers and is killed while saving, so that it never ends before the kill.
-    numbers = (3,) if arguments.quick else range(1, arguments.kills + 1)
-    results = [kill_one(folder, number, uninterrupted, rng) for number in numbers]
-    same, saving = (sum(column) for column in zip(*results, strict=True)) if results else (0, 0)
-    print(f"{same} of {len(results)}: same weights; {saving} killed while saving")
-    if same < len(results):
-        print(f"the differing runs are in {folder / 'runs'}, the logs in {folder / 'logs'}")
+    if arguments.signals is None:
+        good = send_kills(folder, arguments.kills, arguments.quick, rng)
+    else:
+        good = send_signals(folder, arguments.signals, rng)
+    if not good:
+        print(f"the runs are in {folder / 'runs'}, the logs in {folder / 'logs'}")
         return 1
     if given is None:
         shutil.rmtree(folder)

@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import multiprocessing.synchronize
 import os
@@ -5,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from unet.runtime.signals import Stopped, ignore_signals_in_worker, stop_request
+from unet.runtime.signals import Stopped, ignore_signals_in_worker, stop_errors, stop_request
 
 
 @pytest.fixture
@@ -33,6 +34,68 @@ def test_a_signal_is_recorded_until_the_next_check(signum: signal.Signals) -> No
     assert signal.getsignal(signum) is before
 
 
+def test_a_signal_after_the_last_check_is_not_forgotten() -> None:
+    places = []
+
+    def work() -> None:
+        with stop_request():
+            with stop_request() as stop:
+                stop.check()
+                signal.raise_signal(signal.SIGTERM)
+            places.append("outer block")
+        places.append("after it")
+
+    with pytest.raises(Stopped):
+        work()
+    assert places == ["outer block"]
+
+
+class Swallower:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def swallow() -> None:
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("work", [swallow, Swallower])
+def test_an_error_that_other_code_swallows_is_raised_again(work: Callable[[], object]) -> None:
+    before, places = signal.getsignal(signal.SIGALRM), []
+
+    def work_on() -> None:
+        with stop_errors():
+            work()
+            places.append("swallowed")
+            time.sleep(5)
+            places.append("lost")
+
+    with pytest.raises(Stopped, match="SIGTERM"):
+        work_on()
+    time.sleep(0.1)  # no timer is left
+    assert places == ["swallowed"]
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_signal_during_a_fork_is_not_lost() -> None:
+    # The hooks of a fork cannot be unregistered, so they are those of another process.
+    script = (
+        "import os, signal, time\n"
+        "from unet.runtime.signals import Stopped, stop_errors\n"
+        "os.register_at_fork(before=lambda: signal.raise_signal(signal.SIGTERM))\n"
+        "try:\n"
+        "    with stop_errors():\n"
+        "        if os.fork() == 0:\n"
+        "            os._exit(0)\n"
+        "        time.sleep(5)\n"
+        "except Stopped:\n"
+        "    os._exit(3)\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script], timeout=60, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stderr) == (3, b"")
+
+
 @pytest.mark.usefixtures("default_interrupt")
 def test_an_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -51,9 +114,9 @@ def test_a_second_signal_ends_the_process_at_once(
 ) -> None:
     # A copy by timeout(1) or torchrun does not count as a second signal.
     script = (
-        "import signal, time\n"
-        "from unet.runtime.signals import stop_request\n"
-        "with stop_request():\n"
+        "import contextlib, signal, time\n"
+        "from unet.runtime.signals import Stopped, stop_request\n"
+        "with contextlib.suppress(Stopped), stop_request():\n"
         "    signal.raise_signal(signal.SIGTERM)\n"
         f"    time.sleep({seconds})\n"
         "    signal.raise_signal(signal.SIGTERM)\n"

@@ -10,11 +10,11 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from unet.cli.arguments import parse
 from unet.cli.commands import run_train
 from unet.runtime.errors import UnpredictedError
+from unet.runtime.signals import Stopped, stop_errors
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -25,25 +25,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: `check` found errors, or some images were not predicted. 2: wrong input. 130, 143:
     interrupted by SIGINT, SIGTERM.
     """
+    try:
+        with stop_errors() as stop:
+            code = _run(sys.argv[1:] if argv is None else argv)
+        if stop.signum:  # it came with the end of the command, or with another error
+            raise Stopped(stop.signum)
+        return code
+    except KeyboardInterrupt as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(str(error) or "interrupted", file=sys.stderr)
+        return 128 + getattr(error, "signum", signal.SIGINT)
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run one command, print its errors, and return the exit code."""
     rank = os.environ.get("RANK", "0")
     if rank != "0":  # only the first process prints
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _exit_on_signal)
     threading.excepthook = _report_thread_error
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once
     warnings.filterwarnings("ignore", module="PIL")  # our own messages report damaged files
-    arguments, settings = parse(sys.argv[1:] if argv is None else argv)
+    arguments, settings = parse(words)
     try:
         return int(arguments.run(arguments, settings) or 0)
     except BrokenPipeError:  # the reader closed the pipe, as in `unet evaluate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt as error:
-        if rank == "0":
-            print(str(error) or "interrupted", file=sys.stderr)
-        return 128 + getattr(error, "signum", signal.SIGINT)
     except (ValueError, FloatingPointError, OSError, MemoryError) as error:
         if arguments.traceback:
             traceback.print_exc()
@@ -79,8 +87,3 @@ def _report_thread_error(failure: threading.ExceptHookArgs) -> None:
     """Drop the errors of a full disk in TensorBoard's thread: the main thread reports them."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
-
-
-def _exit_on_signal(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Exit as after Ctrl-C, so that half-written files are removed."""
-    raise SystemExit(128 + signum)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from unet.runtime.errors import WorkerError
-from unet.runtime.signals import ignore_signals_in_worker
+from unet.runtime.signals import ignore_signals_in_worker, stop_request
 
 
 def load_samples(
@@ -35,7 +35,9 @@ def load_samples(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
-    return _iterate(iter(loader))  # which starts the workers now
+    with stop_request():  # a signal must not raise an error within a fork, here or in the worker
+        iterator = iter(loader)  # which starts the workers
+    return _iterate(iterator)
 
 
 @contextmanager

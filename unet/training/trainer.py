@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -123,16 +124,6 @@ class Trainer:
         """Train until the run is finished. For errors see `train`."""
         settings, progress = self.settings, self.progress
         self._start, self._saved = time.monotonic() - progress.seconds, time.monotonic()
-        # Before the logger, whose thread workers must not inherit.
-        batches = load_samples(
-            self.dataset,
-            batch_sampler=self._sampler(),
-            num_workers=settings.num_workers,
-            pin_memory=self.model.device.type == "cuda",
-        )
-        logger = None
-        if distributed.rank() == 0:
-            logger = RunLogger(self.run, self.model.classes, settings.monitor, progress.step)
         bar = tqdm(
             total=self.num_steps * self.samples_per_step,
             initial=progress.step * self.samples_per_step,
@@ -141,7 +132,7 @@ class Trainer:
             disable=distributed.disable_progress(),
             dynamic_ncols=True,
         )
-        with stop_request() as stop, bar, worker_errors():
+        with stop_request() as stop, bar, worker_errors(), self._started() as (batches, logger):
             try:
                 while not self.is_finished:
                     if self._validation_is_due:
@@ -159,6 +150,7 @@ class Trainer:
                         time.monotonic() - self._saved > settings.save_every_minutes * 60
                     ):
                         self._save()
+                stop.check()
             except Stopped:
                 bar.close()
                 self._save()
@@ -167,10 +159,25 @@ class Trainer:
                     "the same command with --resume continues from there"
                 )
                 raise
-            finally:
-                batches.close()
-                if logger is not None:
-                    logger.close()
+
+    @contextmanager
+    def _started(self) -> Iterator[tuple[Iterator[Sequence[Tensor]], RunLogger | None]]:
+        """Start the workers, then the logger, whose thread they must not inherit."""
+        batches = load_samples(
+            self.dataset,
+            batch_sampler=self._sampler(),
+            num_workers=self.settings.num_workers,
+            pin_memory=self.model.device.type == "cuda",
+        )
+        logger, step = None, self.progress.step
+        if distributed.rank() == 0:
+            logger = RunLogger(self.run, self.model.classes, self.settings.monitor, step)
+        try:
+            yield batches, logger
+        finally:
+            batches.close()
+            if logger is not None:
+                logger.close()
 
     def _update(self, batches: Iterator[Sequence[Tensor]]) -> tuple[float, float, float]:
         """Make the next update; return its loss, learning rate and norm of the gradients."""
