@@ -369,7 +369,7 @@ def signal_one(folder: Path, number: int, seconds: dict[int, float], rng: random
             ended = process.poll() is not None
             if not ended:
                 send(process.pid, signum)
-                start, faults = time.monotonic(), []
+                start, failures = time.monotonic(), []
                 try:
                     code = process.wait(4 * LONGEST_END)
                 except subprocess.TimeoutExpired:
@@ -379,25 +379,25 @@ def signal_one(folder: Path, number: int, seconds: dict[int, float], rng: random
     done = len(runs_of(folder, name))
     # Python has not installed the handler before the first line of `main`.
     if code not in (128 + signum, -signum if not text.strip() else 128 + signum):
-        faults.append(f"exit code {code}")
+        failures.append(f"exit code {code}")
     if took > LONGEST_END:
-        faults.append(f"ended after {took:.1f} s")
+        failures.append(f"ended after {took:.1f} s")
     if "Traceback" in text:
-        faults.append(f"traceback: {text.strip().splitlines()[-1]}")
-    faults += [f"{path} is left over" for path in (folder / "runs").rglob(".*.tmp")]
+        failures.append(f"traceback: {text.strip().splitlines()[-1]}")
+    failures += [f"{path} is left over" for path in (folder / "runs").rglob(".*.tmp")]
     if failure := run_through(folder, name, workers, *more, "--resume", limit=60 + 10 * moment):
-        faults.append(f"RESUME FAILED, {failure}")
+        failures.append(f"RESUME FAILED, {failure}")
     else:
         runs, expected = runs_of(folder, name), runs_of(folder, base)
         for key in expected:
-            faults += [f"DIFFERENT: {key} {one}" for one in differences(runs[key], expected[key])]
+            failures += [f"DIFFERENT: {key} {one}" for one in differences(runs[key], expected[key])]
     print(
         f"{number:3}  {signum.name} to the {'process' if send is os.kill else 'group'} after "
         f"{moment:5.2f} s, in run {done}, ended in {took:.2f} s with {code}; "
-        f"{'; '.join(faults) or 'same weights'}",
+        f"{'; '.join(failures) or 'same weights'}",
         flush=True,
     )
-    return not faults
+    return not failures
 
 
 def send_kills(folder: Path, count: int, quick: bool, rng: random.Random) -> bool:
