@@ -17,21 +17,40 @@ from unet.runtime.files import atomic_path
 
 IGNORED_COLOUR: Colour = (255, 255, 255)
 
-ERROR_COLOUR: Colour = (230, 0, 126)  # the prediction differs from the target
+ERROR_COLOURS: dict[str, Colour] = {
+    "missed": (0, 200, 255),
+    "invented": (230, 0, 126),
+    "wrong class": (255, 230, 0),
+}
+"""Colours of the errors of `find_errors`."""
 
 _BACKGROUND: Colour = (32, 32, 32)
 _GREY: Colour = (90, 90, 90)
-_GAP, _HEIGHT = 8, 256  # pixels between panels, and of a panel
+_GAP, _SIDE, _LINE = 8, 256, 24  # pixels: between panels, of a square panel, of a line of text
+_FILL = 0.25  # fraction of a class's colour inside its contours
+
+Row = tuple[str, Sequence[Image.Image]]
+"""The caption of a row of a sheet, and its panels."""
 
 
-def image_to_rgb(image: Tensor) -> np.ndarray:
-    """Show an image (C, H, W), stretched so that its minimum is black and its maximum white.
+def image_to_rgb(image: Tensor, stretch: bool = True) -> np.ndarray:
+    """Show an image (C, H, W) as (H, W, 3) uint8; missing pixels, which are NaN, are black.
 
     Only the first channel is shown, in grey, unless there are three.
+
+    Args:
+        image: floating-point numbers.
+        stretch: whether its 0.2 % darkest pixels become black and its 0.2 % brightest white. If
+            not, values from 0 to 1 are shown as they are, unless the image is dark.
     """
     pixels = image.numpy() if image.shape[0] == 3 else image[:1].expand(3, -1, -1).numpy()
-    low, high = float(pixels.min()), float(pixels.max())
-    stretched = (pixels - low) * (255 / max(high - low, 1e-6))
+    step = 1 + max(pixels.shape[1:]) // 1024
+    known = pixels[:, ::step, ::step]
+    known = known[np.isfinite(known)]
+    low, high = np.percentile(known, (0.2, 99.8)) if known.size else (0.0, 1.0)
+    if not stretch and high >= 0.25 and known.min() >= 0 and known.max() <= 1:
+        low, high = 0.0, 1.0
+    stretched = np.nan_to_num((pixels - low) * (255 / max(high - low, 1e-6))).clip(0, 255)
     shown: np.ndarray = stretched.round().astype(np.uint8).transpose(1, 2, 0)
     return shown
 
@@ -45,30 +64,76 @@ def mask_to_rgb(mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     return shown
 
 
-def weights_to_rgb(weights: np.ndarray) -> np.ndarray:
-    """Show weights (H, W): 0 is black, higher ones red, then yellow, the highest white."""
-    scaled = 3 * weights[..., None] / max(float(weights.max(initial=0)), 1e-6) - np.arange(3)
+def objects_to_rgb(numbers: np.ndarray) -> np.ndarray:
+    """Show objects (H, W), numbered from 1, in bright colours, different for successive numbers."""
+    hues = np.arange(int(numbers.max(initial=0)) + 1) * 0.618034 % 1  # the golden section
+    table = np.full((len(hues), 3), (0, 190, 255), np.uint8)  # hue, saturation, value
+    table[:, 0] = hues * 255
+    picture = Image.frombytes("HSV", (len(hues), 1), table.tobytes())
+    colours = np.asarray(picture.convert("RGB"))[0]
+    shown: np.ndarray = colours[numbers]
+    return shown
+
+
+def weights_to_rgb(weights: np.ndarray, highest: float) -> np.ndarray:
+    """Show weights (H, W): 0 is black, higher ones red, then yellow, `highest` and above white."""
+    scaled = 3 * weights[..., None] / max(highest, 1e-6) - np.arange(3)
     shown: np.ndarray = (255 * scaled.clip(0, 1)).astype(np.uint8)
     return shown
 
 
-def errors_to_rgb(image: np.ndarray, errors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Show errors (H, W), the fraction of each pixel that is wrong, over a picture in pale grey.
+def find_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Find wrong pixels, bool (3, H, W), in the order of `ERROR_COLOURS`.
 
-    Pixels of `ignored`, bool (H, W), are white.
+    Missed: the first class, the background, instead of another. Invented: another class instead of
+    the background. Wrong class: another class instead of another. Ignored pixels have no errors.
+    """
+    wrong = (prediction != target) & (target != IGNORE_INDEX)
+    missed, invented = wrong & (prediction == 0), wrong & (target == 0)
+    return np.stack([missed, invented, wrong & ~missed & ~invented])
+
+
+def errors_to_rgb(image: np.ndarray, errors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+    """Show errors in the colours of `ERROR_COLOURS` over a picture (H, W, 3) in pale grey.
+
+    Args:
+        image: the picture.
+        errors: (3, H, W), from `find_errors`, or the fraction of each pixel that is wrong.
+        ignored: bool (H, W), pixels to show in white.
     """
     grey = (40 + image.mean(2) * 0.6).astype(np.uint8)
     shown = np.repeat(grey[..., None], 3, axis=2)
     shown[ignored] = IGNORED_COLOUR
-    fraction = errors[..., None].astype(np.float32)
-    mixed: np.ndarray = np.rint(shown + fraction * (np.array(ERROR_COLOUR) - shown))
-    return mixed.astype(np.uint8)
+    for colour, one in zip(ERROR_COLOURS.values(), errors, strict=True):
+        fraction = one[..., None].astype(np.float32)
+        shown = np.rint(shown + fraction * (np.array(colour) - shown)).astype(np.uint8)
+    return shown
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
-    """Blend a picture and the colours of a mask, half each."""
-    both: np.ndarray = (image.astype(np.uint16) + mask_to_rgb(mask, colours)) // 2
-    return both.astype(np.uint8)
+def overlay(image: np.ndarray, regions: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Draw the contours of regions over a picture, and a light fill; region 0 is left as it is.
+
+    Args:
+        image: the picture (H, W, 3).
+        regions: class ids, or numbers of objects (H, W).
+        colours: (H, W, 3), of each pixel's region, from `mask_to_rgb` or `objects_to_rgb`.
+    """
+    shown, inside = image.copy(), regions != 0
+    shown[inside] = np.rint((1 - _FILL) * image[inside] + _FILL * colours[inside])
+    lines = inside & _contours(regions)
+    shown[lines] = colours[lines]
+    return shown
+
+
+def _contours(regions: np.ndarray) -> np.ndarray:
+    """Where a pixel is near another region, bool (H, W); lines are wider in large pictures."""
+    contours = np.zeros(regions.shape, bool)
+    for distance in range(1, 2 + max(regions.shape) // 800):
+        for one, lines in ((regions, contours), (regions.T, contours.T)):
+            differ = one[distance:] != one[:-distance]
+            lines[distance:] |= differ
+            lines[:-distance] |= differ
+    return contours
 
 
 def save_picture(
@@ -84,73 +149,75 @@ def save_picture(
 
 
 def draw_preview_sheet(
-    rows: Sequence[tuple[Tensor, np.ndarray, np.ndarray]],
+    rows: Sequence[tuple[str, Tensor, np.ndarray, np.ndarray]],
     names: Sequence[str],
     colours: Sequence[Colour],
 ) -> Image.Image:
-    """Draw a legend of the classes, then rows of image (C, H, W), target and prediction (H, W)."""
-    panels = [
-        [image_to_rgb(image), mask_to_rgb(target, colours), mask_to_rgb(prediction, colours)]
-        for image, target, prediction in rows
-    ]
-    ignored = any((target == IGNORE_INDEX).any() for _, target, _ in rows)
-    return _draw_sheet(panels, ("image", "target", "prediction"), names, colours, ignored)
+    """Draw a legend, then rows of image, target, prediction and errors.
+
+    Args:
+        rows: name, image (C, H, W), target and prediction (H, W).
+        names: the classes.
+        colours: one for each class.
+    """
+    drawn: list[Row] = []
+    for name, image, target, prediction in rows:
+        photo = _fit(image_to_rgb(image), Image.Resampling.BILINEAR)
+        ids = [_fit_mask(one) for one in (target, prediction)]
+        masks = [mask_to_rgb(one, colours) for one in ids]
+        errors = errors_to_rgb(photo, find_errors(*ids), ids[0] == IGNORE_INDEX)
+        drawn.append((name, [Image.fromarray(one) for one in (photo, *masks, errors)]))
+    labels = _label_classes(names, colours, [target for _, _, target, _ in rows])
+    wrong = list(ERROR_COLOURS.items())[: 3 if len(names) > 2 else 2]
+    labels += [(f"error: {name}", colour) for name, colour in wrong]
+    return _draw_sheet(drawn, ("image", "target", "prediction", "errors"), labels)
 
 
 def draw_sample_sheet(
-    rows: Sequence[Sequence[tuple[Tensor, np.ndarray]]],
+    rows: Sequence[tuple[str, Sequence[tuple[Tensor, np.ndarray]]]],
     names: Sequence[str],
     colours: Sequence[Colour],
     weights: Sequence[np.ndarray] = (),
 ) -> Image.Image:
-    """Draw a legend of the classes, then image | mask over image | augmented ... in each row.
+    """Draw a legend, then image | mask over image | augmented ... in each row.
 
     Args:
-        rows: image (C, H, W) and target (H, W): the original pair, then augmented ones.
+        rows: name, and pairs of image (C, H, W) and target (H, W): the original, then augmented.
         names: the classes.
         colours: one for each class.
         weights: border weights (H, W) of each original pair, drawn after its mask; empty for none.
     """
-    panels = []
-    for row in rows:
-        # Images under masks are grey, so that every colour is that of a class.
-        grey = [(image_to_rgb(image.mean(0, keepdim=True)), target) for image, target in row]
-        panels.append([image_to_rgb(row[0][0]), *(overlay(*pair, colours) for pair in grey)])
-    titles = ["image", "mask over image", *["augmented"] * (len(rows[0]) - 1)]
+    drawn: list[Row] = []
+    highest = max((float(one.max(initial=0)) for one in weights), default=0.0)
+    for i, (name, pairs) in enumerate(rows):
+        photos = [_fit(image_to_rgb(image), Image.Resampling.BILINEAR) for image, _ in pairs]
+        masks = [_fit_mask(target) for _, target in pairs]
+        panels = [photos[0]]
+        for photo, mask in zip(photos, masks, strict=True):
+            panels.append(overlay(photo, mask, mask_to_rgb(mask, colours)))
+        if weights:
+            fitted = _fit(weights[i].astype(np.float32), Image.Resampling.BILINEAR)
+            panels.insert(2, weights_to_rgb(fitted, highest))
+        drawn.append((name, list(map(Image.fromarray, panels))))
+    titles = ["image", "mask over image", *["augmented"] * (len(rows[0][1]) - 1)]
     if weights:
         titles.insert(2, "border weights")
-        for panel, one in zip(panels, weights, strict=True):
-            panel.insert(2, weights_to_rgb(one))
-    ignored = any((target == IGNORE_INDEX).any() for row in rows for _, target in row)
-    return _draw_sheet(panels, titles, names, colours, ignored)
+    targets = [target for _, pairs in rows for _, target in pairs]
+    sheet = _draw_sheet(drawn, titles, _label_classes(names, colours, targets))
+    return _add_scale(sheet, highest) if weights else sheet
 
 
-def add_legend(picture: np.ndarray, names: Sequence[str], colours: Sequence[Colour]) -> Image.Image:
-    """Draw a legend of the classes below a picture, whose pixels keep their places."""
-    height, width = picture.shape[:2]
-    legend = _draw_legend(names, colours, ignored=False, width=width)
-    both = Image.new("RGB", (max(width, legend.width), height + legend.height), color=_BACKGROUND)
-    both.paste(Image.fromarray(picture))
-    both.paste(legend, (0, height))
-    return both
-
-
-def _draw_legend(
-    names: Sequence[str], colours: Sequence[Colour], ignored: bool, width: int
-) -> Image.Image:
-    """Draw the classes in lines of at most this width, unless a single name is wider."""
-    font, labels = ImageFont.load_default(16), list(zip(names, colours, strict=True))
-    if ignored:
-        labels.append(("ignored", IGNORED_COLOUR))
-    places, x, y, right = [], _GAP, _GAP, width
+def draw_legend(labels: Sequence[tuple[str, Colour]], width: int = 3 * _SIDE) -> Image.Image:
+    """Draw names and colours in lines of at most this width, unless a single name is wider."""
+    font, places, x, y, right = _font(), [], _GAP, _GAP, width
     for name, colour in labels:
         label_width = 24 + round(font.getlength(name)) + 16
         if x + label_width > width and x > _GAP:
-            x, y = _GAP, y + 24
+            x, y = _GAP, y + _LINE
         places.append((x, y, name, colour))
         x += label_width
         right = max(right, x)
-    legend = Image.new("RGB", (right, y + 24 + _GAP), color=_BACKGROUND)
+    legend = Image.new("RGB", (right, y + _LINE + _GAP), color=_BACKGROUND)
     draw = ImageDraw.Draw(legend)
     for x, y, name, colour in places:
         draw.rectangle((x, y + 2, x + 16, y + 18), fill=colour, outline=(160, 160, 160))
@@ -158,40 +225,74 @@ def _draw_legend(
     return legend
 
 
+def _label_classes(
+    names: Sequence[str], colours: Sequence[Colour], targets: Sequence[np.ndarray]
+) -> list[tuple[str, Colour]]:
+    labels = list(zip(names, colours, strict=True))
+    ignored = any((target == IGNORE_INDEX).any() for target in targets)
+    return [*labels, ("ignored", IGNORED_COLOUR)] if ignored else labels
+
+
 def _draw_sheet(
-    rows: Sequence[Sequence[np.ndarray]],
-    titles: Sequence[str],
-    names: Sequence[str],
-    colours: Sequence[Colour],
-    ignored: bool,
+    rows: Sequence[Row], titles: Sequence[str], labels: Sequence[tuple[str, Colour]]
 ) -> Image.Image:
-    """Draw a legend, then a row of panels for each sample, with a title above each column."""
-    strips = [[_fit(*panel) for panel in zip(row, titles, strict=True)] for row in rows]
-    widths = [max(panel.width for panel in column) for column in zip(*strips, strict=True)]
-    lefts = [_GAP + sum(widths[:i]) + i * _GAP for i in range(len(widths) + 1)]
-    heights = [max(panel.height for panel in strip) for strip in strips]
-    legend = _draw_legend(names, colours, ignored, max(lefts[-1], 480))
-    top = legend.height + 24
-    size = (legend.width, top + sum(heights) + len(heights) * _GAP)
-    sheet = Image.new("RGB", size, color=_BACKGROUND)
+    """Draw a legend, then each row: its caption, the titles of its panels, the panels."""
+    widths = [_GAP + sum(panel.width + _GAP for panel in panels) for _, panels in rows]
+    legend = draw_legend(labels, max(*widths, 2 * _SIDE))
+    heights = [2 * _LINE + max(panel.height for panel in panels) + _GAP for _, panels in rows]
+    sheet = Image.new("RGB", (legend.width, legend.height + sum(heights)), color=_BACKGROUND)
     sheet.paste(legend)
-    draw = ImageDraw.Draw(sheet)
-    for left, title in zip(lefts, titles, strict=False):
-        draw.text((left, legend.height), title, font=ImageFont.load_default(16), fill="white")
-    for i, strip in enumerate(strips):
-        for left, panel in zip(lefts, strip, strict=False):
-            sheet.paste(panel, (left, top + sum(heights[:i]) + i * _GAP))
+    draw, top = ImageDraw.Draw(sheet), legend.height
+    for (caption, panels), height in zip(rows, heights, strict=True):
+        draw.text((_GAP, top), _cut(caption, sheet.width - 2 * _GAP), font=_font(), fill="white")
+        left = _GAP
+        for panel, title in zip(panels, titles, strict=True):
+            text = _cut(title, panel.width)
+            draw.text((left, top + _LINE), text, font=_font(14), fill=(190, 190, 190))
+            sheet.paste(panel, (left, top + 2 * _LINE))
+            left += panel.width + _GAP
+        top += height
     return sheet
 
 
-def _fit(panel: np.ndarray, title: str) -> Image.Image:
-    """Scale a panel to `_HEIGHT`, or less where it would be more than twice as wide."""
+def _add_scale(sheet: Image.Image, highest: float) -> Image.Image:
+    """Draw the scale of `weights_to_rgb` below a sheet."""
+    both = Image.new("RGB", (sheet.width, sheet.height + _LINE + _GAP), color=_BACKGROUND)
+    both.paste(sheet)
+    draw, x = ImageDraw.Draw(both), _GAP
+    for text in ("border weights: 0", f"{highest:.3g}"):
+        draw.text((x, sheet.height), text, font=_font(), fill="white")
+        x += math.ceil(_font().getlength(text)) + _GAP
+        if text.endswith(" 0"):
+            ramp = np.tile(np.linspace(0, highest, _SIDE), (16, 1))
+            both.paste(Image.fromarray(weights_to_rgb(ramp, highest)), (x, sheet.height + 2))
+            x += _SIDE + _GAP
+    return both
+
+
+def _font(size: int = 16) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _cut(text: str, width: int) -> str:
+    """Replace the middle of a text that is wider than so many pixels."""
+    shown, keep = text, len(text)
+    while _font().getlength(shown) > width and keep > 1:
+        keep -= 1
+        shown = f"{text[: (keep + 1) // 2]}...{text[len(text) - keep // 2 :]}"
+    return shown
+
+
+def _fit_mask(ids: np.ndarray) -> np.ndarray:
+    return _fit(ids.astype(np.uint8), Image.Resampling.NEAREST)
+
+
+def _fit(panel: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
+    """Scale a panel to the area of a square of `_SIDE`, and at most twice as wide or high."""
     height, width = panel.shape[:2]
-    scale = min(_HEIGHT / height, 2 * _HEIGHT / width)
+    scale = min(_SIDE / math.sqrt(height * width), 2 * _SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    is_mask = title in {"target", "prediction"}  # whose colours are not mixed
-    resampling = Image.Resampling.NEAREST if is_mask else Image.Resampling.BILINEAR
-    return Image.fromarray(panel).resize(size, resampling)
+    return np.asarray(Image.fromarray(panel).resize(size, resampling))
 
 
 def row_fractions(matrix: np.ndarray) -> np.ndarray:

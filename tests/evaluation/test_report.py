@@ -14,7 +14,9 @@ from unet.evaluation.measure import Measures, measure_image
 from unet.evaluation.report import Example, choose_examples, draw_example, render_report
 from unet.evaluation.summary import Summary, summarize
 from unet.metrics.precision_recall import NUM_BINS, Curve, precision_recall, probability_counts
-from unet.visualize import ERROR_COLOUR
+from unet.visualize import ERROR_COLOURS
+
+INVENTED = ERROR_COLOURS["invented"]
 
 VOID = {"meta", "img", "br"}
 
@@ -199,7 +201,7 @@ def test_an_example_shows_image_target_prediction_and_errors() -> None:
     assert tuple(shown[1][30, 40]) == (255, 255, 255)
     assert tuple(shown[2][5, 5]) == colours[1]
     difference = shown[3].astype(int)
-    assert abs(difference[5, 5] - ERROR_COLOUR).max() < 12  # JPEG
+    assert abs(difference[5, 5] - INVENTED).max() < 12  # JPEG
     assert abs(difference[30, 40] - 255).max() < 12
     assert np.ptp(difference[5, 50]) < 12
 
@@ -214,7 +216,7 @@ def test_a_single_wrong_pixel_is_visible_in_a_large_image(size: tuple[int, int])
         *_, errors = draw_example(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
         shown = decoded(errors[2]).astype(int)
         v, u = y * shown.shape[0] // height, x * shown.shape[1] // width
-        assert abs(shown[v, u] - ERROR_COLOUR).max() < 60  # JPEG
+        assert abs(shown[v, u] - INVENTED).max() < 60  # JPEG
         reddish = shown[..., 0] - shown[..., 1] > 60
         assert reddish[max(0, v - 2) : v + 3, max(0, u - 2) : u + 3].sum() == reddish.sum() <= 16
 
@@ -226,8 +228,8 @@ def test_a_large_image_with_many_errors_shows_the_fraction_of_wrong_pixels() -> 
     prediction[:256, 512:] = 1  # all of a corner's
     *_, errors = draw_example(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
     shown = decoded(errors[2]).astype(int)
-    assert abs(shown[64, 384] - ERROR_COLOUR).max() < 12  # JPEG
-    assert abs(shown[192, 128] - (40 + np.array(ERROR_COLOUR)) / 2).max() < 12
+    assert abs(shown[64, 384] - INVENTED).max() < 12  # JPEG
+    assert abs(shown[192, 128] - (40 + np.array(INVENTED)) / 2).max() < 12
     assert abs(shown[400, 128] - 40).max() < 12
 
 

@@ -34,4 +34,4 @@ def test_border_weights_are_drawn_in_the_samples(data_root: Path, tmp_path: Path
         draw_samples(config, check_data(config), tmp_path / "samples.png", count=2)
         with Image.open(tmp_path / "samples.png") as picture:
             widths.append(picture.width)
-    assert widths[1] - widths[0] == 8 + round(256 * WIDTH / HEIGHT)
+    assert widths[1] - widths[0] == 8 + round(256 * (WIDTH / HEIGHT) ** 0.5)

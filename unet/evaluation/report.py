@@ -17,9 +17,10 @@ from unet.evaluation.summary import Summary
 from unet.evaluation.tables import object_rows, object_title, score_rows, threshold_rows
 from unet.metrics.precision_recall import Curve
 from unet.visualize import (
-    ERROR_COLOUR,
+    ERROR_COLOURS,
     IGNORED_COLOUR,
     errors_to_rgb,
+    find_errors,
     fraction_colours,
     mask_to_rgb,
     row_fractions,
@@ -61,7 +62,9 @@ def draw_example(
     """
     nearest = Image.Resampling.NEAREST  # the colours of masks are not mixed
     small, ignored = _shrink(image, Image.Resampling.BOX), target == IGNORE_INDEX
-    errors = _shrink_errors((prediction != target) & ~ignored, small.shape[:2])
+    errors = np.stack(
+        [_shrink_errors(one, small.shape[:2]) for one in find_errors(target, prediction)]
+    )
     masks = [_shrink(mask_to_rgb(ids, colours), nearest) for ids in (target, prediction)]
     wrong = errors_to_rgb(small, errors, _shrink(ignored, nearest))
     return [
@@ -118,7 +121,7 @@ def render_report(
         points=_curve_points(summary.curve),
         at_thresholds=threshold_rows(summary),
         longest_side=LONGEST_SIDE,
-        legend=[*legend, ("error", ERROR_COLOUR)],
+        legend=[*legend, *list(ERROR_COLOURS.items())[: 3 if len(colours) > 2 else 2]],
         examples=examples,
     )
 

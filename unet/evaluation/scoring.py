@@ -27,6 +27,7 @@ T = TypeVar("T")
 class PredictedImage(NamedTuple):
     """An image (C, H, W) from 0 to 1, its target and its prediction, class ids (H, W)."""
 
+    name: str
     image: Tensor
     target: np.ndarray
     prediction: np.ndarray
@@ -63,7 +64,9 @@ def score_pairs(
         prediction = argmax_classes(scores).cpu()
         matrix += confusion_matrix(prediction, target, num_classes)
         if index in keep:
-            kept[index] = PredictedImage(image, target.numpy(), prediction.numpy())
+            kept[index] = PredictedImage(
+                pairs[index].stem, image, target.numpy(), prediction.numpy()
+            )
     everything = gather(kept)
     return distributed.all_reduce_sum(matrix), [everything[index] for index in keep]
 

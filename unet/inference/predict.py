@@ -34,7 +34,7 @@ from unet.runtime.device import memory_advice
 from unet.runtime.errors import UnpredictedError
 from unet.runtime.files import check_writable
 from unet.runtime.optional import import_extra
-from unet.visualize import add_legend, image_to_rgb, overlay, save_picture
+from unet.visualize import image_to_rgb, mask_to_rgb, overlay, save_picture
 
 
 class OptionError(ValueError):
@@ -316,9 +316,9 @@ def _draw(
     """Return the pages of an output in addition to the mask."""
     match output:
         case "overlay":
-            colours = model.classes.colours
-            picture = overlay(image_to_rgb(image), ids, colours)
-            return [add_legend(picture, model.classes.names, colours)]
+            colours = mask_to_rgb(ids, model.classes.colours)
+            picture = overlay(image_to_rgb(image, stretch=False), ids, colours)
+            return [Image.fromarray(picture)]
         case "probabilities":
             assert scores is not None
             return [Image.fromarray(score) for score in scores.numpy()]

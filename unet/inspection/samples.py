@@ -21,7 +21,7 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
     augment = build_transforms(config)
     pairs = data.train_pairs
     count = min(count, len(pairs))
-    rows: list[list[tuple[torch.Tensor, np.ndarray]]] = []
+    rows: list[tuple[str, list[tuple[torch.Tensor, np.ndarray]]]] = []
     border_weights: list[np.ndarray] = []
     for pair in (pairs[i * len(pairs) // count] for i in range(count)):
         pixels, ids, *weights = reader(pair)
@@ -38,7 +38,7 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
             changed, target = augment(normalised, torch.from_numpy(ids), rng)
             changed = (changed - normalised_mean) * (std / normalised_std) + mean
             row.append((changed, target.numpy()))
-        rows.append(row)
+        rows.append((pair.stem, row))
         border_weights += weights
     names, colours = reader.classes.names, reader.classes.colours
     save_picture(path, draw_sample_sheet(rows, names, colours, border_weights))
