@@ -7,6 +7,7 @@ from helpers import make_config
 from PIL import Image
 
 from unet.build import build_classes
+from unet.evaluation.scoring import PredictedImage
 from unet.training.logger import RunLogger, draw_curves
 from unet.training.train import train
 
@@ -30,8 +31,8 @@ def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path
     (tmp_path / "previews").mkdir()
     tracker = RunLogger(tmp_path, build_classes(make_config(data_root)), "mean_iou")
     ids = np.zeros((36, 52), np.uint8)
-    tracker.validation(ROWS[:1], [(torch.zeros(1, 36, 52), ids, ids)])
-    tracker.validation(ROWS[:2], [(torch.zeros(1, 36, 52), ids, ids)])
+    tracker.validation(ROWS[:1], [PredictedImage("0", torch.zeros(1, 36, 52), ids, ids)])
+    tracker.validation(ROWS[:2], [PredictedImage("0", torch.zeros(1, 36, 52), ids, ids)])
     tracker.close()
     pictures = [(tmp_path / f"previews/epoch_000{i}.png").read_bytes() for i in (1, 2)]
     assert pictures[0] == pictures[1]
