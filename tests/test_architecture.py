@@ -69,6 +69,21 @@ def test_no_module_has_more_than_350_lines_and_no_function_more_than_60() -> Non
                 assert code_lines(node) <= 60, f"{path}: {node.name} has {code_lines(node)} lines"
 
 
+def test_messages_of_the_library_name_no_option_of_the_command_line() -> None:
+    # They name arguments, such as overwrite=True, which the command line shows as --overwrite.
+    for path, tree in TREES.items():
+        if path.parent.name == "cli":
+            continue
+        nodes = [*ast.walk(tree)]
+        formatted = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+        pieces = {id(piece) for node in formatted for piece in ast.walk(node) if piece is not node}
+        for node in nodes:
+            is_text = isinstance(node, ast.JoinedStr) or isinstance(getattr(node, "value", 0), str)
+            if is_text and id(node) not in pieces:
+                text = re.sub(r"(unet |scripts/).*", "", ast.unparse(node))  # whole commands may
+                assert not re.search(r"\W(--[a-z]|-o\b)", text), (path, text)
+
+
 def test_packages_say_what_they_contain_and_import_nothing() -> None:
     for path in PACKAGE.glob("*/__init__.py"):
         assert ast.get_docstring(TREES[path]), path

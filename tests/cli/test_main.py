@@ -254,7 +254,7 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     assert main(["train", str(config)]) == code
     shown = capsys.readouterr()
     assert shown.err == f"stopped by {signum.name}\n"
-    assert "stopped after step 1 of 4, which is saved; the same command with --resume" in shown.out
+    assert "stopped after step 1 of 4, which is saved; pass --resume to" in shown.out
     monkeypatch.undo()
     monkeypatch.chdir(config.parent)
     assert main(["train", str(config), "--resume"]) == 0
@@ -332,7 +332,7 @@ def test_a_file_in_place_of_a_folder_is_named(
     Path("file").touch()
     images = str(data_root / "images")
     assert main(["predict", "runs/tiny/best.pt", images, "-o", "file/masks"]) == 2
-    assert "error: file: is a file; give another place with -o" in capsys.readouterr().err
+    assert "error: file: is a file; choose another place" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", [100, 45])
@@ -372,7 +372,10 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config), "--folds", "all"]) == 2
-    assert "--folds: expected data.validation.folds, the number of folds" in capsys.readouterr().err
+    assert (
+        "--folds all: expected data.validation.folds, the number of folds"
+        in capsys.readouterr().err
+    )
     folds = "data.validation={folds: 2}"
     assert main(["train", str(config), folds]) == 2
     assert (
@@ -472,7 +475,7 @@ def test_a_model_is_exported_and_described(
         (["export", best, "-o", "model.pt"], "model.pt: expected a file that ends in .onnx or .pt"),
         (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
         (["export", best, "-o", "a.pt2", "tiling.size=[9,9]"], "export: got tiling.size=[9,9]; a"),
-        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; give another"),
+        (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; choose another"),
         (["info", best, "--size", "0", "5"], "size: got 0 x 5, expected at least 1 x 1"),
         (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
     ):

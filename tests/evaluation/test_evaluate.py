@@ -138,7 +138,7 @@ def test_folders_of_validation_images_suffice(data_root: Path) -> None:
 
 def test_results_are_not_overwritten_unasked(best: Path, evaluated: Path) -> None:
     folder = shutil.copytree(evaluated, "scores")
-    with pytest.raises(FileExistsError, match=r"report\.html: exists; use overwrite"):
+    with pytest.raises(FileExistsError, match=r"report\.html: exists; pass overwrite=True"):
         evaluate(best, out=folder)
     evaluate(best, out=folder, overwrite=True)
 
@@ -393,7 +393,7 @@ def test_metrics_json_exists_only_if_all_files_do(
         with pytest.raises(OSError, match="No space left"):
             evaluate(best, out="scores", overwrite=True)
     assert {file.name for file in Path("scores").iterdir()} == {"per_image.csv"}
-    with pytest.raises(FileExistsError, match=r"per_image\.csv: exists; use overwrite"):
+    with pytest.raises(FileExistsError, match=r"per_image\.csv: exists; pass overwrite=True"):
         evaluate(best, out="scores")
 
 

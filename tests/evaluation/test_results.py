@@ -22,7 +22,7 @@ def test_a_folder_holds_the_results_of_one_evaluation(tmp_path: Path) -> None:
     assert not folder.exists()
     folder.mkdir(parents=True)
     (folder / "thresholds.csv").write_text("of an evaluation before")
-    with pytest.raises(FileExistsError, match=r"thresholds\.csv: exists; use overwrite"):
+    with pytest.raises(FileExistsError, match=r"thresholds\.csv: exists; pass overwrite=True"):
         check_results(folder, overwrite=False)
     check_results(folder, overwrite=True)
     write_results(folder, summary_of("ground", "cell"), "<html>", {"tta": []})

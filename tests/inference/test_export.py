@@ -275,7 +275,9 @@ def test_weights_too_large_for_one_onnx_file_are_refused(
 def test_an_existing_file_is_kept_without_overwrite(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "model.pt2"
     out.write_text("precious")
-    with pytest.raises(FileExistsError, match=r"model\.pt2: exists; pass --overwrite to replace"):
+    with pytest.raises(
+        FileExistsError, match=r"model\.pt2: exists; pass overwrite=True to replace"
+    ):
         export(small, out)
     assert out.read_text() == "precious"
     with pytest.raises(FileExistsError, match=r"model\.pt2: is a file; give another place"):

@@ -123,7 +123,7 @@ def test_existing_masks_are_kept_without_overwrite(
     time = Path("out/3.png").stat().st_mtime_ns
     assert len(predict_files([checkpoint], images, Path("out"))) == 6
     printed = capsys.readouterr().out
-    assert "kept 1 mask(s) that exist in out; --overwrite predicts them again" in printed
+    assert "kept 1 mask(s) that exist in out; overwrite=True predicts them again" in printed
     assert "predicted 5 of 5 images into out" in printed
     assert len(list(Path("out").iterdir())) == 6
     assert Path("out/3.png").stat().st_mtime_ns == time
@@ -145,7 +145,12 @@ def test_masks_that_were_predicted_in_another_way_are_refused(
     before = predict_files([checkpoint], [f"a{suffix}"], Path("out"))[0].read_bytes()
     exists = rf"out/a{suffix}: exists and was predicted "
     for checkpoints, options, overrides, reason in (
-        ([other], Options(), [], "by another checkpoint; pass --overwrite to predict it again, or"),
+        (
+            [other],
+            Options(),
+            [],
+            "by another checkpoint; pass overwrite=True to predict it again, or",
+        ),
         ([checkpoint, other], Options(), [], "by another checkpoint;"),
         ([checkpoint], Options(threshold=0.3), [], r"with threshold none instead of 0\.3;"),
         (
@@ -208,7 +213,7 @@ def test_masks_of_other_images_may_have_another_origin(checkpoint: Path) -> None
 def test_an_existing_mask_without_its_overlay_is_refused(checkpoint: Path, data_root: Path) -> None:
     images = [str(data_root / "images")]
     predict_files([checkpoint], images, Path("out"))
-    message = r"out/0\.png: exists, but 0_overlay\.png does not; pass --overwrite"
+    message = r"out/0\.png: exists, but 0_overlay\.png does not; pass overwrite=True"
     with pytest.raises(FileExistsError, match=message):
         predict_files([checkpoint], images, Path("out"), Options(overlay=True))
     assert len(list(Path("out").iterdir())) == 6

@@ -255,6 +255,6 @@ def test_a_signal_to_torchrun_saves_the_step(config: Path) -> None:
     process = start_and_wait_for_a_checkpoint(config)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=100)
-    assert "which is saved; the same command with --resume continues" in out
+    assert "which is saved; pass --resume to continue" in out
     step = load_checkpoint(Path("runs/two/last.pt"))["progress"]["step"]
     assert f"stopped after step {step} of 80" in out

@@ -78,14 +78,14 @@ def test_checking_a_writable_folder_changes_nothing(tmp_path: Path) -> None:
 def test_a_file_in_place_of_a_folder_raises_an_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     for folder in (tmp_path / "taken", tmp_path / "taken/a/b"):
-        with pytest.raises(FileExistsError, match=r"taken: is a file; give another place with -o"):
+        with pytest.raises(FileExistsError, match=r"taken: is a file; choose another place"):
             check_writable(folder)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs Linux's /proc")
 def test_a_read_only_folder_raises_an_error() -> None:
-    message = r"^/proc: cannot be written to \(.+\); give another place with -o"
+    message = r"^/proc: cannot be written to \(.+\); choose another place"
     with pytest.raises(PermissionError, match=message):
         check_writable(Path("/proc/new/masks"))
 

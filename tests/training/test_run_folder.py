@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 def test_a_run_that_exists_is_not_overwritten_unasked(data_root: Path) -> None:
     config = make_config(data_root, "train.epochs=1")
     before = (train(config) / "last.pt").stat().st_mtime_ns
-    with pytest.raises(FileExistsError, match=r"runs.tiny: exists; pass --resume"):
+    with pytest.raises(FileExistsError, match=r"runs.tiny: exists; pass resume=True"):
         train(config)
     assert Path("runs/tiny/last.pt").stat().st_mtime_ns == before
     train(config, overwrite=True)

@@ -1,5 +1,7 @@
 """Run a command and turn its errors into messages and exit codes. Torch is imported only on use."""
 
+import argparse
+import contextlib
 import errno
 import io
 import os
@@ -10,20 +12,30 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 from unet.cli.arguments import parse
 from unet.cli.commands import run_train
-from unet.runtime.errors import UnpredictedError
+from unet.runtime.errors import UnpredictedError, is_out_of_memory
 from unet.runtime.signals import Stopped, stop_errors
+from unet.runtime.text import printable, shorten
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LONGEST_LINE = 2000  # of an error message
+
+# Arguments of Python functions, as messages name them, and their options.
+_OPTIONS = {
+    "all_folds=True": "--folds all",
+    "overwrite=True": "--overwrite",
+    "resume=True": "--resume",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     0: done. 1: `check` found errors, or some images were not predicted. 2: wrong input. 130, 143:
-    interrupted by SIGINT, SIGTERM.
+    interrupted by SIGINT, SIGTERM. 141: nobody reads the output, as in `unet evaluate ... | head`.
     """
     try:
         with stop_errors() as stop:
@@ -33,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
-            print(str(error) or "interrupted", file=sys.stderr)
+            print(_for_terminal(str(error) or "interrupted"), file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
 
 
@@ -44,37 +56,74 @@ def _run(words: Sequence[str]) -> int:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     threading.excepthook = _report_thread_error
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once
+        # A log file shows each line at once; names that are not UTF-8 are shown escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     warnings.filterwarnings("ignore", module="PIL")  # our own messages report damaged files
-    arguments, settings = parse(words)
+    arguments = argparse.Namespace(run=None, traceback="--traceback" in words)
     try:
-        return int(arguments.run(arguments, settings) or 0)
-    except BrokenPipeError:  # the reader closed the pipe, as in `unet evaluate ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, FloatingPointError, OSError, MemoryError) as error:
+        with contextlib.redirect_stdout(cast(TextIO, _Terminal(sys.stdout))):
+            arguments, settings = parse(words)
+            return int(arguments.run(arguments, settings) or 0)
+    except BrokenPipeError:
+        for stream in (sys.stdout, sys.stderr):  # which Python flushes at its end
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
         if arguments.traceback:
             traceback.print_exc()
         # An error before the processes have joined is the same in all, as is a loss that is not
         # finite: the first process reports it.
         if rank == "0" or (_has_joined() and not isinstance(error, FloatingPointError)):
             who = f"process {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-            print(f"{who}error: {_message(error, arguments.run is run_train)}", file=sys.stderr)
+            lines = _message(error, arguments.run is run_train).splitlines()
+            message = "\n".join(shorten(line, _LONGEST_LINE) for line in lines)
+            print(_for_terminal(f"{who}error: {message}"), file=sys.stderr)
         return 1 if isinstance(error, UnpredictedError) else 2
+
+
+class _Terminal:
+    """A stream whose texts name options of the command line, and hold no control characters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(_for_terminal(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def _for_terminal(text: str) -> str:
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return printable(text, keep="\n")
 
 
 def _message(error: Exception, is_training: bool) -> str:
     match error:
-        case MemoryError():
-            return str(error) or "out of memory"
+        case ModuleNotFoundError(name=str(name)):
+            return (
+                f"the package {name} is not installed; install unet with its packages: "
+                "pip install -e . in the clone"
+            )
         case OSError(errno=int(number)):  # raised by the system; our own have no number
             advice = "check the path, its permissions and the free space"
             if number in _DISK_FULL and is_training:
                 advice = "free some space; --resume continues from the last checkpoint, if any"
             where = f"{error.filename}: " if error.filename else ""
             return f"{where}{error.strerror}; {advice}"
-        case _:
+        case _ if is_out_of_memory(error):
+            return str(error) or "out of memory"
+        case ValueError() | FloatingPointError() | OSError():
             return str(error).strip()
+        case _:
+            return (
+                f"{type(error).__name__}: {str(error).strip()}; this is a bug in unet: please "
+                "report it with the output of the same command and --traceback"
+            )
 
 
 def _has_joined() -> bool:

@@ -35,7 +35,7 @@ def check_results(folder: Path, overwrite: bool) -> None:
     existing = [folder / name for name in _FILES if (folder / name).exists()]
     if existing and not overwrite:
         raise FileExistsError(
-            f"{existing[0]}: exists; use overwrite to replace it, or write to another folder"
+            f"{existing[0]}: exists; pass overwrite=True to replace it, or write to another folder"
         )
 
 

@@ -126,7 +126,9 @@ def _check_out(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise ValueError(f"{out}: is a folder, expected a file to write")
     if out.exists() and not overwrite:
-        raise FileExistsError(f"{out}: exists; pass --overwrite to replace it, or another -o FILE")
+        raise FileExistsError(
+            f"{out}: exists; pass overwrite=True to replace it, or choose another name"
+        )
     check_writable(out.parent)
     if out.suffix == ".onnx":
         for package in ("onnx", "onnxscript", "onnxruntime"):

@@ -50,7 +50,8 @@ def check_origin(mask: Path, origin: dict[str, Any]) -> None:
             if found.get(key) != value
         )
     raise FileExistsError(
-        f"{mask}: exists{reason}; pass --overwrite to predict it again, or another -o"
+        f"{mask}: exists{reason}; pass overwrite=True to predict it again, or write to another "
+        "folder"
     )
 
 

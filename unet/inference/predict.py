@@ -156,7 +156,7 @@ def predict_files(
 
     done = find_done()
     if any(done):
-        print(f"kept {sum(done)} mask(s) that exist in {out}; --overwrite predicts them again")
+        print(f"kept {sum(done)} mask(s) that exist in {out}; overwrite=True predicts them again")
     work = [job for job, exists in zip(jobs, done, strict=True) if not exists]
     distributed.on_first_rank(lambda: _check_extras(jobs, work))()
     own = _run_jobs(model, distributed.shard(work), options, origin)
@@ -251,8 +251,8 @@ def _is_done(job: Job, origin: dict[str, Any]) -> bool:
     check_origin(mask, {**origin, "windows": job.is_raster})
     if missing := [path for path in extras if not path.exists()]:
         raise FileExistsError(
-            f"{mask}: exists, but {missing[0].name} does not; pass --overwrite to write both "
-            "again, or another -o"
+            f"{mask}: exists, but {missing[0].name} does not; pass overwrite=True to write "
+            "both again, or write to another folder"
         )
     return True
 

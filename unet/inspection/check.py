@@ -142,7 +142,7 @@ def _list_files(config: Config, warnings: list[str]) -> tuple[list[Pair], list[P
     if validation.folds is not None and validation.fold is None:
         raise ValueError(
             f"data.validation.fold: got null, expected one of 0 to {validation.folds - 1}; set it, "
-            "or train every fold with --folds all"
+            "or train every fold with all_folds=True"
         )
     pairs, errors = list_pairs(config, warnings, instances=True)
     val_pairs, val_errors = list_validation_pairs(config, warnings, instances=True)

@@ -25,12 +25,12 @@ def check_writable(folder: Path) -> None:
     """
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
-        raise FileExistsError(f"{place}: is a file; give another place with -o")
+        raise FileExistsError(f"{place}: is a file; choose another place")
     try:
         tempfile.TemporaryFile(dir=place).close()
     except OSError as error:
         raise PermissionError(
-            f"{place}: cannot be written to ({error.strerror}); give another place with -o"
+            f"{place}: cannot be written to ({error.strerror}); choose another place"
         ) from error
 
 

@@ -1,10 +1,36 @@
-"""Tables and lists as plain text."""
+"""Tables, lists and names as plain text."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 # What differs between messages of the same kind: paths and numbers.
 _VARIABLE = re.compile(r"\S*/\S*|\d[\d.,%]*")
+
+# Control characters, line separators, marks that reverse the direction of text, and surrogates,
+# which stand for the bytes of a file name that is not UTF-8.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Escape what a terminal would act on instead of show, such as ESC.
+
+    Control characters in `keep` stay as they are.
+    """
+    return _UNPRINTABLE.sub(
+        lambda match: match[0] if match[0] in keep else ascii(match[0])[1:-1], text
+    )
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """Replace the middle of a text that is longer than the limit by dots."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit * 2 // 3]}...{text[3 - limit // 3 :]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a number and a noun, such as `1 file` or `2 files`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

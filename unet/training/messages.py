@@ -104,5 +104,5 @@ def not_finite(
         f"train: {value} in step {step + 1}, with a learning rate of {lr:.3g}, on the samples "
         f"{join_some(samples, limit=8)}; this step did not change the weights{intact}. Lower "
         "optimizer.lr, increase schedule.warmup_epochs or set train.clip_grad_norm=1, and start "
-        "again with --overwrite; or look at these samples with 'unet check --pictures'"
+        "again with overwrite=True; or look at these samples with the pictures of unet check"
     )

@@ -48,7 +48,7 @@ def locked(run: Path) -> Iterator[None]:
 def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """Return the training state to resume from; None for a new run. For errors see `train`."""
     if resume and overwrite:
-        raise ValueError("train: got --resume and --overwrite, expected one of them")
+        raise ValueError("train: got resume=True and overwrite=True, expected one of them")
     resume = resume or _is_restarted(run)
     if not run.exists():
         if resume:
@@ -56,8 +56,8 @@ def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict
         return None
     if not resume and not overwrite:
         raise FileExistsError(
-            f"{run}: exists; pass --resume to continue it, --overwrite to delete it and start "
-            "again, or name=OTHER for another run"
+            f"{run}: exists; pass resume=True to continue it, overwrite=True to delete it and "
+            "start again, or name=OTHER for another run"
         )
     if not resume or (last := _load_last(run)) is None:
         return None
@@ -86,11 +86,11 @@ def _load_last(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
         except DamagedFileError as error:
             damaged[path] = str(error)
     if damaged:
-        raise ValueError("\n".join([*damaged.values(), f"{run}: start again with --overwrite"]))
+        raise ValueError("\n".join([*damaged.values(), f"{run}: start again with overwrite=True"]))
     if (run / "best.pt").exists():
         raise FileExistsError(
             f"{run}: holds a best.pt, but no last.pt or previous.pt to resume from; restore one, "
-            "pass --overwrite to delete the run and start again, or start another run from its "
+            "pass overwrite=True to delete the run and start again, or start another run from its "
             f"weights: name=OTHER train.init_from={run / 'best.pt'}"
         )
     print(f"{run}: was stopped before its first checkpoint; starting it again")

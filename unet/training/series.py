@@ -56,7 +56,7 @@ def configs_of_series(config: Config, all_folds: bool) -> list[Config]:
     validation, settings = config.data.validation, config.train
     if all_folds and validation.folds is None:
         raise ValueError(
-            "--folds: expected data.validation.folds, the number of folds, such as "
+            "all_folds=True: expected data.validation.folds, the number of folds, such as "
             "data.validation='{folds: 5}'"
         )
     folds = range(validation.folds or 1) if all_folds else [None]

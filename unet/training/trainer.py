@@ -156,7 +156,7 @@ class Trainer:
                 self._save()
                 print(
                     f"\nstopped after step {progress.step} of {self.num_steps}, which is saved; "
-                    "the same command with --resume continues from there"
+                    "pass resume=True to continue from there"
                 )
                 raise
 
