@@ -21,6 +21,14 @@ from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
+from unet.data.splits import (
+    TRAIN,
+    VAL,
+    read_stems,
+    split_by_stems,
+    split_by_table,
+    split_randomly,
+)
 from unet.data.table import read_table
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
@@ -60,10 +68,10 @@ def list_pairs(
         ValueError: if a pattern matches no file.
     """
     data, root = config.data, find_root(config.data.root)
-    if data.csv is not None:
-        return read_table(root, data.csv, data.stacks)
     labels = data.instances if instances else None
     images, masks = data.channels or [data.images], _in_class_order(config, data.masks)
+    if data.csv is not None:
+        return read_table(root, data.csv, data.stacks)
     return find_pairs(root, images, masks, data.stacks, warnings, labels)
 
 
@@ -77,6 +85,61 @@ def list_validation_pairs(
     labels = validation.instances if instances else None
     masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
     return find_pairs(root, [validation.images], masks, stacks, warnings, labels)
+
+
+def list_all_pairs(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:
+    """List the pairs of `data`, those of `data.validation.images`, and errors, as `list_pairs`."""
+    validation = config.data.validation
+    if validation.folds is not None and validation.fold is None:
+        raise ValueError(
+            f"data.validation.fold: got null, expected one of 0 to {validation.folds - 1}; set it, "
+            "or train every fold with all_folds=True"
+        )
+    pairs, errors = list_pairs(config, warnings, instances=True)
+    val_pairs, val_errors = list_validation_pairs(config, warnings, instances=True)
+    errors += val_errors
+    if {pair.images for pair in pairs} & {pair.images for pair in val_pairs}:
+        errors.append(
+            f"data.validation.images: got {validation.images}, which contains files of "
+            "data.images, expected other files; correct one of the two"
+        )
+    return pairs, val_pairs, errors
+
+
+def split_pairs(
+    config: Config, pairs: Sequence[Pair], kept: np.ndarray, present: np.ndarray
+) -> np.ndarray:
+    """Split the pairs of `list_pairs` as `data.validation` says.
+
+    Args:
+        config: its section data is used.
+        pairs: all pairs.
+        kept: indices of the N pairs to split, those that can be read.
+        present: whether each of them has pixels of a class, (N, K).
+
+    Returns:
+        TRAIN, VAL or UNUSED for each of the N pairs.
+
+    Raises:
+        FileNotFoundError: if the file of `data.validation.stems` is missing.
+        ValueError: if the pairs cannot be split like this.
+    """
+    validation, root = config.data.validation, find_root(config.data.root)
+    chosen = [pairs[i] for i in kept.tolist()]
+    if validation.fraction is not None:
+        fractions = (1 - validation.fraction, validation.fraction)
+        return split_randomly(chosen, present, fractions, validation.seed, validation.group)
+    if validation.folds is not None:
+        equal = (1 / validation.folds,) * validation.folds
+        folds = split_randomly(chosen, present, equal, validation.seed, validation.group)
+        return np.where(folds == validation.fold, VAL, TRAIN)
+    if validation.split is not None:
+        return split_by_table(chosen, validation.split)
+    stems = validation.stems
+    assert stems is not None  # the config has one of these
+    if isinstance(stems, str):
+        stems = tuple(read_stems(root / stems))
+    return np.where(split_by_stems(pairs, stems)[kept], VAL, TRAIN)
 
 
 def _in_class_order(config: Config, masks: str | dict[str, str]) -> str | dict[str, str]:

@@ -285,6 +285,7 @@ def shift(path: Path) -> None:
 def test_border_weights_without_scipy_are_an_error_that_says_how_to_install_it(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_instances(data_root)
     monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
     with pytest.raises(
         ValueError, match=r"loss\.border: needs scikit-image; install it with pip install"

@@ -11,6 +11,9 @@ from unet.data.pairing import Pair
 from unet.runtime.seeds import Stream
 from unet.runtime.text import join_some
 
+# The split of a pair; rows of a table may belong to neither.
+TRAIN, VAL, UNUSED = 0, 1, -1
+
 
 def split_randomly(
     pairs: Sequence[Pair],
@@ -74,6 +77,23 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
     if set(stems) == set(known):
         raise ValueError("data.validation.stems: got every image, expected some left to train on")
     return np.isin(known, list(stems))
+
+
+def split_by_table(pairs: Sequence[Pair], val_split: str) -> np.ndarray:
+    """Return (N,) the split of each pair by its column `split`: train, `val_split` or another.
+
+    Raises:
+        ValueError: if there is no pair for training or none for validation.
+    """
+    names = [pair.split for pair in pairs]
+    for name in ("train", val_split):
+        if name not in names:
+            known = ", ".join(sorted(set(names)))
+            raise ValueError(
+                f"data.validation.split: got no row whose column split is {name!r}, expected some "
+                f"({known or 'the column is empty'}); correct it or the table"
+            )
+    return np.array([{"train": TRAIN, val_split: VAL}.get(name, UNUSED) for name in names])
 
 
 def read_stems(path: Path) -> list[str]:

@@ -13,21 +13,17 @@ from unet.build import (
     build_encoder_normalization,
     build_normalization,
     build_training_reader,
-    find_root,
-    list_pairs,
-    list_validation_pairs,
+    list_all_pairs,
+    split_pairs,
 )
 from unet.config.schema import Config
 from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import PackedPairs, Pair
-from unet.data.splits import read_stems, split_by_stems, split_randomly
+from unet.data.splits import TRAIN, UNUSED, VAL
 from unet.data.synthetic import draw_quickstart
 from unet.inspection.findings import find_duplicates, find_errors, find_warnings
 from unet.inspection.statistics import CACHE_VERSION, Collected, PairStatistics, collect_statistics
 from unet.runtime.text import format_table, join_some
-
-# The split of a pair; rows of a table may belong to neither.
-_TRAIN, _VAL, _UNUSED = 0, 1, -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,33 +64,33 @@ def check_data(config: Config) -> CheckedData:
         ValueError: if a pattern matches no file, `data.validation.fold` is missing, or border
             weights are asked for and scipy is not installed.
     """
-    reader = build_training_reader(config)
     data, root = config.data, Path(config.data.root)
     if data.draw_quickstart and not root.exists():
         print(f"drawing the quickstart data into {root}")
         draw_quickstart(root)
     warnings: list[str] = []
-    listed, val_listed, errors = _list_files(config, warnings)
-    all_pairs = [*listed, *val_listed]
-    collected = collect_statistics(all_pairs, reader, _cache_path(config))
+    cache = _cache_path(config)
+    listed, val_listed, errors = list_all_pairs(config, warnings)
+    all_pairs, reader = [*listed, *val_listed], build_training_reader(config)
+    collected = collect_statistics(all_pairs, reader, cache)
     skipped = collected.num_unreadable if data.skip_unreadable else 0
     if skipped:
         warnings += [*collected.unreadable, f"left out {skipped} pair(s) that cannot be read"]
     else:
         errors += collected.unreadable
     errors += collected.errors
-    splits = np.where(collected.kept < len(listed), _TRAIN, _VAL)
+    splits = np.where(collected.kept < len(listed), TRAIN, VAL)
     if len(splits) and data.validation.images is None:
         splits = _try_split(config, all_pairs, collected, errors)
-    if num_unused := np.count_nonzero(splits == _UNUSED):
+    if num_unused := np.count_nonzero(splits == UNUSED):
         warnings.append(
             f"{num_unused} row(s) of {data.csv} are not used, because their split is neither train "
             f"nor {data.validation.split}"
         )
-    train, val = (collected.statistics[splits == split] for split in (_TRAIN, _VAL))
+    train, val = (collected.statistics[splits == split] for split in (TRAIN, VAL))
     train_pairs, val_pairs = (
         PackedPairs(all_pairs[i] for i in collected.kept[splits == split].tolist())
-        for split in (_TRAIN, _VAL)
+        for split in (TRAIN, VAL)
     )
     errors += [] if errors else find_errors(config, train, val)
     errors += find_duplicates(train_pairs, val_pairs, train, val)
@@ -136,69 +132,19 @@ def describe(config: Config, data: CheckedData) -> str:
     )
 
 
-def _list_files(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:
-    """List the pairs of `data`, those of `data.validation.images`, and errors."""
-    validation = config.data.validation
-    if validation.folds is not None and validation.fold is None:
-        raise ValueError(
-            f"data.validation.fold: got null, expected one of 0 to {validation.folds - 1}; set it, "
-            "or train every fold with all_folds=True"
-        )
-    pairs, errors = list_pairs(config, warnings, instances=True)
-    val_pairs, val_errors = list_validation_pairs(config, warnings, instances=True)
-    errors += val_errors
-    if {pair.images for pair in pairs} & {pair.images for pair in val_pairs}:
-        errors.append(
-            f"data.validation.images: got {validation.images}, which contains files of "
-            "data.images, expected other files; correct one of the two"
-        )
-    return pairs, val_pairs, errors
-
-
 def _try_split(
     config: Config, all_pairs: Sequence[Pair], collected: Collected, errors: list[str]
 ) -> np.ndarray:
     """Split the readable pairs; train on all of them after an error."""
     try:
-        return _split(config, all_pairs, collected)
+        present = collected.statistics.class_pixels > 0
+        return split_pairs(config, all_pairs, collected.kept, present)
     except (ValueError, FileNotFoundError) as error:
         validation = config.data.validation
         # A random split fails if too few pairs can be read, which is an error already.
         if validation.stems is not None or validation.split is not None or not errors:
             errors.append(str(error))
-        return np.full(len(collected.kept), _TRAIN)
-
-
-def _split(config: Config, all_pairs: Sequence[Pair], collected: Collected) -> np.ndarray:
-    validation = config.data.validation
-    pairs = [all_pairs[i] for i in collected.kept.tolist()]
-    present = collected.statistics.class_pixels > 0
-    if validation.fraction is not None:
-        fractions = (1 - validation.fraction, validation.fraction)
-        return split_randomly(pairs, present, fractions, validation.seed, validation.group)
-    if validation.folds is not None:
-        equal = (1 / validation.folds,) * validation.folds
-        folds = split_randomly(pairs, present, equal, validation.seed, validation.group)
-        return np.where(folds == validation.fold, _VAL, _TRAIN)
-    if validation.split is not None:
-        return _split_by_table(pairs, validation.split)
-    stems = validation.stems
-    assert stems is not None  # the config has one of these
-    if isinstance(stems, str):
-        stems = tuple(read_stems(find_root(config.data.root) / stems))
-    return np.where(split_by_stems(all_pairs, stems)[collected.kept], _VAL, _TRAIN)
-
-
-def _split_by_table(pairs: Sequence[Pair], val_split: str) -> np.ndarray:
-    names = [pair.split for pair in pairs]
-    for name in ("train", val_split):
-        if name not in names:
-            known = ", ".join(sorted(set(names)))
-            raise ValueError(
-                f"data.validation.split: got no row whose column split is {name!r}, expected some "
-                f"({known or 'the column is empty'}); correct it or the table"
-            )
-    return np.array([{"train": _TRAIN, val_split: _VAL}.get(name, _UNUSED) for name in names])
+        return np.full(len(collected.kept), TRAIN)
 
 
 def _describe_normalization(config: Config) -> list[str]:
