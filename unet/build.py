@@ -18,6 +18,7 @@ from unet.data.border_weights import Border
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
+from unet.data.image_types import ReadOptions
 from unet.data.normalization import Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
@@ -70,9 +71,10 @@ def list_pairs(
     data, root = config.data, find_root(config.data.root)
     labels = data.instances if instances else None
     images, masks = data.channels or [data.images], _in_class_order(config, data.masks)
+    options = build_read_options(config)
     if data.csv is not None:
-        return read_table(root, data.csv, data.stacks)
-    return find_pairs(root, images, masks, data.stacks, warnings, labels)
+        return read_table(root, data.csv, data.stacks, options)
+    return find_pairs(root, images, masks, data.stacks, warnings, labels, options)
 
 
 def list_validation_pairs(
@@ -84,7 +86,9 @@ def list_validation_pairs(
         return [], []
     labels = validation.instances if instances else None
     masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
-    return find_pairs(root, [validation.images], masks, stacks, warnings, labels)
+    return find_pairs(
+        root, [validation.images], masks, stacks, warnings, labels, build_read_options(config)
+    )
 
 
 def list_all_pairs(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:
@@ -154,12 +158,21 @@ def build_classes(config: Config) -> ClassMap:
     return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
 
 
+def build_read_options(config: Config) -> ReadOptions:
+    """Return how image files are read."""
+    data = config.data
+    return ReadOptions(
+        nodata=data.nodata, axes=data.axes, exif=data.exif, max_pixels=data.max_pixels
+    )
+
+
 def build_reader(config: Config) -> PairReader:
     """Return the reader of images and masks."""
     return PairReader(
         classes=build_classes(config),
         in_channels=config.model.in_channels,
         mask_per_class=isinstance(config.data.masks, dict),
+        options=build_read_options(config),
     )
 
 

@@ -20,4 +20,4 @@ def test_the_page_has_every_setting_and_is_short() -> None:
     paths = {path for path in flat_settings(config) if not path.startswith("data.classes.")}
     for path in {*paths, "data.classes", "data.normalization.mean", "data.normalization.std"}:
         assert f"\n| `{path}` | " in page, path
-    assert len(page.splitlines()) <= 200
+    assert len(page.splitlines()) <= 250  # a table of all settings

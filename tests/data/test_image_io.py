@@ -1,6 +1,5 @@
 import errno
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -10,15 +9,8 @@ from helpers import write_png16
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from unet.data.image_io import (
-    UnreadableError,
-    count_pages,
-    image_mode,
-    read_image,
-    skip_unreadable,
-    to_channels,
-    to_float,
-)
+from unet.data.image_io import read_header, read_image, skip_unreadable, to_channels, to_float
+from unet.data.image_types import ReadOptions, UnreadableError
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -108,15 +100,8 @@ def test_alpha_can_be_the_fourth_channel(tmp_path: Path) -> None:
 
 def test_grey_with_alpha_of_16_bits_is_an_error(tmp_path: Path) -> None:
     write_png16(tmp_path / "a.png", COLOUR16[:, :, :2])
-    with pytest.raises(ValueError, match="grey with alpha of 16 bits; save it without the alpha"):
+    with pytest.raises(ValueError, match="grey with alpha of 16 bits, which Pillow cuts"):
         read_image(tmp_path / "a.png", 1)
-
-
-def test_planes_of_16_bits_are_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.tif"
-    write_tiff16(path, COLOUR16, "<", planes=True)
-    with pytest.raises(ValueError, match=r"a\.tif: .*planes of 16 bits; interleave the colours"):
-        read_image(path, 3)
 
 
 def test_a_file_of_another_format_is_unreadable(tmp_path: Path) -> None:
@@ -124,12 +109,6 @@ def test_a_file_of_another_format_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "a.ppm").rename(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"a\.png: cannot be read as an image"):
         read_image(tmp_path / "a.png", 1)
-
-
-def test_an_alpha_channel_that_is_not_constant_is_an_error(tmp_path: Path) -> None:
-    Image.fromarray(np.concatenate([COLOUR, GREY[..., None]], 2)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png: got an alpha channel with values from"):
-        read_image(tmp_path / "a.png", 3)
 
 
 def test_lossless_conversions_are_made(tmp_path: Path) -> None:
@@ -189,7 +168,7 @@ def test_a_text_file_is_no_image(tmp_path: Path) -> None:
 def test_several_pages_are_an_error(tmp_path: Path) -> None:
     page = Image.fromarray(GREY)
     page.save(tmp_path / "a.tif", save_all=True, append_images=[page, page])
-    with pytest.raises(ValueError, match=r"a\.tif: got a file of 3 pages, expected one image"):
+    with pytest.raises(ValueError, match=r"a\.tif: got 3 pages \(axes IYX\), expected one image"):
         read_image(tmp_path / "a.tif", 1)
 
 
@@ -197,20 +176,30 @@ def test_floats_are_kept_as_they_are(tmp_path: Path) -> None:
     numbers = GREY.astype(np.float32) * 1000 - 7
     Image.fromarray(numbers).save(tmp_path / "a.tif")
     assert np.array_equal(read_scaled(tmp_path / "a.tif", 1)[0], numbers)
-    numbers[2, 3:5] = np.nan
-    Image.fromarray(numbers).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"a\.tif: got 2 pixel\(s\) of NaN, infinity or beyond"):
-        read_image(tmp_path / "a.tif", 1)
-    with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype float64"):
-        to_channels(np.zeros((4, 4)), 1, "image")
+    assert to_channels(np.zeros((4, 4)), 1, "image").dtype == np.float32
+    with pytest.raises(ValueError, match=r"image: got an array of shape .* and dtype complex128"):
+        to_channels(np.zeros((4, 4), complex), 1, "image")
 
 
-def test_a_mark_of_missing_data_is_an_error(tmp_path: Path) -> None:
+def test_a_value_that_cannot_be_brightness_is_an_error(tmp_path: Path) -> None:
     numbers = GREY.astype(np.float32)
     numbers[0, 0] = -3.4028235e38
     Image.fromarray(numbers).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"got 1 pixel\(s\) of NaN, infinity or beyond 1e\+09"):
+    with pytest.raises(ValueError, match=r"got 1 value\(s\) of infinity or beyond 1e\+09"):
         read_image(tmp_path / "a.tif", 1)
+    image = read_image(tmp_path / "a.tif", 1, options=ReadOptions(nodata=-3.4028235e38))
+    assert np.isnan(image[0, 0, 0])
+    assert np.array_equal(image[0].ravel()[1:], numbers.ravel()[1:])
+
+
+def test_transparent_pixels_are_missing(tmp_path: Path) -> None:
+    alpha = np.full((9, 13, 1), 255, np.uint8)
+    alpha[2:4, 3:6] = 0
+    Image.fromarray(np.concatenate([COLOUR, alpha], 2)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png", 3)
+    assert np.array_equal(np.isnan(image).all(0), alpha[..., 0] == 0)
+    known = alpha[..., 0] > 0
+    assert np.array_equal(image[:, known], to_float(COLOUR.transpose(2, 0, 1))[:, known])
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
@@ -224,17 +213,17 @@ def test_a_tiff_is_turned_as_its_exif_says(
     exif[274] = orientation
     image.save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(read_image(tmp_path / "a.tif", 1), read_image(tmp_path / "a.png", 1))
-    assert ("turned by EXIF" in image_mode(tmp_path / "a.tif")) == (orientation > 1)
+    assert ("turned by EXIF" in read_header(tmp_path / "a.tif").describe()) == (orientation > 1)
 
 
 def test_a_page_of_a_stack_is_read(tmp_path: Path) -> None:
     pages = [Image.fromarray(GREY // (i + 1)) for i in range(3)]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
-    assert count_pages(tmp_path / "a.tif") == 3
+    assert read_header(tmp_path / "a.tif").pages == 3
     for i in range(3):
         assert np.array_equal(read_image(tmp_path / "a.tif", 1, page=i)[0], GREY // (i + 1))
     Image.fromarray(GREY).save(tmp_path / "b.png")
-    assert count_pages(tmp_path / "b.png") == 1
+    assert read_header(tmp_path / "b.png").pages == 1
 
 
 def test_several_files_are_channels(tmp_path: Path) -> None:
@@ -246,8 +235,8 @@ def test_several_files_are_channels(tmp_path: Path) -> None:
     assert np.array_equal(image, np.stack([GREY16, GREY16 // 2, GREY16 // 3]))
     with pytest.raises(ValueError, match=r"got 3 files as channels, expected .*in_channels, 2"):
         read_image(paths, 2)
-    Image.fromarray(GREY).save(paths[1])
-    with pytest.raises(ValueError, match=r"b\.tif: got .* pixels of uint8, expected"):
+    Image.fromarray(GREY[:4, :5]).save(paths[1])
+    with pytest.raises(ValueError, match=r"b\.tif: got 4 x 5 pixels, expected 9 x 13"):
         read_image(paths, 3)
 
 
@@ -287,32 +276,15 @@ def test_a_small_file_that_claims_to_be_huge_is_not_decoded(tmp_path: Path) -> N
         + b"\x00\x00\x00\x00IDAT"
         + struct.pack(">I", zlib.crc32(b"IDAT"))
     )
-    with pytest.raises(UnreadableError, match=r"exceeds limit .* decompression"):
+    with pytest.raises(
+        ValueError, match=r"got 2147483647 x 2147483647 pixels of .*raise data.max_pixels"
+    ):
         read_image(tmp_path / "a.png", 1)
 
 
 def test_a_folder_is_no_image(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is a folder, expected an image"):
         read_image(tmp_path, 1)
-
-
-@pytest.mark.parametrize("bands", [2, 4])
-def test_a_channel_that_pillow_would_drop_is_an_error(tmp_path: Path, bands: int) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    path = tmp_path / "stains.tif"
-    settings = {"photometric": "RGB"} if bands == 4 else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(
-            path, "w", driver="GTiff", count=bands, height=5, width=4, dtype="uint8",
-            interleave="pixel", **settings,
-        ) as file:  # fmt: skip
-            file.write(np.arange(20 * bands, dtype=np.uint8).reshape(bands, 5, 4))
-    for in_channels in (1, 3, 4):
-        with pytest.raises(
-            UnreadableError, match=f"{bands} channels without the meaning of the last one"
-        ):
-            read_image(path, in_channels)
 
 
 def test_a_png_with_a_changed_byte_is_unreadable(tmp_path: Path) -> None:

@@ -156,10 +156,10 @@ def test_patterns_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_files_that_match_no_pattern_are_a_warning(tmp_path: Path) -> None:
     write(tmp_path, "images/1.png", "masks/1.png", "masks/1_old.bmp")
-    (tmp_path / "images" / "1.npy").touch()
+    (tmp_path / "images" / "1.txt").touch()
     warnings: list[str] = []
     find_pairs(tmp_path, ["images"], "masks/{stem}.png", warnings=warnings)
-    path = f"{tmp_path}/images/1.npy"
+    path = f"{tmp_path}/images/1.txt"
     assert warnings == [f"2 other file(s) next to the images and masks, such as {path}"]
 
 

@@ -14,7 +14,8 @@ from PIL import Image, ImageSequence
 from unet import load_model, predict
 from unet.checkpoint import save_checkpoint
 from unet.cli.main import main
-from unet.data.image_io import read_image, read_pixels, to_float
+from unet.data.image_io import read_image, to_float
+from unet.data.image_types import ReadOptions
 from unet.data.label_images import clean, number_objects
 from unet.inference import predict as prediction
 from unet.inference.predict import Options, UnpredictedError, predict_files
@@ -404,17 +405,29 @@ def test_a_folder_without_images_is_named(checkpoint: Path) -> None:
     assert not Path("out").exists()
 
 
-def test_missing_data_in_a_float_image_is_refused(checkpoint: Path) -> None:
+def test_missing_pixels_get_the_mean_of_the_training_images(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    mean = float(model.members[0].normalization.mean[0])
     pixels = np.full((20, 30), 0.5, np.float32)
-    pixels[3, 4] = np.nan
+    filled = pixels.copy()
+    pixels[3:9, 4:9], filled[3:9, 4:9] = np.nan, mean
     Image.fromarray(pixels).save("a.tif")
-    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 pixel\(s\) of NaN"):
+    predict_files([checkpoint], ["a.tif"], Path("out"))
+    expected = predict(model, filled)
+    assert np.array_equal(values_of(Path("out/a.png")), expected * 200)
+    for array in (pixels, Image.fromarray(pixels)):
+        assert np.array_equal(predict(model, array), expected)
+
+
+def test_infinite_values_are_an_error(checkpoint: Path) -> None:
+    pixels = np.full((20, 30), 0.5, np.float32)
+    pixels[3, 4] = -3.4e38
+    Image.fromarray(pixels).save("a.tif")
+    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 value\(s\) of .* set data.nodata="):
         predict_files([checkpoint], ["a.tif"], Path("out"))
     assert not Path("out").exists()
-    model = load_model(checkpoint)
-    for array in (pixels, np.nan_to_num(pixels, nan=-3.4e38), Image.fromarray(pixels)):
-        with pytest.raises(ValueError, match=r"image: got 1 pixel\(s\) of NaN, infinity or beyond"):
-            predict(model, array)
+    with pytest.raises(ValueError, match=r"image: got 1 value\(s\) of infinity or beyond"):
+        predict(load_model(checkpoint), pixels)
 
 
 def pages_of(path: Path) -> list[np.ndarray]:
@@ -432,7 +445,7 @@ def test_stacks_are_predicted_page_by_page(checkpoint: Path, data_root: Path, en
     model = load_model(checkpoint)
     assert len(masks) == 6
     for i, mask in enumerate(masks):
-        ids = predict(model, read_pixels(f"stack.{ending}", i))
+        ids = predict(model, read_image(f"stack.{ending}", 1, i)[0])
         assert np.array_equal(mask, ids * 200)
     assert len(pages_of(Path("out/stack_overlay.tif"))) == 6
     assert len(pages_of(Path("out/stack_probabilities.tif"))) == 12
@@ -446,10 +459,12 @@ def test_a_damaged_page_leaves_no_mask_of_the_stack(
     pages = [Image.effect_noise((30, 20), 50) for _ in range(3)]
     pages[0].save("stack.tif", save_all=True, append_images=pages[1:])
 
-    def read(files: tuple[str, ...], in_channels: int, page: int) -> np.ndarray:
+    def read(
+        files: tuple[str, ...], in_channels: int, page: int, options: ReadOptions
+    ) -> np.ndarray:
         if page == 2:
             raise ValueError("damaged")
-        return read_image(files, in_channels, page)
+        return read_image(files, in_channels, page, options)
 
     monkeypatch.setattr("unet.inference.predict.read_image", read)
     with pytest.raises(UnpredictedError, match="damaged\n1 of 1 images"):

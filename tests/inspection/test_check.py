@@ -120,7 +120,7 @@ def test_describe_lists_sizes_types_and_class_fractions(data_root: Path) -> None
     text = describe(config, check_data(config))
     assert "4 training and 2 validation images" in text
     assert f"{HEIGHT} x {WIDTH} (6)" in text
-    assert "L, uint8 (6)" in text
+    assert "grey, uint8 (6)" in text
     assert "box              17.09%       4             17.09%       2" in text
 
 

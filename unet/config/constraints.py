@@ -9,7 +9,7 @@ from typing import get_type_hints
 from unet.config.data_schema import FixedNormalizationConfig
 from unet.config.schema import Config, tile_overlap
 from unet.data.classes import ClassMap
-from unet.data.image_io import SUFFIXES
+from unet.data.image_types import SUFFIXES
 from unet.metrics.confusion import Scores
 from unet.models.encoder_specs import ENCODER_SPECS
 

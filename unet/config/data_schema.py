@@ -101,6 +101,16 @@ class DataConfig:
     csv: Anytime[str | None] = None
     # Read files as stacks: page i of an image file belongs to page i of its mask file.
     stacks: bool = False
+    # A letter for each axis of TIFF and NumPy files with more axes than height and width, such as
+    # CYX: Y and X, C for channels, Z or T for pages. null for the axes that the file names.
+    axes: InUse[str | None] = None
+    # Value of missing pixels, in addition to the one that a file declares. Missing pixels have the
+    # mean of the training images, and are neither trained on nor scored. NaN is always missing.
+    nodata: InUse[float | None] = None
+    # Turn images and masks as their EXIF orientation says (apply), or leave them (ignore).
+    exif: InUse[Literal["apply", "ignore"]] = "apply"
+    # Files that claim more pixels are not read. Images that are predicted in windows may be larger.
+    max_pixels: Anytime[Positive] = 250_000_000
     # Mapping from class names to values in the mask files. A value is a grey value or palette
     # index, several of them such as [127, 128] or "1-3, 7", a colour [R, G, B] or a list of
     # colours. The order sets the class ids: the first class has id 0 and is the background. You

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
 from unet.data.image_io import to_float
-from unet.data.normalization import Normalization
+from unet.data.normalization import Normalization, fill_missing
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 from unet.runtime.errors import SampleError, is_out_of_memory
@@ -69,6 +69,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         image = torch.from_numpy(to_float(pixels))
         if self.normalization is not None:
             image = self.normalization(image)
+        if pixels.dtype == np.float32:
+            image = fill_missing(image)
         weights = [torch.from_numpy(one).float() for one in extra]
         if self.augment is None:
             return image, torch.from_numpy(ids).long(), *weights

@@ -1,8 +1,8 @@
 """Mask files <-> class ids, and label images.
 
-Files are read as `image_io.open_image` does; `size` is the (height, width) that a file must have,
-None any. Functions that read raise FileNotFoundError if there is no such file, and ValueError if it
-cannot be read, has another size or other values.
+Values are the stored ones, as `image_io.read_stored` reads them. `size` is the (height, width)
+that a file must have, None any. Functions that read raise FileNotFoundError if there is no such
+file, and ValueError if it cannot be read, has another size or other values.
 """
 
 from collections.abc import Sequence
@@ -11,23 +11,41 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unet.data.classes import ClassMap, Colour
-from unet.data.image_io import drop_alpha, open_image
+from unet.data.classes import IGNORE_INDEX, ClassMap, Colour
+from unet.data.image_io import read_stored
+from unet.data.image_types import DEFAULT_OPTIONS, Header, ImageTypeError, ReadOptions
 
 Size = tuple[int, int]
 
 
 def read_mask(
-    path: str | Path, classes: ClassMap, size: Size | None = None, page: int | None = None
+    path: str | Path,
+    classes: ClassMap,
+    size: Size | None = None,
+    page: int | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    missing: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Read a mask as class ids (H, W) uint8, `IGNORE_INDEX` for ignored values."""
-    image = open_image(path, page)
-    codes = _colour_codes(image, path) if classes.coloured else _grey_codes(image, path)
-    if image.mode == "1" and not classes.coloured and 1 in classes and 255 not in classes:
-        codes = codes // 255  # the classes are 0 and 1, not 0 and 255
+    """Read a mask as class ids (H, W) uint8, `IGNORE_INDEX` for ignored values.
+
+    Where the image is `missing`, bool (H, W), the mask may have any value, and is ignored.
+    """
+    header, values = _read(path, page, options)
+    codes = _colour_codes(header, values, path) if classes.coloured else _codes(values, path)
     _check_size(codes, size, path)
-    by_index = image.mode == "P" and not classes.coloured
-    return classes.decode(codes, path, "palette index" if by_index else "mask value")
+    what = "mask value"
+    if header.palette is not None and not classes.coloured:
+        what = "palette index"
+    elif header.bits == 1 and not classes.coloured and 255 in classes and 1 not in classes:
+        raise ImageTypeError(
+            f"{path}: got a mask of 1 bit, whose values are 0 and 1, expected 255 as in "
+            "data.classes; write 1 in place of 255"
+        )
+    if missing is None:
+        return classes.decode(codes, path, what)
+    ids = np.full(codes.shape, IGNORE_INDEX, np.uint8)
+    ids[~missing] = classes.decode(codes[~missing], path, what)
+    return ids
 
 
 def read_class_masks(
@@ -36,6 +54,7 @@ def read_class_masks(
     tolerance: int = 0,
     size: Size | None = None,
     page: int | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> np.ndarray:
     """Read a binary mask for each class except the first as class ids (H, W) uint8.
 
@@ -43,7 +62,7 @@ def read_class_masks(
     """
     ids: np.ndarray = np.empty(0)
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
-        codes = _grey_codes(open_image(path, page), path)
+        codes = _codes(_read(path, page, options)[1], path)
         _check_size(codes, size, path)
         highest = int(codes.max())
         value = 1 if highest <= 1 and not tolerance else 255 if highest <= 255 else 65535
@@ -60,23 +79,34 @@ def read_class_masks(
 
 
 def read_label_image(
-    path: str | Path, size: Size | None = None, page: int | None = None
+    path: str | Path,
+    size: Size | None = None,
+    page: int | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> np.ndarray:
     """Read a label image (H, W): a number from 1 for each object, 0 for none."""
-    image = open_image(path, page)
-    if len(image.getbands()) > 1:
-        raise ValueError(
-            f"{path}: got a label image of Pillow's mode {image.mode}, expected one channel with a "
-            "number for each object, 0 for none; convert it, such as to grey values of 16 bits"
+    header, values = _read(path, page, options)
+    if values.shape[2] > 1:
+        raise ImageTypeError(
+            f"{path}: got a label image of mode {header.mode}, expected one channel with a number "
+            "for each object, 0 for none; convert it, such as to grey values of 16 bits"
         )
-    numbers = _grey_codes(image, path)
+    numbers = _codes(values, path)
     if numbers.min() < 0:
-        raise ValueError(
+        raise ImageTypeError(
             f"{path}: got the number {numbers.min()} for an object, expected numbers from 1 and 0 "
             "for none; correct it"
         )
     _check_size(numbers, size, path, "label image")
     return numbers
+
+
+def read_codes(
+    path: str | Path, page: int | None = None, options: ReadOptions = DEFAULT_OPTIONS
+) -> tuple[Header, np.ndarray]:
+    """Read the header of a mask and its values (H, W), or colours (H, W, 3), without alpha."""
+    header, values = _read(path, page, options)
+    return header, values[:, :, 0] if values.shape[2] == 1 else values
 
 
 def draw_mask(
@@ -91,11 +121,30 @@ def draw_mask(
 
 def read_palette(path: str | Path, page: int | None = None) -> tuple[Colour, ...] | None:
     """Read the palette of a mask; None if it has none."""
-    image = open_image(path, page)
-    if image.mode != "P":
-        return None
-    bands = image.getpalette() or []
-    return tuple((r, g, b) for r, g, b in zip(*[iter(bands)] * 3, strict=True))
+    palette = read_stored(path, page)[0].palette
+    return None if palette is None else tuple((r, g, b) for r, g, b in palette[:, :3].tolist())
+
+
+def _read(path: str | Path, page: int | None, options: ReadOptions) -> tuple[Header, np.ndarray]:
+    """Read stored values (H, W, bands) without alpha, which must mean nothing."""
+    header, (values, _) = read_stored(path, page, options)
+    if header.alpha or values.shape[2] in (2, 4):
+        values = _drop_alpha(values, path)
+    return header, values
+
+
+def _drop_alpha(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Drop the last band unless it tells pixels of equal values apart."""
+    alpha = values[:, :, -1]
+    if alpha.min() == alpha.max():
+        return values[:, :, :-1]
+    pixels = np.unique(values.reshape(-1, values.shape[2]), axis=0)
+    if len(np.unique(pixels[:, :-1], axis=0)) < len(pixels):
+        raise ImageTypeError(
+            f"{path}: got an alpha channel with values from {alpha.min()} to {alpha.max()} on "
+            "pixels of the same value, expected one that adds nothing; save the mask without it"
+        )
+    return values[:, :, :-1]
 
 
 def _check_size(codes: np.ndarray, size: Size | None, path: str | Path, what: str = "mask") -> None:
@@ -106,49 +155,54 @@ def _check_size(codes: np.ndarray, size: Size | None, path: str | Path, what: st
         )
 
 
-def _colour_codes(image: Image.Image, path: str | Path) -> np.ndarray:
-    """Colours as (H, W) integers 0xRRGGBB."""
-    if image.mode not in {"1", "L", "LA", "P", "RGB", "RGBA"}:
-        raise ValueError(
-            f"{path}: got a mask of Pillow's mode {image.mode}, expected colours, as data.classes "
-            "gives colours; convert the mask or give grey values"
+def _colour_codes(header: Header, values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Colours as (H, W) integers 0xRRGGBB; a palette's colours, and grey values as greys."""
+    if values.shape[2] == 1 and header.palette is not None:
+        if (highest := int(values.max())) >= len(header.palette):
+            raise ImageTypeError(
+                f"{path}: got the index {highest}, expected one of the palette's "
+                f"{len(header.palette)} colours; save the mask again"
+            )
+        values = header.palette[values[:, :, 0], :3]
+    if values.dtype == bool:
+        values = values.astype(np.uint8) * np.uint8(255)
+    if values.shape[2] not in (1, 3) or values.dtype.kind not in "ui" or values.max() > 255:
+        raise ImageTypeError(
+            f"{path}: got a mask of mode {header.describe()} with {values.shape[2]} channel(s), "
+            "expected colours of 8 bits, as data.classes gives colours; convert the mask, or give "
+            "grey values"
         )
-    if image.mode in {"LA", "RGBA"}:
-        drop_alpha(np.asarray(image), str(path))
-    bands = np.asarray(image.convert("RGB"))
-    codes = bands[:, :, 0].astype(np.int32)  # in place, as the image may be large
+    codes = values[:, :, 0].astype(np.int32)  # in place, as the image may be large
     for band in (1, 2):
         codes <<= 8
-        codes |= bands[:, :, band]
+        codes |= values[:, :, band % values.shape[2]].astype(np.int32)
     return codes
 
 
-def _grey_codes(image: Image.Image, path: str | Path) -> np.ndarray:
-    """Grey values or palette indices as (H, W) integers; 1 bit as 0 and 255."""
-    if image.mode == "1":
-        image = image.convert("L")
-    if image.mode in {"LA", "RGB", "RGBA"}:
-        bands = np.asarray(image)
-        if image.mode != "RGB":
-            bands = drop_alpha(bands, str(path))
-        if (bands != bands[:, :, :1]).any():
-            raise ValueError(
+def _codes(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Grey values or palette indices as (H, W) integers."""
+    if values.shape[2] > 1:
+        if values.shape[2] != 3:
+            raise ImageTypeError(
+                f"{path}: got a mask of {values.shape[2]} channels, expected one; convert the mask"
+            )
+        if (values != values[:, :, :1]).any():
+            raise ImageTypeError(
                 f"{path}: got a mask in colours, expected grey values, as data.classes gives "
                 "numbers; write each class's colour as [R, G, B]"
             )
-        return bands[:, :, 0]
-    if image.mode == "F":
-        numbers = np.asarray(image)
-        whole = (np.abs(numbers) < 2**31) & (numbers == np.round(numbers))  # not NaN
+    codes: np.ndarray = values[:, :, 0]
+    if codes.dtype == bool:
+        return codes.astype(np.uint8)
+    if codes.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            whole = (np.abs(codes) < 2**53) & (codes == np.round(codes))  # not NaN
         if not whole.all():
-            raise ValueError(
+            raise ImageTypeError(
                 f"{path}: got {np.count_nonzero(~whole)} pixel(s) such as "
-                f"{numbers[~whole][0]:g}, expected whole numbers in a mask; save it with integers"
+                f"{codes[~whole][0]:g}, expected whole numbers in a mask; save it with integers"
             )
-        return numbers.astype(np.int64)
-    if image.mode not in {"L", "P", "I"} and not image.mode.startswith("I;16"):
-        raise ValueError(
-            f"{path}: got a mask of Pillow's mode {image.mode}, expected grey values, palette "
-            "indices or RGB colours; convert the mask"
-        )
-    return np.asarray(image)
+        return codes.astype(np.int64)
+    if codes.dtype.kind not in "ui":
+        raise ImageTypeError(f"{path}: got values of {codes.dtype}, expected integers in a mask")
+    return codes.astype(np.int64) if codes.dtype.itemsize == 8 else codes

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet.data.image_io import SUFFIXES, UnreadableError, count_pages
+from unet.data.image_io import read_header
+from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions, UnreadableError
 from unet.runtime.text import group_messages, join_some
 
 _NUMBER = re.compile(r"(\d+)")
@@ -67,6 +68,7 @@ def find_pairs(
     stacks: bool = False,
     warnings: list[str] | None = None,
     instances: str | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that match patterns, and pair those of the same stem.
 
@@ -110,16 +112,18 @@ def find_pairs(
         )
         for stem in sorted(sorted(complete), key=natural_key)  # 01 before 1
     ]
-    return (split_stacks(pairs, errors) if stacks else pairs), errors
+    return (split_stacks(pairs, errors, options) if stacks else pairs), errors
 
 
-def split_stacks(pairs: Iterable[Pair], errors: list[str]) -> list[Pair]:
+def split_stacks(
+    pairs: Iterable[Pair], errors: list[str], options: ReadOptions = DEFAULT_OPTIONS
+) -> list[Pair]:
     """Make a pair of each page; report stacks of different lengths."""
     result = []
     unequal = []
     for pair in pairs:
         try:
-            pages = [count_pages(path) for path in pair.files]
+            pages = [read_header(path, options).pages for path in pair.files]
         except (UnreadableError, FileNotFoundError):
             result.append(pair)  # reading it will say what is wrong
             continue

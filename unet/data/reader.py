@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unet.data.border_weights import Border, border_weights, separate_cells
-from unet.data.classes import ClassMap
-from unet.data.image_io import read_image
+from unet.data.classes import IGNORE_INDEX, ClassMap
+from unet.data.image_io import missing_pixels, read_image
+from unet.data.image_types import DEFAULT_OPTIONS, ReadOptions
 from unet.data.label_images import number_objects
 from unet.data.masks import read_class_masks, read_label_image, read_mask
 from unet.data.pairing import Pair
@@ -24,6 +25,7 @@ class PairReader:
     in_channels: int
     mask_per_class: bool = False  # each class except the first has its own binary mask
     border: Border | None = None  # None for no weights
+    options: ReadOptions = DEFAULT_OPTIONS
 
     def __call__(self, pair: Pair) -> tuple[np.ndarray, ...]:
         """Read an image and class ids; with a border, separate cells, and add weights (H, W)."""
@@ -35,13 +37,20 @@ class PairReader:
         return image, ids, weights.astype(np.float16)  # three digits are enough
 
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image (C, H, W) as `read_image`, and class ids (H, W) uint8."""
-        image = read_image(pair.images, self.in_channels, pair.page)
+        """Read an image (C, H, W) as `read_image`, and class ids (H, W) uint8.
+
+        Missing pixels of the image have the id `IGNORE_INDEX`.
+        """
+        image = read_image(pair.images, self.in_channels, pair.page, self.options)
         size, classes = (image.shape[1], image.shape[2]), self.classes
+        missing = missing_pixels(image)
         if self.mask_per_class:
             names, tolerance = classes.names[1:], classes.tolerance
-            return image, read_class_masks(pair.masks, names, tolerance, size, pair.page)
-        return image, read_mask(pair.masks[0], self.classes, size, pair.page)
+            ids = read_class_masks(pair.masks, names, tolerance, size, pair.page, self.options)
+            if missing is not None:
+                ids[missing] = IGNORE_INDEX
+            return image, ids
+        return image, read_mask(pair.masks[0], classes, size, pair.page, self.options, missing)
 
     def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
         """Number the cells (H, W), 0 between them: from the border's classes or a label image."""
@@ -53,7 +62,9 @@ class PairReader:
     def label_image(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
         """Read the label image (H, W) of a pair that has one; its objects must be in the mask."""
         assert pair.instances is not None
-        labels = read_label_image(pair.instances, (ids.shape[0], ids.shape[1]), pair.page)
+        labels = read_label_image(
+            pair.instances, (ids.shape[0], ids.shape[1]), pair.page, self.options
+        )
         background = ids[labels > 0] == 0
         if 2 * np.count_nonzero(background) > background.size:
             raise ValueError(

@@ -3,11 +3,14 @@
 import csv
 from pathlib import Path
 
+from unet.data.image_types import DEFAULT_OPTIONS, ReadOptions
 from unet.data.pairing import Pair, split_stacks
 from unet.runtime.text import group_messages
 
 
-def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair], list[str]]:
+def read_table(
+    root: Path, table: str, stacks: bool = False, options: ReadOptions = DEFAULT_OPTIONS
+) -> tuple[list[Pair], list[str]]:
     """Read pairs from a CSV file with the columns image, mask and, if there is one, split.
 
     The table and its paths are relative to `root`. Returns the pairs in the table's order, and
@@ -40,7 +43,7 @@ def read_table(root: Path, table: str, stacks: bool = False) -> tuple[list[Pair]
             files = (str(root / image),), (str(root / mask),)
             pairs[stem] = Pair(stem, *files, split=row.get("split") or "")
     found, errors = list(pairs.values()), group_messages(wrong, "rows")
-    return (split_stacks(found, errors) if stacks else found), errors
+    return (split_stacks(found, errors, options) if stacks else found), errors
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -4,15 +4,18 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torch import Tensor
 
-from unet.data.image_io import UnreadableError, to_channels, to_float
+from unet.data.image_file import ImageFile, open_image
+from unet.data.image_io import missing_pixels, stored_to_channels, to_float
+from unet.data.image_types import ReadOptions, UnreadableError, Window
+from unet.data.tiff_decoder import STARTS, has_all_segments, read_tags
 from unet.models.blocks import mirrored
 from unet.runtime.files import atomic_path
 from unet.runtime.optional import import_extra
@@ -20,7 +23,7 @@ from unet.runtime.optional import import_extra
 LARGEST_IN_MEMORY = 64_000_000
 """TIFFs with more pixels are read as rasters."""
 
-_WIDTH, _HEIGHT, _ORIENTATION, _TILE_OFFSETS, _TILE_BYTES = 256, 257, 274, 324, 325
+_WIDTH, _HEIGHT = 256, 257
 # ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory; GDAL's nodata.
 _RASTER_TAGS = (33550, 33922, 34264, 34735, 42113)
 _CACHE_MEGABYTES = 256
@@ -64,11 +67,9 @@ def is_raster(path: str | Path, windows: bool | None = None) -> bool:
             head = file.read(4)
     except OSError:
         return False  # reading it later reports the error
-    if head in {b"II+\0", b"MM\0+"}:
-        return True
-    if head not in {b"II*\0", b"MM\0*"}:
+    if head not in STARTS:
         return False
-    if windows:
+    if windows or b"+" in head:  # a BigTIFF
         return True
     tags = read_tags(Path(path))
     if any(tag in tags for tag in _RASTER_TAGS):
@@ -79,96 +80,76 @@ def is_raster(path: str | Path, windows: bool | None = None) -> bool:
 
 
 @contextmanager
-def open_raster(path: Path, in_channels: int) -> Iterator["Raster"]:
-    """Open a raster to read it with that many channels.
+def open_raster(path: Path, in_channels: int, options: ReadOptions) -> Iterator["Raster"]:
+    """Open a TIFF to read it in windows as images of that many channels.
 
     Raises:
         UnreadableError: if the file is damaged.
-        ValueError: if its bands cannot be read as images.
+        ImageTypeError: if it holds several images, or is turned by EXIF.
     """
     rasterio = import_extra("rasterio", f"{path}, which is read in windows")
     with warnings.catch_warnings(), rasterio.Env(GDAL_CACHEMAX=_CACHE_MEGABYTES):
         # Large TIFFs without georeference are rasters, too.
         warnings.simplefilter("ignore", _rasterio_errors().NotGeoreferencedWarning)
-        with _readable(path):
-            file = rasterio.open(path)
-        with file:
-            yield Raster(file, path, in_channels)
+        with open_image(path, replace(options, windows=True)) as image:
+            yield Raster(image, _read_place(path), in_channels)
+
+
+class Place(NamedTuple):
+    """Where a raster lies: rasterio's coordinate reference system, transform and control points."""
+
+    crs: Any
+    transform: Any
+    points: Sequence[Any]
+    points_crs: Any
+
+
+def _read_place(path: Path) -> Place:
+    rasterio = import_extra("rasterio", f"{path}, which is read in windows")
+    try:
+        with rasterio.open(path) as file:
+            points, points_crs = file.gcps
+            return Place(file.crs, file.transform, points, points_crs)
+    except _rasterio_errors().RasterioError as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableError(
+            f"{path}: cannot be read as a raster ({reason}); replace or remove the file"
+        ) from error
 
 
 class Raster:
     """An open raster."""
 
-    def __init__(self, file: Any, path: Path, in_channels: int) -> None:
-        enums = import_extra("rasterio.enums", "a raster")
-        self.file, self.path, self.in_channels = file, path, in_channels
-        self.size = (int(file.height), int(file.width))
-        self.bands = [i for i in file.indexes if file.colorinterp[i - 1] != enums.ColorInterp.alpha]
-        """Band numbers, from 1, without alpha."""
-        self.has_nodata = any(
-            enums.MaskFlags.all_valid not in flags for flags in file.mask_flag_enums
-        )
-        dtypes = {file.dtypes[i - 1] for i in self.bands}
-        reason = None
-        if len(dtypes) > 1 or not dtypes <= {"uint8", "uint16", "float32"}:
-            reason = (
-                f"bands of {', '.join(sorted(dtypes))}, expected all of uint8, uint16 or float32; "
-                "convert it with gdal_translate -ot"
-            )
-        elif file.subdatasets:
-            reason = (
-                f"a raster of {len(file.subdatasets)} pages, expected one; turn windows off to "
-                "read it page by page"
-            )
-        elif file.colorinterp[0] == enums.ColorInterp.palette:
-            reason = (
-                "a raster with a palette, expected its colours; convert it with gdal_translate "
-                "-expand rgb"
-            )
-        elif read_tags(path).get(_ORIENTATION, 1) != 1:
-            reason = "a TIFF with an EXIF orientation, expected an upright one; save it rotated"
-        if reason is not None:
-            raise ValueError(f"{path}: got {reason}")
+    def __init__(self, file: ImageFile, place: Place, in_channels: int) -> None:
+        self._file, self.place, self.path, self.in_channels = file, place, file.path, in_channels
+        self.size = file.header.size
+        self.can_miss = file.can_miss
+        """Whether pixels can be nodata."""
 
-    def read(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """Read an image (C, h, w), 0 where it is nodata, and where it is not, bool (C, h, w).
+    def read(self, block: Block) -> np.ndarray:
+        """Read an image (C, h, w) as `read_image`; missing pixels are NaN.
 
         Raises:
             UnreadableError: if the file is damaged.
-            ValueError: if it does not have the model's channels, or a value is not finite.
+            ImageTypeError: if it does not have the model's channels, or a value is not finite.
         """
-        with _readable(self.path):
-            pixels = self.file.read(self.bands, window=block)
-            valid = np.ones(pixels.shape, bool)
-            if self.has_nodata:
-                valid = self.file.read_masks(self.bands, window=block) > 0
-        # A float band can lack pixels that others have. The nodata value of integers can also be a
-        # brightness, so there a pixel is nodata only if all its bands are.
-        if pixels.dtype != np.float32:
-            valid = np.any(valid, axis=0, keepdims=True)
-        pixels = np.where(valid, pixels, pixels.dtype.type(0))
-        image = to_channels(pixels.transpose(1, 2, 0), self.in_channels, str(self.path))
-        if len(valid) != len(image):  # grey as three channels, or three as grey
-            valid = np.all(valid, axis=0, keepdims=True)
-        return image, np.broadcast_to(valid, image.shape)
+        window = Window(*block.rows, *block.columns)
+        pixels = self._file.read(window=window)
+        return stored_to_channels(self._file.header, pixels, self.in_channels, str(self.path))
 
     def valid(self, block: Block) -> np.ndarray:
         """Read where a block is not nodata, bool (h, w)."""
-        valid: np.ndarray = np.any(self.read(block)[1], axis=0)
-        return valid
+        missing = missing_pixels(self.read(block))
+        return np.ones(block.size, bool) if missing is None else ~missing
 
-    def image(self, block: Block, means: Tensor) -> Tensor:
-        """Read an image (C, h, w) from 0 to 1, mirrored beyond the raster, with means as nodata.
-
-        `means` is (C,) float32; errors are those of `read`.
-        """
+    def image(self, block: Block) -> Tensor:
+        """Read an image (C, h, w) as `to_float`, mirrored beyond the raster; errors: see `read`."""
         rows, columns = (
             mirrored(torch.arange(*span), side) for span, side in zip(block, self.size, strict=True)
         )
         top, left = int(rows.min()), int(columns.min())
         inside = Block(Span(top, int(rows.max()) + 1), Span(left, int(columns.max()) + 1))
-        pixels, valid = self.read(inside)
-        image = torch.from_numpy(np.where(valid, to_float(pixels), means.numpy()[:, None, None]))
+        image = torch.from_numpy(to_float(self.read(inside)))
         return image.index_select(1, rows - top).index_select(2, columns - left)
 
 
@@ -186,10 +167,9 @@ def create_raster(
     rasterio, errors = import_extra("rasterio", "a raster"), _rasterio_errors()
     height, width = source.size
     image = {"height": height, "width": width, "count": bands, "dtype": dtype, "nodata": nodata}
-    place = {"crs": source.file.crs, "transform": source.file.transform}
+    place = {"crs": source.place.crs, "transform": source.place.transform}
     tiles = {"tiled": True, "blockysize": file_tile(steps[0]), "blockxsize": file_tile(steps[1])}
     form = {"driver": "GTiff", "compress": "deflate", "BIGTIFF": "IF_SAFER"}
-    points, points_crs = source.file.gcps
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_path(path) as temporary:
@@ -197,11 +177,11 @@ def create_raster(
             second = Path(f"{temporary}.aux.xml")
             try:
                 with rasterio.open(temporary, "w", **form, **image, **place, **tiles) as file:
-                    if points:
-                        file.gcps = (points, points_crs)
+                    if source.place.points:
+                        file.gcps = (source.place.points, source.place.points_crs)
                     yield file
                 # GDAL reports no error that occurs while it closes a file.
-                if not _is_complete(temporary):
+                if not has_all_segments(temporary, read_tags(temporary)):
                     raise errors.RasterioIOError("cut off")
                 if second.exists():
                     second.replace(f"{path}.aux.xml")
@@ -224,39 +204,5 @@ def block_side(pixels: int) -> int:
     return max(pixels // unit, 1) * unit
 
 
-def read_tags(path: Path) -> ImageFileDirectory_v2:
-    """Read the tags of a TIFF's first page; those of a damaged file as far as possible."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        if head[2:4] == b"+\0":
-            head += file.read(8)
-        tags = ImageFileDirectory_v2(head if len(head) >= 8 else b"II*\0\0\0\0\0")
-        if head[:4] != b"MM\0+":  # which Pillow cannot read
-            file.seek(tags.next)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tags.load(file)
-    return tags
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether a TIFF holds all tiles of its directory, which is written last."""
-    tags = read_tags(path)
-    starts, sizes = (np.array(tags.get(tag, ()), np.int64) for tag in (_TILE_OFFSETS, _TILE_BYTES))
-    end = path.stat().st_size
-    return len(starts) > 0 and bool(((starts > 0) & (starts + sizes <= end)).all())
-
-
 def _rasterio_errors() -> Any:
     return import_extra("rasterio.errors", "a raster")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _rasterio_errors().RasterioError as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableError(
-            f"{path}: cannot be read as a raster ({reason}); replace or remove the file"
-        ) from error

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from unet.data.image_io import SUFFIXES, UnreadableError, count_pages
+from unet.data.image_io import read_header
+from unet.data.image_types import SUFFIXES, ImageTypeError, UnreadableError
 from unet.data.pairing import find_pairs, list_files, natural_key
 from unet.inference.geotiff import is_raster
 
@@ -164,7 +165,7 @@ def _count_stack(path: str) -> int | None:
     if Path(path).suffix.lower() not in _STACK_SUFFIXES:
         return None
     try:
-        pages = count_pages(path)
-    except (UnreadableError, FileNotFoundError):
+        pages = read_header(path).pages
+    except (UnreadableError, ImageTypeError, FileNotFoundError):
         return None  # reading it later reports the error
     return pages if pages > 1 else None

@@ -14,13 +14,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unet.data.image_io import (
-    SUFFIXES,
-    read_image,
-    to_channels,
-    to_float,
-    to_pixels,
-)
+from unet.build import build_read_options
+from unet.data.image_io import read_image, to_channels, to_float
+from unet.data.image_types import SUFFIXES
 from unet.data.label_images import clean, number_objects
 from unet.data.masks import draw_mask
 from unet.data.tiff_stack import stack_writer
@@ -99,12 +95,11 @@ def predict(
     _check_options(model, options)
     in_channels = model.config.model.in_channels
     match image:
-        case np.ndarray():
+        case np.ndarray() | Image.Image():
             channels = to_channels(image, in_channels, "image")
-        case Image.Image():
-            channels = to_channels(to_pixels(image, "image"), in_channels, "image")
         case _:
-            channels = read_image(Path(image), in_channels)
+            read_options = build_read_options(model.config)
+            channels = read_image(Path(image), in_channels, options=read_options)
     return _predict_pixels(model, torch.from_numpy(to_float(channels)), options)[0]
 
 
@@ -273,12 +268,12 @@ def _predict_pages(model: Model, job: Job, options: Options, origin: str) -> Non
     """Predict an image, or a stack page by page."""
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.disable_progress()
-    name = Path(job.files[0]).name
+    name, read_options = Path(job.files[0]).name, build_read_options(model.config)
     with ExitStack() as files:
         writers: dict[str, Callable[[Image.Image], None]] = {}
         for page in tqdm(pages, name, unit="page", leave=False, disable=hide):
             image = torch.from_numpy(
-                to_float(read_image(job.files, model.config.model.in_channels, page))
+                to_float(read_image(job.files, model.config.model.in_channels, page, read_options))
             )
             ids, scores = _predict_pixels(model, image, options, name)
             mask = draw_mask(ids, model.classes, model.palette)

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from unet.build import build_read_options
 from unet.config.schema import tiles_blend
 from unet.data.classes import ClassMap
-from unet.data.image_io import to_float
 from unet.data.normalization import normalization_from_sums
 from unet.inference.geotiff import Block, Raster, Span, block_side, create_raster, open_raster
 from unet.inference.predictor import Model, Predictor
@@ -95,14 +95,15 @@ def predict_raster(
         UnreadableError: if the file is damaged.
         ValueError: if its bands are not the model's channels.
     """
-    with open_raster(path, model.config.model.in_channels) as source, ExitStack() as files:
+    channels, read_options = model.config.model.in_channels, build_read_options(model.config)
+    with open_raster(path, channels, read_options) as source, ExitStack() as files:
         members = _with_image_statistics(model.members, source)
         steps = [min(_room(axis, member) for member in members) for axis in (0, 1)]
         # The mask is opened first, so it is renamed last: if it exists, all files do.
         if mask is not None:
             write_mask = files.enter_context(_open_mask(mask, source, model, steps, description))
         if probabilities is not None:
-            names, nodata = model.classes.names, math.nan if source.has_nodata else None
+            names, nodata = model.classes.names, math.nan if source.can_miss else None
             opened = create_raster(probabilities, source, len(names), "float32", nodata, steps)
             bands = files.enter_context(opened)
             bands.descriptions = names
@@ -120,7 +121,7 @@ def predict_raster(
 def _score_blended(model: Predictor, source: Raster) -> Iterator[Scored]:
     def read(rows: slice, columns: slice) -> Tensor:
         block = Block(Span(rows.start, rows.stop), Span(columns.start, columns.stop))
-        return source.image(block.grown(model.net.context), model.normalization.mean)
+        return source.image(block.grown(model.net.context))
 
     def run(tiles: Tensor) -> Tensor:
         return torch.stack([model.logits(tile, has_context=True) for tile in tiles]).cpu()
@@ -151,7 +152,7 @@ def _score_blocks(
 def _score_view(model: Predictor, view: View, source: Raster, block: Block) -> Tensor:
     """Return the probabilities (K, h, w) of a block in one view of the whole raster."""
     window = _window(block, source.size, model, view)
-    image = source.image(window.grown(model.net.context), model.normalization.mean)
+    image = source.image(window.grown(model.net.context))
     with torch.inference_mode():
         scores = model.logits(view.apply(image), has_context=True).softmax(0)
         scores = view.undo(scores, window.size).cpu()
@@ -210,9 +211,10 @@ def _with_image_statistics(members: Sequence[Predictor], source: Raster) -> list
         return list(members)
     pixels, sums, squares = np.zeros((3, source.in_channels))
     for block in _progress(_list_blocks(source.size, (1024, 1024)), f"{source.path.name}: mean"):
-        image, valid = source.read(block)
-        values = np.where(valid, to_float(image).astype(np.float64), 0)
-        pixels += valid.sum((1, 2))
+        values = source.image(block).double().numpy()
+        known = ~np.isnan(values)
+        values = np.where(known, values, 0)
+        pixels += known.sum((1, 2))
         sums += values.sum((1, 2))
         squares += (values**2).sum((1, 2))
     own = normalization_from_sums(pixels.clip(1), sums, squares)
@@ -229,7 +231,7 @@ def _open_mask(
     """Yield a function that writes the class ids (h, w) of a block, and nodata where not valid."""
     classes = model.classes
     nodata, dtype = _choose_nodata(classes), classes.encode(np.zeros((1, 1), np.uint8)).dtype
-    bands, declared = 3 if classes.coloured else 1, nodata if source.has_nodata else None
+    bands, declared = 3 if classes.coloured else 1, nodata if source.can_miss else None
     with create_raster(path, source, bands, dtype.name, declared, steps) as file:
         if model.palette is not None and dtype == np.uint8 and not classes.coloured:
             file.write_colormap(1, dict(enumerate(model.palette)))

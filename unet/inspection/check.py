@@ -52,8 +52,9 @@ class CheckedData:
         """Return the normalization that a config asks for."""
         train = self.train
         given = build_normalization(config) or build_encoder_normalization(config)
-        pixels = int(train.sizes.prod(1).sum())
-        return given or normalization_from_sums(pixels, train.sums.sum(0), train.squares.sum(0))
+        return given or normalization_from_sums(
+            train["values"].sum(0), train.sums.sum(0), train.squares.sum(0)
+        )
 
 
 def check_data(config: Config) -> CheckedData:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unet.data.image_io import SUFFIXES, count_pages, read_pixels, skip_unreadable
+from unet.data.image_io import read_header, read_stored, skip_unreadable
+from unet.data.image_types import SUFFIXES
 from unet.data.pairing import list_files, natural_key
 
 _MAX_FOLDERS = 12
@@ -206,8 +207,7 @@ def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
 
 def _flatness(path: str) -> float:
     """Fraction of the pixels that equal their right neighbour; of a stack, on its first page."""
-    pixels = read_pixels(path, 0 if count_pages(path) > 1 else None)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    pixels = read_stored(path, 0 if read_header(path).pages > 1 else None)[1].values
     if pixels.shape[1] < 2:
         return 0.0
     return float((pixels[:, 1:] == pixels[:, :-1]).all(2).mean())

@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from unet.data.image_io import SUFFIXES, count_pages, open_image, skip_unreadable
+from unet.data.image_io import read_header, skip_unreadable
+from unet.data.image_types import SUFFIXES
+from unet.data.masks import read_codes
 from unet.data.pairing import Pair, find_pairs
 from unet.data.table import read_table
 from unet.inspection.discovery import Pairing, find_pairings
@@ -87,7 +89,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     best = max(same, key=_rank_masks)
     images = [image for image, _ in best.files.values()]
-    stacks = any(pages > 1 for pages in skip_unreadable(count_pages, images[:9]))
+    stacks = any(header.pages > 1 for header in skip_unreadable(read_header, images[:9]))
     labels = _find_label_images(same, best)
     warnings: list[str] = []
     pairs, errors = find_pairs(root, [best.images], best.masks, stacks, warnings, labels)
@@ -136,7 +138,9 @@ def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
     """Image, mask and page of the mask, of about ten masks spread over all."""
     files = [pairing.files[stem] for stem in sorted(pairing.files)]
     some = files[:: max(1, len(files) // 10)]
-    pages = skip_unreadable(lambda both: (*both, 0 if count_pages(both[1]) > 1 else None), some)
+    pages = skip_unreadable(
+        lambda both: (*both, 0 if read_header(both[1]).pages > 1 else None), some
+    )
     return list(pages)
 
 
@@ -162,7 +166,7 @@ def _find_label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | Non
 
 def read_values(mask: tuple[str, int | None]) -> np.ndarray:
     """Read the values of a mask (file and page) without any conversion."""
-    return np.asarray(open_image(*mask))
+    return read_codes(*mask)[1]
 
 
 def _rank_masks(pairing: Pairing) -> tuple[bool, bool, bool, int, int]:

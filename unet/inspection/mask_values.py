@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet.data.image_io import open_image, skip_unreadable
+from unet.data.image_io import skip_unreadable
+from unet.data.masks import read_codes
 
 _MANY_OBJECTS = 10
 """A mask with more numbers than this likely numbers objects, not classes."""
@@ -56,7 +57,9 @@ def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
     if any(isinstance(value, tuple) for value in pixels):  # some masks of coloured ones are grey
 
         def colour(value: Value) -> Value:
-            return (value,) * 3 if isinstance(value, int) else value
+            # In a mask of 1 bit, 1 is white.
+            white = 255 if value == 1 else value
+            return (white,) * 3 if isinstance(white, int) else white
 
         for counter in (pixels, files):
             for value in [value for value in counter if isinstance(value, int)]:
@@ -67,14 +70,11 @@ def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
 
 def _count_in_mask(mask: tuple[str, int | None]) -> dict[Value, int]:
     """Value -> number of pixels; alpha is left out, and equal channels are one."""
-    image = open_image(*mask)
-    bands = np.asarray(image.convert("L") if image.mode == "1" else image)
-    if image.mode == "F" and not (bands == np.round(bands)).all():
+    _, bands = read_codes(*mask)
+    if bands.dtype.kind == "f" and not (bands == np.round(bands)).all():
         raise ValueError("masks: got fractions or NaN, expected whole numbers")
-    if bands.ndim == 3:
-        bands = bands[..., : 1 if bands.shape[2] == 2 else 3]
-        if (bands == bands[..., :1]).all():
-            bands = bands[..., 0]
+    if bands.ndim == 3 and (bands == bands[..., :1]).all():
+        bands = bands[..., 0]
     if bands.ndim == 2:
         numbers, counts = np.unique(bands, return_counts=True)
         return {int(number): count for number, count in zip(numbers, counts.tolist(), strict=True)}

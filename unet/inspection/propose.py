@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from unet.data.image_io import image_mode, image_size, skip_unreadable
+from unet.data.image_io import read_header, skip_unreadable
+from unet.data.image_types import Header
 from unet.data.pairing import Pair
 from unet.inspection.find_files import find_files, quote, read_values
 from unet.inspection.mask_values import (
@@ -52,7 +53,9 @@ def propose(folder: Path, name: str) -> str:
     some = _spread(pairs)
     examined = tqdm([*some, *_spread(val_pairs)], "examine", leave=False, disable=None)
     values = count_values((pair.masks[0], pair.page) for pair in examined)
-    sizes = np.array([*skip_unreadable(image_size, [pair.images[0] for pair in some])])
+    sizes = np.array(
+        [header.size for header in skip_unreadable(read_header, [pair.images[0] for pair in some])]
+    )
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
     few = [(pair.masks[0], pair.page) for pair in some[:: max(1, len(some) // 30)]]
@@ -114,17 +117,26 @@ def _propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], li
 
 def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
     """in_channels, and the lines about the images."""
-    modes = Counter(mode.partition(",")[0] for mode in skip_unreadable(image_mode, paths))
-    deep = [mode for mode in modes if mode in {"I", "F"} or mode.startswith("I;16")]
-    channels = 1 if {*modes} <= {"1", "L", "LA", *deep} else 3
+    headers = list(skip_unreadable(read_header, paths))
+    modes = Counter(f"{header.mode}, {header.dtype}" for header in headers)
+    deep = any(header.bits > 8 for header in headers)
+    bands = Counter(_usual_channels(header) for header in headers)
+    channels = max(bands, key=lambda count: (bands[count], count), default=3)
+    if 3 in bands and channels == 1:
+        channels = 3
     shown = ", ".join(f"{mode} ({count})" for mode, count in modes.most_common(4))
-    lines = [f"  # Pillow modes of the images: {shown}."]
+    lines = [f"  # Mode and dtype of the images: {shown}."]
     if deep:
         lines.append(
             "  # More than 8 bits, often of different brightness; the alternative: dataset."
         )
         lines.append("  normalization: percentiles")
     return channels, lines
+
+
+def _usual_channels(header: Header) -> int:
+    """The channels of an image as `in_channels`: without alpha, and a palette as its colours."""
+    return 3 if header.palette is not None else header.bands - header.alpha
 
 
 def _propose_split(pairs: Sequence[Pair]) -> list[str]:

@@ -15,7 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from unet.data.classes import Colour, StrayValueError
-from unet.data.image_io import UnreadableError, image_mode, open_image, to_float
+from unet.data.image_io import missing_pixels, read_header, read_stored, to_float
+from unet.data.image_types import UnreadableError
 from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 from unet.runtime.files import atomic_path
@@ -24,7 +25,7 @@ from unet.runtime.text import group_messages, join_some
 _QUEUE_SIZE = 1024
 """Pairs that wait for a thread; a queue of all pairs would be large."""
 
-CACHE_VERSION = 6
+CACHE_VERSION = 7
 """Increased whenever the columns of `PairStatistics` or their computation change."""
 
 PairStatistics = np.recarray[Any, Any]
@@ -38,7 +39,9 @@ def empty_statistics(count: int, num_classes: int, channels: int) -> PairStatist
         ("types", "S40"),  # such as b"RGB, uint8": Pillow's mode and the dtype
         ("num_bytes", np.int64),  # of the decoded image, class ids and border weights
         ("class_pixels", np.int64, (num_classes,)),
-        ("sums", np.float64, (channels,)),  # of the values, as `to_float` scales them
+        ("missing", np.int64),  # pixels of the image that are nodata
+        ("values", np.int64, (channels,)),  # number of values that are not missing
+        ("sums", np.float64, (channels,)),  # of these values, as `to_float` scales them
         ("squares", np.float64, (channels,)),  # sums of the squared values
         ("contents", "S16"),  # hash of the image's pixels
         ("targets", "S16"),  # hash of the class ids
@@ -74,7 +77,9 @@ def collect_statistics(
         for i, result in _summarize_all(pairs, todo, reader):
             match result:
                 case UnreadableError():
-                    unreadable += _list_unreadable(pairs[i]) or [_split(str(result), pairs[i])]
+                    unreadable += _list_unreadable(pairs[i], reader) or [
+                        _split(str(result), pairs[i])
+                    ]
                     num_unreadable += 1
                 case StrayValueError() if not reader.mask_per_class:
                     # Its frames hold the image.
@@ -122,24 +127,30 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
             numbers = reader.cells(pair, ids)
             cells = _hash(numbers.astype(np.int64))  # the file's own dtype does not matter
             num_cells = int(np.count_nonzero(np.unique(numbers)))
-        mode = image_mode(pair.images[0])
+        mode = read_header(pair.images[0], reader.options).describe()
     except (ValueError, FileNotFoundError) as error:
         return error
-    sums, squares = _sum_values(image)
+    values, sums, squares = _sum_values(image)
+    missing = missing_pixels(image)
+    num_missing = 0 if missing is None else np.count_nonzero(missing)
     class_pixels = np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)]
-    row = (ids.shape, f"{mode}, {image.dtype}", num_bytes, class_pixels, sums, squares)
+    row = (ids.shape, mode, num_bytes, class_pixels, num_missing, values, sums, squares)
     return (*row, _hash(image), _hash(ids), cells, num_cells)
 
 
-def _sum_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums (C,) of the values of an image (C, H, W) and of their squares."""
+def _sum_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Numbers (C,) of the values of an image (C, H, W), their sums, and those of their squares."""
+    counts = np.full(len(image), image[0].size)
     sums, squares = np.zeros((2, len(image)))
     rows = max(1, 2**20 // image[:, 0].size)  # a large image of float64 would not fit
     for top in range(0, image.shape[1], rows):
         values = to_float(image[:, top : top + rows]).astype(np.float64).reshape(len(image), -1)
+        if image.dtype == np.float32 and (missing := np.isnan(values)).any():
+            counts -= missing.sum(1)
+            values[missing] = 0
         sums += values.sum(1)
         squares += np.square(values).sum(1)
-    return sums, squares
+    return counts, sums, squares
 
 
 def _split(message: str, pair: Pair) -> tuple[str, str]:
@@ -148,12 +159,12 @@ def _split(message: str, pair: Pair) -> tuple[str, str]:
     return file, message.removeprefix(f"{file}: ")
 
 
-def _list_unreadable(pair: Pair) -> list[tuple[str, str]]:
+def _list_unreadable(pair: Pair, reader: PairReader) -> list[tuple[str, str]]:
     """The error of every file of a pair that cannot be read, not only of the first."""
     messages = []
     for path in dict.fromkeys(pair.files):
         try:
-            open_image(path, pair.page)
+            read_stored(path, pair.page, reader.options)
         except UnreadableError as error:
             messages.append(_split(str(error), pair))
         except ValueError:  # readable, but of a type that is reported once all files can be read

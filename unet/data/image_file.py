@@ -1,0 +1,236 @@
+"""Open image files: stored pixels, whole or in windows, and where they are valid.
+
+Plain TIFFs and all other formats are read by Pillow, other TIFFs by tifffile, so that a file has
+the same pixels whatever is installed. Values are the stored ones: no palette, look-up table or
+photometric interpretation changes them.
+"""
+
+import errno
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import UnidentifiedImageError
+
+from unet.data.image_types import (
+    DEFAULT_OPTIONS,
+    Decoder,
+    Header,
+    ImageTypeError,
+    Pixels,
+    ReadOptions,
+    UnreadableError,
+    Window,
+)
+from unet.data.npy_decoder import START as NPY_START
+from unet.data.npy_decoder import open_npy
+from unet.data.pillow_decoder import open_pillow
+from unet.data.tiff_decoder import NODATA_TAG, declared_nodata, is_plain, open_tiff, read_tags
+from unet.data.tiff_decoder import STARTS as TIFF_STARTS
+
+# Errors of the machine, not of the file.
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+_BYTES_PER_PIXEL = 8  # of the images that are decoded, at most on average
+
+
+class ImageFile:
+    """An open image file."""
+
+    def __init__(
+        self, path: Path, decoder: Decoder, mask: "ImageFile | None", options: ReadOptions
+    ) -> None:
+        self.path, self._decoder, self._mask, self._options = path, decoder, mask, options
+
+    @property
+    def header(self) -> Header:
+        """The description of the page that was read last, at first of the first."""
+        header = self._decoder.header
+        return replace(header, orientation=1) if self._options.exif == "ignore" else header
+
+    @property
+    def can_miss(self) -> bool:
+        """Whether pixels can be missing: by a nodata value, NaN, alpha or a mask."""
+        header = self.header
+        declared = (header.nodata, self._options.nodata, self._mask)
+        return header.alpha or header.has_mask or any(one is not None for one in declared)
+
+    def read(self, page: int | None = None, window: Window | None = None) -> Pixels:
+        """Read an image upright, or a window of it.
+
+        Raises:
+            UnreadableError: if the file is damaged.
+            ImageTypeError: if `page` is None and there are several, or the image claims more than
+                `ReadOptions.max_pixels`, or is to be turned and read in windows.
+        """
+        self._check(page, window)
+        with _format_errors(self.path):
+            values, valid = self._decoder.read(page or 0, window)
+            known = [] if valid is None else [valid]
+            if self._mask is not None:
+                known.append(self._mask.read(window=window).values > 0)
+            known += [~one for one in self._find_missing(values)]
+            valid = known[0] if known else None
+            for one in known[1:]:
+                valid = valid & one
+        orientation = self.header.orientation
+        if valid is not None:
+            valid = None if valid.all() else turn(valid, orientation)
+        return Pixels(turn(values, orientation), valid)
+
+    def _check(self, page: int | None, window: Window | None) -> None:
+        header, (height, width) = self.header, self.header.size
+        limit, num_bytes = self._options.max_pixels, header.bands * header.dtype.itemsize
+        if page is None and header.pages > 1:
+            raise ImageTypeError(
+                f"{self.path}: got {header.pages} pages (axes {header.axes}), expected one image; "
+                "set data.stacks=true if each page is an image, data.axes=CYX or similar if they "
+                "are channels, or save each page as a file"
+            )
+        if page is not None and page >= header.pages:
+            raise ImageTypeError(
+                f"{self.path}: got {header.pages} page(s), expected a page {page + 1}"
+            )
+        if window is not None and header.orientation != 1:
+            raise ImageTypeError(
+                f"{self.path}: got an EXIF orientation, expected an upright image, as it is read "
+                "in windows; save it rotated, or set data.exif=ignore"
+            )
+        if window is None and height * width * max(1, num_bytes / _BYTES_PER_PIXEL) > limit:
+            raise ImageTypeError(
+                f"{self.path}: got {height} x {width} pixels of {header.bands} band(s), expected "
+                f"at most {limit:,} pixels of {_BYTES_PER_PIXEL} bytes; if the file is right, "
+                "raise data.max_pixels"
+            )
+
+    def _find_missing(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield where values (H, W, bands) are nodata.
+
+        A float band can lack pixels that others have. A nodata value of integers can also be a
+        brightness, so there a pixel is missing only if all its bands are.
+        """
+        is_float = values.dtype.kind == "f"
+        for nodata in (self.header.nodata, self._options.nodata):
+            if nodata is not None and (same := _equals(values, nodata)) is not None:
+                yield same if is_float else np.asarray(same.all(2, keepdims=True))
+        if is_float and (missing := np.isnan(values)).any():
+            yield missing
+
+
+def _equals(values: np.ndarray, nodata: float | tuple[float, ...]) -> np.ndarray | None:
+    """Whether values (H, W, bands) are nodata; None if their dtype cannot hold it."""
+    declared = np.array(nodata, np.float64)
+    if declared.ndim and declared.size != values.shape[2]:
+        declared = declared[:1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored = declared.astype(values.dtype)
+    # -3.4028235e38 is declared with fewer digits than the stored number has.
+    tolerance = 1e-6 if values.dtype.kind == "f" else 0
+    if not np.isclose(stored.astype(np.float64), declared, tolerance, 0).any():
+        return None
+    same: np.ndarray = values == stored
+    return same
+
+
+@contextmanager
+def open_image(path: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> Iterator[ImageFile]:
+    """Open an image file."""
+    path = Path(path)
+    _check_is_file(path)
+    with ExitStack() as files:
+        with _format_errors(path):
+            decoder = files.enter_context(_open_decoder(path, options))
+        mask, second = None, Path(f"{path}.msk")  # GDAL's mask of valid pixels
+        if path.suffix.lower() in {".tif", ".tiff"} and second.is_file():
+            mask = files.enter_context(open_image(second, options))
+        yield ImageFile(path, decoder, mask, options)
+
+
+@contextmanager
+def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
+    with path.open("rb") as stream:
+        start = stream.read(8)
+    if start.startswith(NPY_START):
+        with open_npy(path, options) as npy:
+            yield npy
+    elif start.startswith(TIFF_STARTS):
+        tags = read_tags(path)
+        if options.windows or not is_plain(path, tags):
+            with open_tiff(path, options) as tiff:
+                yield tiff
+        else:
+            with open_pillow(path) as plain:
+                nodata = declared_nodata(path, tags.get(NODATA_TAG))
+                plain.header = replace(plain.header, nodata=nodata)
+                yield plain
+    else:
+        with open_pillow(path) as pillow:
+            yield pillow
+
+
+def _check_is_file(path: Path) -> None:
+    """Raise FileNotFoundError for what is no regular file; opening a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path}: there is no such file; check the path") from None
+    except (OSError, ValueError) as error:  # such as a link to itself, or a name with a null byte
+        if isinstance(error, PermissionError):
+            raise UnreadableError(
+                f"{path}: cannot be read (permission denied); correct its permissions"
+            ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise FileNotFoundError(f"{path}: cannot be found ({reason}); check the path") from None
+    if not stat.S_ISREG(mode):
+        found = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        raise FileNotFoundError(f"{path}: {found}, expected an image; check the path")
+
+
+@contextmanager
+def _format_errors(path: Path) -> Iterator[None]:
+    """Raise the errors of decoders inside the block, which are of any class, as `UnreadableError`.
+
+    Errors that name the path are ours and stay as they are.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        ours = isinstance(error, ValueError) and str(error).startswith(f"{path}")
+        if ours or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
+            raise
+        advice = "replace or remove the file"
+        if isinstance(error, PermissionError):
+            reason, advice = "permission denied", "correct its permissions"
+        elif isinstance(error, UnidentifiedImageError):
+            reason, advice = _why_unidentified(path), advice
+        else:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UnreadableError(f"{path}: cannot be read as an image ({reason}); {advice}") from error
+
+
+def _why_unidentified(path: Path) -> str:
+    with path.open("rb") as stream:
+        start = stream.read(352)
+    if path.name.lower().endswith((".nii", ".nii.gz")) or start[344:347] in (b"n+1", b"ni1"):
+        return "a NIfTI volume; save its slices as images, for example with med2image"
+    if start[128:132] == b"DICM":
+        return "a DICOM file; save it as a PNG or TIFF, for example with dcmj2pnm of DCMTK"
+    if start.startswith(b"\x89HDF"):
+        return "an HDF5 file; save its arrays as images or .npy files"
+    return (
+        "of an unknown format; PNG, TIFF, JPEG, .npy and others are known" if start else "0 bytes"
+    )
+
+
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, ...) upright, as an EXIF orientation of 1 to 8 says."""
+    if orientation > 4:
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return array[:, ::-1] if orientation in (2, 3, 6, 7) else array

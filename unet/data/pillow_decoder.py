@@ -1,0 +1,191 @@
+"""Read image files by Pillow: all formats but NumPy's and TIFFs that are not plain."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.ImageFile import ImageFile
+
+from unet.data.image_types import Header, ImageTypeError, Pixels, Window
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "AVIF", "JPEG2000")
+
+# `ReadOptions.max_pixels` is the limit: Pillow's own is the same for all files of a process.
+Image.MAX_IMAGE_PIXELS = None
+
+# Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
+_OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+
+# Where JPEG 2000 (marker SIZ) and AVIF (box av1C) say that values have more than 8 bits: the
+# marker, the offset of a byte, and the bits in it.
+_DEPTHS = {"JPEG2000": (b"\xff\x51", 40, 127), "AVIF": (b"av1C", 6, 64)}
+
+_MODES = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "CMYK": "CMYK"}
+_NAMES = {"LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
+
+
+class PillowDecoder:
+    """An image file that Pillow has opened."""
+
+    def __init__(self, file: ImageFile, path: Path) -> None:
+        self._file, self._path = file, path
+        # MPO is a phone's JPEG with a second picture, which is not meant.
+        self._pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
+        self._check_depth()
+        self.header = replace(_read_header(file), pages=self._pages)
+
+    def read(self, page: int, window: Window | None) -> Pixels:
+        """Read the stored values of a page, or of a window of it."""
+        file = self._file
+        file.seek(page)  # a GIF's pages differ in mode
+        self.header = replace(_read_header(file), pages=self._pages)
+        if file.format == "PNG":  # decoding does not compare all checksums
+            with Image.open(self._path, formats=("PNG",)) as same:
+                same.verify()
+        packing = _packing(file)
+        file.load()
+        self.header = replace(self.header, orientation=_orientation(file))
+        values = _to_array(file, packing)
+        if file.mode in {"RGB", "RGBA"} and ";16" in packing:
+            with Image.open(self._path, formats=FORMATS) as low:
+                low.tile = [_swap_bytes(tile) for tile in low.tile]
+                low.load()
+                values = values.astype(np.uint16) << 8 | np.asarray(low)
+        values = values.reshape(*values.shape[:2], -1)
+        if window is not None:
+            values = values[window.top : window.bottom, window.left : window.right]
+        return Pixels(values, None)
+
+    def _check_depth(self) -> None:
+        """Raise ImageTypeError for values that Pillow would cut to 8 bits."""
+        file, cut = self._file, ""
+        if "LA;16" in _packing(file):
+            cut = "grey with alpha of 16 bits"
+        elif file.format in _DEPTHS and len(file.getbands()) > 1:
+            marker, place, mask = _DEPTHS[file.format]
+            with self._path.open("rb") as stream:
+                head = stream.read(65536)
+            start = head.find(marker)
+            if (
+                start >= 0
+                and head[start + place : start + place + 1]
+                and ((head[start + place] & mask) > (7 if file.format == "JPEG2000" else 0))
+            ):
+                cut = f"{file.format} in colours of more than 8 bits"
+        if cut:
+            raise ImageTypeError(
+                f"{self._path}: got {cut}, which Pillow cuts to 8 bits, expected another type; "
+                "save it as a TIFF"
+            )
+
+
+@contextmanager
+def open_pillow(path: Path) -> Iterator[PillowDecoder]:
+    """Open a file by Pillow."""
+    # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
+    with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as file:
+        yield PillowDecoder(file, path)
+
+
+def pixels_of(image: Image.Image) -> tuple[Header, np.ndarray]:
+    """Return the header and the values (H, W, bands) of an image of Pillow."""
+    header, packing = _read_header(image), _packing(image)
+    if ";16" in packing and len(image.getbands()) > 1:
+        raise ImageTypeError(
+            "got an open image with colours of 16 bits, which Pillow cuts to 8; give its path "
+            "instead"
+        )
+    image.load()
+    values = _to_array(image, packing)
+    return header, values.reshape(*values.shape[:2], -1)
+
+
+def _read_header(file: Image.Image) -> Header:
+    bits, packing, mode = 8, _packing(file), file.mode
+    dtype = np.dtype({"1": bool, "F": np.float32, "I": np.int32}.get(mode, np.uint8))
+    if mode.startswith("I;16") or (mode == "I" and file.format == "PNG") or ";16" in packing:
+        dtype, bits = np.dtype(np.uint16), 16
+    elif mode in ("I", "F"):
+        bits = 32
+    elif mode == "1":
+        bits = 1
+    elif packing[:3] in ("L;2", "L;4"):
+        bits = int(packing[2])
+    bands = 3 if mode == "CMYK" else len(file.getbands())
+    header = Header(
+        size=(file.height, file.width),
+        dtype=dtype,
+        bits=bits,
+        bands=bands,
+        mode=_MODES.get(mode, _NAMES.get(mode, "grey" if mode.startswith("I;16") else mode)),
+        alpha=mode in {"LA", "RGBA"},
+        orientation=_orientation(file),
+    )
+    transparent = file.info.get("transparency")
+    if mode == "P":
+        return replace(header, palette=_read_palette(file))
+    if mode == "CMYK":
+        return replace(header, note="converted from CMYK to RGB")
+    if isinstance(transparent, int | tuple) and mode in {"1", "L", "RGB"}:
+        return replace(header, nodata=transparent)
+    return header
+
+
+def _orientation(file: Image.Image) -> int:
+    is_loaded = not getattr(file, "tile", None)
+    if file.format == "TIFF" or (
+        file.format == "PNG" and "exif" not in file.info and not is_loaded
+    ):
+        return 1  # plain TIFFs are upright; Pillow would decode a PNG to look behind its pixels
+    found = file.getexif().get(Base.Orientation, 1)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _read_palette(file: Image.Image) -> np.ndarray:
+    palette = file.palette
+    assert palette is not None
+    mode = "RGBA" if "transparency" in file.info else "RGB"
+    indices = np.arange(len(palette.getdata()[1]) // len(palette.mode), dtype=np.uint8)
+    strip = Image.fromarray(indices[None])
+    strip.putpalette(palette.getdata()[1], palette.mode)
+    strip.info = {key: file.info[key] for key in ("transparency",) if key in file.info}
+    colours: np.ndarray = np.asarray(strip.convert(mode))[0]
+    return colours
+
+
+def _packing(file: Image.Image) -> str:
+    """Pillow's name of how the values are packed in the file, such as L;I or RGB;16B."""
+    tiles = getattr(file, "tile", None)
+    if not tiles:
+        return ""
+    arguments = tiles[0].args
+    return arguments if isinstance(arguments, str) else str((arguments or ("",))[0])
+
+
+def _to_array(image: Image.Image, packing: str) -> np.ndarray:
+    """Stored values (H, W) or (H, W, bands) of a loaded image; of 16-bit colours the high byte."""
+    if image.mode == "CMYK":
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    if image.mode == "1":  # Pillow stores 255 for True
+        values = values.view(np.uint8) > 0
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        values = values.astype(np.uint16)
+    elif image.format == "PNG" and packing in {"L;2", "L;4"}:  # which Pillow scales to 8 bits
+        values = values // np.uint8(85 if packing == "L;2" else 17)
+    elif image.format == "TIFF" and packing in {"L;I", "1;I"}:  # which Pillow inverts
+        values = ~values
+    return values
+
+
+def _swap_bytes(tile: Any) -> Any:
+    """Change the byte order in Pillow's description of packed pixels, such as RGB;16B."""
+    packing, *rest = (tile.args,) if isinstance(tile.args, str) else tile.args
+    packing = packing[:-1] + _OTHER_BYTE[packing[-1]]
+    return tile._replace(args=packing if isinstance(tile.args, str) else (packing, *rest))
