@@ -115,7 +115,7 @@ class TiffDecoder:
         """Read values (h, w, bands) that are stored without gaps."""
         series = self._series
         if series.dataoffset + series.nbytes > self._path.stat().st_size:
-            raise UnreadableError(f"{series.nbytes} bytes of pixels, some of which are missing")
+            raise UnreadableError(f"the file ends before its {series.nbytes} bytes of pixels")
         dtype = np.dtype(series.dtype).newbyteorder(self._file.byteorder)
         every = np.memmap(self._path, dtype, "r", series.dataoffset, series.shape)
         chosen = every[tuple(place.get(axis, slice(None)) for axis in self._axes)]
