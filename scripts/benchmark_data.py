@@ -111,7 +111,7 @@ def make_loaders(config: Config, images: int, crops: int) -> dict[str, DataLoade
     pairs, errors = list_pairs(config)
     pairs = pairs[:: max(1, len(pairs) // images)][:images]
     reader = build_reader(config)
-    _, found, unreadable, other_errors = collect_statistics(pairs, reader)
+    _, found, unreadable, other_errors, _ = collect_statistics(pairs, reader)
     if messages := [*errors, *unreadable, *other_errors]:
         raise ValueError("\n".join(messages))
     normalization = normalization_from_sums(

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
 from unet.data.image_io import to_float
-from unet.data.normalization import Normalization, fill_missing
+from unet.data.normalization import Normalization, normalize
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 from unet.runtime.errors import SampleError, is_out_of_memory
@@ -68,9 +68,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         pixels, ids, *extra = self.reader(self.pairs[i]) if self.cache is None else self.cache[i]
         image = torch.from_numpy(to_float(pixels))
         if self.normalization is not None:
-            image = self.normalization(image)
-        if pixels.dtype == np.float32:
-            image = fill_missing(image)
+            has_missing = pixels.dtype == np.float32  # perhaps
+            image = (
+                normalize(self.normalization, image) if has_missing else self.normalization(image)
+            )
         weights = [torch.from_numpy(one).float() for one in extra]
         if self.augment is None:
             return image, torch.from_numpy(ids).long(), *weights

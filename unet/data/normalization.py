@@ -17,7 +17,7 @@ class Normalization(nn.Module):
 
     With the method given these are `mean` and `std`, C numbers each, for images from 0 to 1. With
     image they are those of each image; with percentiles likewise, after clipping each image to its
-    percentiles 0.5 and 99.5 (not exportable). NaN stays NaN and is in no statistic.
+    percentiles 0.5 and 99.5 (not exportable).
     """
 
     mean: Tensor
@@ -38,7 +38,7 @@ class Normalization(nn.Module):
         pixels = image.double()
         if self.method == "percentiles":
             values = pixels.flatten(-2).cpu().numpy()  # torch.quantile fails above 2**24 pixels
-            low, high = np.nanpercentile(values, _PERCENTILES, axis=-1)
+            low, high = np.percentile(values, _PERCENTILES, axis=-1)
             pixels = pixels.clamp(*(torch.from_numpy(cut)[..., None, None] for cut in (low, high)))
         mean = _mean(pixels)
         std = _mean((pixels - mean).square()).sqrt()
@@ -68,16 +68,22 @@ def normalization_from_sums(
     return Normalization(mean=mean.tolist(), std=_divisor(mean, std).tolist())
 
 
-def fill_missing(image: Tensor) -> Tensor:
-    """Replace NaN in a normalised image by 0, the mean of the training images."""
-    return torch.where(image.isnan(), torch.zeros((), dtype=image.dtype), image)
+def normalize(normalization: Normalization, image: Tensor) -> Tensor:
+    """Normalise an image (C, H, W); missing pixels, which are NaN, become 0, the mean."""
+    missing = image.isnan()
+    if not missing.any():
+        normalised: Tensor = normalization(image)
+        return normalised
+    if normalization.method == "given":
+        return torch.where(missing, torch.zeros(()), normalization(image))
+    result = torch.zeros_like(image)
+    for i, known in enumerate(~missing):  # whose statistics are those of the other pixels
+        if known.any():
+            result[i][known] = normalization(image[i][known][None, None])[0, 0]
+    return result
 
 
 def _mean(pixels: Tensor) -> Tensor:
-    known = ~pixels.isnan()
-    if not known.all():  # a path of its own: the sums of an image without NaN must not change
-        count = known.sum((-1, -2), keepdim=True)
-        return pixels.nan_to_num(0.0).sum(-1, keepdim=True).sum(-2, keepdim=True) / count.clamp(1)
     # Over one axis at a time: torch splits a reduction to a single number between threads, and the
     # result would depend on their number, which differs between training and its loader's workers.
     return pixels.mean(-1, keepdim=True).mean(-2, keepdim=True)

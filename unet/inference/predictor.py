@@ -15,7 +15,7 @@ from unet.config.loader import config_from_dict
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
-from unet.data.normalization import Normalization, fill_missing
+from unet.data.normalization import Normalization, normalize
 from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
@@ -113,7 +113,7 @@ class Predictor:
                 "tiling.size or tiling.batch_size"
             ),
         ):
-            x = fill_missing(self.normalization(image)).to(self.device)
+            x = normalize(self.normalization, image).to(self.device)
             x = x if has_context else net.mirror_context(x)
             result = sliding_window(run_tiles, x, self.tiles, bar, finish)
         return result if has_context else result[..., :height, :width]
