@@ -90,8 +90,6 @@ def _comments(section: Any) -> dict[str, str]:
 
 
 def _type_in_words(hint: Any) -> str:
-    if hint == dict[str, MaskValues]:
-        return "names, each with mask values"
     if hint == tuple[MaskValues, ...]:
         return "a list of mask values"
     return describe_type(hint).replace(" (in quotes if it looks like a number)", "")

@@ -7,12 +7,13 @@ from helpers import small_config
 from unet.config.constraints import monitor_names
 from unet.config.schema import BorderConfig, tile_overlap
 from unet.metrics.confusion import Scores
+from unet.runtime.text import shorten
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.widths=[]", "model.widths: got an empty list"),
+        ("model.widths=[]", "model.widths: got the list [], expected a list of 1 to 10 items"),
         ("augment.scale=[2, 1]", "augment.scale: got [2.0, 1.0], expected the smaller"),
         ("data.validation.stems=['7']", "expected one of fraction, stems, split"),
         ("data.validation={}", "expected one of fraction, stems, split"),
@@ -28,7 +29,11 @@ from unet.metrics.confusion import Scores
             "data.validation.instances=cells",
             "data.validation.instances: got no data.validation.images",
         ),
-        ("schedule.warmup_epochs=5", "schedule.warmup_epochs: got 5, expected less than"),
+        ("model.widths=[8192, 8192, 8192, 8192, 8192]", "network would have about 12 billion"),
+        (
+            "train={epochs: 1, seed: 4294967295, seeds: 2}",
+            "train.seeds: got 2, expected fewer: the last seed would be above 2**32 - 1",
+        ),
         ("schedule.power=0.9", "schedule.power: got 0.9, expected null with schedule.name cosine"),
         (
             "schedule={name: plateau, factor: 0.5}",
@@ -119,18 +124,30 @@ from unet.metrics.confusion import Scores
     ],
 )
 def test_a_conflict_is_named_with_its_path(override: str, message: str) -> None:
-    with pytest.raises(ValueError, match="mine") as caught:
+    with pytest.raises(ValueError, match=": got ") as caught:
         small_config(override)
-    assert str(caught.value).startswith("mine.yaml: ")
-    assert message in str(caught.value)
+    # An override is named in place of its setting.
+    word, path = shorten(override, 60), override.partition("=")[0]
+    assert message in str(caught.value).replace(f"{word}: ", f"{path}: ", 1)
+
+
+def test_a_batch_that_no_machine_has_memory_for_is_an_error() -> None:
+    crop = "augment.crop=[16384, 16384]"
+    small_config(crop, "train.batch_size=21")
+    message = r"batch_size=22: got 22, expected at most 21 with crops of 16384 x 16384 pixels and 3"
+    with pytest.raises(ValueError, match=message):
+        small_config(crop, "train.batch_size=22")
+    message = r"^data.normalization=.*: data.normalization.mean: got 1 numbers, expected model.in"
+    with pytest.raises(ValueError, match=message):
+        small_config("data.normalization={mean: [1], std: [1]}", crop, "model.in_channels=9")
 
 
 def test_a_crop_that_an_unpadded_network_cannot_halve_is_an_error() -> None:
-    with pytest.raises(ValueError, match="mine") as caught:
+    with pytest.raises(ValueError, match="such as") as caught:
         small_config("model.padding=valid", "augment.crop=[512, 572]")
     assert (
-        "augment.crop: got [512, 572], expected a size that 5 levels can halve with model"
-        in str(caught.value)
+        "augment.crop=[512, 572]: got [512, 572], expected a size that 5 levels can halve with "
+        "model.padding" in str(caught.value)
     )
     assert str(caught.value).endswith("such as [508, 572] or [524, 572]")
     with pytest.raises(ValueError, match=r"such as \[188, 556\] or \[188, 572\]"):
@@ -169,7 +186,8 @@ def test_cells_come_from_classes_or_from_label_images() -> None:
     both = small_config("data.instances=cells", "loss.border={classes: [cell]}")
     assert both.loss.border == classes
     with pytest.raises(
-        ValueError, match=r"data\.csv: got data\.instances too, expected only one of them: a table"
+        ValueError,
+        match=r"data\.csv=pairs\.csv: got data\.instances too, expected only one of them: a table",
     ):
         small_config("data.instances=cells", "loss.border={}", "data.csv=pairs.csv")
 

@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from unet.config.parsing import Range, describe_value, parse_section
+from unet.config.parsing import Error, Range, describe_value, parse_section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,9 @@ class Outer:
 
 
 def read(value: Any) -> tuple[Any, list[str]]:
-    errors: list[str] = []
-    return parse_section(Outer, value, "outer", errors), errors
+    errors: list[Error] = []
+    result = parse_section(Outer, value, "outer", errors)
+    return result, [f"{path}: {problem}" for path, problem in errors]
 
 
 def test_values_that_fit_become_the_dataclass() -> None:
@@ -41,8 +42,8 @@ def test_every_error_is_added_with_its_path() -> None:
         "outer.count: missing, expected a whole number at least 1",
         "outer.kind: got the text 'c', expected one of a, b",
         "outer.sizes[1]: got the text 'x', expected a whole number",
-        "outer.either.ratio: got 3, expected a number at least 0 and at most 1",
-        "outer.inner.raito: unknown key; did you mean outer.inner.ratio?",
+        "outer.either.ratio: got 3, expected a number from 0 to 1",
+        "outer.inner.raito: unknown setting",
     ]
 
 

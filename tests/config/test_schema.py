@@ -7,7 +7,14 @@ import pytest
 from helpers import small_config
 
 from unet.config.data_schema import AugmentConfig
-from unet.config.schema import BorderConfig, LossConfig, ModelConfig, tile_overlap, tiles_blend
+from unet.config.schema import (
+    BorderConfig,
+    LossConfig,
+    ModelConfig,
+    tile_overlap,
+    tiles_blend,
+    warmup_epochs,
+)
 from unet.data.augmentation import Augmentation
 from unet.data.border_weights import Border
 from unet.models.losses import SegmentationLoss
@@ -45,6 +52,17 @@ def test_settings_have_the_names_and_defaults_of_the_arguments_they_become(
     assert fields.keys() ^ parameters.keys() == other_names
     for name in fields.keys() - other_names:
         assert fields[name].default == parameters[name].default
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "effective"),
+    [(1, 1, 0.1), (5, 7.5, 0.5), (5, 4.5, 4.5), (3, 2, 2), (1, 0, 0), (1, 0.5, 0.5)],
+)
+def test_a_warm_up_that_is_not_shorter_than_the_training_is_shortened(
+    epochs: int, warmup: float, effective: float
+) -> None:
+    config = small_config(f"train.epochs={epochs}", f"schedule.warmup_epochs={warmup}")
+    assert warmup_epochs(config) == effective
 
 
 def test_tiles_blend_unless_their_overlap_makes_them_exact() -> None:

@@ -18,6 +18,15 @@ def test_the_advice_has_no_crop_that_is_not_smaller() -> None:
     )
 
 
+def test_a_shortened_warm_up_is_said(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    warmup = "schedule.warmup_epochs=1"
+    train(make_config(data_root, "train.epochs=1", warmup))
+    assert (
+        "note: the warm-up is shortened to 0.1 epochs, a tenth of train.epochs, because "
+        "schedule.warmup_epochs is 1\n"
+    ) in capsys.readouterr().out
+
+
 def test_the_advice_for_an_unpadded_network_is_a_valid_size() -> None:
     deep = ("model={padding: valid, widths: [4, 4, 4, 4, 4]}", "train.batch_size=1")
     advice = smaller_step(make_config(Path(), *deep, "augment.crop=[572, 204]"))

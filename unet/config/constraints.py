@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import get_type_hints
 
 from unet.config.data_schema import FixedNormalizationConfig
+from unet.config.parsing import Error
 from unet.config.schema import Config, tile_overlap
 from unet.data.classes import ClassMap
 from unet.data.image_types import SUFFIXES
 from unet.metrics.confusion import Scores
 from unet.models.encoder_specs import ENCODER_SPECS
+from unet.runtime.text import shorten
 
 
 def monitor_names(classes: Iterable[str]) -> list[str]:
@@ -24,7 +26,7 @@ def monitor_names(classes: Iterable[str]) -> list[str]:
 Conflict = tuple[str, object, str]  # (where, got, expected), the parts of an error message
 
 
-def find_conflicts(config: Config) -> list[str]:
+def find_conflicts(config: Config) -> list[Error]:
     """Describe each setting that does not fit the others."""
     checks = (
         _check_data,
@@ -35,14 +37,19 @@ def find_conflicts(config: Config) -> list[str]:
         _check_encoder,
         _check_loss,
         _check_schedule,
+        _check_memory,
         _check_run,
     )
     found = [conflict for check in checks for conflict in check(config)]
-    conflicts = [f"{where}: got {got}, expected {expected}" for where, got, expected in found]
+    conflicts = [
+        (where, f"got {shorten(str(got))}, expected {shorten(expected, 500)}")
+        for where, got, expected in found
+    ]
     try:
         ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
     except ValueError as error:
-        conflicts.append(str(error))
+        where, _, problem = str(error).partition(": ")
+        conflicts.append((where, shorten(problem, 500)))
     return conflicts
 
 
@@ -139,9 +146,6 @@ def _unknown_classes(where: str, names: Iterable[str], config: Config) -> Iterat
 
 def _check_model(config: Config) -> Iterator[Conflict]:
     model, crop = config.model, list(config.augment.crop or ())
-    if not model.widths:
-        yield "model.widths", "an empty list", "at least one width"
-        return
     geometry, overlap = model.geometry, tile_overlap(config)
     if model.padding == "valid" and model.encoder == "none":
         if model.upsampling == "bilinear":
@@ -178,7 +182,7 @@ def _check_encoder(config: Config) -> Iterator[Conflict]:
                 yield name, setting, "a model.encoder from torchvision, such as resnet34"
         return
     num_levels = len(ENCODER_SPECS[model.encoder].channels)
-    if model.widths and len(model.widths) != num_levels:
+    if len(model.widths) != num_levels:
         expected = (
             f"{num_levels} numbers with model.encoder {model.encoder}, one for each level of the "
             f"decoder, such as {[32 * 2**i for i in range(num_levels)]}"
@@ -225,13 +229,10 @@ def _check_loss(config: Config) -> Iterator[Conflict]:
 
 
 def _check_schedule(config: Config) -> Iterator[Conflict]:
-    schedule, epochs = config.schedule, config.train.epochs
-    warmup = f"{schedule.warmup_epochs:g}"
-    if schedule.warmup_epochs >= epochs:
-        expected = f"less than train.epochs, {epochs}; set schedule.warmup_epochs=0 for a short run"
-        yield "schedule.warmup_epochs", warmup, expected
+    schedule = config.schedule
     if schedule.name == "one_cycle" and schedule.warmup_epochs:
-        yield "schedule.warmup_epochs", warmup, "0 with one_cycle, which has its own warm-up"
+        got, expected = f"{schedule.warmup_epochs:g}", "0 with one_cycle, which has its own warm-up"
+        yield "schedule.warmup_epochs", got, expected
     for key, name, example in (
         ("power", "polynomial", 0.9),
         ("patience", "plateau", 10),
@@ -245,14 +246,37 @@ def _check_schedule(config: Config) -> Iterator[Conflict]:
             yield f"schedule.{key}", value, f"null with schedule.name {schedule.name}"
 
 
+def _check_memory(config: Config) -> Iterator[Conflict]:
+    """Yield sizes that no machine has the memory for."""
+    model, batch, crop = config.model, config.train.batch_size, config.augment.crop or (1, 1)
+    numbers = model.in_channels * crop[0] * crop[1]
+    if batch * numbers > (largest := 2**34):  # 64 GiB of float32
+        expected = f"at most {largest // numbers} with crops of {crop[0]} x {crop[1]} pixels"
+        yield "train.batch_size", batch, f"{expected} and {model.in_channels} channels"
+    # Each level of encoder and decoder has about four convolutions of 3 x 3 that keep the width.
+    if (weights := 36 * sum(width**2 for width in model.widths)) > 10**10:
+        expected = f"smaller numbers: the network would have about {weights / 1e9:.0f} billion"
+        yield "model.widths", list(model.widths), f"{expected} weights"
+
+
 def _check_run(config: Config) -> Iterator[Conflict]:
     name, train = config.name, config.train
-    if not re.fullmatch(r"[\w.+-]+", name) or set(name) == {"."}:
-        yield "name", repr(name), "letters, digits, '.', '_', '+' and '-' only: it names a folder"
+    if (
+        not re.fullmatch(r"[\w.+-]{1,200}", name)
+        or len(name.encode()) > 200
+        or name.strip(".") == ""
+    ):
+        expected = (
+            "letters, digits, '.', '_', '+' and '-' only, at most 200: it names the folder of the "
+            "run; set name, or rename the config file"
+        )
+        yield "name", repr(name), expected
     if train.monitor not in (known := monitor_names(config.data.classes)):
         near = difflib.get_close_matches(train.monitor, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         yield "train.monitor", repr(train.monitor), f"a score of the validation; {hint}"
+    if train.seed + train.seeds > 2**32:
+        yield "train.seeds", train.seeds, "fewer: the last seed would be above 2**32 - 1"
     if train.activation_checkpointing and train.compile:
         yield "train", "activation_checkpointing and compile", "one of them"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):

@@ -4,19 +4,25 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Annotated, Literal, TypeVar
 
-from unet.config.parsing import Range
+from unet.config.parsing import Range, Words
 
-Count = Annotated[int, Range(minimum=0)]
-Positive = Annotated[int, Range(minimum=1)]
+# The upper bounds are far above every sensible value. They stop a typo before it fills the memory.
+Count = Annotated[int, Range(minimum=0, maximum=1_000_000)]
+Positive = Annotated[int, Range(minimum=1, maximum=1_000_000)]
+UpTo1000 = Annotated[int, Range(minimum=1, maximum=1000)]
+Samples = Annotated[int, Range(minimum=1, maximum=65_536)]
 Fraction = Annotated[float, Range(minimum=0, maximum=1)]
-NotNegative = Annotated[float, Range(minimum=0)]
-AboveZero = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(minimum=0, maximum=1_000_000)]
+AboveZero = Annotated[float, Range(above=0, maximum=1_000_000)]
 Byte = Annotated[int, Range(minimum=0, maximum=255)]
 GreyValue = Annotated[int, Range(minimum=0, maximum=65535)]
 Colour = tuple[Byte, Byte, Byte]
-MaskValues = GreyValue | Colour | tuple[GreyValue, ...] | tuple[Colour, ...] | str
+MaskValues = Annotated[
+    GreyValue | Colour | tuple[GreyValue, ...] | tuple[Colour, ...] | str,
+    Words('a mask value from 0 to 65535, several such as "1-3, 7", or a colour [R, G, B]'),
+]
 Magnification = Annotated[float, Range(minimum=0.1, maximum=10)]
-Size = tuple[Positive, Positive]
+Size = tuple[Annotated[int, Range(1, 16_384)], Annotated[int, Range(1, 16_384)]]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
 
 
@@ -57,7 +63,7 @@ class ValidationConfig:
     split: str | None = None
     # Divide the pairs at random into this many equal folds and validate on one of them.
     # `unet train --folds all` trains once for each fold.
-    folds: Annotated[int, Range(minimum=2)] | None = None
+    folds: Annotated[int, Range(minimum=2, maximum=1000)] | None = None
     # Fold to validate on, from 0 to folds - 1.
     fold: Count | None = None
     # Regular expression for fraction and folds. Pairs stay together if it matches the same text in
@@ -75,9 +81,9 @@ class FixedNormalizationConfig:
     """
 
     # One number per channel.
-    mean: tuple[float, ...]
+    mean: tuple[Annotated[float, Range(-1e9, 1e9)], ...]
     # One number per channel.
-    std: tuple[AboveZero, ...]
+    std: tuple[Annotated[float, Range(above=0, maximum=1e9)], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +91,7 @@ class DataConfig:
     """Image and mask files, and the meaning of the mask values."""
 
     # Folder of the data set, relative to the current directory. The other paths are relative to it.
-    root: Anytime[str]
+    root: Annotated[Anytime[str], Words("a folder, such as data/mine")]
     # Folder of the images, including all subfolders, or a pattern such as scans/{stem}.tif. {stem}
     # is the text that the names of image and mask have in common; * is any other text in a name.
     images: Anytime[str] = "images"
@@ -110,13 +116,16 @@ class DataConfig:
     # Turn images and masks as their EXIF orientation says (apply), or leave them (ignore).
     exif: InUse[Literal["apply", "ignore"]] = "apply"
     # Files that claim more pixels are not read. Images that are predicted in windows may be larger.
-    max_pixels: Anytime[Positive] = 250_000_000
+    max_pixels: Anytime[Annotated[int, Range(minimum=1, maximum=10**12)]] = 250_000_000
     # Mapping from class names to values in the mask files. A value is a grey value or palette
     # index, several of them such as [127, 128] or "1-3, 7", a colour [R, G, B] or a list of
     # colours. The order sets the class ids: the first class has id 0 and is the background. You
     # can also write a list of {name: NAME, value: VALUE}, which keeps its order in tools that sort
     # the keys of a mapping.
-    classes: dict[str, MaskValues]
+    classes: Annotated[
+        dict[str, MaskValues],
+        Words("different class names with their mask values, such as {background: 0, cell: 255}"),
+    ]
     # Mask values of pixels that are neither trained on nor scored.
     ignore: tuple[MaskValues, ...] = ()
     # Maximum difference between a mask value and the nearest known value. Mask values within this
@@ -133,7 +142,9 @@ class DataConfig:
     skip_unreadable: bool = False
     # Maximum size in GiB of the cache of decoded images, which all workers use.
     cache_gib: Anytime[NotNegative] = 2.0
-    validation: ValidationConfig
+    validation: Annotated[
+        ValidationConfig, Words("a choice of validation images, such as {fraction: 0.2}")
+    ]
     # Draw the quickstart data set into root if root does not exist.
     draw_quickstart: bool = False
 
@@ -143,7 +154,7 @@ class SamplingConfig:
     """The choice of crops from the training images."""
 
     # Number of crops per image and epoch.
-    crops_per_image: Positive = 1
+    crops_per_image: Annotated[int, Range(minimum=1, maximum=10_000)] = 1
     # Fraction of the crops that are chosen around a pixel of a rare class, if the image has one.
     rare_fraction: Fraction = 0.0
     # Names of the rare classes.
@@ -168,11 +179,11 @@ class AugmentConfig:
     # Maximum rotation in degrees, in both directions.
     rotate: Annotated[float, Range(minimum=0, maximum=180)] = 0.0
     # Standard deviation of the elastic displacements in pixels. 0 for no deformation.
-    elastic_std: NotNegative = 0.0
+    elastic_std: Annotated[float, Range(minimum=0, maximum=1000)] = 0.0
     # Maximum distance between the displaced points in pixels. Half of the crop gives 3 x 3 points.
     elastic_spacing: Positive = 64
     # Maximum increase or decrease of the brightness, in standard deviations of the normalised
     # image.
-    brightness: NotNegative = 0.0
+    brightness: Annotated[float, Range(minimum=0, maximum=100)] = 0.0
     # Maximum increase or decrease of the contrast, as a fraction.
     contrast: Fraction = 0.0

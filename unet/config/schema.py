@@ -17,13 +17,17 @@ from unet.config.data_schema import (
     NotNegative,
     OnResume,
     Positive,
+    Samples,
     SamplingConfig,
     Seed,
-    Size,
+    UpTo1000,
 )
-from unet.config.parsing import Range
+from unet.config.parsing import Range, Words
 from unet.models.encoder_specs import Encoder
 from unet.models.receptive_field import Geometry, unet_geometry
+
+Width = Annotated[int, Range(minimum=1, maximum=8192)]
+LearningRate = Annotated[float, Range(above=0, maximum=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +35,10 @@ class ModelConfig:
     """The U-Net. It has one output per class."""
 
     # Channels of the images: 1 for grey, 3 for colour.
-    in_channels: Positive = 3
+    in_channels: UpTo1000 = 3
     # Channels of each level, starting at full resolution. With an encoder from torchvision, these
     # are the channels of the decoder levels: five numbers, or four for convnext.
-    widths: tuple[Positive, ...] = (64, 128, 256, 512, 1024)
+    widths: Annotated[tuple[Width, ...], Range(minimum=1, maximum=10)] = (64, 128, 256, 512, 1024)
     # Normalization layer after each convolution. An encoder from torchvision keeps its own layers.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     # Layer between two levels of the encoder: max pooling or a strided convolution.
@@ -103,11 +107,11 @@ class OptimizerConfig:
     # AdamW, or SGD with Nesterov momentum.
     name: Literal["adamw", "sgd"] = "adamw"
     # Peak learning rate of the schedule.
-    lr: AboveZero = 1e-3
+    lr: LearningRate = 1e-3
     # Peak learning rate of an encoder from torchvision, with the same schedule. null for lr.
-    encoder_lr: AboveZero | None = None
+    encoder_lr: LearningRate | None = None
     # Weight decay of AdamW (decoupled) or SGD.
-    weight_decay: NotNegative = 1e-2
+    weight_decay: Annotated[float, Range(minimum=0, maximum=100)] = 1e-2
     # Momentum of SGD, or beta1 of AdamW.
     momentum: Annotated[float, Range(above=0, maximum=0.9999)] = 0.9
 
@@ -119,11 +123,11 @@ class ScheduleConfig:
     # cosine and polynomial fall to 0 at the last step. one_cycle rises over the first 30 % of the
     # steps and then falls. plateau falls each time the score stops improving.
     name: Literal["cosine", "polynomial", "one_cycle", "constant", "plateau"] = "cosine"
-    # Epochs over which the learning rate rises from 0. Must be 0 for one_cycle, which has its own
-    # warm-up.
+    # Epochs over which the learning rate rises from 0. If train.epochs is not larger, the warm-up
+    # is a tenth of train.epochs. Must be 0 for one_cycle, which has its own warm-up.
     warmup_epochs: NotNegative = 0.0
     # For polynomial: the learning rate is `lr * (1 - progress) ** power`.
-    power: AboveZero | None = None
+    power: Annotated[float, Range(above=0, maximum=100)] | None = None
     # For plateau: the learning rate falls when more than this many validations in a row do not
     # improve the score.
     patience: Count | None = None
@@ -136,14 +140,14 @@ class TrainConfig:
     """The training loop."""
 
     # Number of epochs. An epoch is about one pass over the training samples.
-    epochs: Positive
+    epochs: Annotated[Positive, Words("a whole number from 1 to 1000000, such as 50")]
     # Optimizer steps per epoch. null for one pass over the samples, rounded up. Batches are always
     # full: a new pass can start in the middle of a batch or of an epoch.
     steps_per_epoch: Positive | None = None
     # Samples per batch, summed over all processes.
-    batch_size: Positive = 4
+    batch_size: Samples = 4
     # Batches whose gradients are averaged in each step.
-    accumulate: Positive = 1
+    accumulate: Samples = 1
     # Maximum norm of the gradient of all weights. Larger gradients are scaled down. null for no
     # limit.
     clip_grad_norm: AboveZero | None = None
@@ -160,7 +164,7 @@ class TrainConfig:
     # epochs.
     patience: Positive | None = None
     # Number of validation images that are drawn into previews/ at each validation.
-    previews: OnResume[Count] = 4
+    previews: OnResume[Annotated[int, Range(minimum=0, maximum=1000)]] = 4
     # Save last.pt when it is this many minutes old. It is also saved at each validation.
     save_every_minutes: OnResume[NotNegative] = 10.0
     # Also save last.pt each time this many steps have passed. null to save only at the times above.
@@ -168,7 +172,7 @@ class TrainConfig:
     # Seed of the initial weights, the order of the samples and the augmentation.
     seed: Seed = 0
     # Number of runs. Their seeds are seed, seed + 1, and so on.
-    seeds: Positive = 1
+    seeds: UpTo1000 = 1
     # Checkpoint with the initial weights of a new run. null for random weights.
     init_from: str | None = None
     # Initial weights of model.encoder: DEFAULT for torchvision's ImageNet weights, which are
@@ -196,7 +200,7 @@ class TrainConfig:
     sync_batch_norm: bool = False
     # Number of worker processes that load samples, for each training process. With 0, the training
     # process loads them itself.
-    num_workers: Anytime[Count] = 2
+    num_workers: Anytime[Annotated[int, Range(minimum=0, maximum=256)]] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +209,7 @@ class TilingConfig:
 
     # Maximum (height, width) of a tile in pixels. Larger images are cut into tiles. With
     # model.padding valid, the size includes the context.
-    size: Size = (1024, 1024)
+    size: tuple[Positive, Positive] = (1024, 1024)
     # Minimum overlap of neighbouring tiles in pixels. null uses the overlap with which the result
     # equals that of the whole image: 192 with five levels, 4 with model.padding valid. For an
     # encoder from torchvision, whose receptive field is usually larger than a tile, null uses a
@@ -213,7 +217,7 @@ class TilingConfig:
     # group or instance), or if the overlap of such an encoder is too small.
     overlap: Count | None = None
     # Number of tiles of an image that pass through the network together.
-    batch_size: Positive = 1
+    batch_size: Samples = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +238,12 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig
     tiling: InUse[TilingConfig] = field(default_factory=TilingConfig)
+
+
+def warmup_epochs(config: Config) -> float:
+    """Return the length of the warm-up, which a short training shortens."""
+    warmup, epochs = config.schedule.warmup_epochs, config.train.epochs
+    return warmup if warmup < epochs else epochs / 10
 
 
 def tile_overlap(config: Config) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unet.config.schema import Config
+from unet.config.schema import Config, warmup_epochs
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
 from unet.runtime.text import join_some
@@ -29,6 +29,11 @@ def start_text(
     ]
     if dtype == torch.float16 and device.type == "cpu":
         lines.append("warning: float16 is slow on CPUs; bfloat16 and float32 are faster")
+    if (warmup := warmup_epochs(config)) != config.schedule.warmup_epochs:
+        lines.append(
+            f"note: the warm-up is shortened to {warmup:g} epochs, a tenth of train.epochs, "
+            f"because schedule.warmup_epochs is {config.schedule.warmup_epochs:g}"
+        )
     if config.train.compile:
         lines.append("the first step compiles the network, which may take minutes")
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unet.checkpoint import save_checkpoint
+from unet.config.schema import warmup_epochs
 from unet.data.dataset import SegmentationDataset
 from unet.data.loader import load_samples, worker_errors
 from unet.data.sampler import SeededBatchSampler
@@ -263,7 +264,7 @@ class Trainer:
             num_steps=self.num_steps,
             steps_per_epoch=self.steps_per_epoch,
             scores=self._scores,
-            **vars(self.config.schedule),
+            **vars(self.config.schedule) | {"warmup_epochs": warmup_epochs(self.config)},
         )
 
     def _sampler(self) -> SeededBatchSampler:
