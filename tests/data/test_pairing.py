@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -168,6 +169,34 @@ def test_links_are_followed_without_cycles(tmp_path: Path) -> None:
     (tmp_path / "images" / "a").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
     assert [pair[0] for pair in found(tmp_path, "images", "masks")] == ["2", "a/1"]
+
+
+def test_links_that_lead_nowhere_and_special_files_are_listed_as_files(tmp_path: Path) -> None:
+    """Reading one of them is an error that names it; the others are still read."""
+    write(tmp_path, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(5)))
+    for i in range(3):
+        (tmp_path / f"images/{i}.png").unlink()
+    (tmp_path / "images/0.png").symlink_to("0.png")
+    (tmp_path / "images/1.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "images/2.png")
+    assert len(found(tmp_path, "images", "masks")) == 5
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "images/1.png", "masks/1.png", "images/a/2.png")
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("/a"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    pairs, errors = find_pairs(tmp_path, ["images"], "masks")
+    assert len(pairs) == 1
+    assert errors == [f"{tmp_path}/images/a: cannot be listed; correct its permissions"]
 
 
 def test_names_may_contain_any_character(tmp_path: Path) -> None:

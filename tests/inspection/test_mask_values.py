@@ -53,23 +53,84 @@ def test_unreadable_masks_are_left_out_and_fractions_are_an_error(tmp_path: Path
     assert count_values([(str(tmp_path / "bad.png"), None), good]).pixels == {0: 4}
     whole = save(tmp_path / "whole.tif", np.full((2, 2), 3, np.float32))
     assert count_values([whole]).pixels == {3: 4}
-    with pytest.raises(ValueError, match="masks: got fractions or NaN, expected whole numbers"):
+    with pytest.raises(
+        ValueError, match=r"half\.tif: got fractions or NaN in a mask, expected whole"
+    ):
         count_values([save(tmp_path / "half.tif", np.full((2, 2), 0.5, np.float32))])
 
 
-def test_close_values_are_one_class_if_no_mask_has_both(tmp_path: Path) -> None:
-    halves = [np.repeat(np.array([[0, value]], np.uint8), 8, axis=1) for value in (127, 128)]
+def test_both_roundings_of_half_are_one_class_if_no_mask_has_both(tmp_path: Path) -> None:
+    """A mask of 0, 127.5 and 255, saved by two programs."""
+    halves = [
+        np.repeat(np.array([[0, value, 255]] * 9, np.uint8), 8, axis=1) for value in (127, 128)
+    ]
     apart = [save(tmp_path / f"{i}.png", half) for i, half in enumerate(halves)]
-    assert find_classes(count_values(apart)).values == {
-        "background": [0],
-        "foreground": [127, 128],
-    }
+    found = find_classes(count_values(apart))
+    assert [*found.values.values()] == [[0], [127, 128], [255]]
+    assert "127 and 128 are half of 255, and no mask has both: they are one class." in found.notes
     both = save(tmp_path / "both.png", np.concatenate(halves))
-    assert find_classes(count_values([both])).values == {
-        "background": [0],
-        "class_127": [127],
-        "class_128": [128],
-    }
+    found = find_classes(count_values([both]))
+    assert [*found.values.values()] == [[0], [127], [128], [255]]
+
+
+@pytest.mark.parametrize("ids", [(24, 25, 26, 27, 28), (200, 201), (1, 2)])
+def test_neighbouring_class_ids_are_classes_of_their_own(
+    tmp_path: Path, ids: tuple[int, ...]
+) -> None:
+    """Each is in other masks, as the classes of street scenes are."""
+    masks = []
+    for i in range(20):
+        mask = np.zeros((40, 50), np.uint8)
+        mask[5:30, 10:30] = ids[i % len(ids)]
+        masks.append(save(tmp_path / f"{i}.png", mask))
+    found = find_classes(count_values(masks))
+    assert [*found.values.values()] == [[0], *([value] for value in ids)]
+    assert (found.tolerance, found.ignore, found.notes) == (0, [], [])
+
+
+def ring(values: tuple[int, int, int], width: int) -> np.ndarray:
+    """A disc with a rim."""
+    y, x = np.mgrid[:80, :90]
+    distance = np.hypot(y - 40, x - 45)
+    return np.array(values, np.uint8)[(distance < 30).astype(int) + (distance < 30 - width)]
+
+
+def test_values_along_edges_only_are_no_classes_but_those_that_fill_areas_are(
+    tmp_path: Path,
+) -> None:
+    wide = find_classes(count_values([save(tmp_path / "wide.png", ring((0, 127, 255), 6))]))
+    assert [*wide.values.values()] == [[0], [127], [255]]
+    thin = find_classes(count_values([save(tmp_path / "thin.png", ring((0, 128, 255), 1))]))
+    assert [*thin.values.values()] == [[0], [255]]
+    assert (thin.tolerance, thin.absorbed) == (127, [128])
+    assert "128 lies only along the edges of other values" in thin.notes[0]
+    # Between 0 and 2, nothing is an edge.
+    index = find_classes(count_values([save(tmp_path / "index.png", ring((0, 1, 2), 1))]))
+    assert [*index.values.values()] == [[0], [1], [2]]
+
+
+def test_the_largest_class_is_named_where_it_is_not_the_first(tmp_path: Path) -> None:
+    mask = save(tmp_path / "mask.png", np.where(ring((0, 1, 1), 1) > 0, 0, 255).astype(np.uint8))
+    found = find_classes(count_values([mask]))
+    assert found.notes[0].startswith("class_255 has most of the pixels. If it is the background, ")
+
+
+@pytest.mark.parametrize("quality", [75, 90, 95, 98])
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_jpeg_masks_have_two_classes_and_a_tolerance(
+    tmp_path: Path, quality: int, ending: str
+) -> None:
+    """Also where the JPEG file was converted to PNG."""
+    jpeg, path = tmp_path / "a.jpg", tmp_path / f"b.{ending}"
+    Image.fromarray(ring((0, 255, 255), 1)).save(jpeg, quality=quality)
+    with Image.open(jpeg) as image:
+        image.save(path, **({"quality": quality} if ending == "jpg" else {}))
+    found = find_classes(count_values([(str(path), None)]))
+    values = [value for value, *_ in found.values.values()]
+    assert len(values) == 2
+    assert values[0] < 8
+    assert values[1] > 247
+    assert 0 < found.tolerance < 128
 
 
 def test_the_fractions_of_classes_are_found(tmp_path: Path) -> None:
@@ -87,19 +148,18 @@ def test_stray_values_are_near_a_class_or_far_from_all(tmp_path: Path) -> None:
     mask[0, :2] = 9, 110
     found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
     assert found.values == {"background": [0], "foreground": [200]}
-    assert found.near == {9: 9, 110: 90}
-    assert found.far == found.ignore == []
+    assert (found.absorbed, found.tolerance, found.ignore) == ([9, 110], 90, [])
     mask[mask == 200] = 1
     found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
-    assert found.near == {}
-    assert found.far == found.ignore == [9, 110]
+    assert (found.absorbed, found.tolerance, found.ignore) == ([], 0, [9, 110])
 
 
 def test_255_above_consecutive_values_is_ignored(tmp_path: Path) -> None:
     mask = np.repeat(np.array([[0, 1, 2, 255]], np.uint8), 9, axis=0)
     found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
     assert [*found.values.values()] == [[0], [1], [2]]
-    assert (found.ignore, found.far) == ([255], [])
+    assert found.ignore == [255]
+    assert found.notes[0].startswith("255 stands far above the other values")
 
 
 def test_label_images_have_each_number_in_one_place() -> None:
@@ -110,6 +170,9 @@ def test_label_images_have_each_number_in_one_place() -> None:
     assert are_label_images([np.where(squares < 4, squares, 0).astype(np.uint16)])  # from 1 on
     assert not are_label_images([np.where(squares < 4, 9 * squares, 0).astype(np.uint16)])
     assert not are_label_images([np.stack([squares] * 3, axis=2)])
-    assert not are_label_images([squares.astype(np.float32)])
+    assert are_label_images([squares.astype(np.float32)])
+    assert not are_label_images([squares + np.float32(0.5)])
+    soft = Image.fromarray(np.where(squares % 2, 255, 0).astype(np.uint8)).resize((97, 83), 2)
+    assert not are_label_images([np.asarray(soft)])
     assert not are_label_images([squares * 0])
     assert not are_label_images([])

@@ -280,7 +280,7 @@ def test_masks_without_classes_and_unreadable_masks_are_errors(tmp_path: Path) -
     (tmp_path / "pairs.csv").write_text("\n".join(["image,mask", *rows]))
     for path in (tmp_path / "masks").iterdir():
         path.write_text("no image")
-    with pytest.raises(ValueError, match="got no image and mask that can be read"):
+    with pytest.raises(ValueError, match=r"masks/0\.png: cannot be read as an image"):
         propose(tmp_path, "mine")
 
 

@@ -32,7 +32,7 @@ from unet.data.tiff_decoder import NODATA_TAG, declared_nodata, is_plain, open_t
 from unet.data.tiff_decoder import STARTS as TIFF_STARTS
 
 # Errors of the machine, not of the file.
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _BYTES_PER_PIXEL = 8  # of the images that are decoded, at most on average
 
@@ -201,7 +201,7 @@ def _format_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         ours = isinstance(error, ValueError) and str(error).startswith(f"{path}")
-        if ours or (isinstance(error, OSError) and error.errno in _OUT_OF_RESOURCES):
+        if ours or (isinstance(error, OSError) and error.errno in OUT_OF_RESOURCES):
             raise
         advice = "replace or remove the file"
         if isinstance(error, PermissionError):

@@ -6,9 +6,8 @@ ImageTypeError (a ValueError) if the image is of another type or shape than expe
 page of a stack, from 0; None stands for the only page of a file.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,15 +19,11 @@ from unet.data.image_types import (
     ImageTypeError,
     Pixels,
     ReadOptions,
-    UnreadableError,
 )
 from unet.data.pillow_decoder import pixels_of
 
 # Floats beyond are no brightness but mark missing data, such as -3.4e38.
 _HUGE = 1e9
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> Header:
@@ -163,15 +158,6 @@ def missing_pixels(image: np.ndarray) -> np.ndarray | None:
         return None
     missing: np.ndarray = np.isnan(image).all(0)
     return missing if missing.any() else None
-
-
-def skip_unreadable(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Read what is readable; `unet check` reports the rest."""
-    for item in items:
-        try:
-            yield read(item)
-        except (UnreadableError, ImageTypeError):
-            continue
 
 
 def _upright(header: Header, values: np.ndarray) -> Pixels:

@@ -143,17 +143,32 @@ def natural_key(text: str) -> list[str | int]:
 
 
 def list_files(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """List all files in a folder and its subfolders except hidden ones, in no particular order."""
+    """List all files in a folder and its subfolders except hidden ones, in no particular order.
+
+    Subfolders that cannot be listed and links that lead nowhere are in the list, too: reading them
+    says what is wrong.
+    """
     above |= {os.path.realpath(folder)}
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if not entry.is_dir():
-                yield entry.path.replace(os.sep, "/").removeprefix("./")
+            path = entry.path.replace(os.sep, "/").removeprefix("./")
+            if not _is_folder(entry):
+                yield path
             # A link may lead back to a folder that contains it.
             elif not entry.is_symlink() or os.path.realpath(entry.path) not in above:
-                yield from list_files(entry.path, above)
+                try:
+                    yield from list_files(entry.path, above)
+                except PermissionError:
+                    yield path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def _find_files(
@@ -173,7 +188,10 @@ def _find_files(
     for path in list_files(base):
         match = expression.fullmatch(path)
         if match is None or any(other.fullmatch(path) for other in excluded):
-            unused.add(path)
+            if Path(path).is_dir():
+                errors.append(f"{path}: cannot be listed; correct its permissions")
+            else:
+                unused.add(path)
             continue
         stem = match["stem"]
         if stem in files:

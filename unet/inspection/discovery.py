@@ -2,14 +2,16 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from unet.data.image_io import read_header, read_stored, skip_unreadable
+from unet.data.image_file import OUT_OF_RESOURCES
+from unet.data.image_io import read_header, read_stored
 from unet.data.image_types import SUFFIXES
 from unet.data.pairing import list_files, natural_key
 
@@ -24,6 +26,9 @@ _STEM_PARTS = (
     r"()(.*?)([-_ ][^-_ /]*[-_ ][^-_ /]*)",  # town_8bit and town_fine_ids
     r"()([^/]+)(/.*)",  # 7/image and 7/mask
 )
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 Files = dict[str, str]
 """Stem -> path."""
@@ -68,6 +73,20 @@ def find_pairings(root: Path) -> list[Pairing]:
         _tell_masks_from_images(found.values()),
         key=lambda one: (-len(one.files), "*" in one.images + one.masks),
     )
+
+
+def read_each(
+    read: Callable[[Item], Result], items: Iterable[Item], failures: list[Exception] | None = None
+) -> Iterator[Result]:
+    """Read what is readable, and collect the errors of the rest."""
+    for item in items:
+        try:
+            yield read(item)
+        except (ValueError, OSError) as error:
+            if getattr(error, "errno", None) in OUT_OF_RESOURCES:
+                raise
+            if failures is not None:
+                failures.append(error)
 
 
 def _group_by_folder(prefix: str, names: Sequence[str]) -> dict[str, Files]:
@@ -190,14 +209,15 @@ def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
     """Yield pairings of a mask, which is flat nearly everywhere, and an image, which is not."""
     flatness: dict[str, float] = {}
     for pairing in pairings:
-        stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 4)]
+        stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 5)]
         for i, pattern in enumerate((pairing.images, pairing.masks)):
             if pattern not in flatness:
                 files = [pairing.files[stem][i] for stem in stems]
-                values = [*skip_unreadable(_flatness, files)]
-                flatness[pattern] = float(np.mean(values)) if values else 0.0
+                values = [*read_each(_flatness, files)]
+                flatness[pattern] = float(np.median(values)) if values else 0.0
         first, second = flatness[pairing.images], flatness[pairing.masks]
-        if not max(first, second) > 0.6 > min(first, second):
+        apart = max(first, second) > 0.6 > min(first, second)
+        if not apart and abs(first - second) < 0.25:
             continue
         if second < first:
             swapped = {stem: (b, a) for stem, (a, b) in pairing.files.items()}
@@ -206,8 +226,13 @@ def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
 
 
 def _flatness(path: str) -> float:
-    """Fraction of the pixels that equal their right neighbour; of a stack, on its first page."""
+    """Fraction of the pixels that equal their right neighbour; of a stack, on its first page.
+
+    In a JPEG, they may differ as compression makes them.
+    """
     pixels = read_stored(path, 0 if read_header(path).pages > 1 else None)[1].values
     if pixels.shape[1] < 2:
         return 0.0
+    if Path(path).suffix.lower() in {".jpg", ".jpeg"}:
+        return float((np.abs(np.diff(pixels.astype(int), axis=1)) <= 8).all(2).mean())
     return float((pixels[:, 1:] == pixels[:, :-1]).all(2).mean())

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import yaml
 
-from unet.data.image_io import read_header, skip_unreadable
+from unet.data.image_io import read_header
 from unet.data.image_types import SUFFIXES
 from unet.data.masks import read_codes
 from unet.data.pairing import Pair, find_pairs
 from unet.data.table import read_table
-from unet.inspection.discovery import Pairing, find_pairings
+from unet.inspection.discovery import Pairing, find_pairings, read_each
 from unet.inspection.mask_values import are_label_images, count_values
 
 _SPLIT = re.compile(
@@ -89,7 +89,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     best = max(same, key=_rank_masks)
     images = [image for image, _ in best.files.values()]
-    stacks = any(header.pages > 1 for header in skip_unreadable(read_header, images[:9]))
+    stacks = any(header.pages > 1 for header in read_each(read_header, images[:9]))
     labels = _find_label_images(same, best)
     warnings: list[str] = []
     pairs, errors = find_pairs(root, [best.images], best.masks, stacks, warnings, labels)
@@ -138,23 +138,19 @@ def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
     """Image, mask and page of the mask, of about ten masks spread over all."""
     files = [pairing.files[stem] for stem in sorted(pairing.files)]
     some = files[:: max(1, len(files) // 10)]
-    pages = skip_unreadable(
-        lambda both: (*both, 0 if read_header(both[1]).pages > 1 else None), some
-    )
+    pages = read_each(lambda both: (*both, 0 if read_header(both[1]).pages > 1 else None), some)
     return list(pages)
 
 
 def _find_label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
     """The pattern of files that number the objects of these masks; None if there are none."""
     some = _some_masks(masks)
-    drawn = [*skip_unreadable(read_values, [(mask, page) for _, mask, page in some])]
+    drawn = [*read_each(read_values, [(mask, page) for _, mask, page in some])]
     for one in pairings:
         labels = dict(one.files.values())
         if one.masks == masks.masks or not labels.keys() >= dict(masks.files.values()).keys():
             continue
-        numbers = [
-            *skip_unreadable(read_values, [(labels[image], page) for image, _, page in some])
-        ]
+        numbers = [*read_each(read_values, [(labels[image], page) for image, _, page in some])]
         alike = len(drawn) == len(numbers) and [
             mask.shape == objects.shape and np.array_equal(mask > 0, objects > 0)
             for mask, objects in zip(drawn, numbers, strict=True)
@@ -176,7 +172,7 @@ def _rank_masks(pairing: Pairing) -> tuple[bool, bool, bool, int, int]:
     named like masks; their path is similar to that of the images; they hold many classes.
     """
     masks = [(mask, page) for _, mask, page in _some_masks(pairing)]
-    drawn = [*skip_unreadable(read_values, masks)]
+    drawn = [*read_each(read_values, masks)]
     changes = [
         one.shape != other.shape or np.sum(one != other) > 0.1 * np.sum((one > 0) | (other > 0))
         for one, other in pairwise(drawn)

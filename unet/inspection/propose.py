@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from unet.data.image_io import read_header, skip_unreadable
+from unet.data.image_io import read_header
 from unet.data.image_types import Header
 from unet.data.pairing import Pair
+from unet.inspection.discovery import read_each
 from unet.inspection.find_files import find_files, quote, read_values
 from unet.inspection.mask_values import (
     Value,
@@ -53,13 +54,12 @@ def propose(folder: Path, name: str) -> str:
     some = _spread(pairs)
     examined = tqdm([*some, *_spread(val_pairs)], "examine", leave=False, disable=None)
     values = count_values((pair.masks[0], pair.page) for pair in examined)
-    sizes = np.array(
-        [header.size for header in skip_unreadable(read_header, [pair.images[0] for pair in some])]
-    )
+    headers = list(read_each(read_header, [pair.images[0] for pair in some]))
+    sizes = np.array([header.upright_size for header in headers])
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
     few = [(pair.masks[0], pair.page) for pair in some[:: max(1, len(some) // 30)]]
-    numbered = are_label_images(skip_unreadable(read_values, few))
+    numbered = are_label_images(read_each(read_values, few))
     classes, rare = _propose_classes(values, numbered)
     channels, image_lines = _propose_channels([pair.images[0] for pair in some])
     return "\n".join(
@@ -94,30 +94,32 @@ def _propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], li
             '  classes: {background: 0, object: "1-65535"}',
         ], []
     found = find_classes(values)
+    total = values.pixels.total()
     shown = ", ".join(f"{name} {fraction:.1%}" for name, fraction in found.fractions.items())
     lines = [
         f"  # name: value in the masks. Fractions of the pixels: {shown}.",
         "  # Rename the classes; move a value that is not to be learned to ignore: [VALUE].",
+        *(f"  # {note}" for note in found.notes),
     ]
-    if stray := [*found.far, *found.near]:
-        count = sum(values.pixels[one] for one in stray)
-        uses = ["ignored"] * bool(found.far) + ["taken for the nearest class"] * bool(found.near)
-        lines.append(
-            f"  # {len(stray)} other value(s), in {count} of {values.pixels.total()} pixels, are "
-            f"{' or '.join(uses)}."
-        )
+    for some, use in (
+        (found.absorbed, "become the nearest class, as JPEG or soft edges made them"),
+        (found.ignore, "are ignored"),
+    ):
+        if some:
+            count = sum(values.pixels[one] for one in some)
+            lines.append(f"  # {count / total:.2%} of the pixels, of {len(some)} value(s), {use}.")
     given = ", ".join(f"{name}: {_to_yaml(group)}" for name, group in found.values.items())
     lines.append(f"  classes: {{{given}}}")
     if found.ignore:
         lines.append(f"  ignore: [{', '.join(_to_yaml([value]) for value in found.ignore)}]")
-    if found.near:
-        lines.append(f"  tolerance: {max(found.near.values())}")
+    if found.tolerance:
+        lines.append(f"  tolerance: {found.tolerance}")
     return lines, [name for name, fraction in found.fractions.items() if fraction < 0.02][:20]
 
 
 def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
     """in_channels, and the lines about the images."""
-    headers = list(skip_unreadable(read_header, paths))
+    headers = list(read_each(read_header, paths))
     modes = Counter(f"{header.mode}, {header.dtype}" for header in headers)
     deep = any(header.bits > 8 for header in headers)
     bands = Counter(_usual_channels(header) for header in headers)

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unet.data.classes import Colour, StrayValueError
+from unet.data.image_file import OUT_OF_RESOURCES
 from unet.data.image_io import missing_pixels, read_header, read_stored, to_float
 from unet.data.image_types import UnreadableError
 from unet.data.pairing import Pair
@@ -128,7 +129,9 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
             cells = _hash(numbers.astype(np.int64))  # the file's own dtype does not matter
             num_cells = int(np.count_nonzero(np.unique(numbers)))
         mode = read_header(pair.images[0], reader.options).describe()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
+        if getattr(error, "errno", None) in OUT_OF_RESOURCES:
+            raise
         return error
     values, sums, squares = _sum_values(image)
     missing = missing_pixels(image)
