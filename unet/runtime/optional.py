@@ -6,7 +6,16 @@ from types import ModuleType
 
 # Distribution and extra of the packages whose names differ from theirs.
 _DISTRIBUTIONS = {"skimage": "scikit-image"}
-_EXTRAS = {"scipy": "metrics", "skimage": "metrics"}
+_EXTRAS = {
+    "imagecodecs": "tiff",
+    "matplotlib": "plots",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "rasterio": "tiff",
+    "scipy": "metrics",
+    "skimage": "metrics",
+    "tifffile": "tiff",
+}
 
 
 def is_installed(package: str) -> bool:
