@@ -149,9 +149,12 @@ def _drop_alpha(values: np.ndarray, path: str | Path) -> np.ndarray:
 
 def _check_size(codes: np.ndarray, size: Size | None, path: str | Path, what: str = "mask") -> None:
     if size is not None and codes.shape != size:
+        advice = "correct the one that is wrong"
+        if codes.shape == size[::-1]:
+            advice += ", or set data.exif=ignore if EXIF has turned only the image"
         raise ValueError(
             f"{path}: got a {what} of {codes.shape[0]} x {codes.shape[1]} pixels (height x width), "
-            f"expected {size[0]} x {size[1]} as its image; correct the one that is wrong"
+            f"expected {size[0]} x {size[1]} as its image; {advice}"
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from unet.build import (
     build_encoder_normalization,
     build_normalization,
+    build_read_options,
     build_training_reader,
     list_all_pairs,
     split_pairs,
@@ -21,7 +22,12 @@ from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.splits import TRAIN, UNUSED, VAL
 from unet.data.synthetic import draw_quickstart
-from unet.inspection.findings import find_duplicates, find_errors, find_warnings
+from unet.inspection.findings import (
+    find_duplicates,
+    find_errors,
+    find_palette_errors,
+    find_warnings,
+)
 from unet.inspection.statistics import CACHE_VERSION, Collected, PairStatistics, collect_statistics
 from unet.runtime.text import format_table, join_some
 
@@ -88,6 +94,7 @@ def check_data(config: Config) -> CheckedData:
             f"{num_unused} row(s) of {data.csv} are not used, because their split is neither train "
             f"nor {data.validation.split}"
         )
+    all_pairs_read = [all_pairs[i] for i in collected.kept.tolist()]
     train, val = (collected.statistics[splits == split] for split in (TRAIN, VAL))
     train_pairs, val_pairs = (
         PackedPairs(all_pairs[i] for i in collected.kept[splits == split].tolist())
@@ -95,6 +102,7 @@ def check_data(config: Config) -> CheckedData:
     )
     errors += [] if errors else find_errors(config, train, val)
     errors += find_duplicates(train_pairs, val_pairs, train, val)
+    errors += find_palette_errors(reader.classes, all_pairs_read, collected.statistics)
     # Some pairs do not tell what holds for all of them.
     warnings += [] if errors else find_warnings(config, train_pairs, val_pairs, train, val)
     return CheckedData(
@@ -119,6 +127,7 @@ def describe(config: Config, data: CheckedData) -> str:
         + (", and others with errors" if data.errors else ""),
         f"size             {_most_common([f'{height} x {width}' for height, width in sizes])}",
         f"mode and dtype   {_most_common(types.tolist())}",
+        *_describe_missing(data),
         *_describe_normalization(config),
         "",
     ]
@@ -148,6 +157,17 @@ def _try_split(
         return np.full(len(collected.kept), TRAIN)
 
 
+def _describe_missing(data: CheckedData) -> list[str]:
+    missing = np.concatenate([data.train.missing, data.val.missing])
+    if not missing.any():
+        return []
+    pixels = np.concatenate([data.train.sizes, data.val.sizes]).prod(1).sum()
+    return [
+        f"missing pixels   {missing.sum() / pixels:.2%}, in {np.count_nonzero(missing)} images: "
+        "nodata, NaN, transparent or masked; they are neither trained on nor scored"
+    ]
+
+
 def _describe_normalization(config: Config) -> list[str]:
     """State the normalization where the pretrained weights of the encoder decide it."""
     encoder = config.model.encoder
@@ -175,7 +195,8 @@ def _cache_path(config: Config) -> Path:
     data = config.data
     cells = None if config.loss.border is None else config.loss.border.classes
     channels = config.model.in_channels
-    settings = (data.classes, data.ignore, data.tolerance, data.masks, channels, cells)
+    options = build_read_options(config)
+    settings = (data.classes, data.ignore, data.tolerance, data.masks, channels, cells, options)
     text = f"{CACHE_VERSION} {Path(data.root).resolve()} {settings}"
     name = hashlib.blake2b(os.fsencode(text), digest_size=8).hexdigest()
     return Path(config.runs) / ".checked" / f"{name}.npz"

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from unet.config.schema import Config
+from unet.data.classes import ClassMap, Colour
+from unet.data.masks import read_palette
 from unet.data.pairing import Pair
 from unet.inspection.statistics import PairStatistics
 from unet.runtime.text import group_messages
@@ -49,6 +51,41 @@ def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> l
     return errors
 
 
+def find_palette_errors(
+    classes: ClassMap, pairs: Sequence[Pair], statistics: PairStatistics
+) -> list[str]:
+    """Report masks whose palettes give other colours to the indices of classes than most do."""
+    _, firsts, which = np.unique(statistics.palettes, return_index=True, return_inverse=True)
+    if classes.coloured or len(firsts) < 2:
+        return []
+    usual: dict[int, tuple[Colour, str]] = {}  # index -> colour, and a mask with it
+    messages: list[tuple[str, str]] = []
+    for number in np.argsort(-np.bincount(which), kind="stable").tolist():
+        rows = np.flatnonzero(which == number).tolist()
+        palette = read_palette(pairs[rows[0]].masks[0], pairs[rows[0]].page) or ()
+        indices = [one for one in classes.values if isinstance(one, int) and one < len(palette)]
+        usual = {**{i: (palette[i], pairs[rows[0]].masks[0]) for i in indices}, **usual}
+        used = statistics.class_pixels[rows].any(0)
+        for i in (one for one in indices if used[classes.values.index(one)]):
+            colour, mask = usual[i]
+            if colour != palette[i]:
+                text = (
+                    f"got the palette's colour {list(palette[i])} for the index {i}, expected "
+                    f"{list(colour)} as in {mask}, as data.classes gives indices"
+                )
+                messages += [(pairs[row].masks[0], text) for row in rows]
+                break
+    if messages and len(usual) == len(classes.values):
+        colours = [
+            f"{name}: {list(usual[value][0])}"
+            for name, value in zip(classes.names, classes.values, strict=True)
+            if isinstance(value, int)
+        ]
+        advice = f"; data.classes by colour that would fit: {{{', '.join(colours)}}}"
+        return [message + advice for message in group_messages(messages, "masks")]
+    return group_messages(messages, "masks")
+
+
 def find_duplicates(
     train_pairs: Sequence[Pair],
     val_pairs: Sequence[Pair],
@@ -87,6 +124,13 @@ def find_warnings(
         warnings.append(
             f"{len(single)} of {len(present)} masks contain only one class, such as {pair.masks[0]}"
         )
+    remarks = [
+        (pair.images[0], remark)
+        for pairs, statistics in ((train_pairs, train), (val_pairs, val))
+        for i in np.flatnonzero(statistics.remarks != b"").tolist()
+        for pair, remark in [(pairs[i], statistics.remarks[i].decode(errors="replace"))]
+    ]
+    warnings += group_messages(remarks, "images")
     types = {*train.types.tolist(), *val.types.tolist()}
     dtypes = sorted({name.decode().rpartition(" ")[2] for name in types})
     if len(dtypes) > 1:

@@ -20,13 +20,14 @@ from unet.data.image_io import missing_pixels, read_header, read_stored, to_floa
 from unet.data.image_types import UnreadableError
 from unet.data.pairing import Pair
 from unet.data.reader import PairReader
+from unet.inspection.remarks import find_remarks
 from unet.runtime.files import atomic_path
 from unet.runtime.text import group_messages, join_some
 
 _QUEUE_SIZE = 1024
 """Pairs that wait for a thread; a queue of all pairs would be large."""
 
-CACHE_VERSION = 7
+CACHE_VERSION = 8
 """Increased whenever the columns of `PairStatistics` or their computation change."""
 
 PairStatistics = np.recarray[Any, Any]
@@ -46,6 +47,8 @@ def empty_statistics(count: int, num_classes: int, channels: int) -> PairStatist
         ("squares", np.float64, (channels,)),  # sums of the squared values
         ("contents", "S16"),  # hash of the image's pixels
         ("targets", "S16"),  # hash of the class ids
+        ("palettes", "S16"),  # hash of the mask's palette; empty if its colours do not matter
+        ("remarks", "S200"),  # of `find_remarks`
         ("cells", "S16"),  # hash of the numbered cells; empty without border weights
         ("num_cells", np.int64),  # 0 without border weights
     ]
@@ -129,6 +132,10 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
             cells = _hash(numbers.astype(np.int64))  # the file's own dtype does not matter
             num_cells = int(np.count_nonzero(np.unique(numbers)))
         mode = read_header(pair.images[0], reader.options).describe()
+        palette = None
+        if not (reader.classes.coloured or reader.mask_per_class):
+            palette = read_header(pair.masks[0], reader.options).palette
+        remarks = "; ".join(find_remarks(pair, reader, image, ids)).encode()
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None) in OUT_OF_RESOURCES:
             raise
@@ -138,7 +145,8 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     num_missing = 0 if missing is None else np.count_nonzero(missing)
     class_pixels = np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)]
     row = (ids.shape, mode, num_bytes, class_pixels, num_missing, values, sums, squares)
-    return (*row, _hash(image), _hash(ids), cells, num_cells)
+    palette_hash = b"" if palette is None else _hash(palette)
+    return (*row, _hash(image), _hash(ids), palette_hash, remarks, cells, num_cells)
 
 
 def _sum_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
