@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import states_equal
 
-from unet.checkpoint import load_checkpoint, save_checkpoint
+from unet.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 
 CONTENTS = {"config": {"name": "tiny"}, "val_stems": ["0", "4"], "model": {"a": torch.ones(2, 3)}}
 
@@ -25,9 +25,15 @@ def test_contents_are_read_as_they_were_written(checkpoint: Path) -> None:
     assert states_equal(contents, CONTENTS)
 
 
-def test_a_folder_is_refused_with_a_file_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder; give a checkpoint, such as .*best\.pt"):
-        load_checkpoint(tmp_path)
+def test_a_folder_gives_its_best_checkpoint(checkpoint: Path) -> None:
+    assert states_equal(load_checkpoint(checkpoint.parent), load_checkpoint(checkpoint))
+    assert find_checkpoint(str(checkpoint)) == checkpoint
+    checkpoint.rename(checkpoint.with_name("last.pt"))
+    with pytest.raises(FileNotFoundError, match=r"no best\.pt in this folder; give .*last\.pt$"):
+        find_checkpoint(checkpoint.parent)
+    checkpoint.with_name("last.pt").unlink()
+    with pytest.raises(FileNotFoundError, match="give a checkpoint or the folder of a run"):
+        load_checkpoint(checkpoint.parent)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

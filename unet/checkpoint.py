@@ -30,16 +30,31 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
             raise
 
 
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the best.pt of a run's folder, or the path of any other file as it is.
+
+    Raises:
+        FileNotFoundError: if a folder has no best.pt.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    best, last = path / "best.pt", path / "last.pt"
+    if not best.exists():
+        advice = f"give {last}" if last.exists() else "give a checkpoint or the folder of a run"
+        raise FileNotFoundError(f"{path}: there is no best.pt in this folder; {advice}")
+    return best
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, without running code that the file may hold.
+    """Read a checkpoint, or the best.pt of a folder, to the CPU, without running code in it.
 
     Raises:
         DamagedFileError: if the file is damaged, unsafe, or of another type.
         FileNotFoundError: if it does not exist.
         ValueError: if it is no checkpoint, or of another format version.
     """
-    if path.is_dir():
-        raise ValueError(f"{path}: is a folder; give a checkpoint, such as {path / 'best.pt'}")
+    path = find_checkpoint(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
     try:

@@ -278,7 +278,7 @@ def test_folders_in_place_of_files_are_told_apart(
     assert main(["train", str(config.parent)]) == 2
     assert "is a folder; give a config file in it" in capsys.readouterr().err
     assert main(["evaluate", str(config.parent)]) == 2
-    assert "is a folder; give a checkpoint, such as" in capsys.readouterr().err
+    assert "there is no best.pt in this folder; give a checkpoint" in capsys.readouterr().err
 
 
 def test_out_of_memory_in_training_comes_with_advice(

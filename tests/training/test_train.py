@@ -4,11 +4,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import make_config, write_instances
 from PIL import Image
 
 import unet.training.train
 import unet.training.trainer
+from unet.config.values import config_to_dict
 from unet.data.border_weights import border_weights
 from unet.training.train import train
 
@@ -35,6 +37,16 @@ def test_settings_reach_the_training_step(data_root: Path, monkeypatch: pytest.M
                       "channels_last: false}"))  # fmt: skip
     assert seen == {"deterministic": True, "recompute": True, "clip": 2.0, "channels_last": False}
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_config_may_be_the_path_of_its_file(data_root: Path) -> None:
+    settings = config_to_dict(make_config(data_root, "train.epochs=1", "train.previews=0"))
+    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    for path in ("mine.yaml", Path("mine.yaml")):
+        assert (train(path, overwrite=True) / "best.pt").exists()
+    for other in (None, settings, 5):
+        with pytest.raises(TypeError, match=r"^config: got \w+, expected a Config or the path of"):
+            train(other)
 
 
 def test_synchronised_batch_norm_needs_cuda(data_root: Path) -> None:

@@ -1,5 +1,6 @@
 """A YAML file, or a dict with the same settings, and overrides -> a checked config."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -25,6 +26,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         FileNotFoundError: if there is no such file.
         ValueError: with every error found, one per line.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"config: got {type(path).__name__}, expected a Config or the path of a YAML file"
+        )
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a config file in it")

@@ -14,6 +14,7 @@ from unet.build import (
     build_training_reader,
     memory_format,
 )
+from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.data.masks import read_palette
 from unet.data.normalization import Normalization
@@ -29,11 +30,11 @@ from unet.training.step import TrainingStep, WeightAverage
 from unet.training.trainer import Trainer
 
 
-def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path:
+def train(config: Config | str | Path, resume: bool = False, overwrite: bool = False) -> Path:
     """Train a model; under torchrun, in all processes together.
 
     Args:
-        config: one run; `train.seeds` is not used.
+        config: of one run, or its YAML file; `train.seeds` is not used.
         resume: continue the run from its last.pt, if it exists.
         overwrite: delete an existing run of the same name first.
 
@@ -50,6 +51,8 @@ def train(config: Config, resume: bool = False, overwrite: bool = False) -> Path
         Stopped: after SIGINT or SIGTERM, when the step is done and saved.
         ValueError: if the data does not fit the config, or the run to resume had another config.
     """
+    if not isinstance(config, Config):
+        config = load_config(config)
     distributed.initialize()
     run = Path(config.runs) / config.name
     with (
