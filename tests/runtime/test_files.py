@@ -1,4 +1,6 @@
+import csv
 import errno
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -7,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from unet.runtime.files import DamagedFileError, atomic_path, check_writable, load_torch_file
+from unet.runtime.files import (
+    DamagedFileError,
+    atomic_path,
+    check_writable,
+    load_torch_file,
+    write_csv,
+)
 
 STATE = {"weight": torch.arange(1000.0), "names": ["a", "b"]}
 
@@ -159,3 +167,39 @@ def test_a_lack_of_memory_does_not_make_a_file_damaged(
     with pytest.raises(type(error)) as caught:
         load_torch_file(tmp_path / "weights.pth")
     assert caught.value is error
+
+
+FORMULAS = [
+    "=1+1",
+    "+1+1",
+    "-1+cmd|x",
+    "@SUM(A1)",
+    " =1",
+    "\t=1",
+    "\r=1",
+    "\n1",
+    "\x1b[2J",
+    "\uff1d1",
+    "-",
+]
+PLAIN = ["a=1", "1-2", "cell", "-3", "-0.25", "-1e-5", "", "'a", "\u00e9", "a,b", 'a"b', "\udcff"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_a_text_that_a_spreadsheet_would_run_is_marked_as_text(tmp_path: Path, text: str) -> None:
+    assert table_of(tmp_path, [{text: text, "b": 1}]) == [[f"'{text}", "b"], [f"'{text}", "1"]]
+
+
+def test_other_texts_and_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    assert table_of(tmp_path, [{"a": text, "b": "b"} for text in PLAIN])[1:] == [
+        [text, "b"] for text in PLAIN
+    ]
+    numbers = {"a": -1.5, "b": -2, "c": math.nan, "d": -math.inf, "e": None}
+    assert table_of(tmp_path, [numbers])[1] == ["-1.5", "-2", "", "-inf", ""]
+
+
+def table_of(folder: Path, rows: list[dict[str, object]]) -> list[list[str]]:
+    write_csv(folder / "table.csv", rows)
+    path = folder / "table.csv"
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))

@@ -1,15 +1,23 @@
 """Atomic writes, and safe loading of torch files."""
 
+import csv
+import math
 import os
+import re
 import secrets
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from unet.runtime.errors import is_out_of_memory
+
+# Texts that a spreadsheet may take for a formula or a command; negative numbers are none.
+_FORMULA = re.compile(
+    r"(?!-?\d+(\.\d*)?(e-?\d+)?$)\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\0-\x1f\x7f]"
+)
 
 
 class DamagedFileError(ValueError):
@@ -57,6 +65,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows to a table of comma-separated values; the keys of the first are the head.
+
+    NaN is an empty cell. An apostrophe precedes texts that a spreadsheet would run as a formula.
+    """
+    with (
+        atomic_path(path) as temporary,
+        # Names of files that are not UTF-8 keep their bytes.
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)  # ends lines in \r\n, as only then names with either are quoted
+        writer.writerow(map(_cell, rows[0]))
+        writer.writerows([_cell(row[key]) for key in rows[0]] for row in rows)
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, str) and _FORMULA.match(value):
+        return f"'{value}"
+    return "" if isinstance(value, float) and math.isnan(value) else value
 
 
 def flush_folder(folder: Path) -> None:

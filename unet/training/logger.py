@@ -1,6 +1,5 @@
 """What a run shows of its progress: metrics.csv, curves.png, previews and TensorBoard's files."""
 
-import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from unet.data.classes import ClassMap
 from unet.evaluation.scoring import PredictedImage
 from unet.metrics.monitor import best_row, score_title
-from unet.runtime.files import atomic_path
+from unet.runtime.files import atomic_path, write_csv
 from unet.runtime.optional import is_installed
 from unet.visualize import draw_preview_sheet, save_picture
 
@@ -45,13 +44,7 @@ class RunLogger:
     ) -> None:
         """Log the last validation of the history, with some of its images."""
         row = history[-1]
-        with (
-            atomic_path(self.run / "metrics.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, list(history[0]))
-            writer.writeheader()
-            writer.writerows(history)
+        write_csv(self.run / "metrics.csv", history)
         if is_installed("matplotlib"):
             draw_curves(self.run / "curves.png", history, self.monitor)
         if previews:

@@ -1,6 +1,5 @@
 """Several runs of one config: every fold of a cross-validation, several seeds, or both."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -13,7 +12,7 @@ from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
-from unet.runtime.files import atomic_path
+from unet.runtime.files import write_csv
 from unet.runtime.text import format_table
 from unet.training.train import train
 
@@ -41,10 +40,7 @@ def train_series(
         for name, numbers in (("mean", mean), ("std", std)):
             scores = dict(zip(columns, numbers.tolist(), strict=True))
             rows.append({"run": name, "epoch": "", **scores})
-        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(path, rows)
         print(f"\n{_text(rows, monitor)}\nstd: standard deviation over the runs\nwrote {path}")
         pattern = f"{config.name}_{'fold' if all_folds else 'seed'}*"
         print(f"next:     unet predict {path.with_name(pattern)}/best.pt IMAGES -o masks")
