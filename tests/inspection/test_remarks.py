@@ -92,6 +92,19 @@ def test_undeclared_nodata_is_a_warning_and_the_setting_removes_it(tmp_path: Pat
     assert data.train.class_pixels.sum() == known.size
 
 
+def test_declared_nodata_is_missing_in_training(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for i, name in enumerate(["a.tif", "b.tif", "c.tif", "d.tif"]):
+        image, mask = draw(i)
+        values = image.astype(np.float32)
+        values[:6, :10] = -9999
+        write(root, name, Image.fromarray(values), Image.fromarray(mask))
+        Image.fromarray(values).save(root / "images" / name, tiffinfo={42113: "-9999"})
+    data = check(root)
+    assert data.train.missing.tolist() == [60, 60]
+    assert not any("nodata" in warning for warning in data.warnings)
+
+
 def test_a_mask_that_was_not_turned_with_its_image_is_a_warning(tmp_path: Path) -> None:
     root = tmp_path / "data"
     for i, name in enumerate(["a.png", "b.png", "c.png", "d.png"]):

@@ -28,7 +28,14 @@ from unet.data.image_types import (
 from unet.data.npy_decoder import START as NPY_START
 from unet.data.npy_decoder import open_npy
 from unet.data.pillow_decoder import open_pillow
-from unet.data.tiff_decoder import NODATA_TAG, declared_nodata, is_plain, open_tiff, read_tags
+from unet.data.tiff_decoder import (
+    NODATA_TAG,
+    PLACE_TAGS,
+    declared_nodata,
+    is_plain,
+    open_tiff,
+    read_tags,
+)
 from unet.data.tiff_decoder import STARTS as TIFF_STARTS
 
 # Errors of the machine, not of the file.
@@ -162,9 +169,9 @@ def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
             with open_tiff(path, options) as tiff:
                 yield tiff
         else:
-            with open_pillow(path) as plain:
-                nodata = declared_nodata(path, tags.get(NODATA_TAG))
-                plain.header = replace(plain.header, nodata=nodata)
+            nodata = declared_nodata(path, tags.get(NODATA_TAG))
+            has_place = any(tag in tags for tag in PLACE_TAGS)
+            with open_pillow(path, {"nodata": nodata, "has_place": has_place}) as plain:
                 yield plain
     else:
         with open_pillow(path) as pillow:

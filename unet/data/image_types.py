@@ -61,6 +61,7 @@ class Header:
         orientation: of EXIF, from 1 (upright) to 8.
         palette: colours (P, 3) uint8 of the stored indices, or (P, 4) with alpha.
         has_mask: whether the file contains a mask of valid pixels.
+        has_place: whether the file says where on the Earth the image lies.
         note: how the pixels were converted, in words; empty if they were not.
     """
 
@@ -76,6 +77,7 @@ class Header:
     orientation: int = 1
     palette: np.ndarray | None = None
     has_mask: bool = False
+    has_place: bool = False
     note: str = ""
 
     @property

@@ -1,7 +1,7 @@
 """Read image files by Pillow: all formats but NumPy's and TIFFs that are not plain."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,18 +33,18 @@ _NAMES = {"LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
 class PillowDecoder:
     """An image file that Pillow has opened."""
 
-    def __init__(self, file: ImageFile, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: ImageFile, path: Path, tags: Mapping[str, Any]) -> None:
+        self._file, self._path, self._tags = file, path, tags
         # MPO is a phone's JPEG with a second picture, which is not meant.
         self._pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
         self._check_depth()
-        self.header = replace(_read_header(file), pages=self._pages)
+        self.header = replace(_read_header(file), pages=self._pages, **self._tags)
 
     def read(self, page: int, window: Window | None) -> Pixels:
         """Read the stored values of a page, or of a window of it."""
         file = self._file
         file.seek(page)  # a GIF's pages differ in mode
-        self.header = replace(_read_header(file), pages=self._pages)
+        self.header = replace(_read_header(file), pages=self._pages, **self._tags)
         if file.format == "PNG":  # decoding does not compare all checksums
             with Image.open(self._path, formats=("PNG",)) as same:
                 same.verify()
@@ -86,11 +86,11 @@ class PillowDecoder:
 
 
 @contextmanager
-def open_pillow(path: Path) -> Iterator[PillowDecoder]:
-    """Open a file by Pillow."""
+def open_pillow(path: Path, tags: Mapping[str, Any] = {}) -> Iterator[PillowDecoder]:
+    """Open a file by Pillow; `tags` are fields of its header that Pillow does not read."""
     # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
     with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as file:
-        yield PillowDecoder(file, path)
+        yield PillowDecoder(file, path, tags)
 
 
 def pixels_of(image: Image.Image) -> tuple[Header, np.ndarray]:

@@ -29,6 +29,10 @@ from unet.runtime.optional import import_extra
 STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first bytes of TIFFs and BigTIFFs."""
 
+# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory.
+PLACE_TAGS = (33550, 33922, 34264, 34735)
+"""The tags of a GeoTIFF."""
+
 _CHANNEL_AXES = "CS"
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
 NODATA_TAG = 42113
@@ -86,6 +90,7 @@ class TiffDecoder:
             orientation=int(page.tags.valueof(_ORIENTATION, 1)),
             palette=palette,
             has_mask=self._mask is not None,
+            has_place=any(tag in page.tags for tag in PLACE_TAGS),
         )
 
     def read(self, page: int, window: Window | None) -> Pixels:

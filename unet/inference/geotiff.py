@@ -15,7 +15,7 @@ from torch import Tensor
 from unet.data.image_file import ImageFile, open_image
 from unet.data.image_io import missing_pixels, stored_to_channels, to_float
 from unet.data.image_types import ReadOptions, UnreadableError, Window
-from unet.data.tiff_decoder import STARTS, has_all_segments, read_tags
+from unet.data.tiff_decoder import NODATA_TAG, PLACE_TAGS, STARTS, has_all_segments, read_tags
 from unet.models.blocks import mirrored
 from unet.runtime.files import atomic_path
 from unet.runtime.optional import import_extra
@@ -24,8 +24,6 @@ LARGEST_IN_MEMORY = 64_000_000
 """TIFFs with more pixels are read as rasters."""
 
 _WIDTH, _HEIGHT = 256, 257
-# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory; GDAL's nodata.
-_RASTER_TAGS = (33550, 33922, 34264, 34735, 42113)
 _CACHE_MEGABYTES = 256
 
 
@@ -72,7 +70,7 @@ def is_raster(path: str | Path, windows: bool | None = None) -> bool:
     if windows or b"+" in head:  # a BigTIFF
         return True
     tags = read_tags(Path(path))
-    if any(tag in tags for tag in _RASTER_TAGS):
+    if any(tag in tags for tag in (*PLACE_TAGS, NODATA_TAG)):
         return True
     sides: list[Any] = [tags.get(_HEIGHT), tags.get(_WIDTH)]
     # In a damaged file they may have any type; reading it later reports the error.

@@ -121,7 +121,9 @@ def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
     """in_channels, and the lines about the images."""
     headers = list(read_each(read_header, paths))
     modes = Counter(f"{header.mode}, {header.dtype}" for header in headers)
-    deep = any(header.bits > 8 for header in headers)
+    # The values of a map mean the same in all images, and prediction in windows cannot clip them.
+    is_map = any(header.has_place or header.nodata is not None for header in headers)
+    deep = any(header.bits > 8 for header in headers) and not is_map
     bands = Counter(_usual_channels(header) for header in headers)
     channels = max(bands, key=lambda count: (bands[count], count), default=3)
     if 3 in bands and channels == 1:
