@@ -2,7 +2,14 @@
 
 import sys
 
-from unet.cli.main import main
-
 if __name__ == "__main__":
+    try:
+        from unet.cli.main import main
+    except ModuleNotFoundError as error:  # a clone that is not installed
+        print(
+            f"error: the package {error.name} is not installed; install unet with its packages: "
+            "pip install -e . in the clone",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     sys.exit(main())

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import pty
+import random
 import re
 import signal
 import struct
@@ -23,6 +24,7 @@ from helpers import make_config
 from unet.cli.arguments import parse
 from unet.cli.main import main
 from unet.config.values import config_to_dict
+from unet.runtime.text import printable
 
 pytestmark = pytest.mark.usefixtures("workdir")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -199,15 +201,17 @@ def test_a_setting_may_follow_an_option_whose_value_is_optional() -> None:
 @pytest.mark.parametrize(
     "command", ["", "train", "init", "check", "evaluate", "predict", "export", "info"]
 )
-def test_help_fits_80_columns(
+def test_help_fits_the_terminal(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit, match="0"):
-        parse([command, "--help"] if command else ["--help"])
-    shown = capsys.readouterr().out
-    assert f"usage: unet {command}".strip() in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    for columns in (80, 60, 40):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit, match="0"):
+            parse([command, "--help"] if command else ["--help"])
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"usage: unet {command}".strip())
+        assert max(map(len, shown.splitlines())) <= columns
+        assert not re.search(r"(?<!['\w])\w+\.\w+=\[", shown)  # zsh needs quotes
 
 
 def test_the_folder_of_runs_can_be_changed(config: Path) -> None:
@@ -222,11 +226,15 @@ def test_the_folder_of_runs_can_be_changed(config: Path) -> None:
 def test_an_unknown_augmentation_is_refused(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main([command, "best.pt", "image.png", "--tta", "flips,blurs"])
-    assert "--tta: got flips,blurs, expected one or more of flips, turns, scales, such as" in (
-        capsys.readouterr().err
-    )
+    for names, message in (
+        (
+            "flips,blurs",
+            "--tta: got flips,blurs, expected one or more of flips, turns, scales, such",
+        ),
+        ("turns,turns", "--tta: got turns 2 times, expected it once"),
+    ):
+        assert main([command, "best.pt", "image.png", "--tta", names]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_interrupt_is_no_traceback(
@@ -267,18 +275,42 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
 def test_a_setting_without_equals_gets_a_suggestion(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["train", str(config), "train.epochs:3"])
-    assert "settings have the form KEY=VALUE" in capsys.readouterr().err
+    assert main(["train", str(config), "train.epochs:3"]) == 2
+    assert "train.epochs:3: settings have the form KEY=VALUE" in capsys.readouterr().err
 
 
 def test_folders_in_place_of_files_are_told_apart(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(config.parent)]) == 2
-    assert "is a folder; give a config file in it" in capsys.readouterr().err
-    assert main(["evaluate", str(config.parent)]) == 2
-    assert "there is no best.pt in this folder; give a checkpoint" in capsys.readouterr().err
+    assert f"is a folder, expected a config file; give one of those in it, such as {config}" in (
+        capsys.readouterr().err
+    )
+    data = config.parent / "data"
+    assert main(["train", str(data)]) == 2
+    assert f"{data}: is a folder, expected a config file; write one with: unet init {data}" in (
+        capsys.readouterr().err
+    )
+    Path("runs/mine").mkdir(parents=True)
+    for command in ("evaluate", "export", "info"):
+        out = ["-o", "a.pt2"] if command == "export" else []
+        assert main([command, "runs/mine", *out]) == 2
+        assert (
+            "runs/mine: there is no best.pt in this folder; give a checkpoint"
+            in capsys.readouterr().err
+        )
+    Path("runs/mine/last.pt").touch()
+    for command in (["evaluate"], ["predict", "images"]):
+        assert main([command[0], "runs/mine", *command[1:]]) == 2
+        assert "no best.pt in this folder; give runs/mine/last.pt" in capsys.readouterr().err
+    Path("runs/mine/best.pt").write_bytes(b"damaged")
+    assert main(["info", "runs/mine"]) == 2
+    assert "runs/mine/best.pt: cannot be loaded" in capsys.readouterr().err
+    Path("runs/mine/config.yaml").touch()
+    assert main(["train", "runs/mine"]) == 2
+    assert "continue this run with: unet train runs/mine/config.yaml --resume" in (
+        capsys.readouterr().err
+    )
 
 
 def test_out_of_memory_in_training_comes_with_advice(
@@ -399,7 +431,7 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     assert "got checkpoints with different validation images (1 of 2" in capsys.readouterr().err
     for arguments in (both[:1], [str(data_root / "images")]):
         assert main(["predict", *arguments, "-o", "masks2"]) == 2
-        assert "expected one or more checkpoints, whose names end in .pt" in capsys.readouterr().err
+        assert "first one or more checkpoints, whose names end in .pt" in capsys.readouterr().err
 
 
 def test_evaluate_prints_the_scores_and_names_its_options_in_errors(
@@ -429,7 +461,7 @@ def test_evaluate_prints_the_scores_and_names_its_options_in_errors(
     assert main([*evaluate, "--instances", "cat"]) == 2  # before results that exist are
     assert "got objects of cat, expected one of the classes" in capsys.readouterr().err
     assert main([*evaluate, "--overwrite", "--boundary", "-2"]) == 2
-    assert "got the boundary tolerance -2, expected a number of pixels" in capsys.readouterr().err
+    assert "--boundary: got '-2', expected a number from 0 to 10000" in capsys.readouterr().err
 
     images = ["--images", str(data_root / "images")]
     assert main([*evaluate, *images]) == 2
@@ -478,7 +510,7 @@ def test_a_model_is_exported_and_described(
         (["export", best, "-o", "a.pt2", "name=b"], "export: got name=b; a trained model keeps"),
         (["export", best, "-o", "a.pt2", "tiling.size=[9,9]"], "export: got tiling.size=[9,9]; a"),
         (["export", best, "-o", f"{config}/model.pt2"], f"{config}: is a file; choose another"),
-        (["info", best, "--size", "0", "5"], "size: got 0 x 5, expected at least 1 x 1"),
+        (["info", best, "--size", "0", "5"], "--size: got '0', expected a whole number from 1"),
         (["info", best, "train.seed=5"], "a trained model keeps its settings, but train.seed was"),
     ):
         assert main(arguments) == 2
@@ -505,3 +537,169 @@ def test_a_checkpoint_that_cannot_be_read_is_one_message(
         assert error.startswith(f"error: damaged.pt: {message}")
         assert error.count("\n") == 1
         assert [path.name for path in Path.cwd().iterdir()] == ["damaged.pt"]
+
+
+WORDS = [
+    "", "-", "--", "a\0b", "\udcff\ud800", "a\nb\x1b[31m", "~nouser", "*[", "=", "a=", "=b",
+    "x" * 300, "x" * 100_000, "data.classes=" + "{a: 0}" * 60, "train.epochs=" + "9" * 5000, "..",
+    "a." * 3000 + "=1", "train.epochs=[" * 500, "data=" + "[" * 50_000, "-x", "--x=y", "--size",
+    "-o", "--tta=", "{a: b}", "?!", "é", "-1", "best.pt", "-oX", "train.init_from=x", "name=../x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "init", "check", "evaluate", "predict", "export", "info"]
+)
+def test_no_word_of_a_command_line_gives_a_traceback(
+    command: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(0)
+    characters = [*map(chr, range(256)), *"=./-\u202e\ud800"]
+    words = [*WORDS, *("".join(rng.choices(characters, k=12)) for _ in range(40))]
+    lines = [[word] for word in words]
+    lines += [rng.sample(words, 3) for _ in range(60)]
+    lines += [[str(config), word] for word in words] if command == "train" else []
+    start = time.process_time()
+    for line in lines:
+        try:
+            code = main([command, *line])
+        except SystemExit as error:  # --help
+            code = int(error.code or 0)
+        shown = capsys.readouterr()
+        assert code in (0, 1, 2), line
+        assert code == 0 or shown.err, line
+        assert "Traceback" not in shown.err, line
+        assert "this is a bug" not in shown.err, (line, shown.err)
+        assert printable(shown.err + shown.out, keep="\n") == shown.err + shown.out, line
+        assert len(shown.err) < 20_000, line
+    assert time.process_time() - start < 60
+
+
+def test_an_unexpected_error_is_one_message(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("odd")
+
+    monkeypatch.setattr("unet.training.train.check_data", fail)
+    assert main(["train", str(config)]) == 2
+    assert capsys.readouterr().err == (
+        "error: KeyError: 'odd'; this is a bug in unet: please report it with the output of the "
+        "same command and --traceback\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian", "a.yaml"], "trian: unknown command; did you mean unet train?"),
+        (["fit"], "fit: unknown command; did you mean unet train?"),
+        (["val", "best.pt"], "did you mean unet evaluate?"),
+        (["segment"], "did you mean unet predict?"),
+        (["a.yaml"], "a.yaml: unknown command; did you mean unet train a.yaml?"),
+        (["best.pt", "images"], "did you mean unet evaluate best.pt or unet predict best.pt IM"),
+        (["help"], "did you mean unet --help?"),
+        (["xyzzy"], "expected one of init, check, train, evaluate, predict, export, info"),
+        ([], "expected a command: init, check, train"),
+        (["train", "--epochs", "3", "a.yaml"], "have no dashes: did you mean train.epochs=3?"),
+        (["train", "a.yaml", "--lr=0.1"], "did you mean optimizer.lr=0.1?"),
+        (["train", "a.yaml", "--batch-size", "8"], "did you mean train.batch_size=8?"),
+        (["train", "a.yaml", "--device", "cuda"], "did you mean train.device=cuda?"),
+        (["train", "a.yaml", "--overwritte"], "did you mean --overwrite?"),
+        (["train", "a.yaml", "--force"], "did you mean --overwrite?"),
+        (["train", "a.yaml", "--tta", "x"], "--tta: is no option of unet train, but of unet evalu"),
+        (["train", "--config", "a.yaml"], "give the file without an option"),
+        (["train", "a.yaml", "resume=True"], "resume: is no setting, but an option: --resume"),
+        (["predict", "a.pt", "b", "out=x"], "out: is no setting, but an option: --out x"),
+        (["predict", "a.pt", "b", "--min_size", "5"], "did you mean --min-size?"),
+        (["predict", "a.pt", "b", "--nonsense"], "see unet predict --help"),
+        (["predict", "a.pt", "b", "--threshold", "2"], "got '2', expected a number from 0 to 1"),
+        (["predict"], "such as: unet predict runs/mine/best.pt images/"),
+        (["train", "--folds", "2", "a.yaml"], "--folds: invalid choice: '2'"),
+    ],
+)  # fmt: skip
+def test_what_was_meant_is_suggested(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("epochs=3", "train.epochs=3"),
+        ("lr=0.1", "optimizer.lr=0.1"),
+        ("train.lr=0.1", "optimizer.lr=0.1"),
+        ("device=cuda", "train.device=cuda"),
+        ("batch=8", "train.batch_size=8"),
+        ("imgsz=512", "augment.crop=[512,512]"),
+        ("learning_rate=1e-4", "optimizer.lr=1e-4"),
+        ("max_epochs=9", "train.epochs=9"),
+        ("workers=4", "train.num_workers=4"),
+        ("encoder_name=resnet34", "model.encoder=resnet34"),
+        ("patience=5", "train.patience=5"),
+        ("fliplr=0.5", "augment.flip_horizontal"),
+        ("weights=a.pt", "train.init_from=a.pt"),
+        ("optimizer.learning_rate=1", "optimizer.lr=1"),
+        ("trian.epochs=3", "train.epochs=3"),
+        ("train.epoch=3", "train.epochs=3"),
+        ("val_split=0.2", "data.validation.fraction=0.2"),
+        ("root=x", "data.root=x"),
+    ],
+)
+def test_names_of_other_sections_and_tools_are_suggested(
+    word: str, meant: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), word]) == 2
+    assert capsys.readouterr().err == f"error: {word}: unknown setting; did you mean {meant}?\n"
+
+
+def test_words_after_two_dashes_are_files() -> None:
+    line = ["predict", "best.pt", "--tta", "flips", "tiling.overlap=8", "--", "a=b.png", "-x.png"]
+    arguments, settings = parse(line)
+    assert arguments.paths == ["best.pt", "a=b.png", "./-x.png"]
+    assert (arguments.tta, settings) == (["flips"], ["tiling.overlap=8"])
+    assert parse(["train", "--", "a.yaml"])[0].config == Path("a.yaml")
+    assert parse(["--", "info", "best.pt"])[0].checkpoint == "best.pt"
+
+
+def test_outputs_have_default_places(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data_root.rename(data_root.with_name("my data"))
+    assert main(["init", str(folder)]) == 0
+    assert "wrote configs/my_data.yaml" in capsys.readouterr().out
+    assert main(["train", "configs/my_data.yaml", "train.epochs=1", "name=tiny"]) == 0
+    assert "note: the warm-up is shortened to 0.1 epochs" in capsys.readouterr().out
+    assert main(["predict", "runs/tiny", str(folder / "images")]) == 0
+    shown = capsys.readouterr().out
+    assert "note: using runs/tiny/best.pt" in shown
+    assert "into predictions" in shown
+    assert len(list(Path("predictions").iterdir())) == 6
+
+
+def test_a_closed_pipe_ends_a_training_with_a_run_that_can_start_again(config: Path) -> None:
+    command = f"{sys.executable} -m unet train {config} train.epochs=2"
+    result = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -1"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (141, "")
+    assert not Path("runs/tiny").exists()
+
+
+def test_a_clone_without_its_packages_ends_in_one_message() -> None:
+    code = (
+        "import sys, runpy\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "sys.argv = ['unet', 'info', 'best.pt']\n"
+        "runpy.run_module('unet', run_name='__main__')"
+    )
+    for package in ("yaml", "numpy", "torch"):
+        result = run("-c", code, package)
+        assert result.returncode == 2
+        assert result.stderr == (
+            f"error: the package {package} is not installed; install unet with its packages: "
+            "pip install -e . in the clone\n"
+        )

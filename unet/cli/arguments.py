@@ -1,92 +1,126 @@
 """The arguments of every command."""
 
 import argparse
-import re
-from collections.abc import Sequence
-from importlib.metadata import version
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 from unet.cli import commands
-
-# The form of a setting: train.epochs=5, but neither --out=masks nor runs/lr=0.1/best.pt.
-_SETTING = re.compile(r"\w+(\.[^=/\\]+)*=")
-
-_EPILOG = (
-    "Settings of the config can be changed by KEY=VALUE anywhere on the command line, such as "
-    "train.epochs=5, data.root=my/data or tiling.size=[512,512]."
-)
+from unet.cli.words import find_command, sort_words
+from unet.runtime.text import shorten
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse a command line into arguments and settings, which may stand anywhere in it.
+    """Parse a command line into arguments and settings KEY=VALUE, which may stand anywhere in it.
 
-    A word is a setting if it has the form KEY=VALUE, is not the value of an option, and there is no
-    file of that name. Words that are not a command print a message and raise SystemExit(2).
+    Help and version are printed, and raise SystemExit(0).
+
+    Raises:
+        ValueError: if a word is not understood.
     """
-    parser, value_options = _build_parser()
-    settings: list[str] = []
-    others: list[str] = []
-    is_value = False
-    for word in words:
-        is_setting = _SETTING.match(word) and not is_value and not Path(word).exists()
-        (settings if is_setting else others).append(word)
-        is_value = word in value_options
-    arguments, unknown = parser.parse_known_args(others)
-    if arguments.run is commands.run_predict:  # images may follow options
-        arguments.paths += [word for word in unknown if not word.startswith("-")]
-        unknown = [word for word in unknown if word.startswith("-")]
-    if unknown:
-        parser.error(
-            f"got {' '.join(unknown)}, which is neither an argument nor a setting; settings have "
-            "the form KEY=VALUE, such as train.epochs=5"
-        )
+    command, rest = find_command(words, _COMMANDS)
+    if command is None:
+        _main_parser().parse_args(rest)
+        raise ValueError(f"expected a command: {', '.join(_COMMANDS)}; see unet --help")
+    parsers = {name: _command_parser(name) for name in _COMMANDS}
+    files, options, settings = sort_words(rest, command, parsers)
+    arguments = parsers[command].parse_args([*files, *options])
+    for name in set(tta := getattr(arguments, "tta", [])):
+        if tta.count(name) > 1:
+            raise ValueError(f"--tta: got {name} {tta.count(name)} times, expected it once")
     return arguments, settings
 
 
-def _build_parser() -> tuple[argparse.ArgumentParser, set[str]]:
-    """Return the parser, and all options that take exactly one value."""
-    parser = argparse.ArgumentParser(
-        prog="unet",
-        description="Train, evaluate and run U-Net segmentation models.",
-        epilog=_EPILOG,
-        allow_abbrev=False,
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions. Options are not abbreviated."""
+
+    def __init__(self, prog: str, usage: str, text: str, epilog: str) -> None:
+        width = shutil.get_terminal_size().columns - 9  # as argparse, less "usage: "
+        usage = textwrap.fill(usage, max(width, 20), subsequent_indent="  ")
+        super().__init__(prog, usage, text, epilog, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        required, unknown = "the following arguments are required: ", "unrecognized arguments: "
+        if message.startswith(unknown):
+            words = shorten(message.removeprefix(unknown))
+            message = f"{words}: settings have the form KEY=VALUE, such as train.epochs=5"
+        if message.startswith(required):
+            message = (
+                f"got no {message.removeprefix(required)}, expected such as: {_EXAMPLES[self.prog]}"
+            )
+        raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "unet",
+        "unet COMMAND ...",
+        "Train, evaluate and run U-Net segmentation models.",
+        "The options of a command: unet COMMAND --help.",
     )
-    parser.add_argument("--version", action="version", version=f"unet {version('unet')}")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    options: set[str] = set()
-    for name, (run, add_arguments, text) in _COMMANDS.items():
-        command = subparsers.add_parser(
-            name, help=text, description=text, epilog=_EPILOG, allow_abbrev=False
-        )
-        command.set_defaults(run=run)
-        _add_shared(name, command)
-        add_arguments(command)
-        for action in command._actions:  # argparse has no public list of them
-            options.update(action.option_strings if action.nargs is None else ())
-    return parser, options
+    try:
+        number = version("unet")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    parser.add_argument("--version", action="version", version=f"unet {number}")
+    commands = parser.add_argument_group("commands")
+    for name, (_, _, text) in _COMMANDS.items():
+        commands.add_argument(name, nargs="?", help=text)
+    return parser
 
 
-def _add_shared(name: str, parser: argparse.ArgumentParser) -> None:
+def _command_parser(name: str) -> argparse.ArgumentParser:
+    run, add_arguments, text = _COMMANDS[name]
+    prog = f"unet {name}"
+    epilog = f"Example: {_EXAMPLES[prog]}"
+    if name in ("train", "check"):
+        epilog = f"KEY=VALUE changes a setting of the config, see docs/configuration.md. {epilog}"
+    elif name not in ("init", "export"):
+        epilog = f"KEY=VALUE changes a setting that the trained model allows to change. {epilog}"
+    parser = _Parser(prog, _usage(prog), f"{text[0].upper()}{text[1:]}.", epilog)
+    parser.set_defaults(run=run)
+    add_arguments(parser)
     add = parser.add_argument
-    add("--traceback", action="store_true", help="show where an error arose")
     if name != "info":
         add("--overwrite", action="store_true", help="replace existing results")
-    if name in ("train", "check"):
-        add("config", type=Path, metavar="CONFIG", help="YAML file; see configs/")
-        add("--runs", metavar="DIR", help="folder of all runs (default: the setting runs)")
-    if name in ("evaluate", "export"):
-        text = "best.pt or last.pt" + ("; several are averaged" if name == "evaluate" else "")
-        add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=text)
-    if name in ("evaluate", "predict"):
-        add(
-            "--tta",
-            type=_tta_names,
-            action="extend",
-            default=[],
-            metavar="NAMES",
-            help="test-time augmentation, such as flips,turns: average the probabilities over 4 "
-            "flips, 4 quarter turns (8 images with both) or 3 scales",
-        )
+    add("--traceback", action="store_true", help="show where an error arose")
+    return parser
+
+
+def _usage(prog: str) -> str:
+    places = {
+        "train": "CONFIG",
+        "check": "CONFIG",
+        "init": "DIR",
+        "evaluate": "CHECKPOINT...",
+        "predict": "CHECKPOINT... IMAGES...",
+        "export": "CHECKPOINT -o FILE",
+        "info": "CHECKPOINT",
+    }
+    name = prog.removeprefix("unet ")
+    settings = "" if name in ("init", "export") else " [KEY=VALUE...]"
+    return f"{prog} {places[name]} [OPTIONS]{settings}"
+
+
+def _number(kind: Callable[[str], float], lowest: float, highest: float) -> Callable[[str], float]:
+    """Return a function that reads a number within bounds."""
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = lowest - 1
+        if not lowest <= number <= highest:
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}, expected {name} from {lowest:g} to {highest:g}"
+            )
+        return number
+
+    return read
 
 
 def _tta_names(text: str) -> list[str]:
@@ -98,7 +132,26 @@ def _tta_names(text: str) -> list[str]:
     return text.split(",")
 
 
+def _add_tta(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta",
+        type=_tta_names,
+        action="extend",
+        default=[],
+        metavar="NAMES",
+        help="test-time augmentation, such as flips,turns: average the probabilities over 4 "
+        "flips, 4 quarter turns (8 images with both) or 3 scales",
+    )
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", type=Path, metavar="CONFIG", help="YAML file; unet init writes one")
+    add("--runs", metavar="DIR", help="folder of all runs (default: the setting runs)")
+
+
 def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
     add = parser.add_argument
     add("--resume", action="store_true", help="continue the run; start it if it does not exist")
     add("--folds", choices=["all"], help="train a model for each fold of data.validation.folds")
@@ -107,30 +160,36 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_init(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="folder of images and masks")
-    add("-o", "--out", type=Path, metavar="FILE", required=True, help="YAML file to write")
+    text = "YAML file to write (default: configs/NAME.yaml, with the name of the folder)"
+    add("-o", "--out", type=Path, metavar="FILE", help=text)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    text = "draw samples and augmentations as this PNG"
+    _add_config(parser)
+    text = "draw samples and their augmentation as this PNG"
     parser.add_argument("--pictures", type=Path, metavar="FILE", help=text)
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--images", metavar="DIR", help="score this folder or pattern, not the validation split")
+    text = "best.pt or last.pt, or the folder of a run; several are averaged"
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help=text)
+    _add_tta(parser)
+    text = "score this folder or pattern instead of the validation split"
+    add("--images", metavar="DIR", help=text)
     add("--masks", metavar="DIR", help="masks of --images")
     add("--labels", metavar="DIR", help="label images of --images, for --instances")
     text = "folder of the report (default: evaluation_NAME next to NAME.pt)"
     add("-o", "--out", type=Path, metavar="DIR", help=text)
-    text = "largest distance at which a boundary pixel is a match (default: 2)"
-    add("--boundary", type=float, default=2.0, metavar="PIXELS", help=text)
+    text = "largest distance at which boundary pixels match (default: 2)"
+    add("--boundary", type=_number(float, 0, 10_000), default=2.0, metavar="PIXELS", help=text)
     add(
         "--instances",
         nargs="?",
         const=True,
         metavar="CLASS",
-        help="also score the objects of a class (default: the second of two); the true objects "
-        "come from label images, or else are the connected components of the mask",
+        help="also score the objects of a class (default: the second of two). The true objects are "
+        "those of the label images, or else the connected components of the mask",
     )
     text = "also compute precision and recall at every threshold, for models of two classes"
     add("--threshold", action="store_true", help=text)
@@ -141,19 +200,21 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add(
         "paths",
         nargs="+",
-        metavar="CHECKPOINT [CHECKPOINT ...] IMAGES",
-        help="checkpoints, whose probabilities are averaged; then image files, folders or glob "
-        "patterns",
+        metavar="CHECKPOINT... IMAGES...",
+        help="one or more checkpoints or folders of runs, whose probabilities are averaged; then "
+        "image files, folders or quoted glob patterns",
     )
-    add("-o", "--out", type=Path, metavar="DIR", required=True, help="folder of the masks")
+    text = "folder of the masks (default: predictions)"
+    add("-o", "--out", type=Path, metavar="DIR", default=Path("predictions"), help=text)
+    _add_tta(parser)
     add("--overlay", action="store_true", help="also draw each mask over its image")
     text = "also write a TIFF with a page for each class"
     add("--probabilities", action="store_true", help=text)
     add("--instances", action="store_true", help="also write a label image of the objects")
     text = "choose the second of two classes where its probability is at least P"
-    add("--threshold", type=float, metavar="P", help=text)
-    text = "replace objects with fewer pixels by the first class, the background"
-    add("--min-size", type=int, default=0, metavar="PIXELS", help=text)
+    add("--threshold", type=_number(float, 0, 1), metavar="P", help=text)
+    text = "remove objects with fewer pixels: they become the first class, the background"
+    add("--min-size", type=_number(int, 0, 10**9), default=0, metavar="PIXELS", help=text)
     add("--keep-largest", action="store_true", help="keep only the largest object of each class")
     add(
         "--windows",
@@ -165,25 +226,38 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    text = "best.pt or last.pt, or the folder of a run"
+    add("checkpoints", nargs="+", metavar="CHECKPOINT", help=text)
     text = "model.onnx (needs the extra onnx) or model.pt2 (torch.export)"
     add("-o", "--out", type=Path, metavar="FILE", required=True, help=text)
-    text = "probabilities of every class, or ids of the most probable one (default: %(default)s)"
+    text = "probabilities of all classes, or the most probable class (default: %(default)s)"
     add("--output", choices=["probabilities", "classes"], default="probabilities", help=text)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="best.pt or last.pt")
+    text = "best.pt or last.pt, or the folder of a run"
+    add("checkpoint", metavar="CHECKPOINT", help=text)
     text = "image size to count operations for (default: the training crop, or 512 512)"
-    add("--size", type=int, nargs=2, metavar=("H", "W"), help=text)
+    add("--size", type=_number(int, 1, 65_536), nargs=2, metavar=("H", "W"), help=text)
 
 
 _COMMANDS = {
-    "train": (commands.run_train, _add_train, "train the model of a config"),
     "init": (commands.run_init, _add_init, "write a config for a folder of images and masks"),
-    "check": (commands.run_check, _add_check, "read all data of a config; report errors"),
-    "evaluate": (commands.run_evaluate, _add_evaluate, "score a checkpoint"),
+    "check": (commands.run_check, _add_check, "read all data of a config and report errors"),
+    "train": (commands.run_train, _add_train, "train the model of a config"),
+    "evaluate": (commands.run_evaluate, _add_evaluate, "score a trained model"),
     "predict": (commands.run_predict, _add_predict, "write masks for images"),
-    "export": (commands.run_export, _add_export, "write a file that runs without unet"),
-    "info": (commands.run_info, _add_info, "show a checkpoint's config, scores and costs"),
+    "export": (commands.run_export, _add_export, "write a model to a file that runs without unet"),
+    "info": (commands.run_info, _add_info, "show the scores, costs and config of a checkpoint"),
+}
+
+_EXAMPLES = {
+    "unet init": "unet init data/mine",
+    "unet check": "unet check configs/mine.yaml --pictures samples.png",
+    "unet train": "unet train configs/mine.yaml train.epochs=20 'augment.crop=[128,128]'",
+    "unet evaluate": "unet evaluate runs/mine/best.pt",
+    "unet predict": "unet predict runs/mine/best.pt images/ 'tiling.size=[512,512]'",
+    "unet export": "unet export runs/mine/best.pt -o model.onnx",
+    "unet info": "unet info runs/mine/best.pt",
 }

@@ -1,7 +1,7 @@
 """What each command does. Torch is imported only by the commands that need it."""
 
 import argparse
-import sys
+import re
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from itertools import takewhile
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from unet.cli.terminal import print_error
 from unet.config.loader import config_from_dict, load_config
 from unet.config.schema import Config
+from unet.runtime.text import plural, shorten
 
 
 def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
@@ -30,12 +32,14 @@ def run_init(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Write a config for a folder of images and masks."""
     if settings:
         raise ValueError(f"init: got {' '.join(settings)}; change settings in the config it writes")
-    out: Path = arguments.out
+    folder: Path = arguments.folder
+    name = re.sub(r"[^\w.+-]+", "_", folder.resolve().name).strip(".") or "mine"
+    out: Path = arguments.out or Path("configs", f"{name}.yaml")
     _refuse_existing(out, arguments, "or another -o FILE")
     from unet.inspection.propose import propose
     from unet.runtime.files import atomic_path
 
-    text = propose(arguments.folder, out.stem)
+    text = propose(folder, out.stem)
     config_from_dict({"name": out.stem, **yaml.safe_load(text)}, where=str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
@@ -57,7 +61,7 @@ def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     try:
         data = check_data(config)
     except (ValueError, FileNotFoundError) as error:  # there is nothing to read at all
-        print(f"error: {error}\n1 error found", file=sys.stderr)
+        print_error(f"error: {error}\n1 error found")
         return 1
     if summary := describe(config, data):
         print(summary)
@@ -71,8 +75,8 @@ def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
         print("no errors found")
         return 0
     for message in data.errors:
-        print(f"error: {message}", file=sys.stderr)
-    print(f"{len(data.errors)} error(s) found", file=sys.stderr)
+        print_error(f"error: {message}")
+    print_error(f"{plural(len(data.errors), 'error')} found")
     return 1
 
 
@@ -82,7 +86,7 @@ def run_evaluate(arguments: argparse.Namespace, settings: Sequence[str]) -> None
     from unet.evaluation.tables import describe
     from unet.runtime.device import memory_advice
 
-    checkpoints: list[Path] = arguments.checkpoints
+    checkpoints = [*map(_find_checkpoint, arguments.checkpoints)]
     if (arguments.images is None) != (arguments.masks is None):
         raise ValueError("evaluate: got only one of --images and --masks, expected both or neither")
     if arguments.labels and (arguments.images is None or arguments.instances is None):
@@ -115,20 +119,19 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from unet.inference.predict import OptionError, Options, predict_files
     from unet.runtime.device import memory_advice
 
-    # No image has such a name.
-    checkpoints = list(takewhile(lambda path: path.endswith((".pt", ".pth")), arguments.paths))
+    checkpoints = [*map(_find_checkpoint, takewhile(_is_checkpoint, arguments.paths))]
     images = arguments.paths[len(checkpoints) :]
     if not checkpoints or not images:
         raise ValueError(
-            f"predict: got {' '.join(arguments.paths)}, expected one or more checkpoints, whose "
-            "names end in .pt or .pth, and then images"
+            f"predict: got {shorten(' '.join(arguments.paths))}, expected first one or more "
+            "checkpoints, whose names end in .pt or .pth, or folders of runs, and then images"
         )
     try:
         given = {field.name: getattr(arguments, field.name) for field in fields(Options)}
         options = Options(**given | {"tta": tuple(arguments.tta)})
         with memory_advice(_SMALLER_TILES):
             predict_files(
-                [Path(path) for path in checkpoints],
+                checkpoints,
                 images,
                 arguments.out,
                 options,
@@ -143,7 +146,7 @@ def run_export(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Write a model to a file that runs without this project."""
     if settings:
         raise ValueError(f"export: got {' '.join(settings)}; a trained model keeps its settings")
-    checkpoints: list[Path] = arguments.checkpoints
+    checkpoints = [*map(_find_checkpoint, arguments.checkpoints)]
     if len(checkpoints) > 1:
         raise ValueError(
             f"export: got {len(checkpoints)} checkpoints, expected one; export each, and average "
@@ -168,14 +171,44 @@ def run_info(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from unet.inference.info import describe_checkpoint
 
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
-    print(describe_checkpoint(arguments.checkpoint, size, settings))
+    print(describe_checkpoint(_find_checkpoint(arguments.checkpoint), size, settings))
 
 
 _SMALLER_TILES = "use smaller images or a lower tiling.size"
 
 
+_CHECKPOINT = (".pt", ".pth")  # no image has such a name
+
+
+def _is_checkpoint(word: str) -> bool:
+    """Whether a word names a checkpoint or the folder of a run."""
+    names = ("best.pt", "last.pt", "config.yaml")
+    return word.endswith(_CHECKPOINT) or any(Path(word, name).exists() for name in names)
+
+
+def _find_checkpoint(word: str) -> Path:
+    """Return a checkpoint; for the folder of a run its best.pt."""
+    from unet.checkpoint import find_checkpoint
+
+    if (path := find_checkpoint(word)) != Path(word):
+        print(f"note: using {path}")
+    return path
+
+
 def _load_config(arguments: argparse.Namespace, settings: Sequence[str]) -> Config:
-    config = load_config(arguments.config, settings)
+    path: Path = arguments.config
+    if path.suffix in _CHECKPOINT:
+        advice = f"give the config of its run, such as {path.parent / 'config.yaml'}"
+        raise ValueError(f"{path}: is a checkpoint, expected a config file; {advice}")
+    if path.is_dir():
+        configs = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+        advice = f"write one with: unet init {path}"
+        if (path / "config.yaml").is_file():
+            advice = f"continue this run with: unet train {path / 'config.yaml'} --resume"
+        elif configs:
+            advice = f"give one of those in it, such as {configs[0]}"
+        raise ValueError(f"{path}: is a folder, expected a config file; {advice}")
+    config = load_config(path, settings)
     return config if arguments.runs is None else replace(config, runs=arguments.runs)
 
 

@@ -16,19 +16,11 @@ from typing import TextIO, cast
 
 from unet.cli.arguments import parse
 from unet.cli.commands import run_train
+from unet.cli.terminal import Terminal, print_error
 from unet.runtime.errors import UnpredictedError, is_out_of_memory
 from unet.runtime.signals import Stopped, stop_errors
-from unet.runtime.text import printable, shorten
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LONGEST_LINE = 2000  # of an error message
-
-# Arguments of Python functions, as messages name them, and their options.
-_OPTIONS = {
-    "all_folds=True": "--folds all",
-    "overwrite=True": "--overwrite",
-    "resume=True": "--resume",
-}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
-            print(_for_terminal(str(error) or "interrupted"), file=sys.stderr)
+            print_error(str(error) or "interrupted")
         return 128 + getattr(error, "signum", signal.SIGINT)
 
 
@@ -61,7 +53,7 @@ def _run(words: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # our own messages report damaged files
     arguments = argparse.Namespace(run=None, traceback="--traceback" in words)
     try:
-        with contextlib.redirect_stdout(cast(TextIO, _Terminal(sys.stdout))):
+        with contextlib.redirect_stdout(cast(TextIO, Terminal(sys.stdout))):
             arguments, settings = parse(words)
             return int(arguments.run(arguments, settings) or 0)
     except BrokenPipeError:
@@ -76,30 +68,8 @@ def _run(words: Sequence[str]) -> int:
         # finite: the first process reports it.
         if rank == "0" or (_has_joined() and not isinstance(error, FloatingPointError)):
             who = f"process {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-            lines = _message(error, arguments.run is run_train).splitlines()
-            message = "\n".join(shorten(line, _LONGEST_LINE) for line in lines)
-            print(_for_terminal(f"{who}error: {message}"), file=sys.stderr)
+            print_error(f"{who}error: {_message(error, arguments.run is run_train)}")
         return 1 if isinstance(error, UnpredictedError) else 2
-
-
-class _Terminal:
-    """A stream whose texts name options of the command line, and hold no control characters."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._stream.write(_for_terminal(text))
-        return len(text)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
-
-def _for_terminal(text: str) -> str:
-    for argument, option in _OPTIONS.items():
-        text = text.replace(argument, option)
-    return printable(text, keep="\n")
 
 
 def _message(error: Exception, is_training: bool) -> str:

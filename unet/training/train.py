@@ -69,8 +69,9 @@ def train(config: Config | str | Path, resume: bool = False, overwrite: bool = F
         trainer = build_trainer(run, config, data, device, initial, state)
         if state is not None:
             trainer.resume(state)
-        prepare_folder(run, config, is_resumed=state is not None)
+        # Printed first: a closed pipe leaves no run.
         print(start_text(config, run, trainer.net, device, trainer.training_step.dtype))
+        prepare_folder(run, config, is_resumed=state is not None)
         if trainer.progress.step:
             print(f"resuming after step {trainer.progress.step} of {trainer.num_steps}")
         if trainer.is_finished:
