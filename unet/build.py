@@ -130,6 +130,8 @@ def split_pairs(
     """
     validation, root = config.data.validation, find_root(config.data.root)
     chosen = [pairs[i] for i in kept.tolist()]
+    if validation.none:
+        return np.full(len(chosen), TRAIN)
     if validation.fraction is not None:
         fractions = (1 - validation.fraction, validation.fraction)
         return split_randomly(chosen, present, fractions, validation.seed, validation.group)

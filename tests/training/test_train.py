@@ -10,8 +10,10 @@ from PIL import Image
 
 import unet.training.train
 import unet.training.trainer
+from unet.config.loader import load_config
 from unet.config.values import config_to_dict
 from unet.data.border_weights import border_weights
+from unet.training.series import train_series
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -59,7 +61,7 @@ def test_errors_in_training_and_validation_files_are_reported_together(data_root
         (data_root / "masks" / f"{stem}.png").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be read") as caught:
         train(make_config(data_root, "data.validation={stems: ['3', '4']}"))
-    assert len(str(caught.value).splitlines()) == 4
+    assert str(caught.value).startswith("4 files, such as ")
 
 
 def test_wrong_data_leaves_no_run(data_root: Path) -> None:
@@ -107,3 +109,33 @@ def test_a_monitored_class_must_be_in_the_validation_masks(data_root: Path) -> N
     ):
         train(make_config(data_root, classes, "train.monitor=iou_sky"))
     train(make_config(data_root, classes, "train.monitor=iou_box", "train.epochs=1"))
+
+
+@pytest.mark.parametrize("number", [1, 6])
+@pytest.mark.usefixtures("extras")
+def test_without_validation_all_pairs_are_trained_on_and_the_last_model_is_kept(
+    data_root: Path, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    for path in [*data_root.glob("*/*.png")]:
+        if int(path.stem) >= number:
+            path.unlink()
+    config = make_config(data_root, "data.validation=none", "train.epochs=2", "train.seeds=1")
+    run = train(config)
+    shown = capsys.readouterr().out
+    assert f"{number} training and 0 validation images" in shown
+    assert "trained on all pairs without validation, so best.pt is the last model" in shown
+    best, last = (torch.load(run / name, weights_only=False) for name in ("best.pt", "last.pt"))
+    assert best["progress"]["step"] == best["progress"]["history"][-1]["step"]
+    assert all(torch.equal(best["model"][name], last["model"][name]) for name in best["model"])
+    assert (run / "curves.png").exists()
+    assert config_to_dict(load_config(run / "config.yaml")) == config_to_dict(config)
+    train(config, resume=True)
+    assert "nothing left to train" in capsys.readouterr().out
+    train_series(make_config(data_root, "data.validation=none", "train.epochs=1", "train.seeds=2"))
+
+
+def test_what_needs_scores_is_refused_without_validation(data_root: Path) -> None:
+    with pytest.raises(ValueError, match=r"got 3, expected null with data\.validation none"):
+        make_config(data_root, "data.validation=none", "train.patience=3")
+    with pytest.raises(ValueError, match=r"data\.validation: got none, fraction, expected one of"):
+        make_config(data_root, "data.validation={none: true, fraction: 0.2}")

@@ -98,13 +98,27 @@ def _check_places(config: Config) -> Iterator[Conflict]:
 
 def _check_validation(config: Config) -> Iterator[Conflict]:
     data, validation = config.data, config.data.validation
-    given = [name for name, one in vars(validation).items() if one is not None and name != "seed"]
-    ways = ({"fraction"}, {"stems"}, {"split"}, {"folds"}, {"folds", "fold"}, {"images", "masks"})
+    settings = {name: one for name, one in vars(validation).items() if name != "seed"}
+    given = [name for name, one in settings.items() if one is not None and one is not False]
+    ways = (
+        {"none"},
+        {"fraction"},
+        {"stems"},
+        {"split"},
+        {"folds"},
+        {"folds", "fold"},
+        {"images", "masks"},
+    )
     if set(given) - {"instances", "group"} not in ways:
-        expected = "one of fraction, stems, split, folds with fold, or images with masks"
+        expected = "one of fraction, stems, split, folds with fold, images with masks, or none"
         yield "data.validation", ", ".join(given) or "nothing", expected
     elif validation.folds is not None and (validation.fold or 0) >= validation.folds:
         yield "data.validation.fold", validation.fold, f"0 to {validation.folds - 1}"
+    if validation.none:
+        if config.train.patience is not None:
+            yield "train.patience", config.train.patience, "null with data.validation none"
+        if config.schedule.name == "plateau":
+            yield "schedule.name", "plateau", "another one with data.validation none"
     if validation.stems == ():
         yield "data.validation.stems", "an empty list", "at least one stem"
     if validation.split is not None and data.csv is None:

@@ -44,8 +44,11 @@ Anytime = Annotated[T, MayChange.ON_RESUME | MayChange.IN_USE]
 class ValidationConfig:
     """The pairs that are scored instead of trained on.
 
-    Give exactly one of fraction, stems, split, folds with fold, or images with masks.
+    Give exactly one of fraction, stems, split, folds with fold, images with masks, or none.
     """
+
+    # Train on all pairs and score none; best.pt is the last model. `validation: none` is the same.
+    none: bool = False
 
     # Fraction of the pairs, chosen at random and stratified by the combination of classes in each
     # mask.

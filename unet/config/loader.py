@@ -57,6 +57,8 @@ def config_from_dict(
     words = [_parse_override(text) for text in overrides]
     for word in words:
         raw = _with_value(raw, word.keys, word.value)
+    if isinstance(raw.get("data"), Mapping) and raw["data"].get("validation") == "none":
+        raw = _with_value(raw, ["data", "validation"], {"none": True})
     errors: list[Error] = []
     config = parse_section(Config, raw, "", errors)
     if not errors and (errors := find_conflicts(config)) and words:

@@ -106,6 +106,8 @@ def _describe_scores(history: Sequence[dict[str, Any]], config: Config) -> list[
     if not history:
         return ["none: there was no validation before the file was written"]
     best = best_row(history, config.train.monitor)
+    if config.train.monitor not in best:
+        return ["none: all pairs were trained on"]
     texts = []
     for which, row in (("best", best), ("last", history[-1])):
         texts.append(

@@ -16,6 +16,8 @@ def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> l
     """List what in the images does not fit the config."""
     errors = []
     for name, statistics in (("training", train), ("validation", val)):
+        if name == "validation" and config.data.validation.none:
+            continue
         if not len(statistics):
             errors.append(
                 f"data.validation: leaves no {name} image, expected some for training and some for "

@@ -25,7 +25,9 @@ def monitored(row: Mapping[str, Any], monitor: str) -> float:
 
 
 def best_row(history: Sequence[dict[str, Any]], monitor: str) -> dict[str, Any]:
-    """Return the best validation, the first one of several."""
+    """Return the best validation, the first one of several; without scores the last epoch."""
+    if monitor not in history[-1]:
+        return history[-1]
     return max(history, key=lambda row: monitored(row, monitor))
 
 

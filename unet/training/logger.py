@@ -86,16 +86,19 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], monitor: str) -> 
     figure.subplots_adjust(left=0.11, right=0.8, top=0.98, bottom=0.06, hspace=0.12)
     loss.plot(epochs, [row["train_loss"] for row in history], ".-")
     loss.set_ylabel("training loss")
-    names = [name for name in history[0] if name.startswith("iou_")]
-    for name in names if len(names) <= 12 else ():
-        values = [row[name] for row in history]
-        score.plot(epochs, values, "-", linewidth=1, label=score_title(name))
-    best, title = best_row(history, monitor), score_title(monitor)
-    score.plot(epochs, [row[monitor] for row in history], "k.-", label=title)
-    score.plot(best["epoch"], best[monitor], "ko", fillstyle="none", markersize=12)
-    score.set_title(f"best {title} {best[monitor]:.4f} in epoch {best['epoch']}", fontsize="medium")
-    score.set_ylabel("validation score")
-    score.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if monitor in history[-1]:  # else there are no validation pairs
+        names = [name for name in history[0] if name.startswith("iou_")]
+        for name in names if len(names) <= 12 else ():
+            values = [row[name] for row in history]
+            score.plot(epochs, values, "-", linewidth=1, label=score_title(name))
+        best, title = best_row(history, monitor), score_title(monitor)
+        score.plot(epochs, [row[monitor] for row in history], "k.-", label=title)
+        score.plot(best["epoch"], best[monitor], "ko", fillstyle="none", markersize=12)
+        score.set_title(
+            f"best {title} {best[monitor]:.4f} in epoch {best['epoch']}", fontsize="medium"
+        )
+        score.set_ylabel("validation score")
+        score.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     rate.plot(epochs, [row["lr"] for row in history], ".-")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("epoch")

@@ -62,14 +62,17 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
         lines.append(f"ended after epoch {last['epoch']} because of train.patience")
     if last["skipped_steps"]:
         lines.append(f"float16 skipped {last['skipped_steps']} of {last['step']} steps")
+    result = "trained on all pairs without validation, so best.pt is the last model"
+    if monitor in best:
+        result = f"best {score_title(monitor)} {best[monitor]:.4f} in epoch {best['epoch']}"
     duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     return "\n".join(
         [
             *lines,
-            f"best {score_title(monitor)} {best[monitor]:.4f} in epoch {best['epoch']}; "
-            f"{duration} in total",
-            f"pictures: {run / 'previews'}",
-            f"next:     unet evaluate {run / 'best.pt'}",
+            f"{result}; {duration} in total",
+            *([f"pictures: {run / 'previews'}"] if monitor in best else []),
+            f"next:     unet evaluate {run / 'best.pt'}"
+            + ("" if monitor in best else " --images IMAGES --masks MASKS"),
             f"          unet predict {run / 'best.pt'} IMAGES -o masks",
         ]
     )

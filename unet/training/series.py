@@ -77,7 +77,8 @@ def _best_scores(run: Path, monitor: str) -> dict[str, Any]:
 
 
 def _text(rows: Sequence[dict[str, Any]], monitor: str) -> str:
-    shown = dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy", monitor))
+    scores = dict.fromkeys(("mean_iou", "mean_dice", "pixel_accuracy", monitor))
+    shown = [name for name in scores if name in rows[0]]  # none without validation pairs
     lines = [("run", "best epoch", *map(score_title, shown))]
     lines += [
         (row["run"], str(row["epoch"]), *(f"{row[key]:.4f}" for key in shown)) for row in rows

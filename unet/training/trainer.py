@@ -210,11 +210,15 @@ class Trainer:
         return step > self.progress.validated and (step % every == 0 or step == self.num_steps)
 
     def _validate(self, logger: RunLogger | None, stop: StopRequest) -> str:
-        """Score the model, log the scores and save; return a line of text about them."""
+        """Score the model, log the scores and save; return a line of text about them.
+
+        Without validation pairs there are no scores, and the last model is the best.
+        """
         if not (self.run / "last.pt").exists():
             self._save()  # so that a run with a best.pt can always be resumed
         progress, monitor = self.progress, self.settings.monitor
-        columns, previews = self._score(self.model, stop, self.previews)
+        has_scores = len(self.data.val_pairs) > 0
+        columns, previews = self._score(self.model, stop, self.previews) if has_scores else ({}, [])
         row = {
             "epoch": math.ceil(progress.step / self.steps_per_epoch),
             "step": progress.step,
@@ -223,11 +227,11 @@ class Trainer:
             **columns,
             "skipped_steps": progress.skipped,
         }
-        if self.average is not None:
+        if self.average is not None and has_scores:
             raw_columns, _ = self._score(replace(self.model, net=self.net), stop)
             row[f"raw_{monitor}"] = raw_columns[monitor]
         row["seconds"] = round(time.monotonic() - self._start, 1)
-        is_best = monitored(row, monitor) > max(self._scores, default=-math.inf)
+        is_best = not has_scores or monitored(row, monitor) > max(self._scores, default=-math.inf)
         progress.history.append(row)
         progress.loss_sum = 0.0
         if logger is not None:
@@ -256,7 +260,8 @@ class Trainer:
 
     @property
     def _scores(self) -> list[float]:
-        return [monitored(row, self.settings.monitor) for row in self.progress.history]
+        history = self.progress.history if len(self.data.val_pairs) else []
+        return [monitored(row, self.settings.monitor) for row in history]
 
     def _rate_multiplier(self, step: int) -> float:
         return learning_rate_multiplier(
