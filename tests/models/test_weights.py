@@ -130,6 +130,6 @@ def test_incompatible_weights_are_listed() -> None:
     found = {"a": torch.zeros(3, 2), "b": torch.zeros(4), "old": torch.zeros(1)}
     assert incompatible_weights(found, own, own) == [
         "a 3 x 2, expected 2 x 3",
-        "count missing, expected a number",
+        "count missing, expected a whole number",
         "old unknown",
     ]

@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from unet.runtime.text import printable, shorten
@@ -198,7 +199,9 @@ def describe_value(value: Any) -> str:
         return "a section with keys"
     if isinstance(value, int) and value.bit_length() > 10_000:  # Python refuses to show it
         return "a number of thousands of digits"
-    return "nothing" if value is None else shorten(str(value).lower())  # true, false as in YAML
+    if isinstance(value, int | float | date):
+        return shorten(str(value).lower())  # true and false as in YAML
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
 
 
 def describe_type(annotation: Any) -> str:

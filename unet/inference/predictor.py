@@ -19,7 +19,9 @@ from unet.data.normalization import Normalization, normalize
 from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
+from unet.models.weights import incompatible_weights
 from unet.runtime.device import memory_advice, pick_device, pick_dtype
+from unet.runtime.text import format_list
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +209,16 @@ def load_predictor(
     contents = load_checkpoint(path)
     config = restore_config(contents["config"], overrides, str(path))
     chosen = pick_device(device or config.train.device)
-    net = build_network(config, chosen)
-    try:
-        net.load_state_dict(contents["model"])
-    except RuntimeError as error:
+    # Without values first: the settings of a changed checkpoint may describe a huge network.
+    own = build_network(config, torch.device("meta")).state_dict()
+    if wrong := incompatible_weights(contents["model"], own, own):
         raise ValueError(
             f"{path}: the weights do not fit the model of the checkpoint's own config; it was "
-            "changed after training, or the weights are those of another network"
-        ) from error
+            f"changed after training, or the weights are those of another network:\n"
+            f"{format_list(wrong, 3)}"
+        )
+    net = build_network(config, chosen)
+    net.load_state_dict(contents["model"])
     return Predictor(
         net=fuse_batch_norm(net),
         config=config,

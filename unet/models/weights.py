@@ -69,20 +69,26 @@ def encoder_normalization(
 def incompatible_weights(
     found: Mapping[str, Tensor], own: Mapping[str, Tensor], allowed: Collection[str]
 ) -> list[str]:
-    """List the weights that are missing, have the wrong shape or are unknown, one text for each.
+    """List the weights that are missing, unknown, or of another shape or type, one text for each.
 
     Args:
         found: the weights.
         own: the weights of the network.
         allowed: names that may be found, whether the network has them or not.
     """
-    shapes = {key: " x ".join(map(str, one.shape)) or "a number" for key, one in found.items()}
-    expected = {key: " x ".join(map(str, one.shape)) or "a number" for key, one in own.items()}
+    shapes = {key: _describe(one) for key, one in found.items()}
+    expected = {key: _describe(one) for key, one in own.items()}
     return [
         f"{key} {shapes.get(key, 'missing')}, expected {shape}"
         for key, shape in expected.items()
         if shapes.get(key) != shape
     ] + [f"{key} unknown" for key in found if key not in allowed]
+
+
+def _describe(weight: Tensor) -> str:
+    if not weight.shape:
+        return "a number" if weight.is_floating_point() else "a whole number"
+    return " x ".join(map(str, weight.shape)) + ("" if weight.is_floating_point() else " integers")
 
 
 def _download(encoder: Encoder) -> Path:

@@ -111,9 +111,7 @@ def load_torch_file(path: Path) -> Any:
         with path.open("rb") as file:
             is_zip = file.read(2) == b"PK"  # the format since torch 1.6
         if is_zip:
-            with zipfile.ZipFile(path) as archive:  # torch does not compare the checksums
-                if (damaged := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {damaged} is wrong")
+            _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for files that it did not write
         if isinstance(error, OSError) or is_out_of_memory(error):
@@ -122,3 +120,17 @@ def load_torch_file(path: Path) -> Any:
             f"{path}: cannot be loaded safely; it is another type of file, is damaged, or holds "
             "code to run"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise ValueError for what torch accepts: a wrong checksum, or little that becomes much."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("it is compressed, and torch.save compresses nothing")
+        for entry in entries:
+            # A number of bytes in the pickle, of any size.
+            if entry.filename.endswith(".pkl") and b"\nbytearray\n" in archive.read(entry):
+                raise ValueError("it holds a bytearray")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")

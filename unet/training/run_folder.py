@@ -70,6 +70,8 @@ def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
             f"same config, or start another run from its weights: name=OTHER train.init_from={path}"
         )
+    if config.train.ema_decay is not None and "raw_model" not in state:
+        raise ValueError(f"{path}: raw_model: missing; restore the last.pt of the run")
     for other in damaged:
         print(f"warning: {other}: is damaged, and deleted; resuming from {path}")
         other.unlink()  # otherwise it would become previous.pt

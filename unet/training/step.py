@@ -1,9 +1,10 @@
 """One update of the weights."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,27 @@ class TrainingStep:
             group["lr"] = highest * multiplier
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def check_moments(self, moments: Mapping[Any, Mapping[str, Tensor]], where: str) -> None:
+        """Raise ValueError unless the optimizer can go on with these moments by parameter."""
+        # A frozen encoder has none, and neither has a run whose steps were all skipped.
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        names = {"step", "exp_avg", "exp_avg_sq"}
+        if isinstance(self.optimizer, torch.optim.SGD):
+            names = {"momentum_buffer"}
+        for index, found in moments.items():
+            if index not in range(len(parameters)) or found.keys() != names:
+                raise ValueError(
+                    f"{where}: optimizer: got {', '.join(map(str, found))} of parameter {index}, "
+                    f"expected {', '.join(sorted(names))} of one of {len(parameters)} parameters"
+                )
+            shape = parameters[index].shape
+            for name, one in found.items():
+                if one.shape != (() if name == "step" else shape) or not one.is_floating_point():
+                    raise ValueError(
+                        f"{where}: optimizer: {name} of parameter {index} does not have the shape "
+                        "and type of the parameter"
+                    )
 
 
 class WeightAverage:

@@ -25,10 +25,12 @@ from unet.inspection.check import CheckedData
 from unet.metrics.confusion import scores
 from unet.metrics.monitor import monitored, score_columns
 from unet.models.unet import UNet
+from unet.models.weights import incompatible_weights
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.seeds import Stream
 from unet.runtime.signals import Stopped, StopRequest, stop_request
+from unet.runtime.text import format_list
 from unet.training.logger import RunLogger
 from unet.training.messages import not_finite, smaller_step, validation_text
 from unet.training.run_folder import check_same, refuse_restarts, save_last
@@ -108,9 +110,25 @@ class Trainer:
         """Load the state of a last.pt.
 
         Raises:
-            ValueError: if the run was started with other data or another dtype.
+            ValueError: if the run was started with other data or another dtype, or if the state
+                does not fit the run.
         """
+        path = self.run / "last.pt"
         check_same(self.run, state["identity"], self.identity)
+        step = state["progress"]["step"]
+        if step > self.num_steps:
+            raise ValueError(
+                f"{path}: progress.step: got {step}, expected at most {self.num_steps}"
+            )
+        for name, component in self.stateful.items():
+            if isinstance(component, UNet):
+                own = component.state_dict()
+                if wrong := incompatible_weights(state[name], own, own):
+                    raise ValueError(f"{path}: {name} does not fit:\n{format_list(wrong, 3)}")
+        self.training_step.check_moments(state["optimizer"]["state"], str(path))
+        # The config decides everything else about the optimizer.
+        groups = self.training_step.optimizer.state_dict()["param_groups"]
+        state["optimizer"]["param_groups"] = groups
         for name, component in self.stateful.items():
             component.load_state_dict(state[name])
 
