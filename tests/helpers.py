@@ -142,9 +142,9 @@ def small_config(*overrides: str) -> Config:
     )
 
 
-def make_model(root: Path) -> Predictor:
+def make_model(root: Path, *overrides: str) -> Predictor:
     """An untrained model of the tiny data."""
-    config = make_config(root)
+    config = make_config(root, *overrides)
     return Predictor(
         net=build_network(config, torch.device("cpu")),
         config=config,

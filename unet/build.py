@@ -179,12 +179,12 @@ def build_reader(config: Config) -> PairReader:
 
 
 def build_training_reader(config: Config) -> PairReader:
-    """Return the reader of training pairs, which adds the border weights of `loss.border`.
+    """Return the reader of training pairs: with `data.scale`, and weights of `loss.border`.
 
     Raises:
         ValueError: if scikit-image is needed, and not installed.
     """
-    reader, border = build_reader(config), config.loss.border
+    reader, border = replace(build_reader(config), scale=config.data.scale), config.loss.border
     if border is None:
         return reader
     import_extra("skimage.measure", "loss.border")

@@ -120,6 +120,9 @@ class DataConfig:
     exif: InUse[Literal["apply", "ignore"]] = "apply"
     # Files that claim more pixels are not read. Images that are predicted in windows may be larger.
     max_pixels: Anytime[Annotated[int, Range(minimum=1, maximum=10**12)]] = 250_000_000
+    # Resize training images (by area averages) and masks (to the nearest pixel) by this factor.
+    # Prediction resizes images in the same way, and its masks have the size of the image.
+    scale: Annotated[float, Range(minimum=0.01, maximum=1)] = 1.0
     # Mapping from class names to values in the mask files. A value is a grey value or palette
     # index, several of them such as [127, 128] or "1-3, 7", a colour [R, G, B] or a list of
     # colours. The order sets the class ids: the first class has id 0 and is the background. You

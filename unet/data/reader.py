@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from unet.data.border_weights import Border, border_weights, separate_cells
 from unet.data.classes import IGNORE_INDEX, ClassMap
-from unet.data.image_io import missing_pixels, read_image
+from unet.data.image_io import missing_pixels, read_image, to_float
 from unet.data.image_types import DEFAULT_OPTIONS, ReadOptions
 from unet.data.label_images import number_objects
 from unet.data.masks import read_class_masks, read_label_image, read_mask
 from unet.data.pairing import Pair
+from unet.data.resize import resize_area, resize_nearest, scaled_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class PairReader:
     mask_per_class: bool = False  # each class except the first has its own binary mask
     border: Border | None = None  # None for no weights
     options: ReadOptions = DEFAULT_OPTIONS
+    scale: float = 1.0  # of images and masks; scaled images are float32
 
     def __call__(self, pair: Pair) -> tuple[np.ndarray, ...]:
         """Read an image and class ids; with a border, separate cells, and add weights (H, W)."""
@@ -39,8 +42,17 @@ class PairReader:
     def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         """Read an image (C, H, W) as `read_image`, and class ids (H, W) uint8.
 
-        Missing pixels of the image have the id `IGNORE_INDEX`.
+        Missing pixels of the image have the id `IGNORE_INDEX`. With a scale, the image is resized
+        by area averages and the ids by the nearest pixel.
         """
+        image, ids = self._read_whole(pair)
+        if self.scale == 1:
+            return image, ids
+        size = scaled_size((ids.shape[0], ids.shape[1]), self.scale)
+        resized = resize_area(torch.from_numpy(to_float(image)), size)
+        return resized.numpy(), resize_nearest(ids, size)
+
+    def _read_whole(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
         image = read_image(pair.images, self.in_channels, pair.page, self.options)
         size, classes = (image.shape[1], image.shape[2]), self.classes
         missing = missing_pixels(image)
@@ -62,9 +74,11 @@ class PairReader:
     def label_image(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
         """Read the label image (H, W) of a pair that has one; its objects must be in the mask."""
         assert pair.instances is not None
-        labels = read_label_image(
-            pair.instances, (ids.shape[0], ids.shape[1]), pair.page, self.options
-        )
+        size = ids.shape[0], ids.shape[1]
+        expected = None if self.scale != 1 else size
+        labels = read_label_image(pair.instances, expected, pair.page, self.options)
+        if self.scale != 1:
+            labels = resize_nearest(labels, size)
         background = ids[labels > 0] == 0
         if 2 * np.count_nonzero(background) > background.size:
             raise ValueError(

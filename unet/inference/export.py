@@ -36,7 +36,7 @@ class ExportedModel(nn.Module):
         output: probabilities (N, K, H, W) float32, or classes, the class ids (N, H, W) int64.
 
     Raises:
-        ValueError: if the model normalises by percentiles.
+        ValueError: if the model normalises by percentiles or resizes images.
     """
 
     def __init__(self, model: Predictor, output: Output = "probabilities") -> None:
@@ -45,6 +45,11 @@ class ExportedModel(nn.Module):
             raise ValueError(
                 "export: got a model with data.normalization percentiles, for which ONNX has no "
                 "operator, expected dataset, image or a mean and std; train with one of these"
+            )
+        if model.config.data.scale != 1:
+            raise ValueError(
+                f"export: got a model with data.scale {model.config.data.scale:g}, expected 1: an "
+                "exported network does not resize images; train without it"
             )
         self.output = output
         self.net = fuse_batch_norm(model.net)

@@ -54,6 +54,11 @@ def check_raster(model: Model, path: str | Path, tta: Sequence[TtaMode] = ()) ->
                 "whose tiles are blended, with test-time augmentation or other models, expected "
                 f"the model alone{_WHOLE}"
             )
+        if member.config.data.scale != 1:
+            raise ValueError(
+                f"{path}: got a model with data.scale, which needs the whole image, expected one "
+                f"without for windows{_WHOLE}"
+            )
         if member.normalization.method == "percentiles":
             raise ValueError(
                 f"{path}: got normalization percentiles, which needs the whole image, expected "

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unet.build import build_classes, build_network, build_normalization, memory_format
 from unet.checkpoint import load_checkpoint
@@ -16,6 +17,7 @@ from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.normalization import Normalization, normalize
+from unet.data.resize import resize_area, scaled_size
 from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
@@ -98,6 +100,27 @@ class Predictor:
                 the logits are that much smaller.
             finish: as in `sliding_window`.
         """
+        if self.config.data.scale != 1 and not has_context:
+            return self._scaled_logits(image, bar, finish)
+        return self._logits(image, bar, has_context, finish)
+
+    def _scaled_logits(
+        self, image: Tensor, bar: str | None, finish: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
+        """Compute the logits of an image that is resized by `data.scale`, at its own size."""
+        size = image.shape[1], image.shape[2]
+        small = resize_area(image, scaled_size(size, self.config.data.scale))
+        logits = self._logits(small, bar, False, None)
+        resized = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+        return resized if finish is None else finish(resized)
+
+    def _logits(
+        self,
+        image: Tensor,
+        bar: str | None,
+        has_context: bool,
+        finish: Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
         net, tiling = self.net.eval(), self.config.tiling
         dtype = pick_dtype(self.config.train.precision, self.device)
 
