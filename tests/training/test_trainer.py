@@ -75,7 +75,7 @@ def test_a_network_learns(data_root: Path, capsys: pytest.CaptureFixture[str]) -
     run = train(make_config(data_root, "train.epochs=25", "train.validate_every=25"))
     row = load_checkpoint(run / "last.pt")["progress"]["history"][-1]
     assert row["mean_iou"] > 0.9
-    assert f"next:     unet evaluate {run / 'best.pt'}" in capsys.readouterr().out
+    assert f"evaluate: unet evaluate {run / 'best.pt'}" in capsys.readouterr().out
     # And the checkpoint alone segments an image that it has never seen, to the mask's values.
     write_pairs(Path("new"), 1, seed=99)
     model = load_model(run / "best.pt")

@@ -71,9 +71,8 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
             *lines,
             f"{result}; {duration} in total",
             *([f"pictures: {run / 'previews'}"] if monitor in best else []),
-            f"next:     unet evaluate {run / 'best.pt'}"
-            + ("" if monitor in best else " --images IMAGES --masks MASKS"),
-            f"          unet predict {run / 'best.pt'} IMAGES -o masks",
+            *([f"evaluate: unet evaluate {run / 'best.pt'}"] if monitor in best else []),
+            f"predict:  unet predict {run / 'best.pt'} IMAGES",
         ]
     )
 

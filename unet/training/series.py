@@ -43,7 +43,7 @@ def train_series(
         write_csv(path, rows)
         print(f"\n{_text(rows, monitor)}\nstd: standard deviation over the runs\nwrote {path}")
         pattern = f"{config.name}_{'fold' if all_folds else 'seed'}*"
-        print(f"next:     unet predict {path.with_name(pattern)}/best.pt IMAGES -o masks")
+        print(f"predict:  unet predict {path.with_name(pattern)}/best.pt IMAGES")
     return path
 
 
