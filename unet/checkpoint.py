@@ -1,5 +1,6 @@
 """The checkpoint file: its format, written, read and checked."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,10 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: if a folder has no best.pt.
+        TypeError: if it is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"checkpoint: got {type(path).__name__}, expected a path")
     path = Path(path)
     if not path.is_dir():
         return path

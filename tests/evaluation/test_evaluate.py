@@ -19,8 +19,9 @@ from unet import load_model, predict
 from unet.data.image_io import read_image, to_float
 from unet.data.label_images import connected_components
 from unet.data.pairing import find_pairs
-from unet.evaluation.evaluate import EvaluationOptions, evaluate
+from unet.evaluation.evaluate import evaluate
 from unet.evaluation.measure import OBJECT_MEASURES
+from unet.evaluation.results import UnwrittenError
 from unet.evaluation.scoring import score_pairs
 from unet.inference.predict import Options
 from unet.inference.tta import TtaMode
@@ -96,7 +97,7 @@ def test_scores_are_returned_and_nothing_is_written_or_printed_unasked(
 def test_other_images_are_scored(best: Path, tmp_path: Path) -> None:
     write_pairs(tmp_path / "new", 3, seed=7)
     images, masks = str(tmp_path / "new" / "images"), str(tmp_path / "new" / "masks")
-    scores = evaluate(best, EvaluationOptions(images=images, masks=masks))
+    scores = evaluate(best, images=images, masks=masks)
     matrix = counted_by_hand(best, find_pairs(Path(), [images], masks)[0])
     assert scores.matrix.tolist() == matrix.tolist()
 
@@ -148,23 +149,36 @@ def test_unknown_mask_values_are_an_error_before_anything_is_written(
 ) -> None:
     Image.fromarray(np.full((36, 52), 77, np.uint8)).save(Path(new["masks"]) / "0.png")
     with pytest.raises(ValueError, match=r"0\.png: got the mask value 77"):
-        evaluate(best, EvaluationOptions(**new), out="scores")
+        evaluate(best, **new, out="scores")
     assert not Path("scores").exists()
 
 
-def test_options_that_contradict_each_other_are_an_error(new: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="got only one of images and masks, expected both"):
-        EvaluationOptions(images=new["images"])
+def test_arguments_that_contradict_each_other_are_an_error(best: Path, new: dict[str, str]) -> None:
+    for name, other in (("images", "masks"), ("masks", "images")):
+        with pytest.raises(ValueError, match=f"got {name}=DIR without {other}=DIR, expected both"):
+            evaluate(best, **{name: new[name]})
     for options in ({"label_images": "cells", "objects": True}, {**new, "label_images": "cells"}):
-        with pytest.raises(ValueError, match="got label images without images to score or without"):
-            EvaluationOptions(**options)
+        with pytest.raises(ValueError, match="got label_images=DIR without images=DIR or without"):
+            evaluate(best, **options)
     for tolerance in (-1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"got the boundary tolerance .*pixels, 0 or more"):
-            EvaluationOptions(boundary_tolerance=tolerance)
+        with pytest.raises(ValueError, match=r"got boundary_tolerance=.*pixels, 0 or more"):
+            evaluate(best, boundary_tolerance=tolerance)
+
+
+def test_a_model_where_a_path_is_expected_is_an_error_in_words(best: Path) -> None:
+    for wrong in (None, 5, load_model(best), [best, None]):
+        with pytest.raises(TypeError, match=r"^checkpoint: got \w+, expected a path$"):
+            evaluate(wrong)
+
+
+def test_the_folder_of_a_run_gives_its_best_checkpoint(best: Path, evaluated: Path) -> None:
+    scores = evaluate(str(best.parent))
+    assert scores.mean_iou == metrics_of(evaluated)["mean_iou"]
+    assert scores.title == evaluate(best).title
 
 
 def test_each_image_has_a_row_and_is_counted_once(best: Path, new: dict[str, str]) -> None:
-    scores = evaluate(best, EvaluationOptions(**new), out="scores")
+    scores = evaluate(best, **new, out="scores")
     names = {"metrics.json", "per_image.csv", "confusion.png", "report.html"}
     assert {file.name for file in Path("scores").iterdir()} == names
     report, rows = metrics_of("scores"), rows_of(Path("scores/per_image.csv"))
@@ -196,15 +210,15 @@ def test_each_image_has_a_row_and_is_counted_once(best: Path, new: dict[str, str
 def test_the_report_shows_the_worst_image_first_and_the_best_last(
     best: Path, new: dict[str, str]
 ) -> None:
-    evaluate(best, EvaluationOptions(**new), out="scores")
+    evaluate(best, **new, out="scores")
     rows = [row for row in rows_of(Path("scores/per_image.csv")) if row["mean_iou"]]
     ranked = sorted(rows, key=lambda row: float(row["mean_iou"]))
     html = Path("scores/report.html").read_text()
-    shown = re.findall(r"<figcaption>(\w+): mean IoU ([\d.]+)<", html)
+    shown = re.findall(r"<figcaption><b>(\w+)</b>\n<span>mean IoU ([\d.]+)<", html)
     assert shown[0] == (ranked[0]["stem"], f"{float(ranked[0]['mean_iou']):.4f}")
     assert shown[-1] == (ranked[-1]["stem"], f"{float(ranked[-1]['mean_iou']):.4f}")
     assert len(shown) == 3
-    assert re.findall(r"<h3>(\w+)</h3>", html) == ["Worst", "Median", "Best"]
+    assert re.findall(r"<(?:h3|summary)>(\w+)</", html) == ["Worst", "Median", "Best"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
@@ -214,12 +228,13 @@ def test_a_single_image_is_scored_whatever_bytes_its_name_has(best: Path, tmp_pa
         (tmp_path / "one" / folder / "0.png").rename(
             tmp_path / "one" / folder / os.fsdecode(b"\xff <b>.png")
         )
-    options = EvaluationOptions(images=f"{tmp_path}/one/images", masks=f"{tmp_path}/one/masks")
-    evaluate(best, options, out="scores")
+    folders = {"images": f"{tmp_path}/one/images", "masks": f"{tmp_path}/one/masks"}
+    evaluate(best, **folders, out="scores")
     assert b"\n\xff <b>,36,52," in Path("scores/per_image.csv").read_bytes()
     html = Path("scores/report.html").read_bytes()
-    assert b"<figcaption>\xff &lt;b&gt;: mean IoU" in html
-    assert b"Histogram of the mean IoU of 1 images" in html
+    assert b"<figcaption><b>\xff &lt;b&gt;</b>\n<span>mean IoU" in html
+    assert b"images/%FF%20%3Cb%3E.png" in html
+    assert b": 1 image</title>" in html
     report = metrics_of("scores")
     assert report["per_image"]["std"]["mean_iou"] is None
     assert report["per_image"]["mean"]["mean_iou"] == pytest.approx(report["mean_iou"])
@@ -229,7 +244,7 @@ def test_images_without_a_pixel_that_counts_have_no_score(best: Path, new: dict[
     masks = Path(new["masks"])
     for i in range(4):
         (masks / f"{i}.png").write_bytes((masks / "4.png").read_bytes())
-    evaluate(best, EvaluationOptions(**new, objects=True, thresholds=True), out="scores")
+    evaluate(best, **new, objects=True, thresholds=True, out="scores")
     report = metrics_of("scores")
     assert report["mean_iou"] is report["per_image"]["mean"]["pixel_error"] is None
     assert report["threshold"]["best_f1"] is None
@@ -241,7 +256,7 @@ def test_images_without_a_pixel_that_counts_have_no_score(best: Path, new: dict[
 def test_test_time_augmentation_scores_the_masks_that_predict_gives_with_it(
     best: Path, trained: Path, evaluated: Path
 ) -> None:
-    scores = evaluate(best, EvaluationOptions(tta=("flips", "scales")), out="scores")
+    scores = evaluate(best, tta=("flips", "scales"), out="scores")
     assert scores.title.endswith("the validation split, with flips and scales")
     report = metrics_of("scores")
     assert report["tta"] == ["flips", "scales"]
@@ -253,7 +268,7 @@ def test_test_time_augmentation_scores_the_masks_that_predict_gives_with_it(
 
 
 def test_every_threshold_is_scored(best: Path, new: dict[str, str]) -> None:
-    evaluate(best, EvaluationOptions(**new, thresholds=True), out="scores")
+    evaluate(best, **new, thresholds=True, out="scores")
     model = load_model(best)
     probabilities, truths = [], []
     for pair in find_pairs(Path(), [new["images"]], new["masks"])[0][:4]:
@@ -278,12 +293,12 @@ def test_every_threshold_is_scored(best: Path, new: dict[str, str]) -> None:
     assert report["foreground"] == "box"
     assert report["best_f1"] == pytest.approx(highest)
     # An evaluation with other options removes this file.
-    evaluate(best, EvaluationOptions(**new), out="scores", overwrite=True)
+    evaluate(best, **new, out="scores", overwrite=True)
     assert not Path("scores/thresholds.csv").exists()
 
 
 def test_objects_are_measured_if_asked_for(best: Path, new: dict[str, str]) -> None:
-    evaluate(best, EvaluationOptions(**new, objects=True), out="scores")
+    evaluate(best, **new, objects=True, out="scores")
     report = metrics_of("scores")
     assert (report["objects"], report["objects_are"]) == ("box", "connected components")
     mean = report["per_image"]["mean"]
@@ -292,10 +307,13 @@ def test_objects_are_measured_if_asked_for(best: Path, new: dict[str, str]) -> N
     assert (
         0 <= mean["object_average_precision"] <= mean["object_average_precision_at_iou_0.50"] <= 1
     )
-    named = evaluate(best, EvaluationOptions(**new, objects="ground"))
+    named = evaluate(best, **new, objects="ground")
     assert named.measures.objects == 0
-    with pytest.raises(ValueError, match=r"got objects of disc, expected one of .* ground, box"):
-        evaluate(best, EvaluationOptions(**new, objects="disc"))
+    with pytest.raises(
+        ValueError,
+        match=r"got the class boxx for objects=CLASS, .* ground, box; did you mean box\?",
+    ):
+        evaluate(best, **new, objects="boxx")
 
 
 @pytest.mark.parametrize(("objects", "tta"), [(True, ("flips",)), ("ground", ())])
@@ -303,8 +321,8 @@ def test_objects_at_thresholds_are_those_of_masks_predicted_with_them(
     best: Path, new: dict[str, str], objects: str | bool, tta: tuple[TtaMode, ...]
 ) -> None:
     tiled = ["tiling.size=[32,32]"]
-    options = EvaluationOptions(**new, objects=objects, thresholds=True, tta=tta)
-    evaluate(best, options, overrides=tiled, out="scores")
+    options = {**new, "objects": objects, "thresholds": True, "tta": tta}
+    evaluate(best, **options, overrides=tiled, out="scores")
     rows = rows_of(Path("scores/object_thresholds.csv"))
     assert [float(row["threshold"]) for row in rows] == [i / 20 for i in range(1, 20)]
     model = load_model(best, overrides=tiled)
@@ -342,7 +360,7 @@ def test_objects_at_thresholds_need_both_options(best: Path, evaluated: Path) ->
     shutil.copytree(evaluated, "scores")
     Path("scores/object_thresholds.csv").write_text("of an evaluation before")
     for options in ({"objects": True}, {"thresholds": True}):
-        evaluate(best, EvaluationOptions(**options), out="scores", overwrite=True)
+        evaluate(best, **options, out="scores", overwrite=True)
         assert not Path("scores/object_thresholds.csv").exists()
         assert "object_thresholds" not in metrics_of("scores")
         assert "Thresholds of objects" not in Path("scores/report.html").read_text()
@@ -352,11 +370,15 @@ def test_more_than_two_classes_have_no_thresholds_and_name_their_objects(data_ro
     settings = ("data.classes={ground: 0, box: 200, never: 9}", "train.epochs=1")
     checkpoint = train(make_config(data_root, *settings)) / "best.pt"
     for objects in (False, "box"):
-        with pytest.raises(ValueError, match="got a model of 3 classes, expected one of two"):
-            evaluate(checkpoint, EvaluationOptions(thresholds=True, objects=objects))
-    with pytest.raises(ValueError, match=r"expected the class whose .* such as box"):
-        evaluate(checkpoint, EvaluationOptions(objects=True))
-    scores = evaluate(checkpoint, EvaluationOptions(objects="box"))
+        with pytest.raises(
+            ValueError, match="thresholds=True for a model of 3 classes, expected a model of two"
+        ):
+            evaluate(checkpoint, thresholds=True, objects=objects)
+    with pytest.raises(
+        ValueError, match=r"objects=True for a model of 3 .* such as box: objects=CLASS"
+    ):
+        evaluate(checkpoint, objects=True)
+    scores = evaluate(checkpoint, objects="box")
     assert scores.absent == (["never"] if math.isnan(scores["iou"][2]) else [])
 
 
@@ -370,7 +392,7 @@ def test_without_scipy_boundaries_are_not_measured(
     assert "boundary_f1" not in report
     assert "needs unet[metrics]" in Path("scores/report.html").read_text()
     with pytest.raises(ValueError, match=r"^scores of objects: needs scikit-image; install it"):
-        evaluate(best, EvaluationOptions(objects=True))
+        evaluate(best, objects=True)
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_work(best: Path) -> None:
@@ -380,21 +402,23 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_work(best: Path) -> 
     assert Path("taken").read_text() == "mine"
 
 
-def test_metrics_json_exists_only_if_all_files_do(
+def test_results_that_cannot_be_written_leave_those_of_before_and_return_the_scores(
     best: Path, evaluated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(evaluated, "scores")
+    before = {path.name: path.read_bytes() for path in Path("scores").iterdir()}
 
     def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "a temporary name")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("unet.evaluation.results.save_picture", fail)
-        with pytest.raises(OSError, match="No space left"):
-            evaluate(best, out="scores", overwrite=True)
-    assert {file.name for file in Path("scores").iterdir()} == {"per_image.csv"}
-    with pytest.raises(FileExistsError, match=r"per_image\.csv: exists; pass overwrite=True"):
-        evaluate(best, out="scores")
+    monkeypatch.setattr("unet.evaluation.results.save_picture", fail)
+    with pytest.raises(UnwrittenError, match=r"No space left on device: 'scores'") as caught:
+        evaluate(best, tta=["flips"], out="scores", overwrite=True)
+    assert caught.value.scores.title.endswith("with flips")
+    assert {path.name: path.read_bytes() for path in Path("scores").iterdir()} == before
+    with pytest.raises(UnwrittenError):
+        evaluate(best, out="new/scores")
+    assert list(Path("new/scores").iterdir()) == []
 
 
 def test_validation_counts_the_same_pixels_and_returns_the_images_it_is_asked_for(
@@ -418,7 +442,7 @@ def test_checkpoints_with_different_validation_images_need_other_images(
     other = train(make_config(data_root, *settings)) / "best.pt"
     with pytest.raises(ValueError, match=r"different validation images \(1 of 2 differ"):
         evaluate([best, other])
-    scores = evaluate([best, other], EvaluationOptions(**new))
+    scores = evaluate([best, other], **new)
     assert scores.title.startswith("ensemble of 2 checkpoints on 5 images of ")
     assert np.sum(scores.matrix.numpy()) == 4 * 36 * 52
 
@@ -427,10 +451,11 @@ def test_label_images_of_the_config_number_the_objects_of_the_validation_split(
     best: Path, copied: Path
 ) -> None:
     write_instances(copied)
-    overrides, options = [f"data.root={copied}"], EvaluationOptions(objects=True)
-    labelled = evaluate(best, options, overrides=[*overrides, "data.instances=instances"])
+    overrides = [f"data.root={copied}"]
+    more = [*overrides, "data.instances=instances"]
+    labelled = evaluate(best, objects=True, overrides=more)
     assert labelled.measures.labelled
-    components = evaluate(best, options, overrides=overrides)
+    components = evaluate(best, objects=True, overrides=overrides)
     # Each box is two objects, which the network cannot tell apart.
     name, expected = "thinned_rand_score", []
     for stem in labelled.stems:
@@ -449,10 +474,9 @@ def test_label_images_of_other_images_are_an_option(best: Path, copied: Path) ->
     new = {"images": f"{copied}/images", "masks": f"{copied}/masks"}
     # The label images of the config belong to the validation split.
     overrides = [f"data.root={copied}", "data.instances=instances"]
-    scores = evaluate(best, EvaluationOptions(**new, objects=True), overrides=overrides)
+    scores = evaluate(best, **new, objects=True, overrides=overrides)
     assert not scores.measures.labelled
-    options = EvaluationOptions(**new, label_images=f"{copied}/instances", objects=True)
-    evaluate(best, options, out="scores")
+    evaluate(best, **new, label_images=f"{copied}/instances", objects=True, out="scores")
     report = metrics_of("scores")
     assert (report["objects_are"], len(report["images"])) == ("label images", 6)
 
@@ -461,18 +485,17 @@ def test_label_images_that_do_not_fit_are_an_error(best: Path, copied: Path) -> 
     write_instances(copied)
     overrides = [f"data.root={copied}", "data.instances=instances"]
     with pytest.raises(ValueError, match=r"png: numbers \d+% of the pixels of ground in .*masks"):
-        evaluate(best, EvaluationOptions(objects="ground"), overrides=overrides)
+        evaluate(best, objects="ground", overrides=overrides)
     stem = load_model(best).val_stems[0]
     Image.new("L", (5, 7)).save(copied / f"instances/{stem}.png")
-    options = EvaluationOptions(objects=True)
     with pytest.raises(ValueError, match=rf"{stem}\.png: got a label image of 7 x 5 pixels"):
-        evaluate(best, options, overrides=overrides)
+        evaluate(best, objects=True, overrides=overrides)
     (copied / f"instances/{stem}.png").unlink()
     with pytest.raises(FileNotFoundError, match=rf"got nothing for .*masks/{stem}\.png"):
-        evaluate(best, options, overrides=overrides)
+        evaluate(best, objects=True, overrides=overrides)
     shutil.rmtree(copied / "instances")
     with pytest.raises(FileNotFoundError, match="instances"):
-        evaluate(best, options, overrides=overrides)
+        evaluate(best, objects=True, overrides=overrides)
 
 
 def test_scores_without_objects_need_no_label_images(data_root: Path) -> None:

@@ -3,6 +3,7 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +11,23 @@ import torch
 from PIL import Image
 
 from unet.data.classes import ClassMap
+from unet.data.pairing import Pair
 from unet.evaluation.measure import Measures, measure_image
-from unet.evaluation.report import Example, choose_examples, draw_example, render_report
+from unet.evaluation.report import (
+    choose_examples,
+    draw_example,
+    make_example,
+    make_histogram,
+    render_report,
+)
 from unet.evaluation.summary import Summary, summarize
 from unet.metrics.precision_recall import NUM_BINS, Curve, precision_recall, probability_counts
 from unet.visualize import ERROR_COLOURS
 
 INVENTED = ERROR_COLOURS["invented"]
+PICTURES = ["image", "target", "prediction", "errors"]
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 class Page(HTMLParser):
@@ -72,10 +81,10 @@ def render(summary: Summary, **settings: object) -> str:
     names = summary.class_names
     colours = ClassMap({name: i for i, name in enumerate(names)}).colours
     ids = np.arange(12 * 18).reshape(12, 18) % len(names)
-    pictures = draw_example(np.zeros((12, 18, 3), np.uint8), ids, ids, colours)
+    arrays = np.zeros((12, 18, 3), np.uint8), ids, (ids + (np.arange(18) < 8)) % len(names)
     facts = {"checkpoints": ["best.pt"], "tta": [], "source": "the validation split"}
-    settings = {"model.widths": [4, 8], "model.encoder": "none", **settings}
-    examples = {"worst": [Example(stem=names[1], score=0.5, pictures=pictures)]}
+    pair = Pair(names[1], ("data/images/a #1.png",), ("data/masks/a #1.png",))
+    examples = {"worst": [make_example(pair, Path("runs/mine/scores"), 0.5, arrays, colours)]}
     return render_report(summary, facts, settings, colours, examples)
 
 
@@ -109,16 +118,53 @@ def test_the_report_is_complete_and_needs_no_other_file(count: int) -> None:
         "data:image/jpeg;base64",
     }
     assert not re.search(r"https?:|url\(|@import|<script|<link|javascript:|\bon\w+=", html)
-    assert all("href" not in attributes for _, attributes in page.tags)
+    assert [attributes["href"] for attributes in page.all("a")] == [
+        "per_image.csv",
+        "confusion.png",
+        "thresholds.csv",
+        "metrics.json",
+        "../../../data/images/a%20%231.png",
+        "../../../data/masks/a%20%231.png",
+    ]
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all(
         "meta"
     )
     assert all(attributes.get("alt") for attributes in page.all("img"))
     for name in names:
         assert name in page.text
-    for heading in ("Scores", "How each score is averaged", "Confusion matrix", "Thresholds",
-                    "Images", "Settings"):  # fmt: skip
-        assert heading in page.text
+    places = [page.text.index(heading) for heading in (
+        "Scores", "Images", "Worst", "Distribution", "Thresholds", "Confusion matrix",
+        "How each score is computed and averaged", "settings of its run")]  # fmt: skip
+    assert places == sorted(places)
+
+
+def test_each_row_of_pictures_says_what_is_wrong_in_the_colours_of_the_legend() -> None:
+    html = make_report(("ground", "cell"))
+    [caption] = re.findall(r"<figcaption>.*</figcaption>", html, re.DOTALL)
+    assert " ".join(Page(caption).text.split()) == (
+        "cell mean IoU 0.5000 missed 22.2 % invented 22.2 % files: a #1.png, a #1.png"
+    )
+    for name in ("missed", "invented"):
+        swatch = "background: rgb({} {} {})".format(*ERROR_COLOURS[name])
+        assert len(re.findall(rf"{re.escape(swatch)}\"></span>{name}", html)) == 2
+    assert "wrong class" not in html
+    assert "wrong class" in make_report(("ground", "cell", "wall"))
+
+
+def test_a_class_has_the_same_colour_wherever_it_is_named() -> None:
+    names = ("ground", "cell", "wall")
+    html = make_report(names)
+    for name, colour in zip(
+        names, ClassMap({name: i for i, name in enumerate(names)}).colours, strict=True
+    ):
+        swatches = re.findall(rf"background: rgb\(([\d ]+)\)\"></span>{name}<", html)
+        assert swatches == ["{} {} {}".format(*colour)] * 3  # scores, legend, confusion matrix
+
+
+def test_a_picture_is_enlarged_by_its_own_checkbox() -> None:
+    page = Page(make_report(("ground", "cell")))
+    labels = [attributes["aria-label"] for attributes in page.all("input")]
+    assert labels == [f"enlarge: {name} of cell" for name in PICTURES]
 
 
 def test_names_are_escaped() -> None:
@@ -137,18 +183,44 @@ def test_the_confusion_matrix_is_in_percent_of_each_target() -> None:
     html = render(summarize([image], measures))
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", html.partition('class="matrix"')[2])[:12]
     assert cells == ["66.7", "33.3", "0.0", "3", "0.0", "100.0", "0.0", "1", "-", "-", "-", "0"]
-    assert "1 of 3 classes in neither target nor prediction, without a score: never." in html
+    assert (
+        "1 of 3 classes have no score, as they have no pixels in target or prediction: never."
+        in html
+    )
     assert "needs unet[metrics]" in html
 
 
 def test_the_bars_count_every_image_that_has_a_score() -> None:
     summary = make_summary(("ground", "cell"))
-    bars = re.findall(r"<title>([\d.]+) to ([\d.]+): (\d+) image", make_report(summary.class_names))
+    pattern = r"<title>([\d.]+) to ([\d.]+): (\d+) images?<"
+    bars = re.findall(pattern, make_report(summary.class_names))
     assert sum(int(count) for *_, count in bars) == 13
     scores = summary.columns["mean_iou"].numpy()
     for low, high, count in bars:
         inside = (scores >= float(low)) & ((scores < float(high)) | (float(high) == scores.max()))
         assert inside.sum() == int(count)
+
+
+@pytest.mark.parametrize(
+    ("scores", "first", "last", "count"),
+    [
+        ([0.0, 0.4, 1.0], "0.00", "1.00", 20),
+        ([0.912, 0.93, 0.981], "0.910", "0.985", 15),
+        ([0.9, 0.9011], "0.900", "0.905", 5),
+        ([1.0], "0.995", "1.000", 5),
+        ([0.0], "0.000", "0.005", 5),
+        ([0.5, 1.0], "0.50", "1.00", 10),
+    ],
+)
+def test_the_range_of_the_histogram_is_that_of_the_scores(
+    scores: list[float], first: str, last: str, count: int
+) -> None:
+    histogram = make_histogram(scores)
+    assert (histogram.edges[0], histogram.edges[-1]) == (first, last)
+    assert (len(histogram.counts), sum(histogram.counts)) == (count, len(scores))
+    assert len(histogram.edges) == count + 1
+    assert 2 <= len(histogram.ticks) <= 6
+    assert all(text == histogram.edges[round(place * count)] for place, text in histogram.ticks)
 
 
 def test_the_best_threshold_is_named() -> None:
@@ -168,7 +240,7 @@ def test_a_report_says_that_no_image_has_a_score() -> None:
     image = measure_image(ignored * 0, ignored, measures, torch.full((2, 3, 4), 0.5))
     text = Page(render(summarize([image], measures, ["0"]))).text
     assert text.count("No image has a score.") == 2  # and no thresholds of objects
-    assert "1 image(s) have no score, as all of their pixels are ignored" in text
+    assert "1 image without a score: all pixels are ignored" in text
     assert "nan" not in text
 
 
@@ -194,7 +266,7 @@ def test_an_example_shows_image_target_prediction_and_errors() -> None:
     prediction[:20, :30] = 1
     target[20:, 30:] = 255
     pictures = draw_example(image, target, prediction, colours)
-    assert [name for name, _, _ in pictures] == ["image", "target", "prediction", "errors"]
+    assert [name for name, _, _ in pictures] == PICTURES
     shown = [decoded(url) for *_, url in pictures]
     assert {one.shape for one in shown} == {(40, 60, 3)}
     assert (shown[0] == 100).all()
@@ -206,7 +278,7 @@ def test_an_example_shows_image_target_prediction_and_errors() -> None:
     assert np.ptp(difference[5, 50]) < 12
 
 
-@pytest.mark.parametrize("size", [(2048, 2048), (1500, 700), (30000, 40), (515, 512)])
+@pytest.mark.parametrize("size", [(2048, 2048), (1500, 700), (30000, 40), (1030, 1024)])
 def test_a_single_wrong_pixel_is_visible_in_a_large_image(size: tuple[int, int]) -> None:
     height, width = size
     image, target = np.full((*size, 3), 100, np.uint8), np.zeros(size, np.uint8)
@@ -222,18 +294,18 @@ def test_a_single_wrong_pixel_is_visible_in_a_large_image(size: tuple[int, int])
 
 
 def test_a_large_image_with_many_errors_shows_the_fraction_of_wrong_pixels() -> None:
-    image, target = np.zeros((1024, 1024, 3), np.uint8), np.zeros((1024, 1024), np.uint8)
+    image, target = np.zeros((2048, 2048, 3), np.uint8), np.zeros((2048, 2048), np.uint8)
     prediction = target.copy()
-    prediction[:512, ::2] = 1  # half of the upper half's pixels
-    prediction[:256, 512:] = 1  # all of a corner's
+    prediction[:1024, ::2] = 1  # half of the upper half's pixels
+    prediction[:512, 1024:] = 1  # all of a corner's
     *_, errors = draw_example(image, target, prediction, [(0, 0, 0), (9, 9, 9)])
     shown = decoded(errors[2]).astype(int)
-    assert abs(shown[64, 384] - INVENTED).max() < 12  # JPEG
-    assert abs(shown[192, 128] - (40 + np.array(INVENTED)) / 2).max() < 12
-    assert abs(shown[400, 128] - 40).max() < 12
+    assert abs(shown[128, 768] - INVENTED).max() < 12  # JPEG
+    assert abs(shown[384, 256] - (40 + np.array(INVENTED)) / 2).max() < 12
+    assert abs(shown[800, 256] - 40).max() < 12
 
 
 def test_large_images_are_shown_smaller() -> None:
-    ids = np.zeros((1500, 300), np.uint8)
-    pictures = draw_example(np.zeros((1500, 300, 3), np.uint8), ids, ids, [(1, 2, 3)])
-    assert [decoded(url).shape for *_, url in pictures] == [(512, 102, 3)] * 4
+    ids = np.zeros((3000, 600), np.uint8)
+    pictures = draw_example(np.zeros((3000, 600, 3), np.uint8), ids, ids, [(1, 2, 3)])
+    assert [decoded(url).shape for *_, url in pictures] == [(1024, 205, 3)] * 4

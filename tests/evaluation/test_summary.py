@@ -1,3 +1,5 @@
+import copy
+import json
 import math
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 import torch
 
 from unet.evaluation.measure import ImageMeasurements, Measures, measure_image
-from unet.evaluation.summary import Summary, best_thresholds, summarize
+from unet.evaluation.summary import Summary, summarize
 from unet.evaluation.tables import threshold_rows
 from unet.metrics.boundary import boundary_f1, boundary_measures
 from unet.models.unet import argmax_classes
@@ -129,13 +131,13 @@ def test_the_best_threshold_of_a_wall_separates_the_cells() -> None:
             assert means["thinned_rand_score"] == pytest.approx(score), threshold
             assert means["pixel_error"] == pytest.approx(error), threshold
     assert summary.at_thresholds[0.95]["pixel_error"] == pytest.approx(32 / 36)
-    best = best_thresholds(summary)
+    best = summary.best_thresholds
     # 0.65 to 0.9 are equal; 0.65 is the nearest to 0.5.
     assert best["thinned_rand_score"] == pytest.approx((0.65, 1, 2 / 3, 0))
     assert best["pixel_error"] == pytest.approx((0.65, 0, 4 / 36, 0))
     assert best["object_average_precision_at_iou_0.50"] == (0.65, 1, 0, 0)
     faint = summarize([walls(0.02, cell=0.3)], CELLS)
-    assert best_thresholds(faint)["thinned_rand_score"].threshold == 0.3
+    assert faint.best_thresholds["thinned_rand_score"].threshold == 0.3
     rows = {name: cells for name, *cells in threshold_rows(summary)}
     assert rows["thinned Rand score"] == ["0.6667", "1.0000", "0.65", "0.0000"]
 
@@ -146,9 +148,9 @@ def test_objects_at_thresholds_are_averaged_over_the_images_that_have_a_score() 
     summary = summarize([walls(0.6), nothing, walls(0.3)], CELLS)
     assert summary.at_thresholds[0.5]["thinned_rand_score"] == pytest.approx((2 / 3 + 1) / 2)
     assert summary.at_thresholds[0.5]["pixel_error"] == pytest.approx(4 / 36 / 2)
-    assert best_thresholds(summary)["thinned_rand_score"][:2] == (0.65, 1)
+    assert summary.best_thresholds["thinned_rand_score"][:2] == (0.65, 1)
     without = summarize([nothing], CELLS)
-    assert best_thresholds(without) == {}
+    assert without.best_thresholds == {}
     assert threshold_rows(without) == []
 
 
@@ -158,7 +160,7 @@ def test_objects_of_the_first_class_are_the_pixels_below_the_threshold() -> None
     precisions = [means["object_average_precision"] for means in summary.at_thresholds.values()]
     # At low thresholds nothing is wall, at the highest everything.
     assert precisions == [0.0] * 12 + [1.0] * 6 + [0.0]
-    assert best_thresholds(summary)["object_average_precision"].threshold == 0.65
+    assert summary.best_thresholds["object_average_precision"].threshold == 0.65
 
 
 def test_objects_are_measured_at_thresholds_only_if_asked_for() -> None:
@@ -166,3 +168,47 @@ def test_objects_are_measured_at_thresholds_only_if_asked_for() -> None:
     assert summary.at_thresholds == {}
     assert threshold_rows(summary) == []
     assert summary.curve is None
+
+
+def test_scores_are_attributes_and_items_and_a_dict() -> None:
+    summary = summary_of(random_images(), boundary_tolerance=2, objects=1)
+    assert summary.mean_iou == summary["mean_iou"]
+    assert summary.iou == summary["iou"]
+    assert "mean_iou" in dir(summary)
+    scores = summary.to_dict()
+    assert scores["mean_iou"] == summary.mean_iou
+    assert scores["iou"][3] is None  # in no image
+    assert math.isnan(summary.iou[3])
+    json.dumps(scores, allow_nan=False)
+    assert copy.deepcopy(summary).mean_iou == summary.mean_iou
+
+
+def test_an_unknown_score_suggests_a_known_one() -> None:
+    summary = summary_of(random_images(), boundary_tolerance=2)
+    with pytest.raises(AttributeError, match=r"no score mean_uio; did you mean mean_iou\?"):
+        _ = summary.mean_uio
+    with pytest.raises(KeyError, match=r"no score meanIoU; did you mean mean_iou\?"):
+        _ = summary["meanIoU"]
+    with pytest.raises(KeyError, match=r"no score f1; expected one of .*mean_dice"):
+        _ = summary["f1"]
+    with pytest.raises(KeyError, match=r"did you mean hausdorff95\?"):
+        summary.over_images("hausdorf")
+    with pytest.raises(AttributeError, match=r"take over_images\('hausdorff95'\)"):
+        _ = summary.hausdorff95
+    assert "mean_uio" not in summary
+    assert summary.get("mean_uio") is None
+    assert not hasattr(summary, "_repr_png_")
+
+
+def test_a_result_has_a_short_repr_a_text_and_a_table_for_notebooks() -> None:
+    names = ("ground", "a <b>")
+    measures = Measures(class_names=names, objects=1)
+    images = [measure_image(torch.zeros(2, 3).long(), torch.zeros(2, 3).long(), measures)]
+    summary = summarize(images, measures, ["0"], "best.pt & others")
+    assert repr(summary) == "Summary(images=1, classes=2, mean_iou=1.0000, pixel_accuracy=1.0000)"
+    assert str(summary).startswith("best.pt & others\n\nclass ")
+    html = summary._repr_html_()
+    assert html.startswith("<p>best.pt &amp; others; pixel accuracy 1.0000</p><table>")
+    assert "<tr><td>a &lt;b&gt;</td><td>-</td>" in html
+    assert html.count("<table>") == html.count("</table>") == 2
+    assert "pixel error" in html

@@ -55,27 +55,44 @@ def test_measures_of_objects_have_rows() -> None:
     rows = object_rows(summary_of(objects=2))
     assert [row[0] for row in rows[:2]] == ["measure of objects", "pixel error"]
     assert [row[0] for row in rows[-2:]] == [
-        "object average precision",
-        "object average precision at IoU 0.50",
+        "average precision",
+        "average precision at IoU 0.50",
     ]
     assert object_rows(summary_of()) == []
 
 
 def test_the_text_fits_a_screen() -> None:
     names = ("ground", "cell", "wall", *(f"never {i}" for i in range(9)))
-    lines = describe(summary_of(names)).splitlines()
+    lines = describe(summary_of(names), 80).splitlines()
     assert len(lines) <= 25
-    assert max(map(len, lines)) <= 80
     assert lines[0].split() == ["class", "IoU", "Dice", "precision", "recall"]
-    assert max(map(len, describe(summary_of(objects=2)).splitlines())) <= 80
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_no_line_is_wider_than_the_terminal_and_no_score_is_lost(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    summary = summary_of(("ground", "cell", "wall", "a name " * 9), objects=2, boundary_tolerance=2)
+    text = describe(summary)
+    assert max(map(len, text.splitlines())) <= width
+    for rows in (score_rows(summary), object_rows(summary)):
+        shown = text.split()
+        for word in {cell for row in rows for cell in row[1:]}:
+            assert set(word.split()) <= set(shown)
+    blocks = [line for line in text.splitlines() if line.startswith("class ")]
+    assert len(blocks) == {80: 1, 60: 2, 40: 3}[width]
 
 
 def test_the_text_explains_what_is_missing() -> None:
-    text = describe(summary_of())
+    text = describe(summary_of(), 80)
     assert "\nboundary F1 and HD95 need unet[metrics]" in text
-    assert "\n1 class(es) in neither target nor prediction have no score" in text
+    assert "\nno score for 1 of 4 classes: they have no pixels in target or prediction" in text
     ignored = torch.full((2, 3), 255)
     measures = Measures(class_names=NAMES, boundary_tolerance=2, objects=1, labelled=True)
-    text = describe(summarize([measure_image(ignored * 0, ignored, measures)], measures))
-    assert "\n1 image(s) have no score, as all of their pixels are ignored" in text
-    assert "\nObjects: connected components of cell against label images:\n" in text
+    text = describe(summarize([measure_image(ignored * 0, ignored, measures)], measures), 100)
+    assert "\nno score for 1 image: all pixels are ignored" in text
+    assert (
+        "\nObjects: connected components of cell against label images, mean over the images:\n"
+        in text
+    )

@@ -81,36 +81,34 @@ def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
 
 
 def run_evaluate(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
-    """Score a checkpoint and print the scores."""
-    from unet.evaluation.evaluate import EvaluationOptions, evaluate
-    from unet.evaluation.tables import describe
+    """Score a checkpoint and print the scores, even if they cannot be written."""
+    from unet.evaluation.evaluate import evaluate
+    from unet.evaluation.results import UnwrittenError
     from unet.runtime.device import memory_advice
 
     checkpoints = [*map(_find_checkpoint, arguments.checkpoints)]
-    if (arguments.images is None) != (arguments.masks is None):
-        raise ValueError("evaluate: got only one of --images and --masks, expected both or neither")
-    if arguments.labels and (arguments.images is None or arguments.instances is None):
-        raise ValueError(
-            "evaluate: got --labels, the label images of --images, expected it with --images, "
-            "--masks and --instances; for the validation split, set data.instances instead"
-        )
     if len(checkpoints) > 1 and arguments.out is None:
         raise ValueError("evaluate: got several checkpoints, expected a folder for the scores: -o")
     out = arguments.out or checkpoints[0].parent / f"evaluation_{checkpoints[0].stem}"
-    options = EvaluationOptions(
-        images=arguments.images,
-        masks=arguments.masks,
-        label_images=arguments.labels,
-        boundary_tolerance=arguments.boundary,
-        objects=arguments.instances or False,
-        thresholds=arguments.threshold,
-        tta=arguments.tta,
-    )
-    with memory_advice(_SMALLER_TILES):
-        scores = evaluate(
-            checkpoints, options, overrides=settings, out=out, overwrite=arguments.overwrite
-        )
-    print(f"{scores.title}\n\n{describe(scores)}\n")
+    try:
+        with memory_advice(_SMALLER_TILES):
+            scores = evaluate(
+                checkpoints,
+                images=arguments.images,
+                masks=arguments.masks,
+                label_images=arguments.labels,
+                boundary_tolerance=arguments.boundary,
+                objects=arguments.instances or False,
+                thresholds=arguments.threshold,
+                tta=arguments.tta,
+                overrides=settings,
+                out=out,
+                overwrite=arguments.overwrite,
+            )
+    except UnwrittenError as error:
+        print(f"{error.scores}\n")
+        raise
+    print(f"{scores}\n")
     print(f"wrote {out / 'report.html'}, and next to it metrics.json and tables")
 
 

@@ -10,8 +10,15 @@ _LONGEST_LINE = 2000  # of an error message
 # Arguments of Python functions, as messages name them, and their options.
 _OPTIONS = {
     "all_folds=True": "--folds all",
+    "boundary_tolerance=": "--boundary ",
+    "label_images=DIR": "--labels DIR",
+    "images=DIR": "--images DIR",
+    "masks=DIR": "--masks DIR",
+    "objects=CLASS": "--instances CLASS",
+    "objects=True": "--instances",
     "overwrite=True": "--overwrite",
     "resume=True": "--resume",
+    "thresholds=True": "--threshold",
 }
 
 

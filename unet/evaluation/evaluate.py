@@ -3,86 +3,66 @@
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from unet.build import build_reader, list_pairs, list_validation_pairs
+from unet.checkpoint import find_checkpoint
 from unet.config.values import flat_settings
 from unet.data.dataset import SegmentationDataset
 from unet.data.loader import worker_errors
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.evaluation.measure import ImageMeasurements, Measures, measure_image
-from unet.evaluation.report import Example, choose_examples, draw_example, render_report
-from unet.evaluation.results import check_results, write_results
+from unet.evaluation.report import choose_examples, make_example, render_report
+from unet.evaluation.results import UnwrittenError, check_results, write_results
 from unet.evaluation.scoring import gather, predict_pairs
 from unet.evaluation.summary import Summary, summarize
 from unet.inference.predictor import Model, load_model
-from unet.inference.tta import TtaMode
+from unet.inference.tta import TtaMode, list_views
 from unet.inspection.statistics import collect_statistics
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
 from unet.runtime.optional import import_extra, is_installed
-from unet.runtime.text import format_list
+from unet.runtime.text import format_list, plural
 from unet.visualize import image_to_rgb
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
-    """The images to score and the scores to compute.
-
-    Raises:
-        ValueError: if the options contradict each other.
-    """
-
-    images: str | None = None
-    """Folder or pattern of images to score instead of the validation split; needs `masks`."""
-    masks: str | None = None
-    label_images: str | None = None
-    """Number the objects of `masks`; for the validation split, the config names label images.
-    Without label images, the objects are the connected components of the masks."""
-    boundary_tolerance: float = 2.0
-    """Pixels within which a boundary counts as found; not measured if scipy is not installed."""
-    objects: str | bool = False
-    """The class whose connected components are scored as objects; True: the second of two."""
-    thresholds: bool = False
-    """Whether to score all thresholds of the second of two classes' probability, and with
-    `objects` the objects at 19 of them."""
-    tta: Sequence[TtaMode] = ()
-    """Test-time augmentation."""
-
-    def __post_init__(self) -> None:
-        if (self.images is None) != (self.masks is None):
-            raise ValueError("evaluate: got only one of images and masks, expected both or neither")
-        if self.label_images is not None and (self.images is None or not self.objects):
-            raise ValueError(
-                "evaluate: got label images without images to score or without objects, expected "
-                "both; for the validation split, set data.instances instead"
-            )
-        if not 0 <= self.boundary_tolerance < math.inf:
-            raise ValueError(
-                f"evaluate: got the boundary tolerance {self.boundary_tolerance:g}, expected a "
-                "number of pixels, 0 or more"
-            )
 
 
 def evaluate(
     checkpoint: str | Path | Sequence[str | Path],
-    options: EvaluationOptions = EvaluationOptions(),
     *,
+    images: str | Path | None = None,
+    masks: str | Path | None = None,
+    label_images: str | Path | None = None,
+    boundary_tolerance: float = 2.0,
+    objects: str | bool = False,
+    thresholds: bool = False,
+    tta: Sequence[TtaMode] = (),
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Summary:
-    """Score a checkpoint: `evaluate("runs/mine/best.pt")["mean_iou"]`.
+    """Score a checkpoint: `evaluate("runs/mine").mean_iou`.
 
     Distributed processes divide the images among them; each returns all scores.
 
     Args:
-        checkpoint: a best.pt or last.pt; the probabilities of several are averaged.
-        options: the images to score and the scores to compute.
+        checkpoint: a best.pt or last.pt, or the folder of a run for its best.pt; the probabilities
+            of several are averaged.
+        images: folder or pattern of images to score instead of the validation split.
+        masks: folder or pattern of the masks of `images`.
+        label_images: folder or pattern of files that number the objects of `masks`; for the
+            validation split, the config names them. Without them, the objects are the connected
+            components of the masks.
+        boundary_tolerance: pixels within which a boundary counts as found; boundaries are scored if
+            scipy is installed.
+        objects: class whose connected components are scored as objects; True: the second of two.
+        thresholds: whether to score all thresholds on the probability of the second of two classes,
+            and 19 of them with `objects`.
+        tta: modes of test-time augmentation: flips, turns, scales.
         overrides: changes to the config of the checkpoint, such as `data.root=DIR`.
         out: folder for the report, metrics.json and tables; None to write nothing.
         overwrite: whether to replace results in `out`.
@@ -91,21 +71,31 @@ def evaluate(
         FileExistsError: if there are results in `out` and not `overwrite`.
         FileNotFoundError: if a checkpoint, a folder or one of the validation images is missing.
         PermissionError: if `out` cannot be written to.
-        ValueError: if a checkpoint, an override or a file is invalid, or the options do not suit
-            the model.
+        TypeError: if a checkpoint is no path.
+        UnwrittenError: if the results cannot be written; its attribute `scores` has them.
+        ValueError: if a checkpoint, an override or a file is invalid, or the arguments contradict
+            each other or do not suit the model.
     """
-    paths = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    model = load_model(paths if len(paths) > 1 else paths[0], overrides=overrides)
-    objects = _objects_of(model, options)
+    _check_arguments(images, masks, label_images, objects, boundary_tolerance, tta)
+    if isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence):
+        checkpoint = [checkpoint]
+    paths = [find_checkpoint(path) for path in checkpoint]
+    model = load_model(paths, overrides=overrides)
+    object_class = _object_class(model, objects, thresholds)
     if out is not None:
         check_results(Path(out), overwrite)
-    pairs, errors, source = _pairs_to_score(model, options)
+    if images is not None and masks is not None:
+        source = f"{images} and {masks}"
+        pairs, errors = _other_pairs(model, images, masks, label_images)
+    else:
+        source, errors = "the validation split", []
+        pairs = _validation_pairs(model, instances=object_class is not None)
     measures = Measures(
         class_names=model.classes.names,
-        boundary_tolerance=options.boundary_tolerance if is_installed("scipy") else None,
-        objects=objects,
-        labelled=objects is not None and all(pair.instances is not None for pair in pairs),
-        thresholds=options.thresholds,
+        boundary_tolerance=boundary_tolerance if is_installed("scipy") else None,
+        objects=object_class,
+        labelled=object_class is not None and all(pair.instances is not None for pair in pairs),
+        thresholds=thresholds,
     )
     distributed.initialize()
 
@@ -116,80 +106,100 @@ def evaluate(
             raise ValueError(format_list(all_errors))
 
     check()
-    measurements, predictions = _measure_pairs(model, pairs, measures, options.tta)
+    measurements, predictions = _measure_pairs(model, pairs, measures, tta)
     who = str(paths[0]) if len(paths) == 1 else f"ensemble of {len(paths)} checkpoints"
-    how = f", with {' and '.join(options.tta)}" if options.tta else ""
-    title = f"{who} on {len(pairs)} images of {source}{how}"
+    how = f", with {' and '.join(tta)}" if tta else ""
+    title = f"{who} on {plural(len(pairs), 'image')} of {source}{how}"
     summary = summarize(measurements, measures, [pair.stem for pair in pairs], title)
     if out is not None:
-        examples = _draw_examples(model, pairs, summary, predictions)
-        facts = {"checkpoints": [*map(str, paths)], "tta": [*options.tta], "source": source}
-        if distributed.rank() == 0:
-            settings, colours = flat_settings(model.config), model.classes.colours
-            report = render_report(summary, facts, settings, colours, examples)
-            write_results(Path(out), summary, report, facts)
+        facts = {"checkpoints": [*map(str, paths)], "tta": [*tta], "source": source}
+        try:
+            _write_report(Path(out), model, pairs, summary, predictions, facts)
+        except OSError as error:
+            raise UnwrittenError(summary, Path(out), error) from error
     return summary
 
 
-def _objects_of(model: Model, options: EvaluationOptions) -> int | None:
-    """Return the id of the class whose objects are scored, if the model suits the options."""
-    names = model.classes.names
-    if options.thresholds and len(names) > 2:
+def _check_arguments(
+    images: str | Path | None,
+    masks: str | Path | None,
+    label_images: str | Path | None,
+    objects: str | bool,
+    boundary_tolerance: float,
+    tta: Sequence[TtaMode],
+) -> None:
+    """Raise ValueError if arguments are invalid for any model."""
+    if (images is None) != (masks is None):
+        got = "images=DIR without masks=DIR" if masks is None else "masks=DIR without images=DIR"
+        raise ValueError(f"evaluate: got {got}, expected both or neither")
+    if label_images is not None and (images is None or not objects):
         raise ValueError(
-            f"evaluate: got a model of {len(names)} classes, expected one of two classes to score "
-            "thresholds, which are those of the second class's probability; leave thresholds out"
+            "evaluate: got label_images=DIR without images=DIR or without objects=True, expected "
+            "both; for the validation split, set data.instances instead"
         )
-    if not options.objects:
+    if not 0 <= boundary_tolerance < math.inf:
+        raise ValueError(
+            f"evaluate: got boundary_tolerance={boundary_tolerance:g}, expected a number of "
+            "pixels, 0 or more"
+        )
+    list_views(tta)  # raises ValueError for an unknown mode
+
+
+def _object_class(model: Model, objects: str | bool, thresholds: bool) -> int | None:
+    """Return the id of the class whose objects are scored, if the model suits the arguments."""
+    names = model.classes.names
+    if thresholds and len(names) > 2:
+        raise ValueError(
+            f"evaluate: got thresholds=True for a model of {len(names)} classes, expected a model "
+            "of two, as the thresholds are those of the second class; leave thresholds=True out"
+        )
+    if not objects:
         return None
     import_extra("skimage.measure", "scores of objects")
-    if options.objects is True:
+    if objects is True:
         if len(names) > 2:
             raise ValueError(
-                f"evaluate: got objects of a model of {len(names)} classes, expected the class "
-                f"whose components are objects, such as {names[1]}"
+                f"evaluate: got objects=True for a model of {len(names)} classes, expected the "
+                f"class whose components are the objects, such as {names[1]}: objects=CLASS"
             )
         return 1
-    if options.objects not in names:
+    if objects not in names:
+        near = get_close_matches(objects, names, 1)
         raise ValueError(
-            f"evaluate: got objects of {options.objects}, expected one of the classes "
-            f"{', '.join(names)}"
+            f"evaluate: got the class {objects} for objects=CLASS, expected one of "
+            f"{', '.join(names)}" + (f"; did you mean {near[0]}?" if near else "")
         )
-    return names.index(options.objects)
+    return names.index(objects)
 
 
-def _pairs_to_score(
-    model: Model, options: EvaluationOptions
-) -> tuple[Sequence[Pair], list[str], str]:
-    """Return the pairs, the errors of files that do not pair, and where the images are from."""
+def _other_pairs(
+    model: Model, images: str | Path, masks: str | Path, label_images: str | Path | None
+) -> tuple[Sequence[Pair], list[str]]:
+    """Return the pairs of other images, and the errors of files that do not pair."""
     data = model.config.data
-    if options.images is not None and options.masks is not None:
-        if data.channels is not None or isinstance(data.masks, dict):
-            raise ValueError(
-                "evaluate: got a folder of images and one of masks, but the model was trained on "
-                "several files for each image or mask; set data.root=FOLDER, or data.channels and "
-                "data.masks, instead"
-            )
-        pairs, errors = find_pairs(
-            Path(), [options.images], options.masks, data.stacks, instances=options.label_images
+    if data.channels is not None or isinstance(data.masks, dict):
+        raise ValueError(
+            "evaluate: got images=DIR and masks=DIR, but the model was trained on several files "
+            "for each image or mask; set data.root=DIR, or data.channels and data.masks, instead"
         )
-        return pairs, errors, f"{options.images} and {options.masks}"
+    labels = None if label_images is None else str(label_images)
+    return find_pairs(Path(), [str(images)], str(masks), data.stacks, instances=labels)
+
+
+def _validation_pairs(model: Model, instances: bool) -> list[Pair]:
+    """Find the validation images of the run, even if the folders have other files by now."""
     stems = [member.val_stems for member in model.members]
     if differing := sum(one != stems[0] for one in stems):
         raise ValueError(
             f"evaluate: got checkpoints with different validation images ({differing} of "
             f"{len(stems)} differ from the first), expected the same, as no model should be scored "
-            "on its training images; give other images with their masks"
+            "on its training images; score other images with images=DIR and masks=DIR"
         )
     if not stems[0]:
         raise ValueError(
-            "evaluate: got a checkpoint without validation images, expected images and masks to "
-            "score"
+            "evaluate: got a checkpoint without validation images, expected images=DIR and "
+            "masks=DIR, the images to score"
         )
-    return _validation_pairs(model, bool(options.objects)), [], "the validation split"
-
-
-def _validation_pairs(model: Model, instances: bool) -> list[Pair]:
-    """Find the validation images of the run, even if the folders have other files by now."""
     config = model.config
     find = list_pairs if config.data.validation.images is None else list_validation_pairs
     pairs, errors = find(config, instances=instances)
@@ -241,21 +251,25 @@ def _read_label_image(
     return label_image
 
 
-def _draw_examples(
-    model: Model, pairs: Sequence[Pair], summary: Summary, predictions: Mapping[int, bytes]
-) -> dict[str, list[Example]]:
-    """Draw the worst, median and best images; each process draws those that it has predicted."""
+def _write_report(
+    folder: Path,
+    model: Model,
+    pairs: Sequence[Pair],
+    summary: Summary,
+    predictions: Mapping[int, bytes],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write all results; each process draws those of the shown images that it has predicted."""
     chosen = choose_examples(summary.ranking)
     dataset = SegmentationDataset(pairs, build_reader(model.config), normalization=None)
-    drawn = {}
+    drawn, colours, scores = {}, model.classes.colours, summary.columns["mean_iou"].tolist()
     for i in (i for members in chosen.values() for i in members if i in predictions):
         image, target = dataset[0, i]
         prediction = np.frombuffer(zlib.decompress(predictions[i]), np.uint8)
-        prediction = prediction.reshape(summary.sizes[i])
-        pictures = draw_example(
-            image_to_rgb(image), target.numpy(), prediction, model.classes.colours
-        )
-        score = float(summary.columns["mean_iou"][i])
-        drawn[i] = Example(stem=pairs[i].stem, score=score, pictures=pictures)
+        arrays = image_to_rgb(image), target.numpy(), prediction.reshape(summary.sizes[i])
+        drawn[i] = make_example(pairs[i], folder, scores[i], arrays, colours)
     everything = gather(drawn)
-    return {group: [everything[i] for i in members] for group, members in chosen.items()}
+    if distributed.rank() == 0:
+        examples = {group: [everything[i] for i in members] for group, members in chosen.items()}
+        report = render_report(summary, facts, flat_settings(model.config), colours, examples)
+        write_results(folder, summary, report, facts)

@@ -39,8 +39,8 @@ OBJECT_MEASURES = {
     "foreground_rand_error": "foreground Rand error",
     "thinned_rand_score": "thinned Rand score",
     "thinned_info_score": "thinned information score",
-    "object_average_precision": "object average precision",
-    "object_average_precision_at_iou_0.50": "object average precision at IoU 0.50",
+    "object_average_precision": "average precision",
+    "object_average_precision_at_iou_0.50": "average precision at IoU 0.50",
 }
 """The measures of objects that tables show, and their titles. `_error` means lower is better."""
 

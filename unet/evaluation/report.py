@@ -2,40 +2,69 @@
 
 import base64
 import io
+import math
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageFilter
 
 from unet.data.classes import IGNORE_INDEX, Colour
+from unet.data.pairing import Pair
 from unet.evaluation.measure import rules
+from unet.evaluation.results import result_files
 from unet.evaluation.summary import Summary
-from unet.evaluation.tables import object_rows, object_title, score_rows, threshold_rows
+from unet.evaluation.tables import (
+    object_rows,
+    object_title,
+    score_rows,
+    show_score,
+    threshold_rows,
+)
 from unet.metrics.precision_recall import Curve
+from unet.runtime.text import plural
 from unet.visualize import (
     ERROR_COLOURS,
     IGNORED_COLOUR,
     errors_to_rgb,
     find_errors,
-    fraction_colours,
     mask_to_rgb,
     row_fractions,
 )
 
-LONGEST_SIDE = 512
+LONGEST_SIDE = 1024
 """Pixels of a picture in the report."""
 
 
 class Example(NamedTuple):
-    """An image to show: the stem of its files, its mean IoU, its pictures from `draw_example`."""
+    """An image to show."""
 
     stem: str
     score: float
+    """Mean IoU."""
+    errors: Mapping[str, float]
+    """Fractions of the counted pixels, see `ERROR_COLOURS`."""
     pictures: Sequence[tuple[str, str, str]]
+    """Title, CSS class and data URL."""
+    files: Sequence[tuple[str, str]]
+    """Name of each file and its link, relative to the report."""
+
+
+class Histogram(NamedTuple):
+    """Number of images in ranges of their scores, and the edges of the ranges."""
+
+    counts: Sequence[int]
+    edges: Sequence[str]
+    ticks: Sequence[tuple[float, str]]
+    """Edges to label: place from 0 to 1, and text."""
+    lowest: float
+    median: float
+    highest: float
 
 
 def choose_examples(ranking: Sequence[int], most: int = 4) -> dict[str, list[int]]:
@@ -50,6 +79,34 @@ def choose_examples(ranking: Sequence[int], most: int = 4) -> dict[str, list[int
     median = [i for i in ranking[middle : middle + count] if i not in {*worst, *best}]
     groups = {"worst": worst, "median": median, "best": best}
     return {group: members for group, members in groups.items() if members}
+
+
+def make_example(
+    pair: Pair,
+    folder: Path,
+    score: float,
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+    colours: Sequence[Colour],
+) -> Example:
+    """Draw and describe an image.
+
+    Args:
+        pair: its files.
+        folder: of the report.
+        score: mean IoU.
+        arrays: image (H, W, 3) uint8, target and prediction (H, W).
+        colours: one for each class.
+    """
+    _, target, prediction = arrays
+    errors = find_errors(target, prediction).sum((1, 2)) / (target != IGNORE_INDEX).sum()
+    names = list(ERROR_COLOURS)[: _num_errors(colours)]
+    return Example(
+        stem=pair.stem,
+        score=score,
+        errors=dict(zip(names, errors.tolist(), strict=False)),
+        pictures=draw_example(*arrays, colours),
+        files=[(Path(file).name, _link(file, folder)) for file in pair.files],
+    )
 
 
 def draw_example(
@@ -92,10 +149,17 @@ def render_report(
         examples: from `choose_examples`.
     """
     matrix, counted = summary.matrix.numpy(), int(summary.matrix.sum())
-    image_scores = summary.columns["mean_iou"][summary.ranking].tolist()
+    scored = summary.columns["mean_iou"][summary.ranking].tolist()
     legend = list(zip(summary.class_names, colours, strict=True))
     if sum(height * width for height, width in summary.sizes) > counted:
         legend.append(("ignored", IGNORED_COLOUR))
+    legend += list(ERROR_COLOURS.items())[: _num_errors(colours)]
+    numbers = {
+        "mean IoU": "mean_iou",
+        f"mean IoU without {summary.class_names[0]}": "mean_iou_foreground",
+        "mean Dice": "mean_dice",
+        "pixel accuracy": "pixel_accuracy",
+    }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -108,22 +172,53 @@ def render_report(
         facts=facts,
         version=version("unet"),
         settings=settings,
+        numbers={title: show_score(name, summary[name]) for title, name in numbers.items()}
+        | {"images": len(summary.sizes)},
+        files=[name for name in result_files(summary) if name != "report.html"],
         scores=score_rows(summary),
+        colours=colours,
+        errors=ERROR_COLOURS,
         objects=object_rows(summary),
         objects_are=object_title(summary),
         rules=rules(summary.measures),
         matrix=list(zip(matrix.tolist(), row_fractions(matrix).tolist(), strict=True)),
-        fraction_colours=fraction_colours,
-        image_scores=image_scores,
-        median=np.median(image_scores) if image_scores else None,
-        histogram=np.histogram(image_scores, 20, (0, 1))[0].tolist(),
+        histogram=make_histogram(scored) if scored else None,
+        ignored=len(summary.sizes) - len(scored),
         curve=summary.curve,
         points=_curve_points(summary.curve),
         at_thresholds=threshold_rows(summary),
         longest_side=LONGEST_SIDE,
-        legend=[*legend, *list(ERROR_COLOURS.items())[: 3 if len(colours) > 2 else 2]],
+        legend=legend,
         examples=examples,
+        plural=plural,
     )
+
+
+def make_histogram(scores: Sequence[float]) -> Histogram:
+    """Count sorted scores from 0 to 1 in 5 to 20 ranges that cover all of them."""
+    lowest, highest = scores[0], scores[-1]
+    for parts in (1000, 500, 200, 100, 50, 20):  # of the range from 0 to 1
+        first, last = math.floor(lowest * parts), min(parts, math.floor(highest * parts) + 1)
+        if last - first <= 20:
+            break
+    last = min(parts, max(last, first + 5))
+    first = min(first, last - 5)
+    texts = [f"{i / parts:.{2 if parts <= 100 else 3}f}" for i in range(first, last + 1)]
+    counts = np.histogram(scores, [i / parts for i in range(first, last + 1)])[0].tolist()
+    step = math.ceil((last - first) / 5)
+    ticks = [(i / len(counts), texts[i]) for i in range(0, len(texts), step)]
+    return Histogram(counts, texts, ticks, lowest, float(np.median(scores)), highest)
+
+
+def _num_errors(colours: Sequence[Colour]) -> int:
+    """How many of `ERROR_COLOURS` there are: no class is wrong if there is only one foreground."""
+    return 3 if len(colours) > 2 else 2
+
+
+def _link(file: str, folder: Path) -> str:
+    """Return the address of a file, relative to the folder of the report."""
+    path = os.path.relpath(Path(file).resolve(), folder.resolve())
+    return quote(os.fsencode(Path(path).as_posix()))
 
 
 def _curve_points(curve: Curve | None) -> list[tuple[float, float]]:

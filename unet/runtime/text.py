@@ -1,6 +1,7 @@
 """Tables, lists and names as plain text."""
 
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 
 # What differs between messages of the same kind: paths and numbers.
@@ -33,14 +34,34 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of text: the first column to the left, the others to the right."""
+def format_table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Align rows of text: the first column to the left, the others to the right.
+
+    Columns that do not fit into `width`, by default that of the terminal, follow below with the
+    first column again, whose texts are shortened first.
+    """
+    width = width or shutil.get_terminal_size().columns
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        first, *others = zip(row, widths, strict=True)
-        lines.append("  ".join([first[0].ljust(first[1]), *(x.rjust(n) for x, n in others)]))
-    return "\n".join(line.rstrip() for line in lines)
+    others = sum(2 + needed for needed in widths[1:])
+    widths[0] = min(widths[0], max(width - others, min(24, width // 2)))
+    blocks: list[list[int]] = [[]]
+    used = widths[0]
+    for i, needed in enumerate(widths[1:], 1):
+        if blocks[-1] and used + 2 + needed > width:
+            blocks.append([])
+            used = widths[0]
+        blocks[-1].append(i)
+        used += 2 + needed
+    tables = []
+    for block in blocks:
+        lines = [
+            "  ".join([name, *(row[i].rjust(widths[i]) for i in block)]).rstrip()
+            for row in rows
+            for name in [shorten(row[0], widths[0]).ljust(widths[0])]
+            if not row[0] or any(row[i] for i in block)  # an empty row separates others
+        ]
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def format_list(errors: Sequence[str], limit: int = 10) -> str:
