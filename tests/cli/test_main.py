@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -452,23 +453,48 @@ def test_evaluate_prints_the_scores_and_names_its_options_in_errors(
     assert "boundary F1 within 3.5 pixels" in out
     assert "thresholds of box" in out
     assert "Objects: connected components of box" in out
-    assert "objects at the best threshold of box" in out
+    assert "Objects at the best threshold of box" in out
     best = report["object_thresholds"]["best"]["pixel_error"]
     assert f"{best['score']:.4f}       {best['threshold']:.2f}" in out
     assert out.endswith(
         f"\n\nwrote {folder / 'report.html'}, and next to it metrics.json and tables\n"
     )
     assert main([*evaluate, "--instances", "cat"]) == 2  # before results that exist are
-    assert "got objects of cat, expected one of the classes" in capsys.readouterr().err
+    assert (
+        "got the class cat for --instances CLASS, expected one of ground, box"
+        in capsys.readouterr().err
+    )
     assert main([*evaluate, "--overwrite", "--boundary", "-2"]) == 2
     assert "--boundary: got '-2', expected a number from 0 to 10000" in capsys.readouterr().err
 
     images = ["--images", str(data_root / "images")]
     assert main([*evaluate, *images]) == 2
-    assert "got only one of --images and --masks, expected both" in capsys.readouterr().err
+    assert "got --images DIR without --masks DIR, expected both" in capsys.readouterr().err
     for wrong in (["--instances"], [*images, "--masks", str(data_root / "masks")]):
         assert main([*evaluate, "--labels", "cells", *wrong]) == 2
-        assert "expected it with --images, --masks and --instances" in capsys.readouterr().err
+        assert (
+            "got --labels DIR without --images DIR or without --instances, expected both"
+            in capsys.readouterr().err
+        )
+
+
+def test_scores_that_cannot_be_written_are_printed(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(config), "train.epochs=1"]) == 0
+    capsys.readouterr()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("unet.evaluation.results.save_picture", fail)
+    assert main(["evaluate", "runs/tiny", "-o", "scores"]) == 2
+    captured = capsys.readouterr()
+    assert "runs/tiny/best.pt on 2 images of the validation split\n\nclass " in captured.out
+    assert "\npixel accuracy 0." in captured.out
+    assert captured.err.splitlines()[-1] == (
+        "error: scores: No space left on device; check the path, its permissions and the free space"
+    )
 
 
 def test_an_unexpected_error_in_a_worker_is_one_line(

@@ -10,7 +10,6 @@ _LONGEST_LINE = 2000  # of an error message
 # Arguments of Python functions, as messages name them, and their options.
 _OPTIONS = {
     "all_folds=True": "--folds all",
-    "boundary_tolerance=": "--boundary ",
     "label_images=DIR": "--labels DIR",
     "images=DIR": "--images DIR",
     "masks=DIR": "--masks DIR",
