@@ -1,5 +1,6 @@
 """Draw the picture of the transposed convolution for the README."""
 
+import argparse
 from pathlib import Path
 
 import torch
@@ -125,6 +126,7 @@ def draw_both() -> Image.Image:
 
 def main() -> None:
     """Write the picture."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with atomic_path(PICTURE) as temporary:
         draw_both().save(temporary, format="PNG", optimize=True)
     print(f"wrote {PICTURE}")

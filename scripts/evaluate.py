@@ -1,8 +1,10 @@
-"""The command `unet evaluate` as a script."""
+"""The command `unet evaluate` as a script, also of a clone that is not installed."""
 
+import runpy
 import sys
-
-from unet.cli.main import main
+from pathlib import Path
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.argv[:1] = ["unet", "evaluate"]
+    runpy.run_module("unet", run_name="__main__")

@@ -6,6 +6,7 @@ checks that the page is up to date.
     python scripts/write_configuration_docs.py
 """
 
+import argparse
 import ast
 import dataclasses
 import inspect
@@ -104,6 +105,7 @@ def _default(name: str, field: dataclasses.Field[Any]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=str(__doc__).partition("\n")[0]).parse_args()
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(configuration_page(), encoding="utf-8")
     print(f"wrote {PAGE}")

@@ -525,7 +525,8 @@ def test_a_model_is_exported_and_described(
     )
     assert main(["info", "runs/tiny/last.pt", "--size", "40", "50", "tiling.batch_size=3"]) == 0
     shown = capsys.readouterr().out
-    assert "\n  batch_size: 3\n" in shown
+    assert shown.startswith("checkpoint          runs/tiny/last.pt\n")
+    assert shown.index("\nparameters ") < shown.index("\n  batch_size: 3")
     assert "best: epoch " in shown
     assert " for 40 x 50 pixels\n" in shown
 

@@ -161,7 +161,7 @@ def test_files_that_match_no_pattern_are_a_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     find_pairs(tmp_path, ["images"], "masks/{stem}.png", warnings=warnings)
     path = f"{tmp_path}/images/1.txt"
-    assert warnings == [f"2 other file(s) next to the images and masks, such as {path}"]
+    assert warnings == [f"2 other files next to the images and masks, such as {path}"]
 
 
 def test_links_are_followed_without_cycles(tmp_path: Path) -> None:

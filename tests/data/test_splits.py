@@ -51,14 +51,14 @@ def test_a_group_stays_together() -> None:
         assert np.count_nonzero(subsets) == 15
     with pytest.raises(ValueError, match=r"data\.validation\.group: 'slide' finds nothing in 'pat"):
         split_randomly(pairs, ALL_CLASSES, (0.75, 0.25), 0, group="slide")
-    with pytest.raises(ValueError, match=r"got 1 group\(s\) by 'patient' to split"):
+    with pytest.raises(ValueError, match=r"got 1 group by 'patient' to split"):
         split_randomly(pairs, ALL_CLASSES, (0.75, 0.25), 0, group="patient")
 
 
 def test_no_subset_is_empty() -> None:
     assert np.bincount(split_randomly(PAIRS, ALL_CLASSES, (0.999, 0.001), 0)).tolist() == [59, 1]
     assert np.bincount(split_randomly(PAIRS[:2], ALL_CLASSES[:2], (0.1, 0.9), 0)).tolist() == [1, 1]
-    with pytest.raises(ValueError, match=r"got 1 pair\(s\) to split, expected at least 2"):
+    with pytest.raises(ValueError, match=r"got 1 pair to split, expected at least 2"):
         split_randomly(PAIRS[:1], ALL_CLASSES[:1], (0.5, 0.5), 0)
 
 

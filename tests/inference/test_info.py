@@ -38,7 +38,7 @@ def row(text: str, label: str) -> str:
 def test_the_description_has_at_most_80_columns(tmp_path: Path) -> None:
     text = describe_checkpoint(saved(tmp_path, "train.device=cpu"))
     assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 80
-    config = text.partition("\ncheckpoint ")[0]
+    config = text.partition("\n\n")[2]
     assert config_from_dict(yaml.safe_load(config)) == make_config(tmp_path, "train.device=cpu")
     assert row(text, "classes") == "0  ground: mask value 0 1  box: mask value 200"
     assert row(text, "scores") == "none: there was no validation before the file was written"

@@ -124,7 +124,7 @@ def test_existing_masks_are_kept_without_overwrite(
     time = Path("out/3.png").stat().st_mtime_ns
     assert len(predict_files([checkpoint], images, Path("out"))) == 6
     printed = capsys.readouterr().out
-    assert "kept 1 mask(s) that exist in out; overwrite=True predicts them again" in printed
+    assert "kept 1 existing mask in out; overwrite=True predicts them again" in printed
     assert "predicted 5 of 5 images into out" in printed
     assert len(list(Path("out").iterdir())) == 6
     assert Path("out/3.png").stat().st_mtime_ns == time

@@ -86,7 +86,7 @@ def test_unreadable_files_are_left_out_only_with_skip_unreadable(data_root: Path
     assert data.skipped == 1
     assert len(data.train_pairs) + len(data.val_pairs) == 5
     assert "4.png: cannot be read as an image" in data.warnings[0]
-    assert data.warnings[1] == "left out 1 pair(s) that cannot be read"
+    assert data.warnings[1] == "left out 1 pair that cannot be read"
 
 
 def test_validation_folders_that_do_not_pair_are_an_error(data_root: Path) -> None:
@@ -139,7 +139,7 @@ def test_folds_and_tables_split(data_root: Path) -> None:
     assert [pair.stem for pair in data.val_pairs] == ["images/1", "images/4"]
     assert [pair.stem for pair in data.train_pairs] == ["images/0", "images/3", "images/5"]
     assert data.warnings == [
-        "1 row(s) of pairs.csv are not used, because their split is neither train nor val"
+        "pairs.csv: 1 row with a split that is neither train nor val: not used"
     ]
     (data_root / "val.txt").write_text("2\n3\n")
     data = check_data(make_config(data_root, "data.validation={stems: val.txt}"))

@@ -173,7 +173,7 @@ def test_other_files_are_a_warning(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "overview.png")
     data = proposed(tmp_path).data
     assert (data.images, data.masks) == ("{stem}/image", "{stem}/mask")
-    said = f"# Warning: 1 other file(s) next to the images and masks, such as {tmp_path}/overview"
+    said = f"# Warning: 1 other file next to the images and masks, such as {tmp_path}/overview"
     assert said in Path("mine.yaml").read_text(encoding="utf-8")
 
 

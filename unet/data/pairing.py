@@ -13,7 +13,7 @@ import numpy as np
 
 from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions, UnreadableError
-from unet.runtime.text import group_messages, join_some
+from unet.runtime.text import group_messages, join_some, plural
 
 _NUMBER = re.compile(r"(\d+)")
 _ANY_SUFFIX = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
@@ -100,7 +100,8 @@ def find_pairs(
     unused.difference_update(path for files in found for path in files.values())
     if unused and warnings is not None:
         warnings.append(
-            f"{len(unused)} other file(s) next to the images and masks, such as {min(unused)}"
+            f"{plural(len(unused), 'other file')} next to the images and masks, such as "
+            f"{min(unused)}"
         )
     complete = _complete_stems(root, [*images, *label_patterns], found, instances, errors)
     pairs = [

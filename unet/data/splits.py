@@ -9,7 +9,7 @@ import numpy as np
 
 from unet.data.pairing import Pair
 from unet.runtime.seeds import Stream
-from unet.runtime.text import join_some
+from unet.runtime.text import join_some, plural
 
 # The split of a pair; rows of a table may belong to neither.
 TRAIN, VAL, UNUSED = 0, 1, -1
@@ -34,9 +34,10 @@ def split_randomly(
     groups: dict[str, int] = {}
     group_of = [groups.setdefault(_find_group(pair.stem, group), len(groups)) for pair in pairs]
     if len(groups) < len(fractions):
-        what = "pair(s)" if group is None else f"group(s) by {group!r}"
+        by = "" if group is None else f" by {group!r}"
+        what = plural(len(groups), "pair" if group is None else "group") + by
         raise ValueError(
-            f"data.validation: got {len(groups)} {what} to split, expected at least "
+            f"data.validation: got {what} to split, expected at least "
             f"{len(fractions)}; add images, or choose the validation images by "
             "data.validation.images"
         )

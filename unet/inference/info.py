@@ -26,7 +26,7 @@ _INDENT = 20
 def describe_checkpoint(
     path: Path, size: tuple[int, int] | None = None, overrides: Sequence[str] = ()
 ) -> str:
-    """Describe a checkpoint within 80 columns: first its config as YAML, then the rest.
+    """Describe a checkpoint within 80 columns: first its scores and costs, then its config as YAML.
 
     Args:
         path: a best.pt or last.pt.
@@ -59,7 +59,7 @@ def describe_checkpoint(
         _row("multiply-adds", f"{_round(multiply_adds(net, size))} for {_pixels(size)}"),
         _row("receptive field", _describe_receptive_field(config)),
     ]
-    return "\n".join([settings, *rows])
+    return "\n".join([*rows, "", settings.rstrip()])
 
 
 def multiply_adds(net: UNet, size: tuple[int, int]) -> int:

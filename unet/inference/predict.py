@@ -30,6 +30,7 @@ from unet.runtime.device import memory_advice
 from unet.runtime.errors import UnpredictedError
 from unet.runtime.files import check_writable
 from unet.runtime.optional import import_extra
+from unet.runtime.text import plural, printable
 from unet.visualize import image_to_rgb, mask_to_rgb, overlay, save_picture
 
 
@@ -151,7 +152,10 @@ def predict_files(
 
     done = find_done()
     if any(done):
-        print(f"kept {sum(done)} mask(s) that exist in {out}; overwrite=True predicts them again")
+        print(
+            f"kept {plural(sum(done), 'existing mask')} in {out}; "
+            "overwrite=True predicts them again"
+        )
     work = [job for job, exists in zip(jobs, done, strict=True) if not exists]
     distributed.on_first_rank(lambda: _check_extras(jobs, work))()
     own = _run_jobs(model, distributed.shard(work), options, origin)
@@ -268,7 +272,7 @@ def _predict_pages(model: Model, job: Job, options: Options, origin: str) -> Non
     """Predict an image, or a stack page by page."""
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     hide = True if job.pages is None else distributed.disable_progress()
-    name, read_options = Path(job.files[0]).name, build_read_options(model.config)
+    name, read_options = printable(Path(job.files[0]).name), build_read_options(model.config)
     with ExitStack() as files:
         writers: dict[str, Callable[[Image.Image], None]] = {}
         for page in tqdm(pages, name, unit="page", leave=False, disable=hide):

@@ -29,7 +29,7 @@ from unet.inspection.findings import (
     find_warnings,
 )
 from unet.inspection.statistics import CACHE_VERSION, Collected, PairStatistics, collect_statistics
-from unet.runtime.text import format_table, join_some
+from unet.runtime.text import format_table, join_some, plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,10 @@ def check_data(config: Config) -> CheckedData:
     collected = collect_statistics(all_pairs, reader, cache)
     skipped = collected.num_unreadable if data.skip_unreadable else 0
     if skipped:
-        warnings += [*collected.unreadable, f"left out {skipped} pair(s) that cannot be read"]
+        warnings += [
+            *collected.unreadable,
+            f"left out {plural(skipped, 'pair')} that cannot be read",
+        ]
     else:
         errors += collected.unreadable
     errors += collected.errors
@@ -91,8 +94,8 @@ def check_data(config: Config) -> CheckedData:
         splits = _try_split(config, all_pairs, collected, errors)
     if num_unused := np.count_nonzero(splits == UNUSED):
         warnings.append(
-            f"{num_unused} row(s) of {data.csv} are not used, because their split is neither train "
-            f"nor {data.validation.split}"
+            f"{data.csv}: {plural(int(num_unused), 'row')} with a split that is neither train nor "
+            f"{data.validation.split}: not used"
         )
     all_pairs_read = [all_pairs[i] for i in collected.kept.tolist()]
     train, val = (collected.statistics[splits == split] for split in (TRAIN, VAL))

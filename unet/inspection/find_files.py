@@ -98,7 +98,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     others.pop(frozenset(best.files.values()), None)
     unused = sorted(masks for masks in others.values() if masks != labels)
     lines = [
-        f"  # {len(pairs)} image(s) have a mask with the same stem.",
+        f"  # Images that have a mask with the same stem: {len(pairs)}.",
         *(f"  # Error: {error}" for error in errors),
         *(f"  # Warning: {warning}" for warning in warnings),
         *([f"  # Other masks of the same images: {', '.join(unused)}"] if unused else []),

@@ -24,6 +24,7 @@ from unet.inspection.mask_values import (
     count_values,
     find_classes,
 )
+from unet.runtime.text import plural
 
 _MAX_SAMPLES = 1000
 """At most this many pairs are opened."""
@@ -107,7 +108,9 @@ def _propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], li
     ):
         if some:
             count = sum(values.pixels[one] for one in some)
-            lines.append(f"  # {count / total:.2%} of the pixels, of {len(some)} value(s), {use}.")
+            lines.append(
+                f"  # {count / total:.2%} of the pixels, of {plural(len(some), 'value')}, {use}."
+            )
     given = ", ".join(f"{name}: {_to_yaml(group)}" for name, group in found.values.items())
     lines.append(f"  classes: {{{given}}}")
     if found.ignore:

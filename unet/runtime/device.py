@@ -8,6 +8,7 @@ import torch
 
 from unet.runtime import distributed
 from unet.runtime.errors import OutOfMemoryError, is_out_of_memory
+from unet.runtime.text import plural
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,8 +37,8 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"train.device: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
-            f"train.device: got {name!r}, but torch finds {torch.cuda.device_count()} CUDA "
-            "device(s); take auto or cpu"
+            f"train.device: got {name!r}, but torch finds "
+            f"{plural(torch.cuda.device_count(), 'CUDA device')}; take auto or cpu"
         )
     if device.index is not None:
         torch.cuda.set_device(device)  # torch would also open the first device otherwise

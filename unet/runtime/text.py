@@ -29,9 +29,9 @@ def shorten(text: str, limit: int = 100) -> str:
     return f"{text[: limit * 2 // 3]}...{text[3 - limit // 3 :]}"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return a number and a noun, such as `1 file` or `2 files`."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def plural(count: int, noun: str, nouns: str | None = None) -> str:
+    """Return a number and a noun, such as `1 file` or `2 files`; None adds an s."""
+    return f"{count} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 def format_table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:

@@ -13,7 +13,7 @@ from unet.data.normalization import Normalization
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights, load_encoder_weights
 from unet.runtime import distributed
-from unet.runtime.text import format_list
+from unet.runtime.text import format_list, plural
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def _read_encoder(config: Config) -> dict[str, Tensor]:
     fitted = ""
     if channels != 3:
         change = "summed over the colours" if channels == 1 else "repeated and scaled"
-        fitted = f"; the weights of its first convolution are {change} for {channels} channel(s)"
+        fitted = f"; the weights of its first convolution are {change} for "
+        fitted += plural(channels, "channel")
     print(f"train.encoder_weights: the encoder {encoder} starts from the weights {source}{fitted}")
     return weights
 

@@ -11,7 +11,7 @@ from torch import nn
 from unet.config.schema import Config, warmup_epochs
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
-from unet.runtime.text import join_some
+from unet.runtime.text import join_some, plural
 
 
 def start_text(
@@ -57,7 +57,9 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
     best, seconds = best_row(history, monitor), last["seconds"]
     lines = [""]
     if left_out:
-        lines.append(f"left out {left_out} pair(s) with files that cannot be read, listed above")
+        lines.append(
+            f"left out {plural(left_out, 'pair')} with files that cannot be read, listed above"
+        )
     if last["epoch"] < config.train.epochs:
         lines.append(f"ended after epoch {last['epoch']} because of train.patience")
     if last["skipped_steps"]:
@@ -65,7 +67,7 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
     result = "trained on all pairs without validation, so best.pt is the last model"
     if monitor in best:
         result = f"best {score_title(monitor)} {best[monitor]:.4f} in epoch {best['epoch']}"
-    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+    duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else plural(round(seconds), "second")
     return "\n".join(
         [
             *lines,

@@ -16,6 +16,7 @@ from unet.config.schema import Config
 from unet.config.values import changed_settings, config_to_dict
 from unet.runtime import distributed
 from unet.runtime.files import DamagedFileError, flush_folder
+from unet.runtime.text import plural
 
 try:
     import fcntl
@@ -121,7 +122,7 @@ def check_same(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
         )
     if before["world_size"] != now["world_size"]:
         print(
-            f"note: the run had {before['world_size']} process(es) and now has "
+            f"note: the run had {plural(before['world_size'], 'process', 'processes')} and now has "
             f"{now['world_size']}: results stay the same except for rounding, batch norm and "
             "dropout"
         )
