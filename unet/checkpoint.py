@@ -66,7 +66,7 @@ class _Contents:
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64)
 _TRAINING_STATE = ("optimizer", "scaler", "progress", "identity")
-_SCORES = ("lr", "train_loss", "mean_iou", "mean_dice", "pixel_accuracy", "seconds")
+_SCORES = ("mean_iou", "mean_dice", "pixel_accuracy")
 
 
 def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
@@ -183,7 +183,8 @@ def _errors_in_values(contents: Mapping[str, Any], config: Config) -> list[str]:
     """Check everything except config and tensors."""
     found: list[tuple[str, str]] = []
     values = {name: contents[name] for name in _Contents.__annotations__ if name in contents}
-    values["scaler"] = values.get("scaler") or None  # empty without float16
+    if values.get("scaler") == {}:  # without float16
+        values["scaler"] = None
     history = None
     if isinstance(progress := values.get("progress"), Mapping):
         values["progress"] = {key: progress[key] for key in progress if key != "history"}
@@ -215,9 +216,11 @@ def _errors_in_history(history: Any, step: int, config: Config) -> list[str]:
         return [f"progress.history: got {describe_value(history)}, expected a list of rows"]
     classes = [f"{score}_{name}" for score in ("iou", "dice") for name in config.data.classes]
     counts = ("epoch", "step", "skipped_steps")
-    expected = {*_SCORES, *counts, *classes, config.train.monitor}
-    if config.train.ema_decay is not None:
-        expected.add(f"raw_{config.train.monitor}")
+    expected = {"lr", "train_loss", "seconds", *counts}
+    if not config.data.validation.none:
+        expected |= {*_SCORES, *classes, config.train.monitor}
+        if config.train.ema_decay is not None:
+            expected.add(f"raw_{config.train.monitor}")
     before = 0
     for i, row in enumerate(history):
         if differing := expected ^ row.keys():

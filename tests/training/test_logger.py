@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from helpers import make_config
 from PIL import Image
 
 from unet.build import build_classes
+from unet.checkpoint import load_checkpoint
 from unet.evaluation.scoring import PredictedImage
 from unet.training.logger import RunLogger, draw_curves
 from unet.training.train import train
@@ -28,7 +30,6 @@ def test_curves_are_drawn_for_a_single_row_and_missing_scores(tmp_path: Path) ->
 
 
 def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "previews").mkdir()
     tracker = RunLogger(tmp_path, build_classes(make_config(data_root)), "mean_iou")
     ids = np.zeros((36, 52), np.uint8)
     tracker.validation(ROWS[:1], [PredictedImage("0", torch.zeros(1, 36, 52), ids, ids)])
@@ -72,3 +73,33 @@ def test_a_run_does_not_need_the_extras(
     assert names == [
         "best.pt", "config.yaml", "last.pt", "metrics.csv", "previews", "previous.pt",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("extras")
+def test_pictures_and_logs_that_cannot_be_written_are_a_warning(
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("previews", "curves.png", "metrics.csv")
+
+    def block(tracker: RunLogger, step: int, *_: float) -> None:
+        if step == 1:
+            for name in names:
+                place = tracker.run / name
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir() if "." in name else place.write_text("in the way")
+
+    monkeypatch.setattr(RunLogger, "step", block)
+    run = train(make_config(data_root, "train.epochs=2"))
+    assert load_checkpoint(run / "last.pt")["progress"]["step"] == 4
+    shown = capsys.readouterr().err
+    for name in names:
+        assert shown.count(f"warning: runs/tiny/{name}: cannot be written (") == 1
+    # Without any of them, the run resumes.
+    shutil.rmtree(run / "tensorboard")
+    for name in names:
+        shutil.rmtree(run / name) if "." in name else (run / name).unlink()
+    train(make_config(data_root, "train.epochs=2"), resume=True)

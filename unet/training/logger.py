@@ -1,11 +1,13 @@
 """What a run shows of its progress: metrics.csv, curves.png, previews and TensorBoard's files."""
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from unet.data.classes import ClassMap
 from unet.evaluation.scoring import PredictedImage
@@ -24,17 +26,19 @@ class RunLogger:
     def __init__(self, run: Path, classes: ClassMap, monitor: str, step: int = 0) -> None:
         self.run, self.classes, self.monitor = run, classes, monitor
         self._writer: Any = None
+        self._warned: set[str] = set()
         if is_installed("tensorboard"):
-            from torch.utils.tensorboard.writer import SummaryWriter
+            with self._warnings("tensorboard"):
+                from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-            settings = (run / "config.yaml").read_text(encoding="utf-8")
-            self._writer.add_text("config", f"```yaml\n{settings}```", step)
+                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+                settings = (run / "config.yaml").read_text(encoding="utf-8")
+                self._writer.add_text("config", f"```yaml\n{settings}```", step)
 
     def step(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
         """Log an update, counted from 1."""
         if self._writer is not None:
-            with self._tensorboard_errors():
+            with self._warnings("tensorboard"):
                 self._writer.add_scalar("train/loss", loss, step)
                 self._writer.add_scalar("train/learning_rate", learning_rate, step)
                 self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
@@ -44,17 +48,22 @@ class RunLogger:
     ) -> None:
         """Log the last validation of the history, with some of its images."""
         row = history[-1]
-        write_csv(self.run / "metrics.csv", history)
+        with self._warnings("metrics.csv"):
+            write_csv(self.run / "metrics.csv", history)
         if is_installed("matplotlib"):
-            draw_curves(self.run / "curves.png", history, self.monitor)
+            with self._warnings("curves.png"):
+                draw_curves(self.run / "curves.png", history, self.monitor)
+        sheet = None
         if previews:
-            sheet = draw_preview_sheet(previews, self.classes.names, self.classes.colours)
-            save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
+            with self._warnings("previews"):
+                sheet = draw_preview_sheet(previews, self.classes.names, self.classes.colours)
+                (self.run / "previews").mkdir(exist_ok=True)
+                save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
         if self._writer is not None:
-            with self._tensorboard_errors():
+            with self._warnings("tensorboard"):
                 for name in set(row) - {"epoch", "step", "seconds", "lr", "train_loss"}:
                     self._writer.add_scalar(f"validation/{name}", row[name], row["step"])
-                if previews:
+                if sheet is not None:
                     picture = np.asarray(sheet)
                     self._writer.add_image("previews", picture, row["step"], dataformats="HWC")
                 self._writer.flush()
@@ -62,17 +71,22 @@ class RunLogger:
     def close(self) -> None:
         """Close TensorBoard's file."""
         if self._writer is not None:
-            # The error of a full disk was raised before, and everything important is flushed.
-            with suppress(OSError):
+            with self._warnings("tensorboard"):
                 self._writer.close()
 
     @contextmanager
-    def _tensorboard_errors(self) -> Iterator[None]:
-        """Add the folder to an error of TensorBoard's thread, which names no file."""
+    def _warnings(self, name: str) -> Iterator[None]:
+        """Warn, once for each name, if pictures and logs cannot be written; training goes on."""
         try:
             yield
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.run / "tensorboard")) from error
+        except Exception as error:  # of Matplotlib, Pillow or TensorBoard, whatever their reason
+            if name == "tensorboard":
+                self._writer = None
+            if name not in self._warned:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                message = f"warning: {self.run / name}: cannot be written ({reason})"
+                tqdm.write(f"{message}; training continues without it", file=sys.stderr)
+            self._warned.add(name)
 
 
 def draw_curves(path: Path, history: Sequence[dict[str, Any]], monitor: str) -> None:

@@ -140,7 +140,7 @@ def prepare_folder(run: Path, config: Config, is_resumed: bool) -> None:
         new = run.with_name(f".{run.name}.tmp")  # renamed once it is complete
         if new.exists():
             shutil.rmtree(new)
-        (new / "previews").mkdir(parents=True)
+        new.mkdir(parents=True)
         text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
         (new / "config.yaml").write_text(text, encoding="utf-8")
         new.rename(run)
