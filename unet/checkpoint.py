@@ -191,8 +191,8 @@ def _errors_in_values(contents: Mapping[str, Any], config: Config) -> list[str]:
         history = progress.get("history")
     parsed = parse_section(_Contents, values, "", found)
     errors = [f"{place}: {problem}" for place, problem in found]
-    if "optimizer" in contents:
-        errors += [f"{one}: missing" for one in _TRAINING_STATE if one not in contents]
+    needed = _TRAINING_STATE if "optimizer" in contents else contents.keys() & {*_TRAINING_STATE}
+    errors += [f"{one}: missing" for one in needed if contents.get(one) is None]
     if errors:
         return errors
     for name in ("normalization", "progress", "scaler"):
