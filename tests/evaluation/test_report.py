@@ -142,7 +142,7 @@ def test_each_row_of_pictures_says_what_is_wrong_in_the_colours_of_the_legend() 
     html = make_report(("ground", "cell"))
     [caption] = re.findall(r"<figcaption>.*</figcaption>", html, re.DOTALL)
     assert " ".join(Page(caption).text.split()) == (
-        "cell mean IoU 0.5000 missed 22.2 % invented 22.2 % files: a #1.png, a #1.png"
+        "cell mean IoU 0.5000 missed 22.2 % invented 22.2 % files: image a #1.png, mask a #1.png"
     )
     for name in ("missed", "invented"):
         swatch = "background: rgb({} {} {})".format(*ERROR_COLOURS[name])
@@ -204,12 +204,13 @@ def test_the_bars_count_every_image_that_has_a_score() -> None:
 @pytest.mark.parametrize(
     ("scores", "first", "last", "count"),
     [
-        ([0.0, 0.4, 1.0], "0.00", "1.00", 20),
-        ([0.912, 0.93, 0.981], "0.910", "0.985", 15),
+        ([0.0, 0.4, 1.0], "0.00", "1.00", 5),
+        ([0.912, 0.93, 0.981], "0.90", "1.00", 5),
         ([0.9, 0.9011], "0.900", "0.905", 5),
         ([1.0], "0.995", "1.000", 5),
         ([0.0], "0.000", "0.005", 5),
-        ([0.5, 1.0], "0.50", "1.00", 10),
+        ([0.5, 1.0], "0.50", "1.00", 5),
+        ([0.912, *[0.93] * 30, 0.981], "0.910", "0.985", 15),
     ],
 )
 def test_the_range_of_the_histogram_is_that_of_the_scores(

@@ -105,7 +105,7 @@ def make_example(
         score=score,
         errors=dict(zip(names, errors.tolist(), strict=False)),
         pictures=draw_example(*arrays, colours),
-        files=[(Path(file).name, _link(file, folder)) for file in pair.files],
+        files=[(title, _link(file, folder)) for title, file in _name_files(pair)],
     )
 
 
@@ -195,11 +195,11 @@ def render_report(
 
 
 def make_histogram(scores: Sequence[float]) -> Histogram:
-    """Count sorted scores from 0 to 1 in 5 to 20 ranges that cover all of them."""
-    lowest, highest = scores[0], scores[-1]
-    for parts in (1000, 500, 200, 100, 50, 20):  # of the range from 0 to 1
+    """Count sorted scores from 0 to 1 in 5 to 20 ranges, not more than scores, that cover all."""
+    lowest, highest, most = scores[0], scores[-1], max(5, min(20, len(scores)))
+    for parts in (1000, 500, 200, 100, 50, 20, 10, 5):  # of the range from 0 to 1
         first, last = math.floor(lowest * parts), min(parts, math.floor(highest * parts) + 1)
-        if last - first <= 20:
+        if last - first <= most:
             break
     last = min(parts, max(last, first + 5))
     first = min(first, last - 5)
@@ -213,6 +213,16 @@ def make_histogram(scores: Sequence[float]) -> Histogram:
 def _num_errors(colours: Sequence[Colour]) -> int:
     """How many of `ERROR_COLOURS` there are: no class is wrong if there is only one foreground."""
     return 3 if len(colours) > 2 else 2
+
+
+def _name_files(pair: Pair) -> list[tuple[str, str]]:
+    """Return what each file is, and its path."""
+    parts = {
+        "image": pair.images,
+        "mask": pair.masks,
+        "label image": filter(None, [pair.instances]),
+    }
+    return [(f"{part} {Path(one).name}", one) for part, files in parts.items() for one in files]
 
 
 def _link(file: str, folder: Path) -> str:
