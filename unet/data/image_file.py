@@ -5,12 +5,16 @@ the same pixels whatever is installed. Values are the stored ones: no palette, l
 photometric interpretation changes them.
 """
 
+import atexit
 import errno
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import UnidentifiedImageError
@@ -51,6 +55,11 @@ class ImageFile:
         self, path: Path, decoder: Decoder, mask: "ImageFile | None", options: ReadOptions
     ) -> None:
         self.path, self._decoder, self._mask, self._options = path, decoder, mask, options
+        self._first = decoder.header
+
+    def rewind(self) -> None:
+        """Describe the first page again."""
+        self._decoder.header = self._first
 
     @property
     def header(self) -> Header:
@@ -142,18 +151,53 @@ def _equals(values: np.ndarray, nodata: float | tuple[float, ...]) -> np.ndarray
     return same
 
 
+# Stacks that stay open, because to open one takes a time in proportion to its pages: by number,
+# what identifies the file, and the open file. A stack in use is not among them.
+_stacks: dict[int, tuple[tuple[Any, ...], ImageFile, ExitStack]] = {}
+_numbers = count()
+_MOST_STACKS = 16
+
+
 @contextmanager
 def open_image(path: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> Iterator[ImageFile]:
-    """Open an image file."""
+    """Open an image file. A stack of pages is kept open for the next time."""
     path = Path(path)
-    _check_is_file(path)
+    found = _find_file(path)
+    # A forked process shares the positions in its open files with its parent.
+    key = (path, options, os.getpid(), found.st_ino, found.st_size, found.st_mtime_ns)
+    file, files = _take_stack(key) or _open_file(path, options)
+    with files:
+        yield file
+        if file.header.pages > 1:
+            _stacks[next(_numbers)] = key, file, files.pop_all()
+    while len(_stacks) > _MOST_STACKS:
+        if (oldest := _stacks.pop(min(list(_stacks)), None)) is not None:
+            oldest[2].close()
+
+
+@atexit.register
+def _close_stacks() -> None:
+    for _, _, files in _stacks.values():
+        files.close()
+
+
+def _take_stack(key: tuple[Any, ...]) -> tuple[ImageFile, ExitStack] | None:
+    for number, (other, _, _) in list(_stacks.items()):
+        # Another thread may take it at the same time.
+        if other == key and (taken := _stacks.pop(number, None)) is not None:
+            taken[1].rewind()
+            return taken[1:]
+    return None
+
+
+def _open_file(path: Path, options: ReadOptions) -> tuple[ImageFile, ExitStack]:
     with ExitStack() as files:
         with _format_errors(path):
             decoder = files.enter_context(_open_decoder(path, options))
         mask, second = None, Path(f"{path}.msk")  # GDAL's mask of valid pixels
         if path.suffix.lower() in {".tif", ".tiff"} and second.is_file():
             mask = files.enter_context(open_image(second, options))
-        yield ImageFile(path, decoder, mask, options)
+        return ImageFile(path, decoder, mask, options), files.pop_all()
 
 
 @contextmanager
@@ -178,10 +222,10 @@ def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
             yield pillow
 
 
-def _check_is_file(path: Path) -> None:
+def _find_file(path: Path) -> os.stat_result:
     """Raise FileNotFoundError for what is no regular file; opening a pipe would wait for ever."""
     try:
-        mode = path.stat().st_mode
+        found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: there is no such file; check the path") from None
     except (OSError, ValueError) as error:  # such as a link to itself, or a name with a null byte
@@ -191,9 +235,10 @@ def _check_is_file(path: Path) -> None:
             ) from error
         reason = getattr(error, "strerror", None) or error
         raise FileNotFoundError(f"{path}: cannot be found ({reason}); check the path") from None
-    if not stat.S_ISREG(mode):
-        found = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
-        raise FileNotFoundError(f"{path}: {found}, expected an image; check the path")
+    if not stat.S_ISREG(found.st_mode):
+        what = "is a folder" if stat.S_ISDIR(found.st_mode) else "is no regular file"
+        raise FileNotFoundError(f"{path}: {what}, expected an image; check the path")
+    return found
 
 
 @contextmanager

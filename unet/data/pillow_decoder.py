@@ -148,12 +148,12 @@ def _orientation(file: Image.Image) -> int:
 
 
 def _read_palette(file: Image.Image) -> np.ndarray:
-    palette = file.palette
-    assert palette is not None
+    assert file.palette is not None
+    packing, data = file.palette.getdata()  # such as BGRX, or RGB;L: all reds first
     mode = "RGBA" if "transparency" in file.info else "RGB"
-    indices = np.arange(len(palette.getdata()[1]) // len(palette.mode), dtype=np.uint8)
+    indices = np.arange(len(data) // len(packing.partition(";")[0]), dtype=np.uint8)
     strip = Image.fromarray(indices[None])
-    strip.putpalette(palette.getdata()[1], palette.mode)
+    strip.putpalette(data, packing)
     strip.info = {key: file.info[key] for key in ("transparency",) if key in file.info}
     colours: np.ndarray = np.asarray(strip.convert(mode))[0]
     return colours

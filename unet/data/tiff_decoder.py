@@ -205,7 +205,7 @@ def is_plain(path: Path, tags: ImageFileDirectory_v2) -> bool:
     types = {
         (1, (1,), (1,)): (0, 1),
         (1, (8,), (1,)): (0, 1, 3),
-        (1, (16,), (1,)): (0, 1),
+        (1, (16,), (1,)): (1,),
         (1, (32,), (3,)): (1,),
         (3, (8, 8, 8), (1,)): (2,),
         (3, (16, 16, 16), (1,)): (2,),
@@ -217,8 +217,8 @@ def is_plain(path: Path, tags: ImageFileDirectory_v2) -> bool:
         and extra == ((2,) if samples in (2, 4) else ())
         and get(_COMPRESSION, 1) in (1, 5, 8, 32946, 32773)
         and get(_PREDICTOR, 1) in (1, 2)
-        and (get(_PLANAR, 1) == 1 or samples == 1)
-        and get(_FILL_ORDER, 1) == get(_ORIENTATION, 1) == 1
+        and (bits != (32,) or tags.prefix == b"II")  # which Pillow swaps twice if compressed
+        and get(_PLANAR, 1) == get(_FILL_ORDER, 1) == get(_ORIENTATION, 1) == 1
         and not get(_SUBFILE, 0)
         and not tags.next
         and _SUB_IFDS not in tags

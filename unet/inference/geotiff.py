@@ -109,6 +109,9 @@ def _read_place(path: Path) -> Place:
             points, points_crs = file.gcps
             return Place(file.crs, file.transform, points, points_crs)
     except _rasterio_errors().RasterioError as error:
+        if not any(tag in read_tags(path) for tag in PLACE_TAGS):
+            # GDAL cannot decode it, such as JPEG 2000 in a TIFF, but tifffile may.
+            return Place(None, rasterio.Affine.identity(), (), None)
         reason = " ".join(str(error).split())
         raise UnreadableError(
             f"{path}: cannot be read as a raster ({reason}); replace or remove the file"
