@@ -5,6 +5,7 @@ UNET_VARIANTS=20000 tries more of them; `pytest -s` prints how many had which re
 
 import os
 import re
+import tracemalloc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -318,3 +319,17 @@ def test_pillow_does_not_decode_what_it_reads_wrong(tmp_path: Path, dtype: str) 
     settings = {"photometric": "miniswhite"} if dtype == "uint16" else {"photometric": "minisblack"}
     tifffile.imwrite(tmp_path / "a.tif", values, byteorder=">", compression="deflate", **settings)
     assert np.array_equal(read_image(tmp_path / "a.tif", 1)[0], values)
+
+
+def test_the_memory_to_read_a_file_is_bounded_by_its_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.jp2"
+    Image.new("RGB", (8, 9)).save(path)
+    contents = bytearray(path.read_bytes())
+    at = contents.index(b"jp2h") - 4
+    contents[at : at + 4] = b"\xf5\0\0\0"  # the length of a box: 4.1 GB
+    path.write_bytes(contents)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.jp2: cannot be read as an image"):
+        read_image(path, 3)
+    assert tracemalloc.get_traced_memory()[1] < 1e8
+    tracemalloc.stop()

@@ -1,5 +1,7 @@
 """Read image files by Pillow: all formats but NumPy's and TIFFs that are not plain."""
 
+import io
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -85,11 +87,20 @@ class PillowDecoder:
             )
 
 
+class _Stream(io.BufferedReader):
+    """A file whose reads need no more memory than it has bytes, whatever it claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, os.fstat(self.fileno()).st_size)
+        return super().read(size)
+
+
 @contextmanager
 def open_pillow(path: Path, tags: Mapping[str, Any] = {}) -> Iterator[PillowDecoder]:
     """Open a file by Pillow; `tags` are fields of its header that Pillow does not read."""
     # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
-    with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as file:
+    with _Stream(io.FileIO(path)) as stream, Image.open(stream, formats=FORMATS) as file:
         yield PillowDecoder(file, path, tags)
 
 
