@@ -240,7 +240,7 @@ def _errors_in_tensors(contents: Mapping[str, Any]) -> Iterator[str]:
     """Check that weights and the state of the optimizer are tensors of finite numbers."""
     for name in ("model", "raw_model"):
         weights = contents.get(name)
-        if name == "raw_model" and weights is None:
+        if name == "raw_model" and name not in contents:
             continue
         if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
             yield f"{name}: got {describe_value(weights)}, expected weights by name"

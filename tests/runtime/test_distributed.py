@@ -190,7 +190,7 @@ def test_wrong_input_is_reported_once(config: Path, data_root: Path) -> None:
     result = run("commands.py", str(config))  # one start for three commands
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("exit code 2\n") == 3
-    assert result.stderr.count("train.epochs: got the text 'many'") == 1
+    assert result.stderr.count("got the text 'many'") == 1
     assert result.stderr.count("got 3, expected a multiple of the 2 processes") == 1
     assert result.stderr.count("3.png: cannot be read") == 1
     assert not Path("runs/tiny").exists()
@@ -204,9 +204,12 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in found.stdout.split()]
 
 
-def start_and_wait_for_a_checkpoint(config: Path, *options: str) -> subprocess.Popen[str]:
+def start_and_wait_for_a_checkpoint(
+    config: Path, *options: str, minutes: str = "10"
+) -> subprocess.Popen[str]:
+    settings = ["name=two", *LONG, f"train.timeout_minutes={minutes}"]
     process = subprocess.Popen(
-        [*TORCHRUN, *options, "-m", "unet", "train", str(config), "name=two", *LONG],
+        [*TORCHRUN, *options, "-m", "unet", "train", str(config), *settings],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -258,3 +261,18 @@ def test_a_signal_to_torchrun_saves_the_step(config: Path) -> None:
     assert "which is saved; pass --resume to continue" in out
     step = load_checkpoint(Path("runs/two/last.pt"))["progress"]["step"]
     assert f"stopped after step {step} of 80" in out
+
+
+def test_a_stopped_process_is_named_by_the_others(config: Path) -> None:
+    process = start_and_wait_for_a_checkpoint(config, minutes="0.05")
+    assert process.stdout is not None
+    victim = children(process.pid)[1]
+    os.kill(victim, signal.SIGSTOP)
+    start, message = time.monotonic(), "error: process 1 has not run for 0.05 minutes"
+    try:
+        assert any(message in line for line in process.stdout)
+        assert time.monotonic() - start < 20
+    finally:
+        os.kill(victim, signal.SIGKILL)  # torchrun would wait for it for half a minute
+    process.communicate(timeout=100)
+    assert process.returncode != 0

@@ -198,6 +198,9 @@ class TrainConfig:
     deterministic: bool = False
     # Compute batch norm statistics over all processes when training on several GPUs.
     sync_batch_norm: bool = False
+    # With several processes, end a process after another one has not run for this many minutes,
+    # because it was stopped or its machine is gone.
+    timeout_minutes: Anytime[AboveZero] = 10.0
     # Number of worker processes that load samples, for each training process. With 0, the training
     # process loads them itself.
     num_workers: Anytime[Annotated[int, Range(minimum=0, maximum=256)]] = 2

@@ -5,8 +5,12 @@ With one process, collectives return their argument.
 
 import atexit
 import functools
+import itertools
 import os
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -59,8 +63,12 @@ def disable_progress() -> bool | None:
     return True if rank() else None
 
 
-def initialize() -> None:
-    """Join the process group, once; with gloo for CPUs and nccl for GPUs."""
+def initialize(timeout_minutes: float = 10.0) -> None:
+    """Join the process group, once; with gloo for CPUs and nccl for GPUs.
+
+    Then each process ends with a message as soon as another has not run for `timeout_minutes`. A
+    process that computes or reads for longer is not meant: its heartbeat goes on.
+    """
     if world_size() > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         store: Store
@@ -75,6 +83,47 @@ def initialize() -> None:
             backend, timeout=timeout, store=store, rank=number, world_size=count
         )
         atexit.register(dist.destroy_process_group)
+        _start_heartbeat(store.clone(), 60 * timeout_minutes)
+
+
+def _start_heartbeat(store: Store, timeout: float) -> None:
+    """Count in the store while this process runs, and look whether the others do."""
+    store.set_timeout(timedelta(seconds=timeout))
+    store.set(f"heartbeat/{rank()}", "0")
+    dist.barrier()  # the first collective: afterwards, every process has a heartbeat
+    ended = threading.Event()
+
+    def watch() -> None:
+        seen = {other: (b"0", time.monotonic()) for other in range(world_size())}
+        for count in itertools.count(1):
+            if ended.wait(timeout / 6):
+                return
+            try:
+                store.set(f"heartbeat/{rank()}", str(count))
+                beats = {other: store.get(f"heartbeat/{other}") for other in seen}
+            except RuntimeError:  # torchrun or the process with the store has ended
+                return
+            now = time.monotonic()
+            seen = {i: seen[i] if beats[i] == seen[i][0] else (beats[i], now) for i in seen}
+            silent = [str(i) for i, (_, since) in seen.items() if now - since > timeout]
+            if silent and not ended.is_set():
+                # The main thread waits within torch, where no exception can reach it.
+                print(
+                    f"process {rank()}: error: process {', '.join(silent)} has not run for "
+                    f"{timeout / 60:g} minutes (train.timeout_minutes), and this one ends with it",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(2)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+
+    def end() -> None:
+        ended.set()
+        thread.join(1)
+
+    atexit.register(end)
 
 
 @contextmanager

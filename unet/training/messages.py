@@ -11,6 +11,7 @@ from torch import nn
 from unet.config.schema import Config, warmup_epochs
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
+from unet.runtime.optional import is_installed
 from unet.runtime.text import join_some, plural
 
 
@@ -73,6 +74,9 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
             *lines,
             f"{result}; {duration} in total",
             *([f"pictures: {run / 'previews'}"] if monitor in best else []),
+            f"curves:   {run / 'curves.png'}"
+            if is_installed("matplotlib")
+            else "curves:   need Matplotlib; install it with pip install 'unet[plots]'",
             *([f"evaluate: unet evaluate {run / 'best.pt'}"] if monitor in best else []),
             f"predict:  unet predict {run / 'best.pt'} IMAGES",
         ]

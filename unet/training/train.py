@@ -53,7 +53,7 @@ def train(config: Config | str | Path, resume: bool = False, overwrite: bool = F
     """
     if not isinstance(config, Config):
         config = load_config(config)
-    distributed.initialize()
+    distributed.initialize(config.train.timeout_minutes)
     run = Path(config.runs) / config.name
     with (
         locked(run),

@@ -120,6 +120,8 @@ class Trainer:
             raise ValueError(
                 f"{path}: progress.step: got {step}, expected at most {self.num_steps}"
             )
+        if self.training_step.scaler.is_enabled() and not state["scaler"]:
+            raise ValueError(f"{path}: scaler: got nothing, expected the scale of float16")
         for name, component in self.stateful.items():
             if isinstance(component, UNet):
                 own = component.state_dict()
