@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import make_config
 
-from unet.training.messages import smaller_step
+from unet.training.messages import smaller_step, validation_text
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -54,3 +54,9 @@ def test_out_of_memory_comes_with_advice(data_root: Path, monkeypatch: pytest.Mo
                 data_root, "train.batch_size=1", "train.activation_checkpointing=true", "name=b"
             )
         )
+
+
+def test_a_validation_is_one_line_with_the_time_so_far_and_left() -> None:
+    row = {"epoch": 3, "seconds": 72.4, "train_loss": 0.5, "mean_iou": 0.25, "skipped_steps": 0}
+    line = validation_text(row, 10, "mean_iou", is_best=True, left=3700)
+    assert line == "epoch  3/10  01:12, 1:01:40 left  loss 0.5000  mean IoU 0.2500  best"

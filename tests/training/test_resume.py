@@ -251,3 +251,16 @@ def test_a_run_with_a_frozen_encoder_resumes_exactly(
         group["lr"] for group in load_checkpoint(whole / "last.pt")["optimizer"]["param_groups"]
     ]
     assert rates[1] == pytest.approx(rates[0] / 10)
+
+
+def test_a_complete_run_that_is_resumed_keeps_its_last_checkpoint(data_root: Path) -> None:
+    # As after a kill between the last step and its validation: no step sets the learning rate.
+    config = make_config(data_root, "train.epochs=1")
+    run = train(config)
+    state = load_checkpoint(run / "last.pt")
+    kept = [group["lr"] for group in state["optimizer"]["param_groups"]]
+    state["progress"] |= {"history": [], "loss_sum": 1.0}
+    torch.save(state, run / "last.pt")
+    train(config, resume=True)
+    groups = load_checkpoint(run / "last.pt")["optimizer"]["param_groups"]
+    assert [group["lr"] for group in groups] == kept

@@ -253,7 +253,7 @@ def test_the_monitored_score_decides_which_weights_are_best(
     assert [row["lr"] for row in history] == [0.01, 0.01, 0.01, 0.01, 0.005, 0.005]
     assert load_checkpoint(run / "best.pt")["progress"]["step"] == history[1]["step"]
     shown = capsys.readouterr().out
-    assert "epoch 2/9  loss " in shown
+    assert re.search(r"epoch 2/9  00:0\d, 00:\d\d left  loss ", shown)
     assert "mean IoU 0.7000  Dice of box 0.5000  pixel accuracy" in shown
     assert "best Dice of box 0.5000 in epoch 2;" in shown
     assert "best: epoch 2 of 9" in describe_checkpoint(run / "best.pt")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from unet.config.schema import Config, warmup_epochs
 from unet.metrics.monitor import best_row, score_title
@@ -40,8 +41,10 @@ def start_text(
     return "\n".join(lines)
 
 
-def validation_text(row: Mapping[str, Any], epochs: int, monitor: str, is_best: bool) -> str:
-    """Describe a validation in one line."""
+def validation_text(
+    row: Mapping[str, Any], epochs: int, monitor: str, is_best: bool, left: float
+) -> str:
+    """Describe a validation in one line; `left` is the estimated rest of the run in seconds."""
     shown = dict.fromkeys(("mean_iou", monitor, "pixel_accuracy", f"raw_{monitor}"))
     scores = [f"{score_title(name)} {row[name]:.4f}" for name in shown if name in row]
     if row["skipped_steps"]:
@@ -49,7 +52,10 @@ def validation_text(row: Mapping[str, Any], epochs: int, monitor: str, is_best: 
     if is_best:
         scores.append("best")
     epoch = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
-    return "  ".join([epoch, f"loss {row['train_loss']:.4f}", *scores])
+    times = (tqdm.format_interval(round(seconds)) for seconds in (row["seconds"], left))
+    return "  ".join(
+        [epoch, "{}, {} left".format(*times), f"loss {row['train_loss']:.4f}", *scores]
+    )
 
 
 def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_out: int) -> str:

@@ -128,8 +128,16 @@ class Trainer:
                 if wrong := incompatible_weights(state[name], own, own):
                     raise ValueError(f"{path}: {name} does not fit:\n{format_list(wrong, 3)}")
         self.training_step.check_moments(state["optimizer"]["state"], str(path))
-        # The config decides everything else about the optimizer.
+        # The config decides everything about the optimizer except the current learning rates.
         groups = self.training_step.optimizer.state_dict()["param_groups"]
+        saved = state["optimizer"].get("param_groups")
+        rates = []
+        if isinstance(saved, list):
+            rates = [one.get("lr") for one in saved if isinstance(one, dict)]
+        if len(rates) != len(groups) or not all(isinstance(rate, float) for rate in rates):
+            raise ValueError(f"{path}: optimizer: got no learning rate for each of its groups")
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
         state["optimizer"]["param_groups"] = groups
         for name, component in self.stateful.items():
             component.load_state_dict(state[name])
@@ -149,7 +157,7 @@ class Trainer:
             total=self.num_steps * self.samples_per_step,
             initial=progress.step * self.samples_per_step,
             unit=" images",
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {remaining} left{postfix}, {rate_fmt}",
+            bar_format="{desc} |{bar}| {remaining} left{postfix}, {rate_fmt}",
             disable=distributed.disable_progress(),
             dynamic_ncols=True,
         )
@@ -162,7 +170,7 @@ class Trainer:
                     epoch = progress.step // self.steps_per_epoch + 1
                     loss, lr, norm = self._update(batches)
                     bar.set_description_str(f"epoch {epoch}/{settings.epochs}", refresh=False)
-                    bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}", refresh=False)
+                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                     bar.update(self.samples_per_step)
                     if logger is not None:
                         logger.step(progress.step, loss, lr, norm)
@@ -262,7 +270,8 @@ class Trainer:
                 save_checkpoint(self.run / "best.pt", self.model.contents() | states)
             logger.validation(progress.history, previews)
         self._save()  # last: this completes the validation
-        return validation_text(row, self.settings.epochs, monitor, is_best)
+        left = row["seconds"] / progress.step * (self.num_steps - progress.step)
+        return validation_text(row, self.settings.epochs, monitor, is_best, left)
 
     def _score(
         self, model: Predictor, stop: StopRequest, keep: Sequence[int] = ()
