@@ -22,11 +22,13 @@ ROWS = [
 
 def test_curves_are_drawn_for_a_single_row_and_missing_scores(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    classes = build_classes(make_config(tmp_path))
     for count in (1, 3):
-        draw_curves(tmp_path / "curves.png", ROWS[:count], "mean_iou")
+        draw_curves(tmp_path / "curves.png", ROWS[:count], "mean_iou", classes)
         with Image.open(tmp_path / "curves.png") as picture:
             assert picture.size == (800, 900)
-            assert len(picture.convert("RGB").getcolors(10**6)) > 10
+            colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6) or ()}
+    assert set(classes.colours) <= colours  # as in the previews
 
 
 def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path) -> None:

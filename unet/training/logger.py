@@ -52,7 +52,7 @@ class RunLogger:
             write_csv(self.run / "metrics.csv", history)
         if is_installed("matplotlib"):
             with self._warnings("curves.png"):
-                draw_curves(self.run / "curves.png", history, self.monitor)
+                draw_curves(self.run / "curves.png", history, self.monitor, self.classes)
         sheet = None
         if previews:
             with self._warnings("previews"):
@@ -89,8 +89,13 @@ class RunLogger:
             self._warned.add(name)
 
 
-def draw_curves(path: Path, history: Sequence[dict[str, Any]], monitor: str) -> None:
-    """Draw loss, scores and learning rate by epoch as a PNG; needs the extra plots."""
+def draw_curves(
+    path: Path, history: Sequence[dict[str, Any]], monitor: str, classes: ClassMap
+) -> None:
+    """Draw loss, scores and learning rate by epoch as a PNG; needs the extra plots.
+
+    Each class has the colour that it has in the previews.
+    """
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
@@ -101,10 +106,10 @@ def draw_curves(path: Path, history: Sequence[dict[str, Any]], monitor: str) -> 
     loss.plot(epochs, [row["train_loss"] for row in history], ".-")
     loss.set_ylabel("training loss")
     if monitor in history[-1]:  # else there are no validation pairs
-        names = [name for name in history[0] if name.startswith("iou_")]
-        for name in names if len(names) <= 12 else ():
-            values = [row[name] for row in history]
-            score.plot(epochs, values, "-", linewidth=1, label=score_title(name))
+        if len(classes.names) <= 12:
+            for name, colour in zip(classes.names, classes.colours, strict=True):
+                values, rgb = [row[f"iou_{name}"] for row in history], [x / 255 for x in colour]
+                score.plot(epochs, values, color=rgb, linewidth=2, label=f"IoU of {name}")
         best, title = best_row(history, monitor), score_title(monitor)
         score.plot(epochs, [row[monitor] for row in history], "k.-", label=title)
         score.plot(best["epoch"], best[monitor], "ko", fillstyle="none", markersize=12)
