@@ -95,7 +95,7 @@ def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
         ("model.widths=[8, 0]", "model.widths[1]: got 0, expected a whole number from 1 to 8192"),
         ("augment.crop=[64]", ": got the list [64], expected a list of 2"),
         ("augment.flip_vertical=1", ": got 1, expected true or false"),
-        ("data.classes.cell=-3", ": got -3, expected a mask value from 0 to 65535"),
+        ("data.classes.cell=-3.5", ": got -3.5, expected a mask value"),
         ("data.classes={1: 0, 2: 1}", "data.classes.1: got the name 1, expected text; put it in"),
         ("data.validation.stems=[7]", ": got the list [7], expected a list"),
         ("loss.border={sigma: 0}", "loss.border.sigma: got 0, expected a number above 0"),

@@ -16,17 +16,26 @@ def test_contradictory_classes_are_an_error() -> None:
         ClassMap({"a": 3})
 
 
-@pytest.mark.parametrize("values", ["", "1-", "3-1", "a", "-1", "1;2"])
+@pytest.mark.parametrize("values", ["", "1-", "3-1", "a", "--1", "1;2"])
 def test_invalid_text_is_an_error(values: str) -> None:
     with pytest.raises(ValueError, match=r"expected values such as '127, 128' or '1-255'"):
         ClassMap({"a": 0, "b": values})
 
 
 def test_values_that_cannot_be_written_are_an_error() -> None:
-    with pytest.raises(ValueError, match="got 70000, expected at most 65535"):
-        ClassMap({"a": 0, "b": "70000"})
+    with pytest.raises(ValueError, match="got 3000000000, expected values of 32-bit integers"):
+        ClassMap({"a": 0, "b": "3000000000"})
     with pytest.raises(ValueError, match=r"got \[300, 301, 302\], expected colours up"):
         ClassMap({"a": (0, 0, 0), "b": (300, 301, 302)})
+
+
+def test_negative_and_large_values_are_classes() -> None:
+    classes = ClassMap({"ground": -1, "road": "70000-70009", "roof": 5}, ignore=["-9--5"])
+    ids = classes.decode(np.array([[-1, 70003], [5, -7]], np.int32), "a.tif")
+    assert ids.tolist() == [[0, 1], [2, 255]]
+    encoded = classes.encode(np.array([[0, 1, 2]], np.uint8))
+    assert encoded.dtype == np.int32
+    assert encoded.tolist() == [[-1, 70000, 5]]
 
 
 def test_every_class_has_another_colour() -> None:

@@ -15,11 +15,11 @@ Fraction = Annotated[float, Range(minimum=0, maximum=1)]
 NotNegative = Annotated[float, Range(minimum=0, maximum=1_000_000)]
 AboveZero = Annotated[float, Range(above=0, maximum=1_000_000)]
 Byte = Annotated[int, Range(minimum=0, maximum=255)]
-GreyValue = Annotated[int, Range(minimum=0, maximum=65535)]
+GreyValue = Annotated[int, Range(minimum=-(2**31), maximum=2**31 - 1)]
 Colour = tuple[Byte, Byte, Byte]
 MaskValues = Annotated[
     GreyValue | Colour | tuple[GreyValue, ...] | tuple[Colour, ...] | str,
-    Words('a mask value from 0 to 65535, several such as "1-3, 7", or a colour [R, G, B]'),
+    Words('a mask value, such as 255, several such as "1-3, 7", or a colour [R, G, B]'),
 ]
 Magnification = Annotated[float, Range(minimum=0.1, maximum=10)]
 Size = tuple[Annotated[int, Range(1, 16_384)], Annotated[int, Range(1, 16_384)]]
@@ -123,11 +123,11 @@ class DataConfig:
     # Resize training images (by area averages) and masks (to the nearest pixel) by this factor.
     # Prediction resizes images in the same way, and its masks have the size of the image.
     scale: Annotated[float, Range(minimum=0.01, maximum=1)] = 1.0
-    # Mapping from class names to values in the mask files. A value is a grey value or palette
-    # index, several of them such as [127, 128] or "1-3, 7", a colour [R, G, B] or a list of
-    # colours. The order sets the class ids: the first class has id 0 and is the background. You
-    # can also write a list of {name: NAME, value: VALUE}, which keeps its order in tools that sort
-    # the keys of a mapping.
+    # Mapping from class names to values in the mask files. A value is a grey value (-1 and others
+    # of 32-bit integers included) or palette index, several of them such as [127, 128] or "1-3, 7",
+    # a colour [R, G, B] or a list of colours. The order sets the class ids: the first class has id
+    # 0 and is the background. You can also write a list of {name: NAME, value: VALUE}, which keeps
+    # its order in tools that sort the keys of a mapping.
     classes: Annotated[
         dict[str, MaskValues],
         Words("different class names with their mask values, such as {background: 0, cell: 255}"),
@@ -136,7 +136,7 @@ class DataConfig:
     ignore: tuple[MaskValues, ...] = ()
     # Maximum difference between a mask value and the nearest known value. Mask values within this
     # distance are read as the known value; other values are errors.
-    tolerance: InUse[GreyValue] = 0
+    tolerance: InUse[Annotated[int, Range(minimum=0, maximum=65535)]] = 0
     # Mean and standard deviation for the normalization of images: those of the training images
     # (dataset), of each image (image), of each image after its darkest and brightest 0.5 % are
     # clipped (percentiles), or given numbers. auto uses the normalization that the weights of

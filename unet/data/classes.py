@@ -60,8 +60,8 @@ class StrayValueError(ValueError):
 class ClassMap:
     """Which mask value means which class. Class ids are the places in the given order.
 
-    Values are grey values (8 or 16 bits) for all classes or colours for all. Pixels of the values
-    `ignore` are neither trained on nor scored. Other values mean the nearest one within `tolerance`
+    Values are grey values (32-bit integers) for all classes or colours for all. Pixels of the
+    values `ignore` are neither trained on nor scored. Other values mean the nearest one within `tolerance`
     (for colours the largest difference of a channel).
 
     Raises:
@@ -90,10 +90,12 @@ class ClassMap:
         ids = [*range(len(classes)), *[IGNORE_INDEX] * len(ignore)]
         ranges = [(*ends, i) for i, v in zip(ids, all_values, strict=True) for ends in _ranges(v)]
         firsts = {i: low for low, _, i in reversed(ranges)}
-        if not self.coloured and (highest := max(firsts[i] for i in range(len(classes)))) > 65535:
+        if not self.coloured and (
+            wrong := [v for r in ranges for v in r[:2] if abs(v) > 2**31 - 1]
+        ):
             raise ValueError(
-                f"data.classes: got {highest}, expected at most 65535, the largest value that "
-                "masks are written with"
+                f"data.classes: got {wrong[0]}, expected values of 32-bit integers, the largest "
+                "that masks are written with"
             )
         # Masks are written with the first value of each class.
         self.values = tuple(self._value(firsts[i]) for i in range(len(classes)))
@@ -120,9 +122,13 @@ class ClassMap:
         return int(self._lookup(np.array([code]))[0]) < _STRAY
 
     def encode(self, ids: np.ndarray) -> np.ndarray:
-        """Convert class ids (H, W) to mask values (H, W) or colours (H, W, 3)."""
+        """Convert class ids (H, W) to mask values (H, W) or colours (H, W, 3).
+
+        They are uint8, or the first of uint16 and int32 that the values need.
+        """
         values = np.array(self.values)
-        dtype = np.uint8 if self.coloured or values.max() < 256 else np.uint16
+        dtypes = (np.uint8, np.uint16, np.int32)
+        dtype = next(one for one in dtypes if _fits(values, one))
         encoded: np.ndarray = values.astype(dtype)[ids]
         return encoded
 
@@ -232,6 +238,11 @@ def is_interior(codes: np.ndarray) -> np.ndarray:
     return inside
 
 
+def _fits(values: np.ndarray, dtype: type[np.integer[Any]]) -> bool:
+    limits = np.iinfo(dtype)
+    return bool(limits.min <= values.min() and values.max() <= limits.max)
+
+
 def _is_coloured(values: Values) -> bool:
     """Whether these are colours: three numbers, or a list of three numbers each."""
     if isinstance(values, int | str) or not values:
@@ -245,7 +256,7 @@ def _ranges(values: Values) -> list[tuple[int, int]]:
         case int():
             return [(values, values)]
         case str():
-            pattern = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?")
+            pattern = re.compile(r"\s*(-?\d{1,10})\s*(?:-\s*(-?\d{1,10})\s*)?")
             matches = [pattern.fullmatch(part) for part in values.split(",")]
             ranges = [(int(match[1]), int(match[2] or match[1])) for match in matches if match]
             if len(ranges) < len(matches) or any(low > high for low, high in ranges):
