@@ -145,6 +145,7 @@ def convert(state: Mapping[str, Any], overrides: Sequence[str], where: str) -> d
     return {
         "config": config_to_dict(config),
         "normalization": (build_normalization(config) or as_they_are).to_dict(),
+        "image_range": None,
         "val_stems": [],
         "palette": None,
         "model": weights,

@@ -20,6 +20,7 @@ from unet.build import build_network
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import config_from_dict
 from unet.config.schema import Config
+from unet.data.image_range import ImageRange
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
 from unet.models.encoder_specs import Encoder
@@ -149,6 +150,7 @@ def make_model(root: Path, *overrides: str) -> Predictor:
         net=build_network(config, torch.device("cpu")),
         config=config,
         normalization=Normalization(mean=(0.4,), std=(0.2,)),
+        image_range=ImageRange(dtypes=("uint8",), mean=(0.3, 0.5), std=(0.1, 0.3)),
         val_stems=("0", "4"),
         palette=None,
         device=torch.device("cpu"),

@@ -27,6 +27,13 @@ class _Normalization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _ImageRange:
+    dtypes: tuple[str, ...]
+    mean: tuple[float, float]
+    std: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Progress:
     step: Count
     loss_sum: float
@@ -57,6 +64,7 @@ class _Contents:
     """The plain values of a checkpoint; those of the training state only in a last.pt."""
 
     normalization: _Normalization
+    image_range: _ImageRange | None
     val_stems: tuple[str, ...]
     palette: tuple[Colour, ...] | None
     progress: _Progress | None = None
@@ -74,8 +82,8 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
 
     Args:
         path: the file; an existing one is replaced.
-        contents: config, normalization, val_stems, palette and model, as `Predictor.contents`
-            returns them; a training run adds optimizer, scaler, progress ...
+        contents: config, normalization, image_range, val_stems, palette and model, as
+            `Predictor.contents` returns them; a training run adds optimizer, scaler, progress ...
     """
     contents = {"format": _FORMAT, "version": _VERSION, **contents}
     # Python writes the file: its errors hold the system's message, torch's own do not.

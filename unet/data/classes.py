@@ -61,8 +61,8 @@ class ClassMap:
     """Which mask value means which class. Class ids are the places in the given order.
 
     Values are grey values (32-bit integers) for all classes or colours for all. Pixels of the
-    values `ignore` are neither trained on nor scored. Other values mean the nearest one within `tolerance`
-    (for colours the largest difference of a channel).
+    values `ignore` are neither trained on nor scored. Other values mean the nearest one within
+    `tolerance` (for colours the largest difference of a channel).
 
     Raises:
         ValueError: for too few or too many classes, grey values and colours, or a value twice.

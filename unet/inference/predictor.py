@@ -16,6 +16,7 @@ from unet.config.loader import config_from_dict
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import changed_settings, config_to_dict
 from unet.data.classes import ClassMap, Colour
+from unet.data.image_range import ImageRange
 from unet.data.normalization import Normalization, normalize
 from unet.data.resize import resize_area, scaled_size
 from unet.inference.sliding_window import Tiles, sliding_window
@@ -34,6 +35,7 @@ class Predictor:
         net: the network, on `device`.
         config: the config of its run.
         normalization: applied to every image, on the CPU.
+        image_range: brightness of the training images; None if it is unknown.
         val_stems: stems of the run's validation images.
         palette: palette of the training masks; None if they have none.
         device: where the network runs.
@@ -43,6 +45,7 @@ class Predictor:
     net: UNet
     config: Config
     normalization: Normalization
+    image_range: ImageRange | None
     val_stems: tuple[str, ...]
     palette: tuple[Colour, ...] | None
     device: torch.device
@@ -71,11 +74,21 @@ class Predictor:
             batch_size=self.config.tiling.batch_size,
         )
 
+    def compare_range(self, image: Tensor) -> str | None:
+        """Describe an image (C, H, W) that is far from the training images; None for others.
+
+        Images that are normalised by their own statistics never are.
+        """
+        if self.image_range is None or self.normalization.method != "given":
+            return None
+        return self.image_range.compare(image.numpy())
+
     def contents(self) -> dict[str, Any]:
         """Return the contents of a checkpoint, without training state."""
         return {
             "config": config_to_dict(self.config),
             "normalization": self.normalization.to_dict(),
+            "image_range": self.image_range and self.image_range.to_dict(),
             "val_stems": list(self.val_stems),
             "palette": self.palette,
             "model": self.net.state_dict() if self.weights is None else dict(self.weights),
@@ -246,6 +259,7 @@ def load_predictor(
         net=fuse_batch_norm(net),
         config=config,
         normalization=build_normalization(config) or Normalization(**contents["normalization"]),
+        image_range=ImageRange(**images) if (images := contents["image_range"]) else None,
         val_stems=tuple(contents["val_stems"]),
         palette=contents["palette"],
         device=chosen,

@@ -18,6 +18,7 @@ from unet.build import (
     split_pairs,
 )
 from unet.config.schema import Config
+from unet.data.image_range import ImageRange, image_range
 from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.splits import TRAIN, UNUSED, VAL
@@ -53,6 +54,13 @@ class CheckedData:
         for column in (train.contents, train.targets, train.cells, val.contents, val.targets):
             digest.update(column.tobytes())
         return digest.hexdigest()
+
+    @property
+    def image_range(self) -> ImageRange:
+        """The brightness of the training images."""
+        train = self.train
+        dtypes = [name.decode().split(", ")[1].split(" ")[0] for name in train.types.tolist()]
+        return image_range(dtypes, train["values"], train.sums, train.squares)
 
     def normalization(self, config: Config) -> Normalization:
         """Return the normalization that a config asks for."""

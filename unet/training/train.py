@@ -145,6 +145,7 @@ def build_trainer(
             net=average.net if average else net,
             config=config,
             normalization=normalization,
+            image_range=data.image_range,
             val_stems=tuple(pair.stem for pair in data.val_pairs),
             palette=palette,
             device=device,
