@@ -38,7 +38,6 @@ from unet.data.tiff_decoder import (
     declared_nodata,
     is_plain,
     open_tiff,
-    read_tags,
 )
 from unet.data.tiff_decoder import STARTS as TIFF_STARTS
 
@@ -208,18 +207,28 @@ def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
         with open_npy(path, options) as npy:
             yield npy
     elif start.startswith(TIFF_STARTS):
-        tags = read_tags(path)
-        if options.windows or not is_plain(path, tags):
-            with open_tiff(path, options) as tiff:
-                yield tiff
-        else:
-            nodata = declared_nodata(path, tags.get(NODATA_TAG))
-            has_place = any(tag in tags for tag in PLACE_TAGS)
-            with open_pillow(path, {"nodata": nodata, "has_place": has_place}) as plain:
-                yield plain
+        with ExitStack() as files:
+            plain = None if options.windows else _open_plain_tiff(path, files)
+            yield plain or files.enter_context(open_tiff(path, options))
     else:
         with open_pillow(path) as pillow:
             yield pillow
+
+
+def _open_plain_tiff(path: Path, files: ExitStack) -> Decoder | None:
+    """Open a TIFF by Pillow if that reads it as tifffile does; return None for others."""
+    try:
+        decoder = files.enter_context(open_pillow(path))
+    except (UnidentifiedImageError, ImageTypeError):
+        return None
+    tags = decoder.tiff_tags
+    if not is_plain(path, tags):
+        return None
+    decoder.set_fields(
+        nodata=declared_nodata(path, tags.get(NODATA_TAG)),
+        has_place=any(tag in tags for tag in PLACE_TAGS),
+    )
+    return decoder
 
 
 def _find_file(path: Path) -> os.stat_result:

@@ -102,7 +102,7 @@ def stored_to_channels(header: Header, pixels: Pixels, in_channels: int, where: 
     samples = _to_samples(values, 8 if header.palette is not None else header.bits, where)
     if valid is not None and not valid.all():
         samples = np.where(valid, to_float(samples), np.float32(np.nan))
-    if samples.dtype == np.float32:
+    if values.dtype.kind == "f":
         _check_finite(samples, where)
     if bands != in_channels:
         samples = np.repeat(samples, in_channels, axis=2)

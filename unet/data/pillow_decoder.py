@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from unet.data.image_types import Header, ImageTypeError, Pixels, Window
 
@@ -35,24 +36,37 @@ _NAMES = {"LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
 class PillowDecoder:
     """An image file that Pillow has opened."""
 
-    def __init__(self, file: ImageFile, path: Path, tags: Mapping[str, Any]) -> None:
-        self._file, self._path, self._tags = file, path, tags
-        # MPO is a phone's JPEG with a second picture, which is not meant.
-        self._pages = 1 if file.format == "MPO" else int(getattr(file, "n_frames", 1))
+    def __init__(self, file: ImageFile, path: Path) -> None:
+        self._file, self._path = file, path
+        # MPO is a phone's JPEG with a second picture, which is not meant; plain TIFFs have one.
+        is_single = file.format in {"MPO", "TIFF"}
+        self._pages = 1 if is_single else int(getattr(file, "n_frames", 1))
         self._check_depth()
-        self.header = replace(_read_header(file), pages=self._pages, **self._tags)
+        self.header = replace(_read_header(file), pages=self._pages)
+
+    @property
+    def tiff_tags(self) -> ImageFileDirectory_v2:
+        """The tags of a TIFF."""
+        assert isinstance(self._file, TiffImageFile)
+        return self._file.tag_v2
+
+    def set_fields(self, **fields: Any) -> None:
+        """Set fields of the header that Pillow does not read."""
+        self.header = replace(self.header, **fields)
 
     def read(self, page: int, window: Window | None) -> Pixels:
         """Read the stored values of a page, or of a window of it."""
         file = self._file
-        file.seek(page)  # a GIF's pages differ in mode
-        self.header = replace(_read_header(file), pages=self._pages, **self._tags)
+        if self._pages > 1:
+            file.seek(page)  # a GIF's pages differ in mode
+            self.header = replace(_read_header(file), pages=self._pages)
         if file.format == "PNG":  # decoding does not compare all checksums
             with Image.open(self._path, formats=("PNG",)) as same:
                 same.verify()
         packing = _packing(file)
         file.load()
-        self.header = replace(self.header, orientation=_orientation(file))
+        if file.format == "PNG":
+            self.header = replace(self.header, orientation=_orientation(file))
         values = _to_array(file, packing)
         if file.mode in {"RGB", "RGBA"} and ";16" in packing:
             with Image.open(self._path, formats=FORMATS) as low:
@@ -97,11 +111,11 @@ class _Stream(io.BufferedReader):
 
 
 @contextmanager
-def open_pillow(path: Path, tags: Mapping[str, Any] = {}) -> Iterator[PillowDecoder]:
-    """Open a file by Pillow; `tags` are fields of its header that Pillow does not read."""
+def open_pillow(path: Path) -> Iterator[PillowDecoder]:
+    """Open a file by Pillow."""
     # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
     with _Stream(io.FileIO(path)) as stream, Image.open(stream, formats=FORMATS) as file:
-        yield PillowDecoder(file, path, tags)
+        yield PillowDecoder(file, path)
 
 
 def pixels_of(image: Image.Image) -> tuple[Header, np.ndarray]:
