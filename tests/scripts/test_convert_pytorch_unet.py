@@ -162,6 +162,7 @@ def test_masks_are_theirs(theirs: TheirUNet, capsys: pytest.CaptureFixture[str])
         torch.testing.assert_close(logits[1] - logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
+# More than 5 seconds: torch takes most of them to trace the network for the export.
 @pytest.mark.usefixtures("theirs")
 def test_a_converted_checkpoint_is_scored_exported_and_described(
     capsys: pytest.CaptureFixture[str],
@@ -178,7 +179,10 @@ def test_a_converted_checkpoint_is_scored_exported_and_described(
     assert "box: mask value 200" in shown
     assert "mean: [0.0]" in shown
     assert main(["evaluate", "ours.pt", "data.root=new"]) == 2
-    assert "without validation images, expected images and masks" in capsys.readouterr().err
+    assert (
+        "without validation images, expected --images DIR and --masks DIR"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_classes_and_normalization_can_be_set() -> None:
