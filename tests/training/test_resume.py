@@ -217,6 +217,7 @@ def test_a_checkpoint_is_written_after_some_minutes(
     monkeypatch.undo()
 
 
+# More than 5 seconds: an encoder of torchvision is trained whole, and in three parts.
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_run_with_a_frozen_encoder_resumes_exactly(
     data_root: Path, encoder_weights: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
