@@ -74,7 +74,7 @@ def list_pairs(
     options = build_read_options(config)
     if data.csv is not None:
         return read_table(root, data.csv, data.stacks, options)
-    return find_pairs(root, images, masks, data.stacks, warnings, labels, options)
+    return find_pairs(root, images, masks, data.stacks, warnings, labels, options, data.exclude)
 
 
 def list_validation_pairs(
@@ -86,9 +86,8 @@ def list_validation_pairs(
         return [], []
     labels = validation.instances if instances else None
     masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
-    return find_pairs(
-        root, [validation.images], masks, stacks, warnings, labels, build_read_options(config)
-    )
+    options, exclude = build_read_options(config), config.data.exclude
+    return find_pairs(root, [validation.images], masks, stacks, warnings, labels, options, exclude)
 
 
 def list_all_pairs(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:
@@ -164,7 +163,11 @@ def build_read_options(config: Config) -> ReadOptions:
     """Return how image files are read."""
     data = config.data
     return ReadOptions(
-        nodata=data.nodata, axes=data.axes, exif=data.exif, max_pixels=data.max_pixels
+        nodata=data.nodata,
+        axes=data.axes,
+        exif=data.exif,
+        max_pixels=data.max_pixels,
+        resize_masks=data.resize_masks,
     )
 
 

@@ -199,6 +199,17 @@ def test_a_folder_that_cannot_be_listed_is_an_error_of_its_own(
     assert errors == [f"{tmp_path}/images/a: cannot be listed; correct its permissions"]
 
 
+def test_excluded_files_are_neither_images_nor_masks(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{folder}/{i}.png" for folder in ("images", "masks") for i in range(3)))
+    write(tmp_path, "images/legend.png", "images/old/1.png")
+    warnings: list[str] = []
+    exclude = ["*legend*", "images/old/*", "2.png"]
+    pairs, errors = find_pairs(tmp_path, ["images"], "masks", warnings=warnings, exclude=exclude)
+    assert [pair.stem for pair in pairs] == ["0", "1"]
+    assert not errors
+    assert not warnings
+
+
 def test_names_may_contain_any_character(tmp_path: Path) -> None:
     names = ["a b", "ä", "new\nline", "[1]", "50%", "x'y"]
     write(tmp_path, *(f"{folder}/{name}.png" for folder in ("images", "masks") for name in names))

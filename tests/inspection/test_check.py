@@ -68,9 +68,9 @@ def test_equal_errors_are_one_line_with_a_count_and_three_files(data_root: Path)
     ]
     assert describe(make_config(data_root), data) == ""
     for i, (path, mask) in enumerate(pixels.items()):
-        Image.fromarray(mask[i + 1 :]).save(path)
+        Image.fromarray(mask[i + 3 :]).save(path)
     (error,) = check_data(make_config(data_root)).errors
-    assert error.startswith(f"6 files, such as {folder}/0.png: got a mask of 35 x 52 pixels")
+    assert error.startswith(f"6 files, such as {folder}/0.png: got a mask of 33 x 52 pixels")
     assert error.endswith(f" (also {folder}/1.png, {folder}/2.png and 3 more)")
     for path in pixels:
         path.write_text("no image")
@@ -122,6 +122,38 @@ def test_describe_lists_sizes_types_and_class_fractions(data_root: Path) -> None
     assert f"{HEIGHT} x {WIDTH} (6)" in text
     assert "grey, uint8 (6)" in text
     assert "box              17.09%       4             17.09%       2" in text
+
+
+def test_masks_are_resized_only_with_resize_masks_and_are_counted(data_root: Path) -> None:
+    path = data_root / "masks" / "2.png"
+    with Image.open(path) as mask:
+        mask.resize((WIDTH // 2, HEIGHT // 2), Image.Resampling.NEAREST).save(path)
+    (error,) = check_data(make_config(data_root)).errors
+    assert "got a mask of 18 x 26 pixels (height x width), expected 36 x 52 as its image" in error
+    assert error.endswith("or set data.resize_masks=true, as the aspect ratios agree")
+    config = make_config(data_root, "data.resize_masks=true")
+    data = check_data(config)
+    assert not data.errors
+    assert "resized          1 mask(s) by data.resize_masks" in describe(config, data)
+    assert build_reader(config).read(data.train_pairs[0])[1].shape == (HEIGHT, WIDTH)
+    with Image.open(path) as mask:
+        mask.resize((WIDTH, HEIGHT // 2), Image.Resampling.NEAREST).save(path)
+    (error,) = check_data(config).errors
+    assert error.endswith("expected 36 x 52 as its image; correct the one that is wrong")
+
+
+def test_what_settings_leave_out_or_absorb_is_counted(data_root: Path) -> None:
+    path = data_root / "masks" / "2.png"
+    with Image.open(path) as mask:
+        pixels = np.array(mask)
+    pixels[0, :3] = 9
+    Image.fromarray(pixels).save(path)
+    config = make_config(data_root, "data.tolerance=10", "data.exclude=['4.png']")
+    data = check_data(config)
+    assert not data.errors
+    text = describe(config, data)
+    assert "left out         2 file(s) by data.exclude" in text
+    assert "nearest class    3 pixels (0.03%) by data.tolerance" in text
 
 
 def test_folds_and_tables_split(data_root: Path) -> None:

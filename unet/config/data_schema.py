@@ -108,6 +108,9 @@ class DataConfig:
     channels: Anytime[tuple[str, ...] | None] = None
     # Replaces images and masks: a table with the columns image, mask and, optionally, split.
     csv: Anytime[str | None] = None
+    # Patterns of files to leave out, such as ["*legend*", "docs/*"], matched against paths in
+    # data.root and against names; * is any text. `unet check` prints their number.
+    exclude: Anytime[tuple[str, ...]] = ()
     # Read files as stacks: page i of an image file belongs to page i of its mask file.
     stacks: bool = False
     # A letter for each axis of TIFF and NumPy files with more axes than height and width, such as
@@ -118,6 +121,9 @@ class DataConfig:
     nodata: InUse[float | None] = None
     # Turn images and masks as their EXIF orientation says (apply), or leave them (ignore).
     exif: InUse[Literal["apply", "ignore"]] = "apply"
+    # Resize masks to the size of their images, by the nearest pixel, where the aspect ratios agree.
+    # Otherwise, another size is an error. `unet check` prints the number of resized masks.
+    resize_masks: InUse[bool] = False
     # Files that claim more pixels are not read. Images that are predicted in windows may be larger.
     max_pixels: Anytime[Annotated[int, Range(minimum=1, maximum=10**12)]] = 250_000_000
     # Resize training images (by area averages) and masks (to the nearest pixel) by this factor.

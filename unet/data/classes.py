@@ -117,6 +117,10 @@ class ClassMap:
             colours = np.array(_PALETTE)[places] >> rounds[:, None]
         return tuple((r, g, b) for r, g, b in colours.tolist())
 
+    def exact(self) -> "ClassMap":
+        """Return the same classes without tolerance."""
+        return ClassMap(self._classes, self._ignore)
+
     def __contains__(self, code: int) -> bool:
         """Whether a value means a class; ignored values do not."""
         return int(self._lookup(np.array([code]))[0]) < _STRAY

@@ -31,6 +31,7 @@ class ReadOptions:
             channels, others for pages; None for the axes that the file names.
         exif: whether to turn images and masks as their EXIF orientation says.
         max_pixels: files that claim more pixels are not decoded whole.
+        resize_masks: whether masks are resized to their images, where the aspect ratios agree.
         windows: whether the file is to be read in windows, without decoding it whole.
     """
 
@@ -38,6 +39,7 @@ class ReadOptions:
     axes: str | None = None
     exif: Literal["apply", "ignore"] = "apply"
     max_pixels: int = 250_000_000
+    resize_masks: bool = False
     windows: bool = False
 
 

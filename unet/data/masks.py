@@ -2,7 +2,8 @@
 
 Values are the stored ones, as `image_io.read_stored` reads them. `size` is the (height, width)
 that a file must have, None any. Functions that read raise FileNotFoundError if there is no such
-file, and ValueError if it cannot be read, has another size or other values.
+file, and ValueError if it cannot be read, has another size (unless the options resize it) or other
+values.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def read_mask(
     """
     header, values = _read(path, page, options)
     codes = _colour_codes(header, values, path) if classes.coloured else _codes(values, path)
-    _check_size(codes, size, path)
+    codes = _fit(codes, size, path, options)
     what = "mask value"
     if header.palette is not None and not classes.coloured:
         what = "palette index"
@@ -63,7 +64,7 @@ def read_class_masks(
     ids: np.ndarray = np.empty(0)
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         codes = _codes(_read(path, page, options)[1], path)
-        _check_size(codes, size, path)
+        codes = _fit(codes, size, path, options)
         highest = int(codes.max())
         value = 1 if highest <= 1 and not tolerance else 255 if highest <= 255 else 65535
         inside = ClassMap({f"not {name}": 0, name: value}, (), tolerance).decode(codes, path) == 1
@@ -97,8 +98,7 @@ def read_label_image(
             f"{path}: got the number {numbers.min()} for an object, expected numbers from 1 and 0 "
             "for none; correct it"
         )
-    _check_size(numbers, size, path, "label image")
-    return numbers
+    return _fit(numbers, size, path, options, "label image")
 
 
 def read_codes(
@@ -147,15 +147,32 @@ def _drop_alpha(values: np.ndarray, path: str | Path) -> np.ndarray:
     return values[:, :, :-1]
 
 
-def _check_size(codes: np.ndarray, size: Size | None, path: str | Path, what: str = "mask") -> None:
-    if size is not None and codes.shape != size:
-        advice = "correct the one that is wrong"
-        if codes.shape == size[::-1]:
-            advice += ", or set data.exif=ignore if EXIF has turned only the image"
-        raise ValueError(
-            f"{path}: got a {what} of {codes.shape[0]} x {codes.shape[1]} pixels (height x width), "
-            f"expected {size[0]} x {size[1]} as its image; {advice}"
-        )
+def _fit(
+    codes: np.ndarray,
+    size: Size | None,
+    path: str | Path,
+    options: ReadOptions,
+    what: str = "mask",
+) -> np.ndarray:
+    """Return codes (H, W) of a size, resized if the options say so; otherwise raise ValueError."""
+    if size is None or codes.shape == size:
+        return codes
+    (height, width), advice = codes.shape, "correct the one that is wrong"
+    # Rounding changes each side by less than a pixel.
+    alike = abs(height * size[1] - width * size[0]) <= max(height, width, *size)
+    if alike and options.resize_masks:
+        rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
+        columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
+        resized: np.ndarray = codes[rows[:, None], columns]
+        return resized
+    if codes.shape == size[::-1]:
+        advice += ", or set data.exif=ignore if EXIF has turned only the image"
+    elif alike:
+        advice += ", or set data.resize_masks=true, as the aspect ratios agree"
+    raise ValueError(
+        f"{path}: got a {what} of {height} x {width} pixels (height x width), expected {size[0]} x "
+        f"{size[1]} as its image; {advice}"
+    )
 
 
 def _colour_codes(header: Header, values: np.ndarray, path: str | Path) -> np.ndarray:

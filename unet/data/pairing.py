@@ -5,6 +5,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -69,13 +70,15 @@ def find_pairs(
     warnings: list[str] | None = None,
     instances: str | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
+    exclude: Sequence[str] = (),
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that match patterns, and pair those of the same stem.
 
     In a pattern, `{stem}` stands for the text that image and mask have in common (it may contain
     folders), `*` for anything else within a name. A folder stands for all files in it. There is one
     pattern of images for each channel, and one of masks, or one for each class except the first.
-    Label images (`instances`) may be the masks themselves.
+    Label images (`instances`) may be the masks themselves. Files that match a pattern of `exclude`
+    (see `is_excluded`) are left out.
 
     Returns the pairs in natural order, and errors: files without counterpart, stems that occur
     twice. Files that match no pattern are reported to `warnings`.
@@ -95,8 +98,8 @@ def find_pairs(
         )
     errors: list[str] = []
     unused: set[str] = set()
-    found = [_find_files(root, pattern, labels, errors, unused) for pattern in images]
-    found += [_find_files(root, pattern, (), errors, unused) for pattern in label_patterns]
+    found = [_find_files(root, one, labels, errors, unused, exclude) for one in images]
+    found += [_find_files(root, one, (), errors, unused, exclude) for one in label_patterns]
     unused.difference_update(path for files in found for path in files.values())
     if unused and warnings is not None:
         warnings.append(
@@ -165,6 +168,13 @@ def list_files(folder: str | Path, above: frozenset[str] = frozenset()) -> Itera
                     yield path
 
 
+def is_excluded(path: str, root: Path, patterns: Sequence[str]) -> bool:
+    """Whether the path of a file in `root`, or its name, matches a pattern; * is any text."""
+    inside = path.removeprefix(f"{root.as_posix()}/")
+    names = (inside, path.rpartition("/")[2])
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -178,6 +188,7 @@ def _find_files(
     excluded: Collection[re.Pattern[str]],
     errors: list[str],
     unused: set[str],
+    exclude: Sequence[str],
 ) -> dict[str, str]:
     """Find the files that match a pattern, and none of the excluded ones, by stem."""
     base = root / _fixed_folders(pattern)
@@ -187,6 +198,8 @@ def _find_files(
     files: dict[str, str] = {}
     twice: list[str] = []
     for path in list_files(base):
+        if exclude and is_excluded(path, root, exclude):
+            continue
         match = expression.fullmatch(path)
         if match is None or any(other.fullmatch(path) for other in excluded):
             if Path(path).is_dir():

@@ -20,7 +20,7 @@ from unet.build import (
 from unet.config.schema import Config
 from unet.data.image_range import ImageRange, image_range
 from unet.data.normalization import Normalization, normalization_from_sums
-from unet.data.pairing import PackedPairs, Pair
+from unet.data.pairing import PackedPairs, Pair, is_excluded, list_files
 from unet.data.splits import TRAIN, UNUSED, VAL
 from unet.data.synthetic import draw_quickstart
 from unet.inspection.findings import (
@@ -139,6 +139,7 @@ def describe(config: Config, data: CheckedData) -> str:
         f"size             {_most_common([f'{height} x {width}' for height, width in sizes])}",
         f"mode and dtype   {_most_common(types.tolist())}",
         *_describe_missing(data),
+        *_describe_changes(config, data),
         *_describe_normalization(config),
         "",
     ]
@@ -177,6 +178,25 @@ def _describe_missing(data: CheckedData) -> list[str]:
         f"missing pixels   {missing.sum() / pixels:.2%}, in {np.count_nonzero(missing)} images: "
         "nodata, NaN, transparent or masked; they are neither trained on nor scored"
     ]
+
+
+def _describe_changes(config: Config, data: CheckedData) -> list[str]:
+    """State what the settings leave out or change, in numbers."""
+    root, exclude = Path(config.data.root), config.data.exclude
+    resized, absorbed = (
+        int(data.train[column].sum() + data.val[column].sum()) for column in ("resized", "absorbed")
+    )
+    pixels = int(data.train.sizes.prod(1).sum() + data.val.sizes.prod(1).sum())
+    lines = []
+    if exclude:
+        excluded = [path for path in list_files(root) if is_excluded(path, root, exclude)]
+        lines.append(f"left out         {len(excluded)} file(s) by data.exclude")
+    if resized:
+        lines.append(f"resized          {resized} mask(s) by data.resize_masks")
+    if absorbed:
+        part = f"{absorbed} pixels ({absorbed / pixels:.2%})"
+        lines.append(f"nearest class    {part} by data.tolerance")
+    return lines
 
 
 def _describe_normalization(config: Config) -> list[str]:

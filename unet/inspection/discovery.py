@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
@@ -134,7 +135,8 @@ def _by_stem(prefix: str, folder: str, names: Sequence[str]) -> dict[str, Files]
         start = len(folder) + bool(folder)
         within = [one.rpartition("/")[2] if "*" in folder else one[start:] for one in files]
         stems = [Path(one).with_suffix("").as_posix() for one in within]
-        if len(set(stems)) == len(stems):
+        # A few doubled files are errors to report; many show that endings tell files apart.
+        if len(stems) - len(set(stems)) <= 0.12 * len(stems):
             pattern = f"{folder}/{{stem}}{ending}" if folder else f"{{stem}}{ending}"
             groups[pattern] = dict(zip(stems, (f"{prefix}{one}" for one in files), strict=True))
     return groups
@@ -198,7 +200,9 @@ def _pair(one: tuple[str, Files], other: tuple[str, Files], affixes: Affixes) ->
             files[core] = (path, partner)
     images = one[0].replace("{stem}", f"{before}{{stem}}{after}")
     masks = other[0].replace("{stem}", f"{other_before}{{stem}}{other_after}")
-    enough = max(1 + after.startswith("/"), 0.9 * candidates)  # one file in a folder proves nothing
+    # One file in a folder proves nothing; one without a partner disproves nothing.
+    enough = 0.9 * candidates if candidates < 5 else min(0.9 * candidates, candidates - 1)
+    enough = max(1 + after.startswith("/"), enough)
     if len(files) < enough or images == masks:
         return None
     images, masks = (re.sub(r"(^|/)\{stem\}$", "", one) or "." for one in (images, masks))
@@ -208,12 +212,13 @@ def _pair(one: tuple[str, Files], other: tuple[str, Files], affixes: Affixes) ->
 def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
     """Yield pairings of a mask, which is flat nearly everywhere, and an image, which is not."""
     flatness: dict[str, float] = {}
+    flatness_of = cache(_flatness)
     for pairing in pairings:
         stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 5)]
         for i, pattern in enumerate((pairing.images, pairing.masks)):
             if pattern not in flatness:
                 files = [pairing.files[stem][i] for stem in stems]
-                values = [*read_each(_flatness, files)]
+                values = [*read_each(flatness_of, files)]
                 flatness[pattern] = float(np.median(values)) if values else 0.0
         first, second = flatness[pairing.images], flatness[pairing.masks]
         apart = max(first, second) > 0.6 > min(first, second)

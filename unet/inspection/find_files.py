@@ -87,7 +87,10 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     best = min(largest[:4], key=lambda one: len(find_pairs(root, [one.images], one.masks)[1]))
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
-    best = max(same, key=_rank_masks)
+    # A pattern that leaves out some of the same masks is no other set of masks.
+    files = [one.files.items() for one in same]
+    same = [one for one in same if not any(one.files.items() < others for others in files)]
+    best = max(same, key=_rank_masks) if len(same) > 1 else same[0]
     images = [image for image, _ in best.files.values()]
     stacks = any(header.pages > 1 for header in read_each(read_header, images[:9]))
     labels = _find_label_images(same, best)

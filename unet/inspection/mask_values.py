@@ -53,13 +53,12 @@ def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
     """Count the values of masks (file and page); unreadable files are left out.
 
     Raises:
-        ValueError: if no mask can be read, with the reason of the first.
+        ValueError: if no mask can be read.
     """
     pixels, files, interior, smooth, edge = counters = [Counter[Value]() for _ in range(5)]
     together: set[frozenset[Value]] = set()
     most, jpeg = 0, False
-    failures: list[Exception] = []
-    count = 0
+    count, failures = 0, list[Exception]()
     for codes, is_jpeg in read_each(_read_codes, masks, failures):
         count += 1
         in_mask = _count(codes)
@@ -195,7 +194,7 @@ def find_classes(values: ValueCounts) -> FoundClasses:
             f"masks: got {values.most} values in one mask and none that stands out, expected those "
             "of classes; are these masks?"
         )
-    notes: list[str] = []
+    notes = list[str]()
     ignore = _unlabelled(known)
     groups = _join_halves([one for one in known if one not in ignore], values, notes)
     if ignore:
@@ -258,10 +257,12 @@ def _find_known(values: ValueCounts, fraction: dict[Value, float]) -> list[Value
     if len(thin) <= _MANY_OBJECTS and (len(anchors) < 2 or _gap(anchors) <= _NOISE):
         known = frequent  # no noise is between such values
     covered = sum(fraction[one] for one in known)
+    edges = sum(values.edge[one] for one in fraction if one not in known) / values.pixels.total()
     # Each colour of a picture is in one file; those of classes are in several.
     single = sum(values.files[one] == 1 for one in known)
     is_picture = values.masks > 1 and len(known) > 20 and 2 * single > len(known)
-    return [] if covered < 0.5 or is_picture or len(known) > 253 else known
+    stands_out = covered > 0.5 or (covered > 0.25 and covered + edges > 0.9)
+    return known if stands_out and not is_picture and len(known) < 254 else []
 
 
 def _find_peaks(values: ValueCounts, fraction: dict[Value, float]) -> list[Value]:

@@ -1,5 +1,6 @@
 """A folder of images and masks -> a commented config that can be trained with as it is."""
 
+import glob
 import json
 import math
 import os
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
+from unet.build import build_training_reader
+from unet.config.loader import config_from_dict
 from unet.data.image_io import read_header
 from unet.data.image_types import Header
 from unet.data.pairing import Pair
@@ -24,6 +28,8 @@ from unet.inspection.mask_values import (
     count_values,
     find_classes,
 )
+from unet.inspection.outliers import find_outliers
+from unet.inspection.statistics import collect_statistics
 from unet.runtime.text import plural
 
 _MAX_SAMPLES = 1000
@@ -52,6 +58,7 @@ def propose(folder: Path, name: str) -> str:
     lines, pairs, validation, val_pairs = find_files(folder)
     if not pairs:
         raise ValueError(f"{folder}: got no image with a mask; {' '.join(lines)}")
+    exclude, pairs = _leave_out(folder, pairs)
     some = _spread(pairs)
     examined = tqdm([*some, *_spread(val_pairs)], "examine", leave=False, disable=None)
     values = count_values((pair.masks[0], pair.page) for pair in examined)
@@ -63,22 +70,43 @@ def propose(folder: Path, name: str) -> str:
     numbered = are_label_images(read_each(read_values, few))
     classes, rare = _propose_classes(values, numbered)
     channels, image_lines = _propose_channels([pair.images[0] for pair in some])
-    return "\n".join(
-        [
-            f"# {name}: proposed by unet init. Check it; class names, for example, are guesses.",
-            "",
-            "data:",
-            f"  root: {quote(folder.as_posix())}",
-            *lines,
-            *classes,
-            *image_lines,
-            *(_propose_split(pairs) if validation is None else [validation]),
-            "",
-            *_propose_sampling(sizes, rare),
-            *_propose_training(sizes, len(pairs), channels),
-            "",
-        ]
-    )
+    head = f"# {name}: proposed by unet init. Check it; class names, for example, are guesses."
+    data = [
+        "data:",
+        f"  root: {quote(folder.as_posix())}",
+        *lines,
+        *exclude,
+        *classes,
+        *image_lines,
+        *(_propose_split(pairs) if validation is None else [validation]),
+    ]
+    training = _propose_sampling(sizes, rare) + _propose_training(sizes, len(pairs), channels)
+    errors = _find_errors(name, "\n".join([*data, *training]), [*some, *_spread(val_pairs)])
+    return "\n".join([head, *errors, "", *data, "", *training, ""])
+
+
+def _leave_out(folder: Path, pairs: Sequence[Pair]) -> tuple[list[str], list[Pair]]:
+    """The lines of `exclude`, and the pairs without those that are unlike all others."""
+    outliers = find_outliers(_spread(pairs))
+    lines, patterns = [], list[str]()
+    for pair, unlike in outliers:
+        files = [Path(path).relative_to(folder).as_posix() for path in pair.files]
+        patterns += map(glob.escape, files)
+        lines.append(
+            f"  # Left out, because {' and '.join(unlike)} are unlike all others: {files[0]}"
+        )
+    if patterns:
+        lines.append(f"  exclude: [{', '.join(map(quote, patterns))}]")
+    left_out = {pair.stem for pair, _ in outliers}
+    return lines, [pair for pair in pairs if pair.stem not in left_out]
+
+
+def _find_errors(name: str, text: str, pairs: Sequence[Pair]) -> list[str]:
+    """Comments on what `unet check` would refuse in the examined pairs."""
+    config = config_from_dict({"name": name, **yaml.safe_load(text)})
+    collected = collect_statistics(pairs, build_training_reader(config))
+    errors = [*collected.unreadable, *collected.errors]
+    return [f"# Error: {' '.join(error.split())}" for error in errors]
 
 
 def _spread(pairs: Sequence[Pair]) -> list[Pair]:

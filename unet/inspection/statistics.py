@@ -18,6 +18,7 @@ from unet.data.classes import Colour, StrayValueError
 from unet.data.image_file import OUT_OF_RESOURCES
 from unet.data.image_io import missing_pixels, read_header, read_stored, to_float
 from unet.data.image_types import UnreadableError
+from unet.data.masks import read_class_masks, read_mask
 from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 from unet.inspection.remarks import find_remarks
@@ -27,7 +28,7 @@ from unet.runtime.text import group_messages, join_some
 _QUEUE_SIZE = 1024
 """Pairs that wait for a thread; a queue of all pairs would be large."""
 
-CACHE_VERSION = 8
+CACHE_VERSION = 9
 """Increased whenever the columns of `PairStatistics` or their computation change."""
 
 PairStatistics = np.recarray[Any, Any]
@@ -40,6 +41,8 @@ def empty_statistics(count: int, num_classes: int, channels: int) -> PairStatist
         ("sizes", np.int64, 2),  # height and width
         ("types", "S40"),  # such as b"RGB, uint8": Pillow's mode and the dtype
         ("num_bytes", np.int64),  # of the decoded image, class ids and border weights
+        ("resized", bool),  # whether the mask was, to the size of the image
+        ("absorbed", np.int64),  # pixels of the mask that the tolerance made the nearest class
         ("class_pixels", np.int64, (num_classes,)),
         ("missing", np.int64),  # pixels of the image that are nodata
         ("values", np.int64, (channels,)),  # number of values that are not missing
@@ -136,6 +139,10 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
         if not (reader.classes.coloured or reader.mask_per_class):
             palette = read_header(pair.masks[0], reader.options).palette
         remarks = "; ".join(find_remarks(pair, reader, image, ids)).encode()
+        resized = reader.options.resize_masks and any(
+            read_header(mask, reader.options).upright_size != ids.shape for mask in pair.masks
+        )
+        absorbed = _count_absorbed(pair, reader) if reader.classes.tolerance else 0
     except (ValueError, OSError) as error:
         if getattr(error, "errno", None) in OUT_OF_RESOURCES:
             raise
@@ -144,9 +151,24 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     missing = missing_pixels(image)
     num_missing = 0 if missing is None else np.count_nonzero(missing)
     class_pixels = np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)]
-    row = (ids.shape, mode, num_bytes, class_pixels, num_missing, values, sums, squares)
-    palette_hash = b"" if palette is None else _hash(palette)
-    return (*row, _hash(image), _hash(ids), palette_hash, remarks, cells, num_cells)
+    row = (ids.shape, mode, num_bytes, resized, absorbed, class_pixels, num_missing)
+    hashes = (_hash(image), _hash(ids), b"" if palette is None else _hash(palette))
+    return (*row, values, sums, squares, *hashes, remarks, cells, num_cells)
+
+
+def _count_absorbed(pair: Pair, reader: PairReader) -> int:
+    """Count the pixels of the masks that only the tolerance makes a class."""
+    count = 0
+    for i, mask in enumerate(pair.masks):
+        try:
+            if reader.mask_per_class:
+                name = reader.classes.names[1 + i]
+                read_class_masks([mask], [name], 0, None, pair.page, reader.options)
+            else:
+                read_mask(mask, reader.classes.exact(), None, pair.page, reader.options)
+        except StrayValueError as error:
+            count += sum(error.pixels.values())
+    return count
 
 
 def _sum_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
