@@ -79,3 +79,14 @@ def test_stems_are_read_from_a_file(tmp_path: Path) -> None:
         read_stems(path)
     with pytest.raises(FileNotFoundError, match=r"check data\.validation\.stems"):
         read_stems(tmp_path / "other.txt")
+
+
+def test_lists_may_contain_paths() -> None:
+    pairs = [
+        Pair(stem, (f"/data/set/train/{stem}.png",), (f"/data/set/labels/{stem}_gt.png",))
+        for stem in ("1", "2", "3", "4", "5")
+    ]
+    lines = ["1", "train/2.png", "/elsewhere/set/train/3.jpg labels/3_gt.png", "4_gt.png"]
+    assert split_by_stems(pairs, lines).tolist() == [True, True, True, True, False]
+    with pytest.raises(ValueError, match=r"got .test/5\.png., expected stems of images"):
+        split_by_stems(pairs, ["1", "test/5.png"])

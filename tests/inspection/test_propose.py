@@ -162,9 +162,10 @@ def test_a_field_of_view_is_not_taken_for_a_mask_of_classes(tmp_path: Path) -> N
         Image.fromarray(view).save(tmp_path / f"mask/{i}_training_mask.png")
     data = proposed(tmp_path).data
     assert data.masks == "1st_manual/{stem}_manual1"
-    assert "Other masks of the same images: mask/{stem}_training_mask\n" in Path(
-        "mine.yaml"
-    ).read_text(encoding="utf-8")
+    assert (
+        'Other masks of the same images; to use them: masks: "mask/{stem}_training_mask"\n'
+        in Path("mine.yaml").read_text(encoding="utf-8")
+    )
 
 
 def test_other_files_are_a_warning(tmp_path: Path) -> None:

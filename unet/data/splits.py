@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unet.data.image_types import SUFFIXES
 from unet.data.pairing import Pair
 from unet.runtime.seeds import Stream
 from unet.runtime.text import join_some, plural
@@ -64,10 +65,13 @@ def split_randomly(
 def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
     """Return (N,) bool, True for the pairs with the given stems, which are for validation.
 
+    In place of a stem, the path of an image or mask may be given, with or without its ending.
+
     Raises:
         ValueError: if a stem is unknown, or all are given.
     """
     known = [pair.stem for pair in pairs]
+    stems = find_stems(pairs, stems)
     if unknown := sorted(set(stems) - set(known)):
         near = difflib.get_close_matches(unknown[0], known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -78,6 +82,37 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
     if set(stems) == set(known):
         raise ValueError("data.validation.stems: got every image, expected some left to train on")
     return np.isin(known, list(stems))
+
+
+def find_stems(pairs: Sequence[Pair], names: Sequence[str]) -> list[str]:
+    """Return the stem for each name that is a stem or the path of a file, other names as they are.
+
+    Of a path, the name of the file and of its folder must agree.
+    """
+    known = {pair.stem for pair in pairs}
+    if known.issuperset(names):
+        return list(names)
+    by_path: dict[str, str] = {}
+    for pair in pairs:
+        for file in pair.files:
+            parts = Path(file).with_suffix("").parts
+            for start in range(max(0, len(parts) - 6), len(parts)):
+                by_path.setdefault("/".join(parts[start:]), pair.stem)
+
+    def find_stem(name: str) -> str:
+        if name in known:
+            return name
+        # Some lists have a second column.
+        path = Path((name.split() or [""])[0].replace("\\", "/").lstrip("/"))
+        path = path.with_suffix("") if path.suffix.lower() in SUFFIXES else path
+        parts = path.parts
+        for start in range(max(1, len(parts) - 1)):
+            tail = "/".join(parts[start:])
+            if tail in known or tail in by_path:
+                return tail if tail in known else by_path[tail]
+        return name
+
+    return [find_stem(name) for name in names]
 
 
 def split_by_table(pairs: Sequence[Pair], val_split: str) -> np.ndarray:

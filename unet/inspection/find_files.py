@@ -18,12 +18,13 @@ from unet.data.masks import read_codes
 from unet.data.pairing import Pair, find_pairs
 from unet.data.table import read_table
 from unet.inspection.discovery import Pairing, find_pairings, read_each
-from unet.inspection.mask_values import are_label_images, count_values
-
-_SPLIT = re.compile(
-    r"(?P<train>train(ing)?)|(?<![a-z])((?P<val>val(id(ation)?)?|dev|held)|(?P<test>test(ing)?))",
-    re.IGNORECASE,
+from unet.inspection.held_out import (
+    describe_split_lists,
+    describe_test_folders,
+    split_of,
+    without_split,
 )
+from unet.inspection.mask_values import are_label_images, count_values
 
 
 class FoundFiles(NamedTuple):
@@ -63,7 +64,7 @@ def _from_table(root: Path, name: str) -> FoundFiles:
     lines.append(f"  csv: {quote(name)}")
     splits = {pair.split for pair in pairs}
     for kind in ("val", "test"):
-        held_out = sorted(split for split in splits if _split_of(split) == kind)
+        held_out = sorted(split for split in splits if split_of(split) == kind)
         if "train" in splits and held_out:
             if kind == "test":
                 lines.append("  # There is no validation split: test images decide on best.pt.")
@@ -77,7 +78,7 @@ def _from_table(root: Path, name: str) -> FoundFiles:
 
 def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     held_out, candidates = list[Pairing](), pairings
-    if any(_split_of(one.images) == "train" for one in pairings):
+    if any(split_of(one.images) == "train" for one in pairings):
         # Images of one split and masks of another may have the same names.
         splits = [(one, _splits_of(one, root)) for one in pairings]
         held_out = [one for one, names in splits if names == {"val"}]
@@ -101,10 +102,15 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     others.pop(frozenset(best.files.values()), None)
     unused = sorted(masks for masks in others.values() if masks != labels)
     lines = [
-        f"  # Images that have a mask with the same stem: {len(pairs)}.",
+        f"  # Images that have a mask: {len(pairs)}.",
         *(f"  # Error: {error}" for error in errors),
         *(f"  # Warning: {warning}" for warning in warnings),
-        *([f"  # Other masks of the same images: {', '.join(unused)}"] if unused else []),
+        *(
+            f"  # Other masks of the same images; to use them: masks: {quote(one)}"
+            for one in unused
+        ),
+        *describe_test_folders(root, [one for one in pairings if one.images != best.images]),
+        *describe_split_lists(root, pairs),
         f"  images: {quote(best.images)}",
         f"  masks: {quote(best.masks)}",
     ]
@@ -115,8 +121,8 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
         lines.append("  stacks: true")
     if not held_out:
         return FoundFiles(lines, pairs)
-    style = _SPLIT.sub("", best.masks)
-    scored = max(held_out, key=lambda one: (_SPLIT.sub("", one.masks) == style, len(one.files)))
+    style = without_split(best.masks)
+    scored = max(held_out, key=lambda one: (without_split(one.masks) == style, len(one.files)))
     places = f"images: {quote(scored.images)}, masks: {quote(scored.masks)}"
     if labels := _find_label_images(held_out, scored):
         places += f", instances: {quote(labels)}"
@@ -124,17 +130,11 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     return FoundFiles(lines, pairs, f"  validation: {{{places}}}", val_pairs)
 
 
-def _split_of(name: str) -> str:
-    """train, val or test, as a folder or a split is named; empty for other names."""
-    found = _SPLIT.search(name)
-    return next(split for split, text in found.groupdict().items() if text) if found else ""
-
-
 def _splits_of(pairing: Pairing, root: Path) -> set[str]:
     """The splits that folders and patterns name."""
     folders = {Path(path).parent for both in pairing.files.values() for path in both}
     places = [folder.relative_to(root).as_posix() for folder in folders]
-    return {_split_of(place) for place in [pairing.images, pairing.masks, *places]} - {""}
+    return {split_of(place) for place in [pairing.images, pairing.masks, *places]} - {""}
 
 
 def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:

@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+from helpers import write_pairs
+
+from unet.data.pairing import find_pairs
+from unet.inspection.held_out import describe_split_lists
+from unet.inspection.propose import propose
+
+pytestmark = pytest.mark.usefixtures("workdir")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "stems"),
+    [
+        ("val.txt", "1\n3\n", "val.txt"),
+        (
+            "sets/valid.txt",
+            "images/1.png masks/1.png\nimages/3.png masks/3.png\n",
+            "sets/valid.txt",
+        ),
+        ("split.yaml", "train: [0, 2, 4, 5]\nval: ['1', '3']\n", "[1, 3, ...]"),
+    ],
+)
+def test_lists_of_a_split_are_named_with_the_line_that_uses_them(
+    data_root: Path, name: str, text: str, stems: str
+) -> None:
+    (data_root / name).parent.mkdir(exist_ok=True)
+    (data_root / name).write_text(text)
+    (data_root / "train.txt").write_text("0\n2\n4\n5\n")
+    (data_root / "notes.txt").write_text("Scanned in May.\n")
+    lines = describe_split_lists(data_root, find_pairs(data_root, ["images"], "masks")[0])
+    assert len(lines) == 2
+    assert f"  # {name}" in lines[0]
+    assert "lists 2 of the pairs" in lines[0]
+    assert lines[1] == f"  # validation: {{stems: {stems}}}"
+    assert "\n".join(lines) in propose(data_root, "mine")
+
+
+def test_a_labelled_test_folder_is_named_with_the_command_that_uses_it(tmp_path: Path) -> None:
+    for i, split in enumerate(("train", "val", "test")):
+        write_pairs(tmp_path / split, 6, seed=i)
+    text = propose(tmp_path, "mine")
+    assert "# 6 labelled test images are not used here." in text
+    place = f"{tmp_path}/test"
+    assert f"--images {place}/images --masks {place}/masks" in text
