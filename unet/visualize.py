@@ -144,7 +144,7 @@ def save_picture(
     texts = PngInfo()
     if description is not None:
         texts.add_text("Description", description)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, flush=False) as temporary:
         image.save(temporary, format="PNG", pnginfo=texts)
 
 

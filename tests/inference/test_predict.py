@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import HEIGHT, WIDTH, make_model, write_png16
+from helpers import HEIGHT, WIDTH, draw, make_config, make_model, write_png16, write_raster
 from PIL import Image, ImageSequence
 
 from unet import load_model, predict
+from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.cli.main import main
 from unet.data.image_io import read_image, to_float
 from unet.data.image_types import ReadOptions
 from unet.data.label_images import clean, number_objects
-from unet.inference import predict as prediction
+from unet.data.normalization import Normalization
+from unet.inference import predict_pages
 from unet.inference.predict import Options, UnpredictedError, predict_files
 from unet.inference.sliding_window import sliding_window
 from unet.inference.tta import View, mean_probabilities
+from unet.visualize import objects_to_rgb
+from unet.visualize import overlay as draw_overlay
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -34,6 +39,12 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "best.pt"
     save_checkpoint(path, model.contents())
     return path
+
+
+def files_in(folder: str | Path) -> list[str]:
+    """All files in a folder and its subfolders."""
+    paths = (path for path in Path(folder).rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def values_of(path: Path) -> np.ndarray:
@@ -104,15 +115,33 @@ def test_overrides_change_the_tiles(checkpoint: Path, data_root: Path) -> None:
     assert values_of(masks[0]).shape == (HEIGHT, WIDTH)
 
 
-def test_overlays_are_written_next_to_the_masks(checkpoint: Path, data_root: Path) -> None:
+def test_overlays_are_written_apart_from_the_masks_with_a_legend(
+    checkpoint: Path, data_root: Path
+) -> None:
     image = data_root / "images" / "0.png"
     predict_files([checkpoint], [str(image)], Path("out"), Options(overlay=True))
-    assert sorted(path.name for path in Path("out").iterdir()) == ["0.png", "0_overlay.png"]
-    overlay, mask = values_of(Path("out/0_overlay.png")), values_of(Path("out/0.png"))
+    assert files_in("out") == ["0.png", "overlays/0.png", "overlays/legend.png"]
+    overlay, mask = values_of(Path("out/overlays/0.png")), values_of(Path("out/0.png"))
     assert overlay.shape == (HEIGHT, WIDTH, 3)
     orange = overlay[mask == 200].astype(int)  # the second class's colour
     assert (orange[:, 0] > orange[:, 2]).all()
     assert (overlay[mask == 0] == values_of(image)[mask == 0][:, None]).all()
+    legend = values_of(Path("out/overlays/legend.png")).reshape(-1, 3).tolist()
+    assert {tuple(colour) for colour in legend} >= set(load_model(checkpoint).classes.colours)
+
+
+def test_objects_have_colours_of_their_own_in_overlays(checkpoint: Path, data_root: Path) -> None:
+    image = str(data_root / "images" / "0.png")
+    predict_files([checkpoint], [image], Path("out"), Options(overlay=True, instances=True))
+    assert files_in("out") == [
+        *("0.png", "instances/0.tif", "overlays/0.png", "overlays/legend.png"),
+    ]
+    overlay, numbers = values_of(Path("out/overlays/0.png")), values_of(Path("out/instances/0.tif"))
+    picture = values_of(Path(image))[..., None].repeat(3, 2)
+    assert np.array_equal(
+        overlay,
+        draw_overlay(picture, numbers, objects_to_rgb(numbers)),
+    )
 
 
 def test_existing_masks_are_kept_without_overwrite(
@@ -211,15 +240,16 @@ def test_masks_of_other_images_may_have_another_origin(checkpoint: Path) -> None
     predict_files([checkpoint], ["a.png"], Path("out"))
 
 
-def test_an_existing_mask_without_its_overlay_is_refused(checkpoint: Path, data_root: Path) -> None:
+def test_existing_masks_get_overlays_later(checkpoint: Path, data_root: Path) -> None:
     images = [str(data_root / "images")]
-    predict_files([checkpoint], images, Path("out"))
-    message = r"out/0\.png: exists, but 0_overlay\.png does not; pass overwrite=True"
-    with pytest.raises(FileExistsError, match=message):
-        predict_files([checkpoint], images, Path("out"), Options(overlay=True))
-    assert len(list(Path("out").iterdir())) == 6
-    predict_files([checkpoint], images, Path("out"), Options(overlay=True), overwrite=True)
-    assert len(list(Path("out").iterdir())) == 12
+    masks = predict_files([checkpoint], images, Path("out"))
+    before = [path.read_bytes() for path in masks]
+    predict_files([checkpoint], images, Path("out"), Options(probabilities=True))
+    predict_files([checkpoint], images, Path("out"), Options(overlay=True))
+    names = [f"{folder}{i}.png" for folder in ("", "overlays/") for i in range(6)]
+    names += [f"probabilities/{i}.tif" for i in range(6)]
+    assert files_in("out") == sorted([*names, "overlays/legend.png"])
+    assert [path.read_bytes() for path in masks] == before
 
 
 def test_the_name_of_an_image_is_refused_as_folder(checkpoint: Path, data_root: Path) -> None:
@@ -235,27 +265,29 @@ def test_the_same_call_continues_an_interrupted_one(
     predict_files([checkpoint], images, Path("whole"), options)
     drawn = []
 
-    def stop(*arguments: object) -> list[Image.Image]:
+    def stop(*arguments: Any) -> dict[str, list[Image.Image]]:
         drawn.append(arguments)
-        if len(drawn) == 8:
+        if len(drawn) == 4:
             raise KeyboardInterrupt
         return draw(*arguments)
 
-    draw = prediction._draw
+    draw = predict_pages._draw
     with monkeypatch.context() as patch:
-        patch.setattr("unet.inference.predict._draw", stop)
+        patch.setattr("unet.inference.predict_pages._draw", stop)
         with pytest.raises(KeyboardInterrupt) as stopped:
             predict_files([checkpoint], images, Path("out"), options)
     assert str(stopped.value) == (
         "interrupted; 3 of 6 images have their masks, and the same command continues"
     )
-    written = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    written, whole = (
+        {name: Path(folder, name).read_bytes() for name in files_in(folder)}
+        for folder in ("out", "whole")
+    )
     assert sorted(name for name in written if len(name) == 5) == ["0.png", "1.png", "2.png"]
-    whole = {path.name: path.read_bytes() for path in Path("whole").iterdir()}
-    assert 0 < len(written) < len(whole) == 18
+    assert 0 < len(written) < len(whole) == 19
     assert written.items() <= whole.items()
     predict_files([checkpoint], images, Path("out"), options)
-    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == whole
+    assert {name: Path("out", name).read_bytes() for name in files_in("out")} == whole
 
 
 def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None:
@@ -324,19 +356,21 @@ def test_an_image_too_large_for_memory_is_reported_and_the_others_predicted(
     expected = rf"^1\.png: out of memory \(.*\); {advice}.*\n1 of 3 images were not"
     with pytest.raises(UnpredictedError, match=expected):
         predict_files([checkpoint], images, out, Options(probabilities=True))
-    names = ["0.png", "0_probabilities.tif", "2.png", "2_probabilities.tif"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    names = ["0.png", "2.png", "probabilities/0.tif", "probabilities/2.tif"]
+    assert files_in(out) == names
 
 
 def test_a_file_that_cannot_be_written_ends_the_run(
     checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    for number, error in ((errno.ENOENT, FileNotFoundError), (errno.ENOSPC, OSError)):
 
-    monkeypatch.setattr("unet.inference.predict.save_picture", refuse)
-    with pytest.raises(FileNotFoundError, match=r"No such file or directory: 'out/0\.png'"):
-        predict_files([checkpoint], [str(data_root / "images")], Path("out"))
+        def refuse(path: Path, *_: object, number: int = number, **__: object) -> None:
+            raise OSError(number, os.strerror(number), str(path))
+
+        monkeypatch.setattr("unet.inference.predict_pages.save_picture", refuse)
+        with pytest.raises(error, match=rf"{os.strerror(number)}: 'out/0\.png'"):
+            predict_files([checkpoint], [str(data_root / "images")], Path("out"))
 
 
 def test_no_folder_is_made_if_no_image_can_be_read(checkpoint: Path) -> None:
@@ -358,22 +392,28 @@ def test_two_images_of_one_stem_are_refused(checkpoint: Path, data_root: Path) -
         predict_files([checkpoint], folders, Path("out"))
 
 
-def test_an_overlay_name_that_is_a_mask_name_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for name in ("a.png", "a_overlay.png"):
-        Image.new("L", (20, 20)).save(tmp_path / "in" / name)
-    with pytest.raises(ValueError, match=r"would both write out/a_overlay\.png"):
-        predict_files([checkpoint], [str(tmp_path / "in")], Path("out"), Options(overlay=True))
+def test_outputs_that_would_be_one_file_are_refused(checkpoint: Path) -> None:
+    Path("in/overlays").mkdir(parents=True)
+    for name in ("a", "overlays/a"):
+        Image.new("L", (20, 20)).save(f"in/{name}.png")
+    with pytest.raises(ValueError, match=r"would both write out/overlays/a\.png"):
+        predict_files([checkpoint], ["in"], Path("out"), Options(overlay=True))
+    Image.new("L", (20, 20)).save("legend.png")
+    with pytest.raises(
+        ValueError, match=r"^the legend and legend\.png: .* out/overlays/legend\.png"
+    ):
+        predict_files([checkpoint], ["legend.png"], Path("out"), Options(overlay=True))
+    assert not Path("out").exists()
+    predict_files([checkpoint], ["in", "legend.png"], Path("out"))
 
 
 def test_output_names_that_are_too_long_are_reported_before_work(checkpoint: Path) -> None:
     Path("in").mkdir()
-    for name in ("0", "細" * 82):  # 246 bytes, and four of the ending
-        Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
-    with pytest.raises(ValueError, match=r"細_overlay\.png 258 bytes long, expected at most 255;"):
-        predict_files([checkpoint], ["in"], Path("out"), Options(overlay=True))
+    name = "細" * 84  # 252 bytes, and four of the ending of a mask
+    Image.effect_noise((30, 20), 50).save(f"in/{name}", format="png")
+    with pytest.raises(ValueError, match=r"細\.png 256 bytes long, expected at most 255; rename"):
+        predict_files([checkpoint], [f"in/{name}"], Path("out"), Options(overlay=True))
     assert not Path("out").exists()
-    assert all(path.is_file() for path in predict_files([checkpoint], ["in"], Path("out")))
 
 
 @pytest.mark.parametrize(
@@ -447,9 +487,9 @@ def test_stacks_are_predicted_page_by_page(checkpoint: Path, data_root: Path, en
     for i, mask in enumerate(masks):
         ids = predict(model, read_image(f"stack.{ending}", 1, i)[0])
         assert np.array_equal(mask, ids * 200)
-    assert len(pages_of(Path("out/stack_overlay.tif"))) == 6
-    assert len(pages_of(Path("out/stack_probabilities.tif"))) == 12
-    numbers = pages_of(Path("out/stack_instances.tif"))
+    assert len(pages_of(Path("out/overlays/stack.tif"))) == 6
+    assert len(pages_of(Path("out/probabilities/stack.tif"))) == 12
+    numbers = pages_of(Path("out/instances/stack.tif"))
     assert [page.dtype for page in numbers] == [np.dtype("int32")] * 6
 
 
@@ -466,7 +506,7 @@ def test_a_damaged_page_leaves_no_mask_of_the_stack(
             raise ValueError("damaged")
         return read_image(files, in_channels, page, options)
 
-    monkeypatch.setattr("unet.inference.predict.read_image", read)
+    monkeypatch.setattr("unet.inference.predict_pages.read_image", read)
     with pytest.raises(UnpredictedError, match="damaged\n1 of 1 images"):
         predict_files([checkpoint], ["stack.tif"], Path("out"))
     assert not list(Path("out").iterdir())
@@ -481,7 +521,7 @@ def test_stacks_too_large_for_a_tiff_become_bigtiffs(
     predict_files([checkpoint], ["stack.tif"], Path("small"), options)
     monkeypatch.setattr("unet.data.tiff_stack._LARGEST_TIFF", 3 * 2 * 4 * 30 * 20 - 1)
     predict_files([checkpoint], ["stack.tif"], Path("large"), options)
-    for name, formats in (("stack", (b"*\0", b"*\0")), ("stack_probabilities", (b"*\0", b"+\0"))):
+    for name, formats in (("stack", (b"*\0", b"*\0")), ("probabilities/stack", (b"*\0", b"+\0"))):
         small, large = Path(f"small/{name}.tif"), Path(f"large/{name}.tif")
         assert (small.read_bytes()[2:4], large.read_bytes()[2:4]) == formats
         for one, other in zip(pages_of(small), pages_of(large), strict=True):
@@ -491,7 +531,7 @@ def test_stacks_too_large_for_a_tiff_become_bigtiffs(
 def test_probabilities_are_a_page_for_each_class(checkpoint: Path, data_root: Path) -> None:
     image = data_root / "images" / "0.png"
     predict_files([checkpoint], [str(image)], Path("out"), Options(probabilities=True))
-    pages = pages_of(Path("out/0_probabilities.tif"))
+    pages = pages_of(Path("out/probabilities/0.tif"))
     assert [page.dtype for page in pages] == [np.dtype("float32")] * 2
     np.testing.assert_allclose(pages[0] + pages[1], 1, atol=1e-6)
     assert np.array_equal(values_of(Path("out/0.png")) == 200, pages[1] > pages[0])
@@ -533,7 +573,7 @@ def test_small_objects_are_removed_and_the_others_numbered(
         assert not np.array_equal(ids, raw)
         predict_files([checkpoint], [str(image)], Path("out"), options, overwrite=True)
         assert np.array_equal(values_of(Path("out/0.png")), ids * 200)
-        numbers = values_of(Path("out/0_instances.tif"))
+        numbers = values_of(Path("out/instances/0.tif"))
         assert numbers.dtype == np.int32
         assert np.array_equal(numbers, number_objects(ids))
 
@@ -549,8 +589,8 @@ def test_any_number_of_objects_is_written_to_the_same_file(
             ids[::2, ::2] = 1
             ids[1::2, 1::2] = 1
         predict_files([checkpoint], ["a.png"], Path("out"), Options(instances=True), overwrite=True)
-        assert sorted(path.name for path in Path("out").iterdir()) == ["a.png", "a_instances.tif"]
-        assert values_of(Path("out/a_instances.tif")).max() == count
+        assert files_in("out") == ["a.png", "instances/a.tif"]
+        assert values_of(Path("out/instances/a.tif")).max() == count
 
 
 def test_views_of_files_are_averaged(checkpoint: Path, data_root: Path) -> None:
@@ -568,15 +608,13 @@ def test_progress_bars_count_images_pages_and_tiles(
 ) -> None:
     page = Image.effect_noise((52, 36), 50)
     page.save("stack.tif", save_all=True, append_images=[page])
-    monkeypatch.setattr(
-        "unet.runtime.distributed.disable_progress", lambda: False
-    )  # as in a terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     overrides = ["tiling={size: [16, 16], overlap: 8}"]
     predict_files([checkpoint], ["stack.tif"], Path("out"), overrides=overrides)
     shown = capsys.readouterr().err
-    assert re.search(r"predict: .* 1/1 .*image", shown)
-    assert re.search(r"stack\.tif: .*/2 .*page", shown)
-    assert re.search(r"stack\.tif: .*/24 .*tile", shown)
+    assert re.search(r"predict 1/1 .*image", shown)
+    assert re.search(r"stack\.tif \d/2 .*page", shown)
+    assert re.search(r"stack\.tif \d+/24 .*tile", shown)
 
 
 def test_overwrite_leaves_no_file_that_belongs_to_another_mask(
@@ -585,9 +623,251 @@ def test_overwrite_leaves_no_file_that_belongs_to_another_mask(
     image, out = [str(data_root / "images" / "0.png")], Path("out")
     predict_files([checkpoint], image, out, Options(overlay=True))
     before = Path("out/0.png").read_bytes()
-    with pytest.raises(FileExistsError, match=r"0_overlay\.png: exists and belongs to out/0\.png"):
+    with pytest.raises(FileExistsError, match=r"overlays/0\.png: exists and belongs to out/0\.png"):
         predict_files([checkpoint], image, out, Options(threshold=0.9), overwrite=True)
     assert Path("out/0.png").read_bytes() == before
     predict_files([checkpoint], image, out, Options(threshold=0.9, overlay=True), overwrite=True)
-    Path("out/0_overlay.png").unlink()
+    Path("out/overlays/0.png").unlink()
     predict_files([checkpoint], image, out, Options(threshold=0.1), overwrite=True)
+
+
+def write_weird_files(folder: Path) -> list[str]:
+    """Write files that are no readable images, named as images."""
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("no image")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "dead.png").symlink_to("nowhere")
+    (folder / "folder.png").mkdir()
+    noise = Image.effect_noise((300, 300), 50)
+    noise.save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:900])
+    noise.save(folder / "huge.tif")
+    tags = (folder / "huge.tif").read_bytes()  # width and height are of type LONG
+    for tag in (256, 257):
+        size = struct.pack("<HHI", tag, 4, 1)
+        tags = tags.replace(size + struct.pack("<I", 300), size + struct.pack("<I", 2**31 - 1))
+    (folder / "huge.tif").write_bytes(tags)
+    write_raster(str(folder / "claim.tif"), draw(40, 30))
+    tags = (folder / "claim.tif").read_bytes()
+    for tag, side in ((256, 30), (257, 40)):
+        size = struct.pack("<HHI", tag, 3, 1)
+        tags = tags.replace(size + struct.pack("<I", side), size + struct.pack("<I", 65535))
+    (folder / "claim.tif").write_bytes(tags)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_whatever_is_no_readable_image_is_named_and_the_others_predicted(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    names = write_weird_files(Path("in"))
+    assert len(names) == 9
+    for name in ("a", "m", "z"):
+        Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
+    assert main(["predict", str(checkpoint), "in", "-o", "out"]) == 1
+    error = capsys.readouterr().err
+    assert files_in("out") == ["a.png", "m.png", "z.png"]
+    *lines, last = error.removeprefix("error: ").splitlines()
+    assert sorted(line.split(": ")[0] for line in lines) == [f"in/{name}" for name in names]
+    assert last == "9 of 12 images were not predicted"
+    assert "Traceback" not in error
+    for name in names:  # as arguments
+        assert main(["predict", str(checkpoint), f"in/{name}", "-o", "out"]) in (1, 2)
+        assert capsys.readouterr().err.startswith(f"error: in/{name}")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("tag"), RuntimeError("decoder"), OSError(5, "Input/output error"), EOFError()],
+)
+def test_any_error_of_reading_a_file_is_one_of_that_file(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    for name in "abc":
+        Image.effect_noise((30, 20), 50).save(f"{name}.png")
+
+    def read(files: tuple[str, ...], *arguments: Any) -> np.ndarray:
+        if "b.png" in files:
+            raise error
+        return read_image(files, *arguments)
+
+    monkeypatch.setattr("unet.inference.predict_pages.read_image", read)
+    with pytest.raises(UnpredictedError, match=r"^b\.png: cannot be read \(.+\)\n1 of 3 images"):
+        predict_files([checkpoint], ["a.png", "b.png", "c.png"], Path("out"))
+    assert files_in("out") == ["a.png", "c.png"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_files_and_folders_without_permission_are_named(checkpoint: Path) -> None:
+    Path("in/secret").mkdir(parents=True)
+    for name in ("a", "b", "secret/c"):
+        Image.effect_noise((30, 20), 50).save(f"in/{name}.png")
+    Path("in/b.png").chmod(0)
+    Path("in/secret").chmod(0)
+    try:
+        with pytest.raises(UnpredictedError) as caught:
+            predict_files([checkpoint], ["in"], Path("out"))
+    finally:
+        Path("in/secret").chmod(0o700)
+    assert "in/secret: cannot be listed; correct its permissions" in str(caught.value)
+    assert "in/b.png: cannot be read (permission denied)" in str(caught.value)
+    assert files_in("out") == ["a.png"]
+
+
+def test_files_of_a_folder_that_are_not_read_are_named_with_a_converter(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in/sub").mkdir(parents=True)
+    for name in ("notes.txt", "Thumbs.db", "a.csv", "sub/b.csv", "scan.nii.gz", ".hidden"):
+        Path("in", name).write_text("something")
+    Path("in/slice").write_bytes(bytes(128) + b"DICM" + bytes(300))
+    with pytest.raises(ValueError, match=r"^in: got no image, .*\n.*\n.*scan\.nii\.gz\): a NIfTI"):
+        predict_files([checkpoint], ["in"], Path("out"))
+    Image.effect_noise((30, 20), 50).save("in/a.png")
+    predict_files([checkpoint], ["in"], Path("out"))
+    printed = capsys.readouterr().out.splitlines()
+    names = "Thumbs.db, a.csv, notes.txt and 1 more"
+    assert f"note: in: did not read 4 files ({names}), not named as an image" in printed
+    (nifti,) = [line for line in printed if "scan.nii.gz" in line]
+    assert nifti.startswith("warning: in: did not read 1 file (scan.nii.gz): a NIfTI volume; save")
+    (dicom,) = [line for line in printed if "slice" in line and line != nifti]
+    assert "1 file (slice): a DICOM file; save it as a PNG or TIFF" in dicom
+
+
+def save_model(tmp_path: Path, **data: Any) -> Path:
+    """A model of a data set with other patterns."""
+    model = make_model(tmp_path)
+    config = replace(model.config, data=replace(model.config.data, **data))
+    path = tmp_path / "patterns.pt"
+    save_checkpoint(path, replace(model, config=config).contents())
+    return path
+
+
+@pytest.mark.parametrize("place", ["the data set", "a copy", "a folder above"])
+def test_label_files_of_a_data_set_are_left_out_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    folders = {"the data set": "set", "a copy": "copy", "a folder above": "."}
+    for root in ("set", "copy") if place == "a copy" else ("set",):
+        Path(root, "scans").mkdir(parents=True)
+        for i in range(3):
+            Image.effect_noise((30, 20), 50).save(f"{root}/scans/{i}.jpg")
+            Image.new("L", (30, 20)).save(f"{root}/scans/{i}.png")
+        Image.effect_noise((30, 20), 50).save(f"{root}/scans/new.png")  # no mask: it has no image
+    patterns = {"images": "scans/{stem}.jpg", "masks": "scans/{stem}.png"}
+    checkpoint = save_model(tmp_path, root="set", **patterns)
+    masks = predict_files([checkpoint], [folders[place]], Path("out"))
+    assert [path.name for path in masks] == ["0.png", "1.png", "2.png", "new.png"]
+    assert re.search(
+        r"note: .*: left out 3 label files of the data set \(.*0\.png, .*1\.png, .*2\.png\); name ",
+        capsys.readouterr().out,
+    )
+    subfolder = f"{folders[place]}/scans" if place != "a folder above" else "set/scans"
+    if place != "a copy":  # which is not known by the layout of its subfolder
+        assert len(predict_files([checkpoint], [subfolder], Path("other"))) == 4
+    given = sorted(map(str, Path("set/scans").glob("*.png")))
+    assert len(predict_files([checkpoint], given, Path("given"))) == 4
+
+
+def test_a_folder_of_masks_alone_is_refused(checkpoint: Path, data_root: Path) -> None:
+    model = load_model(checkpoint)
+    assert Path(model.config.data.root) != data_root
+    data = replace(model.config.data, root=str(data_root))
+    contents = replace(model, config=replace(model.config, data=data)).contents()
+    save_checkpoint(checkpoint, contents)
+    with pytest.raises(ValueError, match=r"masks: got no image, .*\n.*left out 6 label files"):
+        predict_files([checkpoint], [str(data_root / "masks")], Path("out"))
+    assert len(predict_files([checkpoint], [str(data_root)], Path("out"))) == 6
+
+
+def test_a_missing_channel_is_an_error_of_its_image(tmp_path: Path) -> None:
+    for folder in ("red", "green"):
+        Path("in", folder).mkdir(parents=True)
+        for i in range(3):
+            Image.effect_noise((30, 20), 50).save(f"in/{folder}/{i}.png")
+    Path("in/green/1.png").unlink()
+    config = make_config(tmp_path, "model.in_channels=2", "data.channels=[red, green]")
+    net = build_network(config, torch.device("cpu"))
+    normalization = Normalization(mean=(0.4, 0.4), std=(0.2, 0.2))
+    model = replace(make_model(tmp_path), config=config, net=net, normalization=normalization)
+    save_checkpoint(Path("model.pt"), model.contents())
+    with pytest.raises(UnpredictedError, match=r"green: got nothing for in/red/1\.png") as caught:
+        predict_files([Path("model.pt")], ["in"], Path("out"))
+    assert "1 of 3 images were not predicted" in str(caught.value)
+    assert files_in("out") == ["0.png", "2.png"]
+
+
+def test_predictions_is_the_folder_if_none_is_given(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.effect_noise((30, 20), 50).save("a.png")
+    assert predict_files([checkpoint], ["a.png"]) == [Path("predictions/a.png")]
+    assert "predicted 1 of 1 images into predictions" in capsys.readouterr().out
+
+
+def test_masks_are_renamed_without_waiting_for_the_disk(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Image.effect_noise((30, 20), 50)
+    page.save("a.png")
+    page.save("stack.tif", save_all=True, append_images=[page])
+    calls: list[int] = []
+    monkeypatch.setattr("os.fsync", calls.append)
+    options = Options(overlay=True, probabilities=True, instances=True)
+    predict_files([checkpoint], ["a.png", "stack.tif"], Path("out"), options)
+    assert calls == []
+    save_checkpoint(Path("copy.pt"), load_model(checkpoint).contents())
+    assert calls
+
+
+def test_a_checkpoint_is_loaded_for_an_image(checkpoint: Path, data_root: Path) -> None:
+    image = data_root / "images" / "0.png"
+    expected = predict(load_model(checkpoint), image)
+    assert np.array_equal(predict(checkpoint, image), expected)
+    assert np.array_equal(predict(str(checkpoint), str(image)), expected)
+    assert np.array_equal(predict(checkpoint.parent, image), expected)  # the folder of a run
+    assert predict([checkpoint, checkpoint], image).shape == expected.shape
+    predict_files([checkpoint.parent], [str(image)], Path("out"))
+    assert np.array_equal(values_of(Path("out/0.png")), expected * 200)
+
+
+def test_wrong_arguments_are_named(checkpoint: Path) -> None:
+    model, image = load_model(checkpoint), np.zeros((20, 30), np.uint8)
+    for call, error, message in (
+        (lambda: predict(model, None), TypeError, "^image: got None, expected a path, a Pillow"),
+        (lambda: predict(model, [[1, 2]]), TypeError, "^image: got an object of type list"),
+        (lambda: predict(model, torch.zeros(20, 30)), TypeError, "^image: got an .* Tensor"),
+        (lambda: predict(model, np.zeros((0, 5), np.uint8)), ValueError, "^image: got an array"),
+        (lambda: predict(model, image.astype(object)), ValueError, "^image: .* dtype object"),
+        (lambda: predict(model, image.astype(complex)), ValueError, "^image: .* dtype complex"),
+        (lambda: predict(model, image[0]), ValueError, r"^image: got an array of shape \(30,\)"),
+        (lambda: predict(model, "nowhere.png"), FileNotFoundError, "^nowhere.png: there is no"),
+        (lambda: predict(None, image), TypeError, "^model: got None, expected a model from load"),
+        (lambda: predict(model.net, image), TypeError, "^model: got an object of type UNet"),
+        (lambda: predict("nowhere.pt", image), FileNotFoundError, "nowhere.pt"),
+        (lambda: predict(model, image, "flips"), TypeError, "^options: got an object of type str"),
+        (lambda: Options(tta=("flip",)), ValueError, r"^tta: got \('flip',\), expected .*flips, t"),
+        (lambda: Options(tta="flips"), ValueError, "^tta: got 'flips', expected a list of some of"),
+        (lambda: Options(threshold="0.5"), ValueError, "^threshold: got '0.5', expected 0 to 1"),
+        (lambda: Options(threshold=float("nan")), ValueError, "^threshold: got nan"),
+        (lambda: Options(min_size=2.5), ValueError, "^min_size: got 2.5, expected 0 pixels"),
+        (lambda: Options(overlay="no"), ValueError, "^overlay: got 'no', expected True or False"),
+        (lambda: load_model([]), ValueError, "^path: got an empty list, expected one checkpoint"),
+        (lambda: load_model(None), TypeError, "^path: got None, expected the path of a checkp"),
+        (lambda: load_model([None]), TypeError, "^path: got .None., expected the path"),
+        (lambda: load_model({"model": 1}), TypeError, "^path: got {'model': 1}, expected the path"),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_arrays_of_any_byte_order_and_numbers_are_predicted(checkpoint: Path) -> None:
+    model = load_model(checkpoint)
+    image = np.random.default_rng(0).integers(0, 65535, (20, 30), np.uint16)
+    expected = predict(model, image)
+    assert np.array_equal(predict(model, image.astype(">u2")), expected)
+    scaled = image / np.float32(65535)
+    for dtype in ("float32", ">f4", ">f8"):
+        assert np.array_equal(predict(model, scaled.astype(dtype)), expected)
+    assert predict(model, image > 9).shape == (20, 30)

@@ -86,14 +86,14 @@ def test_a_raster_in_windows_equals_the_whole_image(checkpoint: Path) -> None:
     assert 0.1 < ids.mean() < 0.9
     assert np.array_equal(read_mask("out/a.tif")[0], ids * 200)
     assert np.array_equal(read_mask("out/a.tif")[0], predict(model, path) * 200)
-    scores = torch.from_numpy(read_mask("out/a_probabilities.tif"))
+    scores = torch.from_numpy(read_mask("out/probabilities/a.tif"))
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
 
 
 def test_the_mask_is_a_tiled_compressed_geotiff_with_georeference(checkpoint: Path) -> None:
     write_raster("a.tif", draw(*SIZE))
     predict_files([checkpoint], ["a.tif"], Path("out"), Options(probabilities=True))
-    for name, count, dtype in (("a", 1, "uint8"), ("a_probabilities", 2, "float32")):
+    for name, count, dtype in (("a", 1, "uint8"), ("probabilities/a", 2, "float32")):
         with rasterio.open(f"out/{name}.tif") as file:
             assert file.crs == rasterio.CRS.from_string("EPSG:32632")
             assert file.transform == PLACE["transform"]
@@ -104,9 +104,9 @@ def test_the_mask_is_a_tiled_compressed_geotiff_with_georeference(checkpoint: Pa
             assert file.block_shapes == [(16, 16)] * count
             assert file.compression.value == "DEFLATE"
             assert file.nodata is None
-    assert sorted(path.name for path in Path("out").iterdir()) == [
-        "a.tif",
-        "a_probabilities.tif",
+    assert sorted(Path("out").rglob("*.tif")) == [
+        Path("out/a.tif"),
+        Path("out/probabilities/a.tif"),
     ]
 
 
@@ -208,7 +208,7 @@ def test_nodata_stays_nodata_and_its_value_changes_nothing_else(checkpoint: Path
         with rasterio.open(f"out/n{value}.tif") as file:
             assert file.nodata == 255
             masks.append(file.read(1))
-        with rasterio.open(f"out/n{value}_probabilities.tif") as file:
+        with rasterio.open(f"out/probabilities/n{value}.tif") as file:
             assert np.isnan(file.nodata)
             assert np.array_equal(np.isnan(file.read(1)), gone)
     assert np.array_equal(masks[0], masks[1])
@@ -475,11 +475,9 @@ def test_the_palette_of_the_training_masks_is_written(tmp_path: Path) -> None:
 def test_a_progress_bar_counts_tiles(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "unet.runtime.distributed.disable_progress", lambda: False
-    )  # as on a terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     write_raster("a.tif", draw(*SIZE))
     predict_files([checkpoint], ["a.tif"], Path("out"))
     shown = capsys.readouterr().err
-    assert re.search(r"predict: .* 1/1 .*image", shown)
-    assert re.search(r"a\.tif: .* \d+/80 .*tile", shown)
+    assert re.search(r"predict 1/1 .*image", shown)
+    assert re.search(r"a\.tif \d+/80 .*tile", shown)

@@ -30,6 +30,18 @@ def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_is_flushed_to_disk_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("os.fsync", calls.append)
+    for flush, count in ((False, 0), (True, 2)):  # the file and its folder
+        with atomic_path(tmp_path / "a.txt", flush=flush) as temporary:
+            temporary.write_text("new")
+        assert len(calls) == count
+        assert (tmp_path / "a.txt").read_text() == "new"
+
+
 def test_after_an_exception_only_the_old_file_is_left(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")

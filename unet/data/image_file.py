@@ -8,6 +8,7 @@ photometric interpretation changes them.
 import atexit
 import errno
 import os
+import io
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,6 +46,9 @@ from unet.data.tiff_decoder import STARTS as TIFF_STARTS
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _BYTES_PER_PIXEL = 8  # of the images that are decoded, at most on average
+
+
+_NIFTI = "a NIfTI volume; save its slices as images, for example with med2image"
 
 
 class ImageFile:
@@ -275,17 +279,28 @@ def _format_errors(path: Path) -> Iterator[None]:
 
 
 def _why_unidentified(path: Path) -> str:
-    with path.open("rb") as stream:
-        start = stream.read(352)
-    if path.name.lower().endswith((".nii", ".nii.gz")) or start[344:347] in (b"n+1", b"ni1"):
-        return "a NIfTI volume; save its slices as images, for example with med2image"
+    if path.stat().st_size == 0:
+        return "0 bytes"
+    unknown = "of an unknown format; PNG, TIFF, JPEG, .npy and others are known"
+    return other_format(path) or unknown
+
+
+def other_format(path: Path) -> str | None:
+    """Name a known format that is not read, and how to convert the file; None if unknown."""
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        return _NIFTI
+    try:
+        with path.open("rb") if path.is_file() else io.BytesIO() as stream:
+            start = stream.read(352)
+    except OSError:
+        return None
+    if start[344:347] in (b"n+1", b"ni1"):
+        return _NIFTI
     if start[128:132] == b"DICM":
         return "a DICOM file; save it as a PNG or TIFF, for example with dcmj2pnm of DCMTK"
     if start.startswith(b"\x89HDF"):
         return "an HDF5 file; save its arrays as images or .npy files"
-    return (
-        "of an unknown format; PNG, TIFF, JPEG, .npy and others are known" if start else "0 bytes"
-    )
+    return None
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:

@@ -37,7 +37,7 @@ def stack_writer(
     if description is not None:
         options["description"] = description
     with (
-        atomic_path(path) as temporary,
+        atomic_path(path, flush=False) as temporary,
         temporary.open("w+b") as stream,
         AppendingTiffWriter(stream) as file,
     ):

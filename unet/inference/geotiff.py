@@ -173,7 +173,7 @@ def create_raster(
     form = {"driver": "GTiff", "compress": "deflate", "BIGTIFF": "IF_SAFER"}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with atomic_path(path) as temporary:
+        with atomic_path(path, flush=False) as temporary:
             # GDAL writes a georeference that GeoTIFF cannot hold into a second file.
             second = Path(f"{temporary}.aux.xml")
             try:

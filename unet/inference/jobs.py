@@ -2,15 +2,22 @@
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
+from unet.build import list_pairs, list_validation_pairs
+from unet.config.schema import Config
+from unet.data.image_file import other_format
 from unet.data.image_io import read_header
-from unet.data.image_types import SUFFIXES, ImageTypeError, UnreadableError
+from unet.data.image_types import SUFFIXES
 from unet.data.pairing import find_pairs, list_files, natural_key
 from unet.inference.geotiff import is_raster
+from unet.runtime.text import join_some, plural
+
+FOLDERS = {"overlay": "overlays", "probabilities": "probabilities", "instances": "instances"}
+"""Outputs in addition to the masks, and their subfolders."""
 
 # Other formats that can hold several pages are read as a single image, or refused.
 _STACK_SUFFIXES = frozenset({".tif", ".tiff", ".gif"})
@@ -24,73 +31,164 @@ class Job:
     Args:
         files: one file, or one for each channel.
         outputs: the files to write: first the mask, then others by the name of their option.
+        others: the files of the outputs that are not written.
         pages: number of pages of a stack; None for a single image.
         is_raster: whether the image is read window by window.
     """
 
     files: tuple[str, ...]
     outputs: dict[str, Path]
+    others: tuple[Path, ...]
     pages: int | None
     is_raster: bool
 
 
-def find_images(
-    inputs: Sequence[str], channels: Sequence[str] | None, out: Path
-) -> list[tuple[str, tuple[str, ...]]]:
+@dataclass(frozen=True, kw_only=True)
+class FoundImages:
+    """The images of the inputs.
+
+    Args:
+        images: the name of each, with its subfolder and without suffix, and its files.
+        errors: what in the inputs should be an image and is none.
+        notes: messages about files that are left out.
+    """
+
+    images: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_images(inputs: Sequence[str], config: Config, out: Path) -> FoundImages:
     """List the images of files, folders and glob patterns, without those in the folder `out`.
 
-    With patterns for `channels`, every input is a folder with a file for each channel.
-
-    Returns:
-        The name of each image, with its subfolder and without suffix, and its files.
+    In folders, files that are named as no image are left out, and the label files of the model's
+    data set, or of one with the same layout. If the model has a file for each channel, every input
+    is a folder with these files.
 
     Raises:
         FileNotFoundError: if an input does not exist, or a pattern matches nothing.
-        ValueError: if a folder has no images, or the channels of an image are incomplete.
+        ValueError: if a folder has no images.
     """
-    if channels is not None:
-        return [image for entry in inputs for image in _find_channels(entry, channels)]
+    found = FoundImages()
+    if config.data.channels is not None:
+        for entry in inputs:
+            _find_channels(entry, config.data.channels, found)
+        return found
     names: dict[Path, str] = {}
     for entry in inputs:
         path = Path(entry)
         if path.is_dir():
-            base, paths = path, _list_folder(path, out)
-        elif path.is_file():
+            base, paths = path, _list_folder(path, config, out, found)
+        elif os.path.lexists(path):  # reading it reports what is no regular file
             base, paths = path.parent, [path]
         elif glob.has_magic(entry):
             # Path.glob does not take absolute patterns before Python 3.13.
             matches = glob.glob(entry, recursive=True)  # noqa: PTH207
             base = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-            paths = _sort(_outside(out, base, filter(Path.is_file, map(Path, matches))))
+            files = (path for path in map(Path, matches) if not path.is_dir())
+            paths = _sort(_outside(out, base, files))
             if not paths:
                 raise FileNotFoundError(f"{entry}: matches no file to predict; check the pattern")
         else:
             raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
         for one in paths:
             names.setdefault(one, one.relative_to(base).with_suffix("").as_posix())
-    return [(name, (str(path),)) for path, name in names.items()]
+    found.images.extend((name, (str(path),)) for path, name in names.items())
+    return found
 
 
-def _find_channels(folder: str, channels: Sequence[str]) -> list[tuple[str, tuple[str, ...]]]:
+def _find_channels(folder: str, channels: Sequence[str], found: FoundImages) -> None:
     if not Path(folder).is_dir():
         raise FileNotFoundError(
             f"{folder}: is not a folder, expected one that holds {', '.join(channels)}, as the "
             "model was trained on"
         )
     pairs, errors = find_pairs(Path(folder), channels[:-1], channels[-1])
-    if errors:
-        raise ValueError("\n".join(errors))
-    return [(pair.stem, pair.files) for pair in pairs]
+    found.errors.extend(errors)
+    found.images.extend((pair.stem, pair.files) for pair in pairs)
 
 
-def _list_folder(folder: Path, out: Path) -> list[Path]:
-    files = (path for path in map(Path, list_files(folder)) if path.suffix.lower() in SUFFIXES)
-    paths = _outside(out, folder, files)
-    if not paths:
-        raise ValueError(
-            f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
+def _list_folder(folder: Path, config: Config, out: Path, found: FoundImages) -> list[Path]:
+    """List the images of a folder; add what is left out to `found`."""
+    images, others = [], []
+    for path in _sort(_outside(out, folder, map(Path, list_files(folder)))):
+        if path.suffix.lower() in SUFFIXES:
+            images.append(path)
+        elif path.is_dir():
+            found.errors.append(f"{path}: cannot be listed; correct its permissions")
+        else:
+            others.append(path)
+    found.errors.extend(
+        f"{path}: is a folder without images, expected an image; remove or rename it"
+        for path in _empty_folders_named_as_images(folder, images)
+    )
+    labels = _list_labels(folder, config) if images else set()
+    masks = [path for path in images if os.path.realpath(path) in labels]
+    notes = _describe_unread(folder, others)
+    if masks:
+        notes.append(
+            f"note: {folder}: left out {plural(len(masks), 'label file')} of the data set "
+            f"({_join(folder, masks)}); name files or a pattern to predict them"
         )
-    return _sort(paths)
+    found.notes.extend(notes)
+    images = [path for path in images if os.path.realpath(path) not in labels] if masks else images
+    if not images and not found.errors:
+        raise ValueError(
+            "\n".join(
+                [
+                    f"{folder}: got no image, expected files ending in "
+                    f"{', '.join(sorted(SUFFIXES))}",
+                    *notes,
+                ]
+            )
+        )
+    return images
+
+
+def _list_labels(folder: Path, config: Config) -> set[str]:
+    """List masks and label images: of a folder laid out as the data set, and of the data set."""
+    root, here = Path(config.data.root), folder.resolve()
+    roots = [folder]
+    if here.is_relative_to(root.resolve()) or root.resolve().is_relative_to(here):
+        roots.append(root)
+    labels: set[str] = set()
+    for place in roots:
+        data = replace(config.data, root=str(place), stacks=False)
+        for list_some in (list_pairs, list_validation_pairs):
+            try:
+                pairs, _ = list_some(replace(config, data=data), instances=True)
+            except (ValueError, OSError):  # the folder has another layout
+                continue
+            for pair in pairs:
+                files = (*pair.masks, *([pair.instances] if pair.instances else []))
+                labels.update(map(os.path.realpath, files))
+    return labels
+
+
+def _empty_folders_named_as_images(folder: Path, images: Sequence[Path]) -> Iterator[Path]:
+    filled = {above for path in images for above in path.parents}
+    for top, folders, _ in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (Path(top, name) for name in folders):
+            if path.suffix.lower() in SUFFIXES and path not in filled:
+                yield path
+
+
+def _describe_unread(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """Say which files of a folder are not read, and how those of other formats are converted."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(other_format(path) or "", []).append(path)
+    notes = []
+    for reason, members in groups.items():
+        sign, text = ("warning", f": {reason}") if reason else ("note", ", not named as an image")
+        what = f"{plural(len(members), 'file')} ({_join(folder, members)})"
+        notes.append(f"{sign}: {folder}: did not read {what}{text}")
+    return notes
+
+
+def _join(folder: Path, paths: Sequence[Path]) -> str:
+    return join_some([path.relative_to(folder).as_posix() for path in paths], limit=3)
 
 
 def _outside(out: Path, folder: Path, paths: Iterable[Path]) -> list[Path]:
@@ -116,7 +214,7 @@ def plan_jobs(
     Args:
         images: names and files.
         out: the folder for the masks.
-        extras: outputs in addition to the mask: overlay, probabilities, instances.
+        extras: outputs in addition to the mask, keys of `FOLDERS`.
         windows: as in `is_raster`.
 
     Raises:
@@ -124,25 +222,27 @@ def plan_jobs(
     """
     jobs = []
     for name, files in images:
-        raster = len(files) == 1 and is_raster(files[0], windows)
-        pages = None if raster else _count_stack(files[0])
+        raster, pages = _look_into(files, windows)
         suffix = ".tif" if raster or pages is not None else ".png"
-        outputs = {"mask": out / f"{name}{suffix}"}
-        for extra in extras:
-            outputs[extra] = extra_path(outputs["mask"], extra)
-        jobs.append(Job(files=files, outputs=outputs, pages=pages, is_raster=raster))
-    _check_outputs(jobs)
+        paths = {
+            extra: out / folder / f"{name}{suffix if extra == 'overlay' else '.tif'}"
+            for extra, folder in FOLDERS.items()
+        }
+        outputs = {"mask": out / f"{name}{suffix}", **{extra: paths[extra] for extra in extras}}
+        others = tuple(path for extra, path in paths.items() if extra not in extras)
+        job = Job(files=files, outputs=outputs, others=others, pages=pages, is_raster=raster)
+        jobs.append(job)
+    _check_outputs(jobs, {legend_path(out): "the legend"} if "overlay" in extras else {})
     return jobs
 
 
-def extra_path(mask: Path, extra: str) -> Path:
-    """Return the file of an output in addition to a mask, next to it."""
-    return mask.with_name(f"{mask.stem}_{extra}{mask.suffix if extra == 'overlay' else '.tif'}")
+def legend_path(out: Path) -> Path:
+    """Return the file of the legend of all overlays."""
+    return out / FOLDERS["overlay"] / "legend.png"
 
 
-def _check_outputs(jobs: Sequence[Job]) -> None:
-    inputs = {Path(path).resolve() for job in jobs for path in job.files}
-    taken: dict[Path, str] = {}
+def _check_outputs(jobs: Sequence[Job], taken: dict[Path, str]) -> None:
+    inputs = {os.path.realpath(path) for job in jobs for path in job.files}
     for job in jobs:
         for path in job.outputs.values():
             if path in taken:
@@ -156,16 +256,21 @@ def _check_outputs(jobs: Sequence[Job]) -> None:
                     f"{job.files[0]}: got a name that makes {path.name} {length} bytes long, "
                     f"expected at most {_MAX_NAME_BYTES}; rename the image"
                 )
-            if path.resolve() in inputs:
+            if os.path.realpath(path) in inputs:
                 raise ValueError(f"{path}: is an image to predict; choose another output folder")
 
 
-def _count_stack(path: str) -> int | None:
-    """Return the number of pages of a stack; None for a single image."""
-    if Path(path).suffix.lower() not in _STACK_SUFFIXES:
-        return None
+def _look_into(files: Sequence[str], windows: bool | None) -> tuple[bool, int | None]:
+    """Return whether an image is read in windows, and the number of pages of a stack, else None."""
+    path = Path(files[0])
     try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            return False, None
+        if len(files) == 1 and is_raster(path, windows):
+            return True, None
+        if path.suffix.lower() not in _STACK_SUFFIXES:
+            return False, None
         pages = read_header(path).pages
-    except (UnreadableError, ImageTypeError, FileNotFoundError):
-        return None  # reading it later reports the error
-    return pages if pages > 1 else None
+    except Exception:  # reading it later reports the error
+        return False, None
+    return False, pages if pages > 1 else None

@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unet.build import build_read_options
 from unet.config.schema import tiles_blend
@@ -28,8 +27,8 @@ from unet.inference.geotiff import Block, Raster, Span, block_side, create_raste
 from unet.inference.predictor import Model, Predictor
 from unet.inference.sliding_window import sliding_bands
 from unet.inference.tta import TtaMode, View, choose_classes, list_views
-from unet.runtime import distributed
 from unet.runtime.optional import import_extra
+from unet.runtime.progress import show_progress
 
 T = TypeVar("T")
 Scored = tuple[Block, Tensor, np.ndarray]
@@ -102,6 +101,10 @@ def predict_raster(
     """
     channels, read_options = model.config.model.in_channels, build_read_options(model.config)
     with open_raster(path, channels, read_options) as source, ExitStack() as files:
+        # A file that claims a size that it does not have is found before others are created.
+        source.read(Block(*(Span(side - 1, side) for side in source.size)))
+        # A file that claims a size that it does not have is found before others are created.
+        source.read(Block(*(Span(side - 1, side) for side in source.size)))
         members = _with_image_statistics(model.members, source)
         steps = [min(_room(axis, member) for member in members) for axis in (0, 1)]
         # The mask is opened first, so it is renamed last: if it exists, all files do.
@@ -205,9 +208,8 @@ def _list_blocks(size: tuple[int, int], steps: Sequence[int]) -> list[Block]:
     return [Block(*spans) for spans in product(rows, columns)]
 
 
-def _progress(blocks: list[T], name: str) -> "tqdm[T]":
-    hide = True if len(blocks) == 1 else distributed.disable_progress()
-    return tqdm(blocks, name, unit="tile", leave=False, disable=hide)
+def _progress(blocks: list[Block], name: str) -> Iterator[Block]:
+    return show_progress(blocks, name, "tile", hide=len(blocks) == 1)
 
 
 def _with_image_statistics(members: Sequence[Predictor], source: Raster) -> list[Predictor]:

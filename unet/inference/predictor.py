@@ -229,10 +229,15 @@ def load_model(
 
     Raises:
         FileNotFoundError: if a file does not exist.
+        TypeError: if `path` is neither a path nor a list of paths.
         ValueError: if a file is no checkpoint, an override does not fit it, or several models
             differ in classes, mask values or channels.
     """
     paths = [path] if isinstance(path, str | Path) else path
+    if not isinstance(paths, list | tuple) or not all(isinstance(x, str | Path) for x in paths):
+        raise TypeError(f"path: got {path!r:.100}, expected the path of a checkpoint, or several")
+    if not paths:
+        raise ValueError("path: got an empty list, expected one checkpoint or more")
     members = [load_predictor(Path(one), device, overrides) for one in paths]
     _check_agreement(members, list(map(str, paths)))
     return members[0] if len(members) == 1 else Ensemble(tuple(members))

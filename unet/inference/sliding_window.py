@@ -21,9 +21,8 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from unet.runtime import distributed
+from unet.runtime.progress import show_progress
 
 
 @dataclass(frozen=True)
@@ -175,10 +174,12 @@ def sliding_bands(
 
     places = list(product(range(len(tops)), range(len(lefts))))
     logits: Tensor | None = None  # of the rows that later tiles may still add to
-    hide = True if bar is None or len(places) == 1 else distributed.disable_progress()
-    progress = tqdm(total=len(places), desc=bar, unit="tile", leave=False, disable=hide)
-    for first in range(0, len(places), tiles.batch_size):
-        batch = places[first : first + tiles.batch_size]
+    batches = [
+        places[first : first + tiles.batch_size]
+        for first in range(0, len(places), tiles.batch_size)
+    ]
+    unit = "tile" if tiles.batch_size == 1 else "batch"
+    for batch in show_progress(batches, bar or "", unit, hide=bar is None or len(places) == 1):
         scores = model(torch.stack([read_tile(tops[i], lefts[j]) for i, j in batch]))
         for (i, j), score in zip(batch, scores, strict=True):
             top, left = tops[i], lefts[j]
@@ -192,7 +193,5 @@ def sliding_bands(
                 yield top, logits[:, :done, :width]
                 logits[:, : tall - done] = logits[:, done:].clone()
                 logits[:, tall - done :] = 0
-        progress.update(len(batch))
-    progress.close()
     assert logits is not None  # there is at least one tile
     yield tops[-1], logits[:, : height - tops[-1], :width]

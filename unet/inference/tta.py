@@ -1,7 +1,7 @@
 """Test-time augmentation: the mean probabilities over several views of an image."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -45,7 +45,13 @@ def list_views(tta: Sequence[TtaMode]) -> list[View]:
     flips: the image, mirrored left to right, top to bottom, and both. turns: rotations by 0, 90,
     180 and 270 degrees. Both together: 8 views, each rotation mirrored or not. scales: all of these
     at 0.75, 1 and 1.25 times the size.
+
+    Raises:
+        ValueError: for an unknown mode.
     """
+    known = get_args(TtaMode)
+    if isinstance(tta, str) or not all(mode in known for mode in tta):
+        raise ValueError(f"tta: got {tta!r}, expected a list of some of {', '.join(known)}")
     turns = range(4) if "turns" in tta else (0, 2) if "flips" in tta else (0,)
     mirrored = (False, True) if "flips" in tta else (False,)
     scales = SCALES if "scales" in tta else (1.0,)

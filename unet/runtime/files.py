@@ -43,10 +43,15 @@ def check_writable(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` if the block raises nothing.
 
-    The new file is flushed to disk first. After an exception `path` is unchanged.
+    After an exception `path` is unchanged.
+
+    Args:
+        path: the file to write.
+        flush: whether to wait until the new file is on the disk, so that it also survives a power
+            failure. That takes longer than to write a small file.
 
     Raises:
         OSError: naming `path`, such as if the disk is full.
@@ -55,10 +60,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
-        flush_folder(path.parent)
+        if flush:
+            flush_folder(path.parent)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
