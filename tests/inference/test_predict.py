@@ -214,8 +214,8 @@ def test_the_command_line_refuses_other_masks_and_names_its_own_options(
     capsys.readouterr()
     for arguments, message in (
         (["--threshold", "0.3"], "out/a.png: exists and was predicted with threshold none instead"),
-        (["--threshold", "3"], "--threshold: got 3, expected 0 to 1"),
-        (["--min-size", "-1"], "--min-size: got -1, expected 0 pixels or more"),
+        (["--threshold", "3"], "--threshold: got '3', expected a number from 0 to 1"),
+        (["--min-size", "-1"], "--min-size: got '-1', expected a whole number from 0"),
     ):
         assert main([*command, *arguments]) == 2
         assert f"error: {message}" in capsys.readouterr().err

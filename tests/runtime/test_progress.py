@@ -17,6 +17,7 @@ def test_elsewhere_than_in_a_terminal_there_is_a_line_every_few_seconds(
 ) -> None:
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(Progress, "_last_line", 0.0)
     for _ in show_progress(range(20), "predict", "image"):
         now += 1
     assert capsys.readouterr().err.splitlines() == [
@@ -32,6 +33,7 @@ def test_the_progress_of_short_items_is_not_shown_within_that_of_all(
 ) -> None:
     now = 1000.0
     monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(Progress, "_last_line", 0.0)
     with Progress(2, "predict", "image") as outer:
         for title, seconds in (("small", 1), ("large", 3)):
             for _ in show_progress(range(3), title, "tile"):
@@ -48,6 +50,7 @@ def test_only_the_first_process_shows_progress(
     monkeypatch.setenv("RANK", "1")
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(Progress, "_last_line", 0.0)
     for _ in show_progress(range(3), "predict", "image"):
         now += 60
     assert capsys.readouterr().err == ""

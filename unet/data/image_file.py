@@ -7,8 +7,8 @@ photometric interpretation changes them.
 
 import atexit
 import errno
-import os
 import io
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
