@@ -1,0 +1,212 @@
+"""Pages of TIFFs that are images, and those that are not; missing pixels as GDAL declares them."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from rasterio.enums import Resampling
+from rasterio.errors import NotGeoreferencedWarning
+
+from unet.data.image_file import open_image
+from unet.data.image_io import read_header, read_image, read_stored
+from unet.data.image_types import ReadOptions, Window
+
+RNG = np.random.default_rng(0)
+LARGE = RNG.integers(0, 255, (96, 80), dtype=np.uint8)
+STACK = RNG.integers(0, 255, (3, 2, 4, 24, 20), dtype=np.uint8)  # TZCYX
+WINDOW = Window(3, 17, 5, 19)
+
+
+def write_pages(path: Path, *pages: dict[str, Any]) -> None:
+    with tifffile.TiffWriter(path) as file:
+        for page in pages:
+            file.write(metadata=None, **page)
+
+
+def test_pages_of_reduced_resolution_and_thumbnails_are_no_images(tmp_path: Path) -> None:
+    half, quarter = LARGE[::2, ::2], LARGE[::4, ::4]
+    slide = {"tile": (32, 32), "description": "Aperio Image Library v1"}
+    files: dict[str, list[dict[str, Any]]] = {
+        "tagged": [{"data": LARGE}, {"data": half, "subfiletype": 1}],
+        "untagged halves": [{"data": LARGE}, {"data": half}, {"data": quarter}],
+        "thumbnail": [{"data": LARGE}, {"data": LARGE[::6, ::6]}],
+        "thumbnail first": [{"data": half, "subfiletype": 1}, {"data": LARGE}],
+        "slide": [{"data": LARGE, **slide}, {"data": LARGE[:30, :70]}, {"data": half, **slide}],
+    }
+    for name, pages in files.items():
+        path = tmp_path / f"{name}.tif"
+        write_pages(path, *pages)
+        assert read_header(path).pages == 1, name
+        assert np.array_equal(read_image(path, 1)[0], LARGE), name
+    with tifffile.TiffWriter(tmp_path / "inner.tif") as file:
+        file.write(LARGE, subifds=1, tile=(32, 32))
+        file.write(half, subfiletype=1, tile=(32, 32))
+    assert np.array_equal(read_image(tmp_path / "inner.tif", 1)[0], LARGE)
+
+
+def test_pages_of_different_sizes_are_an_error(tmp_path: Path) -> None:
+    write_pages(tmp_path / "a.tif", {"data": LARGE}, {"data": LARGE[:50, :70]})
+    with pytest.raises(ValueError, match=r"a\.tif: got pages of 96 x 80 and of 50 x 70 pixels"):
+        read_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("axes", ["TZCYX", "TCZYX", "CTZYX", "ZTCYX"])
+def test_axes_that_a_file_names_are_pages_or_channels(tmp_path: Path, axes: str) -> None:
+    path = tmp_path / "a.ome.tif"
+    data = STACK.transpose(["TZCYX".index(axis) for axis in axes])
+    tifffile.imwrite(path, data, metadata={"axes": axes}, photometric="minisblack")
+    header = read_header(path)
+    assert (header.pages, header.bands) == (6, 4)
+    pages = data.transpose([axes.index(axis) for axis in axes if axis not in "CYX"] + [
+        axes.index(axis) for axis in "CYX"
+    ]).reshape(6, 4, 24, 20)  # fmt: skip
+    for i in range(6):
+        assert np.array_equal(read_image(path, 4, i), pages[i])
+        with open_image(path) as file:
+            part = file.read(i, WINDOW).values
+        assert np.array_equal(part, pages[i].transpose(1, 2, 0)[3:17, 5:19])
+
+
+def test_hyperstacks_of_imagej_are_read_by_their_axes(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, STACK, imagej=True, metadata={"axes": "TZCYX"})
+    header = read_header(path)
+    assert (header.axes, header.pages, header.bands) == ("TZCYX", 6, 4)
+    assert np.array_equal(read_image(path, 4, 3), STACK[1, 1])
+
+
+def test_axes_that_cannot_be_told_are_decided_by_a_setting(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    data = STACK[0, 0]
+    tifffile.imwrite(path, data, photometric="minisblack")
+    with pytest.raises(ValueError, match=r"got 4 pages \(axes QYX\), expected one image; set"):
+        read_image(path, 4)
+    assert np.array_equal(read_image(path, 4, options=ReadOptions(axes="CYX")), data)
+    assert np.array_equal(read_image(path, 1, 2)[0], data[2])
+    with pytest.raises(ValueError, match=r"got the axes QYX \(4 x 24 x 20\), expected as many"):
+        read_image(path, 4, options=ReadOptions(axes="TCYX"))
+
+
+def test_arrays_of_numpy_are_read_by_their_smallest_axis(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for array, channels in ((LARGE, 1), (STACK[0, 0], 4), (STACK[0, 0].transpose(1, 2, 0), 4)):
+        np.save(path, array)
+        expected = array if channels == 1 else STACK[0, 0]
+        assert np.array_equal(read_image(path, channels).squeeze(), expected)
+    np.save(path, STACK)
+    with pytest.raises(ValueError, match=r"a\.npy: got 3 x 2 x 4 x 24 x 20 values, .* data\.axes"):
+        read_image(path, 4)
+    assert np.array_equal(read_image(path, 4, 3, ReadOptions(axes="TZCYX")), STACK[1, 1])
+
+
+def write_raster(path: Path, values: np.ndarray, mask: np.ndarray | None = None, **profile: Any):
+    bands = values[None] if values.ndim == 2 else values
+    size = {"count": len(bands), "height": bands.shape[1], "width": bands.shape[2]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", driver="GTiff", dtype=bands.dtype, **size, **profile) as file:
+            file.write(bands)
+            if mask is not None:
+                file.write_mask(mask)
+
+
+def valid_of_gdal(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            return np.asarray(file.dataset_mask() > 0)
+
+
+def check_valid(path: Path) -> np.ndarray:
+    """Whole, in windows, and as GDAL says."""
+    header, (_, valid) = read_stored(path)
+    expected = valid_of_gdal(path)
+    whole = np.ones(header.size, bool) if valid is None else valid.any(2)
+    assert np.array_equal(whole, expected)
+    with open_image(path, ReadOptions(windows=True)) as file:
+        part = file.read(window=WINDOW).valid
+    inside = expected[3:17, 5:19]
+    assert inside.all() if part is None else np.array_equal(part.any(2), inside)
+    return whole
+
+
+@pytest.mark.parametrize("compress", ["none", "deflate"])
+@pytest.mark.parametrize(
+    ("dtype", "nodata"),
+    [
+        ("uint8", 0), ("uint8", 255), ("uint16", 65535), ("int16", -9999), ("int16", -32768),
+        ("int32", -(2**31)), ("float32", -9999), ("float32", np.nan), ("float32", -3.4028235e38),
+        ("float64", -1.7976931348623157e308), ("float64", -9999.5),
+    ],
+)  # fmt: skip
+def test_declared_nodata_is_missing(
+    tmp_path: Path, dtype: str, nodata: float, compress: str
+) -> None:
+    values = RNG.integers(1, 250, (24, 20)).astype(dtype)
+    values[5:9, 6:12] = nodata
+    write_raster(tmp_path / "a.tif", values, nodata=nodata, compress=compress)
+    assert np.count_nonzero(~check_valid(tmp_path / "a.tif")) == 24
+    image = read_image(tmp_path / "a.tif", 1)[0]
+    assert np.array_equal(np.isnan(image), ~valid_of_gdal(tmp_path / "a.tif"))
+
+
+def test_nodata_that_the_dtype_cannot_hold_is_nowhere(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", LARGE, extratags=[(42113, 2, 0, "-9999", True)])
+    assert read_image(tmp_path / "a.tif", 1).dtype == np.uint8
+
+
+@pytest.mark.parametrize("inner", [True, False])
+def test_masks_inside_and_beside_a_tiff_say_which_pixels_are_valid(
+    tmp_path: Path, inner: bool
+) -> None:
+    mask = np.full((24, 20), 255, np.uint8)
+    mask[2:6, 4:11] = 0
+    path = tmp_path / "a.tif"
+    values = RNG.integers(0, 255, (3, 24, 20), dtype=np.uint8)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inner):
+        write_raster(path, values, mask, photometric="rgb", compress="deflate")
+    assert path.with_name("a.tif.msk").exists() != inner
+    assert np.array_equal(check_valid(path), mask > 0)
+    image = read_image(path, 3)
+    assert np.array_equal(np.isnan(image).all(0), mask == 0)
+
+
+def test_overviews_with_masks_are_no_images(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    mask = np.full(LARGE.shape, 255, np.uint8)
+    mask[:10] = 0
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        tiles = {"tiled": True, "blockxsize": 16, "blockysize": 16}
+        write_raster(path, LARGE, mask, compress="deflate", **tiles)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path, "r+") as file:
+                file.build_overviews([2, 4], Resampling.average)
+    assert read_header(path).pages == 1
+    assert np.array_equal(check_valid(path), mask > 0)
+
+
+def test_tiles_that_gdal_left_out_are_nodata_or_an_error(tmp_path: Path) -> None:
+    values = np.zeros((64, 64), np.uint8)
+    values[:16, :16] = 7
+    options = {"tiled": True, "blockxsize": 16, "blockysize": 16, "SPARSE_OK": True}
+    write_raster(tmp_path / "a.tif", values, nodata=0, **options)
+    assert np.count_nonzero(check_valid(tmp_path / "a.tif")) == 16 * 16
+    write_raster(tmp_path / "b.tif", values, **options)
+    with pytest.raises(ValueError, match="strips or tiles for a part of the 64 x 64 pixels"):
+        read_image(tmp_path / "b.tif", 1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_alpha_is_a_mask_or_a_channel(tmp_path: Path, dtype: str) -> None:
+    values = RNG.integers(1, 255, (4, 24, 20)).astype(dtype)
+    values[3] = np.iinfo(dtype).max
+    values[3, 4:9, 5:8] = 0
+    write_raster(tmp_path / "a.tif", values, photometric="rgb", alpha="yes")
+    image = read_image(tmp_path / "a.tif", 3)
+    assert np.array_equal(np.isnan(image).all(0), values[3] == 0)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 4), values)
