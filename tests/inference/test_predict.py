@@ -871,3 +871,31 @@ def test_arrays_of_any_byte_order_and_numbers_are_predicted(checkpoint: Path) ->
     for dtype in ("float32", ">f4", ">f8"):
         assert np.array_equal(predict(model, scaled.astype(dtype)), expected)
     assert predict(model, image > 9).shape == (20, 30)
+
+
+def test_an_image_far_from_the_training_images_is_said_once(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    near = np.random.default_rng(0).integers(0, 200, (20, 30), dtype=np.uint8)
+    Image.fromarray(near).save("near.png")
+    Image.fromarray(near.astype(np.uint16) * 257).save("same_with_16_bits.png")
+    predict_files([checkpoint], ["near.png", "same_with_16_bits.png"], Path("out"))
+    assert "note:" not in capsys.readouterr().out
+    for name in ("12_bits_a.png", "12_bits_b.png"):
+        Image.fromarray(near.astype(np.uint16) * 16).save(name)
+    predict_files([checkpoint], ["12_bits_a.png", "12_bits_b.png"], Path("out"))
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    (note,) = notes
+    assert note.startswith("note: 12_bits_a.png: its values have the mean 0.02")
+    assert note.endswith("the model may not know such images (1 other image too)")
+
+
+def test_masks_of_negative_and_large_values_are_tiffs(tmp_path: Path) -> None:
+    classes = "data.classes={ground: -1, box: 70000}"
+    save_checkpoint(tmp_path / "best.pt", make_model(tmp_path, classes).contents())
+    Image.effect_noise((30, 20), 50).save("a.png")
+    (mask,) = predict_files([tmp_path / "best.pt"], ["a.png"], Path("out"))
+    assert mask == Path("out/a.tif")
+    found = values_of(mask)
+    assert found.dtype == np.int32
+    assert set(np.unique(found).tolist()) <= {-1, 70000}

@@ -125,6 +125,12 @@ class ClassMap:
         """Whether a value means a class; ignored values do not."""
         return int(self._lookup(np.array([code]))[0]) < _STRAY
 
+    @property
+    def mask_suffix(self) -> str:
+        """The ending of mask files: PNG holds no negative values and none above 65535."""
+        values = np.array(self.values)
+        return ".png" if self.coloured or _fits(values, np.uint16) else ".tif"
+
     def encode(self, ids: np.ndarray) -> np.ndarray:
         """Convert class ids (H, W) to mask values (H, W) or colours (H, W, 3).
 

@@ -208,6 +208,7 @@ def plan_jobs(
     out: Path,
     extras: Sequence[str] = (),
     windows: bool | None = None,
+    mask_suffix: str = ".png",
 ) -> list[Job]:
     """Decide for each image of `find_images` how it is read and which files are written.
 
@@ -216,6 +217,7 @@ def plan_jobs(
         out: the folder for the masks.
         extras: outputs in addition to the mask, keys of `FOLDERS`.
         windows: as in `is_raster`.
+        mask_suffix: ending of the masks of single images.
 
     Raises:
         ValueError: if an output would replace an image or another output, or has too long a name.
@@ -228,7 +230,8 @@ def plan_jobs(
             extra: out / folder / f"{name}{suffix if extra == 'overlay' else '.tif'}"
             for extra, folder in FOLDERS.items()
         }
-        outputs = {"mask": out / f"{name}{suffix}", **{extra: paths[extra] for extra in extras}}
+        mask = out / f"{name}{suffix if suffix == '.tif' else mask_suffix}"
+        outputs = {"mask": mask, **{extra: paths[extra] for extra in extras}}
         others = tuple(path for extra, path in paths.items() if extra not in extras)
         job = Job(files=files, outputs=outputs, others=others, pages=pages, is_raster=raster)
         jobs.append(job)

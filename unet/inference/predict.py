@@ -110,7 +110,7 @@ def predict_files(
     options.check_model(model)
     found = find_images(inputs, model.config, out)
     extras = [name for name in FOLDERS if getattr(options, name)]
-    jobs = plan_jobs(found.images, out, extras, options.windows)
+    jobs = plan_jobs(found.images, out, extras, options.windows, model.classes.mask_suffix)
     _check_jobs(model, jobs, out, options)
     distributed.initialize()
     names = ("tta", "threshold", "min_size", "keep_largest")
@@ -132,7 +132,9 @@ def predict_files(
     if len(work) < len(jobs):
         kept = plural(len(jobs) - len(work), "existing mask")
         print(f"kept {kept} in {out}; overwrite=True predicts them again")
-    own = _run_jobs(model, distributed.shard(work), options, origin)
+    unusual: dict[str, str] = {}
+    own = _run_jobs(model, distributed.shard(work), options, origin, unusual)
+    _note_unusual([item for some in distributed.all_gather(unusual) for item in some.items()])
     errors = {path: text for some in distributed.all_gather(own) for path, text in some.items()}
     failures, total = [*found.errors, *errors.values()], len(work) + len(found.errors)
     if len(errors) < len(work):
@@ -157,10 +159,25 @@ def _finish(model: Model, out: Path, extras: Sequence[str], predicted: str) -> N
     print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
 
 
+def _note_unusual(images: Sequence[tuple[str, str]]) -> None:
+    """Print once that images are far from the training images."""
+    if images:
+        (path, text), others = images[0], len(images) - 1
+        also = f" ({plural(others, 'other image')} too)" if others else ""
+        print(f"note: {path}: {text}{also}")
+
+
 def _run_jobs(
-    model: Model, jobs: Sequence[Job], options: Options, origin: dict[str, Any]
+    model: Model,
+    jobs: Sequence[Job],
+    options: Options,
+    origin: dict[str, Any],
+    unusual: dict[str, str],
 ) -> dict[str, str]:
-    """Predict images and write their files; return the errors of those that failed, by file."""
+    """Predict images and write their files; return the errors of those that failed, by file.
+
+    Images that are far from the training images are described in `unusual`.
+    """
     errors: dict[str, str] = {}
     for i, job in enumerate(show_progress(jobs, "predict", "image", leave=True)):
         text, path = json.dumps({**origin, "windows": job.is_raster}), job.files[0]
@@ -169,7 +186,7 @@ def _run_jobs(
                 "read TIFFs in windows, which a lower tiling.size makes smaller; cut other images"
             ):
                 if job.is_raster:
-                    predict_raster(
+                    note = predict_raster(
                         model,
                         Path(path),
                         job.outputs["mask"],
@@ -179,7 +196,9 @@ def _run_jobs(
                         text,
                     )
                 else:
-                    predict_pages(model, job, options, text)
+                    note = predict_pages(model, job, options, text)
+                if note is not None:
+                    unusual[path] = note
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; {i - len(errors)} of {len(jobs)} images have their masks, and the "

@@ -78,7 +78,7 @@ def predict_raster(
     tta: Sequence[TtaMode] = (),
     threshold: float | None = None,
     description: str | None = None,
-) -> None:
+) -> str | None:
     """Predict a raster that passed `check_raster`; write tiled GeoTIFFs with its georeference.
 
     A pixel is nodata where all bands are nodata or the alpha band is 0. It is nodata in the result,
@@ -95,6 +95,9 @@ def predict_raster(
         threshold: as in `choose_classes`.
         description: text for the mask's tag ImageDescription.
 
+    Returns:
+        A description of the middle of a raster that is far from the training images; else None.
+
     Raises:
         UnreadableError: if the file is damaged.
         ValueError: if its bands are not the model's channels.
@@ -105,6 +108,7 @@ def predict_raster(
         source.read(Block(*(Span(side - 1, side) for side in source.size)))
         # A file that claims a size that it does not have is found before others are created.
         source.read(Block(*(Span(side - 1, side) for side in source.size)))
+        note = model.members[0].compare_range(source.image(_middle(source.size)))
         members = _with_image_statistics(model.members, source)
         steps = [min(_room(axis, member) for member in members) for axis in (0, 1)]
         # The mask is opened first, so it is renamed last: if it exists, all files do.
@@ -124,6 +128,12 @@ def predict_raster(
                 write_mask(block, choose_classes(scores, threshold), valid)
             if probabilities is not None:
                 bands.write(np.where(valid, scores.numpy(), np.float32(math.nan)), window=block)
+    return note
+
+
+def _middle(size: tuple[int, int], side: int = 512) -> Block:
+    spans = [Span(max(0, (n - side) // 2), min(n, (n + side) // 2)) for n in size]
+    return Block(*spans)
 
 
 def _score_blended(model: Predictor, source: Raster) -> Iterator[Scored]:

@@ -25,8 +25,10 @@ from unet.runtime.text import printable
 from unet.visualize import image_to_rgb, mask_to_rgb, objects_to_rgb, overlay, save_picture
 
 
-def predict_pages(model: Model, job: Job, options: Options, origin: str) -> None:
+def predict_pages(model: Model, job: Job, options: Options, origin: str) -> str | None:
     """Predict an image, or a stack page by page, and write the outputs of its job.
+
+    Returns a description of an image that is far from the training images; None for others.
 
     Raises:
         OSError: if a file cannot be written.
@@ -34,10 +36,12 @@ def predict_pages(model: Model, job: Job, options: Options, origin: str) -> None
     """
     pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
     name = printable(Path(job.files[0]).name)
+    note = None
     with ExitStack() as files:
         writers: dict[str, Callable[[Image.Image], None]] = {}
         for page in show_progress(pages, name, "page", hide=job.pages is None):
             image = _read(model, job, page)
+            note = note or model.members[0].compare_range(image)
             ids, scores = predict_pixels(model, image, options, name)
             mask = draw_mask(ids, model.classes, model.palette)
             drawn = _draw(model, options, image, ids, scores)
@@ -52,6 +56,7 @@ def predict_pages(model: Model, job: Job, options: Options, origin: str) -> None
                     for picture in pictures:
                         writers[output](picture)
             writers["mask"](mask)  # written last, and closed last: if it exists, all files do
+    return note
 
 
 def predict_pixels(
