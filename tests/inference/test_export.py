@@ -297,3 +297,9 @@ def test_missing_packages_are_named_and_a_pt2_needs_none(
     (tmp_path / "model.pt2").write_text("replaced")
     export(small, tmp_path / "model.pt2", overwrite=True)
     assert zipfile.is_zipfile(tmp_path / "model.pt2")
+
+
+def test_an_unknown_output_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="^output: got 'logits', expected one of probabilities, c"):
+        export(checkpoint, tmp_path / "a.pt2", "logits")
+    assert not (tmp_path / "a.pt2").exists()

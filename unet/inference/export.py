@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,8 @@ def export(
             the file differs from the model.
     """
     out = Path(out)
+    if output not in get_args(Output):
+        raise ValueError(f"output: got {output!r}, expected one of {', '.join(get_args(Output))}")
     _check_out(out, overwrite)
     model = load_predictor(Path(checkpoint), "cpu")
     exported = ExportedModel(model, output).eval()
