@@ -143,3 +143,13 @@ def test_two_images_are_not_a_pair(tmp_path: Path) -> None:
     pairings = {(one.images, one.masks) for one in find_pairings(tmp_path)}
     assert ("raw", "x/{stem}_mask") in pairings
     assert not any(masks in {"raw", "x"} for _, masks in pairings)
+
+
+def test_files_of_similar_names_without_a_mask_among_them_are_an_error(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(4):
+            noise = RNG.integers(0, 256, (70, 90), np.uint8)
+            Image.fromarray(noise).save(tmp_path / folder / f"{i}.png")
+    with pytest.raises(ValueError, match="have corresponding names, but neither looks like masks"):
+        find_pairings(tmp_path)

@@ -85,3 +85,15 @@ def test_border_weights_need_an_image_with_two_cells(data_root: Path) -> None:
     assert len(errors) == 1
     assert errors[0].startswith("loss.border: got no training image with two cells, expected some")
     assert errors[0].endswith("correct loss.border.classes")
+
+
+def test_nearly_constant_images_are_named(data_root: Path) -> None:
+    for i in (1, 4):
+        pixels = np.full((HEIGHT, WIDTH), 40 + i, np.uint8)
+        pixels[0, 0] = 50
+        Image.fromarray(pixels).save(data_root / "images" / f"{i}.png")
+    data = check_data(make_config(data_root))
+    assert not data.errors
+    (warning,) = [one for one in data.warnings if "constant" in one]
+    assert warning.startswith("2 images, such as ")
+    assert "is nearly constant, unlike the other images" in warning

@@ -126,6 +126,7 @@ def find_warnings(
         warnings.append(
             f"{len(single)} of {len(present)} masks contain only one class, such as {pair.masks[0]}"
         )
+    warnings += _find_constant_images([*train_pairs, *val_pairs], np.concatenate([train, val]))
     remarks = [
         (pair.images[0], remark)
         for pairs, statistics in ((train_pairs, train), (val_pairs, val))
@@ -150,6 +151,16 @@ def find_warnings(
             if not pixels and len(statistics):
                 warnings.append(f"data.classes.{label}: no {name} mask contains it{consequence}")
     return warnings
+
+
+def _find_constant_images(pairs: Sequence[Pair], statistics: np.ndarray) -> list[str]:
+    """List images whose values vary by less than a hundredth of what is usual."""
+    counts = np.maximum(1, statistics["values"])
+    means = statistics["sums"] / counts
+    deviations = np.sqrt((statistics["squares"] / counts - means**2).clip(0)).max(1, initial=0)
+    constant = np.flatnonzero(len(pairs) and deviations < 0.01 * np.median(deviations)).tolist()
+    text = "is nearly constant, unlike the other images; remove it if it shows nothing"
+    return group_messages([(pairs[i].images[0], text) for i in constant], "images")
 
 
 def _warn_of_split_stacks(train_pairs: Sequence[Pair], val_pairs: Sequence[Pair]) -> list[str]:

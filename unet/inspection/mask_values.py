@@ -213,7 +213,7 @@ def find_classes(values: ValueCounts) -> FoundClasses:
     if groups[0] == [0] and fractions[0] == max(fractions):
         names[0] = "background"
         names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
-    elif fractions[0] < max(fractions):
+    elif fractions[0] < 0.5 < max(fractions):
         largest = fractions.index(max(fractions))
         notes.append(
             f"{names[largest]} has most of the pixels. If it is the background, list it first: "
