@@ -56,7 +56,7 @@ def state_config(folder: Path) -> Config:
 
 def test_contents_are_read_as_they_were_written(checkpoint: Path, tmp_path: Path) -> None:
     contents, expected = load_checkpoint(checkpoint), make_model(tmp_path).contents()
-    assert (contents.pop("format"), contents.pop("version")) == ("unet checkpoint", 5)
+    assert (contents.pop("format"), contents.pop("version")) == ("unet checkpoint", 6)
     assert contents.keys() == expected.keys()
     assert states_equal(contents | {"model": 0}, expected | {"model": 0})
 
@@ -253,6 +253,6 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [4, 99])
 def test_another_format_version_is_refused(checkpoint: Path, version: int) -> None:
     torch.save({**load_checkpoint(checkpoint), "version": version}, checkpoint)
-    message = f"got a checkpoint of format version {version}, expected 5; use the version of unet"
+    message = f"got a checkpoint of format version {version}, expected 6; use the version of unet"
     with pytest.raises(ValueError, match=message):
         load_checkpoint(checkpoint)

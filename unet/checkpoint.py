@@ -16,7 +16,7 @@ from unet.config.parsing import describe_value, parse_section
 from unet.config.schema import Config
 from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file
 
-_FORMAT, _VERSION = "unet checkpoint", 5
+_FORMAT, _VERSION = "unet checkpoint", 6
 
 
 @dataclass(frozen=True, kw_only=True)
