@@ -17,6 +17,10 @@ from unet.runtime.text import shorten
         ("augment.scale=[2, 1]", "augment.scale: got [2.0, 1.0], expected the smaller"),
         ("data.validation.stems=['7']", "expected one of fraction, stems, split"),
         ("data.validation={}", "expected one of fraction, stems, split"),
+        (
+            "data.axes=CYC",
+            "data.axes: got 'CYC', expected different capital letters",
+        ),
         ("data.validation={images: x}", "expected one of fraction, stems, split"),
         ("loss={cross_entropy: 0, dice: 0}", "loss: got 0 for cross_entropy and dice"),
         ("loss.class_weights=[1]", "loss.class_weights: got [1.0], expected 2 numbers"),

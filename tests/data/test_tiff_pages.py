@@ -91,6 +91,13 @@ def test_axes_that_cannot_be_told_are_decided_by_a_setting(tmp_path: Path) -> No
         read_image(path, 4, options=ReadOptions(axes="TCYX"))
 
 
+def test_height_and_width_cannot_be_renamed(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0, 0], photometric="minisblack", compression="zlib")
+    for axes in ("YXC", "CXY", "CC", "ZYC"):
+        with pytest.raises(ValueError, match=r"got the axes QYX .*Y and X in the same places"):
+            read_image(tmp_path / "a.tif", 4, options=ReadOptions(axes=axes))
+
+
 def test_arrays_of_numpy_are_read_by_their_smallest_axis(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     for array, channels in ((LARGE, 1), (STACK[0, 0], 4), (STACK[0, 0].transpose(1, 2, 0), 4)):
@@ -197,7 +204,9 @@ def test_tiles_that_gdal_left_out_are_nodata_or_an_error(tmp_path: Path) -> None
     write_raster(tmp_path / "a.tif", values, nodata=0, **options)
     assert np.count_nonzero(check_valid(tmp_path / "a.tif")) == 16 * 16
     write_raster(tmp_path / "b.tif", values, **options)
-    with pytest.raises(ValueError, match="strips or tiles for a part of the 64 x 64 pixels"):
+    with pytest.raises(
+        ValueError, match="1 complete strips or tiles at most, and its 64 x 64 pixels need 16"
+    ):
         read_image(tmp_path / "b.tif", 1)
 
 

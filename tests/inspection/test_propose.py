@@ -2,10 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from unet.cli.main import main
-from unet.config.loader import load_config
+from unet.config.loader import config_from_dict, load_config
 from unet.config.schema import Config
 from unet.inspection.check import check_data
 from unet.inspection.propose import propose
@@ -438,3 +439,31 @@ def test_the_command_writes_a_config_that_trains(
     (tmp_path / "masks/0.png").unlink()
     assert main(["check", "configs/mine.yaml"]) == 1
     assert "got nothing for" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_pages_of_a_stack_stay_on_one_side_of_the_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(number):
+        for folder in ("images", "masks"):
+            (tmp_path / "data" / folder).mkdir(parents=True, exist_ok=True)
+        masks = np.zeros((6, 40, 50), np.uint8)
+        masks[:, 5 + i : 20, 8:30] = 1
+        images = (90 * masks + rng.integers(0, 60, masks.shape)).astype(np.uint8)
+        for folder, stack in (("images", images), ("masks", masks)):
+            pages = [Image.fromarray(page) for page in stack]
+            path = tmp_path / "data" / folder / f"{i}.tif"
+            pages[0].save(path, save_all=True, append_images=pages[1:])
+    text = propose(Path("data"), "mine")
+    config = config_from_dict({"name": "mine", **yaml.safe_load(text)})
+    data = check_data(config)
+    assert not data.errors
+    assert not any("one stack has pages" in warning for warning in data.warnings) or number == 1
+    train, val = ({pair.stem for pair in pairs} for pairs in (data.train_pairs, data.val_pairs))
+    if number == 1:
+        assert val == {"0#5"}
+    else:
+        assert not {stem[0] for stem in train} & {stem[0] for stem in val}

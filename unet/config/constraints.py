@@ -60,6 +60,10 @@ def _check_data(config: Config) -> Iterator[Conflict]:
         if isinstance(masks, dict) and set(masks) != set(foreground):
             expected = f"a pattern for each class except the first: {', '.join(foreground)}"
             yield f"data.{key}", ", ".join(masks), expected
+    if data.axes is not None:
+        letters = set(data.axes)
+        if len(letters) < len(data.axes) or not {"Y", "X"} <= letters or not data.axes.isupper():
+            yield "data.axes", repr(data.axes), "different capital letters, Y and X among them"
     if data.ignore and isinstance(data.masks, dict):
         yield "data.ignore", "mask values", "none with a binary mask for each class"
     if data.channels is not None and len(data.channels) != config.model.in_channels:

@@ -61,10 +61,12 @@ class TiffDecoder:
             raise ImageTypeError(f"{path}: got tiles of a volume, expected pages; save each slice")
         axes, shape = self._series.axes, self._series.shape
         if options.axes is not None and len(axes) != 2 and axes != "YXS":
-            if len(options.axes) != len(axes) or not set("YX") <= set(options.axes):
+            places = [(options.axes.find(axis), axes.index(axis)) for axis in "YX"]
+            if len(options.axes) != len(axes) or any(own != file for own, file in places):
                 raise ImageTypeError(
                     f"{path}: got the axes {axes} ({' x '.join(map(str, shape))}), expected "
-                    f"as many as in data.axes={options.axes}; correct it"
+                    f"as many as in data.axes={options.axes}, and Y and X in the same places; "
+                    "correct it"
                 )
             axes = options.axes
         self._axes = axes
@@ -168,8 +170,11 @@ class TiffDecoder:
         elif number < len(offsets) and self.header.nodata is not None:
             return None
         height, width = self.header.size
+        needed = sum(1 for _ in _segments(page.keyframe, Window(0, height, 0, width)))
+        present = sum(1 for start, size in zip(offsets, sizes, strict=False) if start and size)
         raise UnreadableError(
-            f"strips or tiles for a part of the {height} x {width} pixels that it claims"
+            f"{present} complete strips or tiles at most, and its {height} x {width} pixels need "
+            f"{needed}"
         )
 
     def _read_mask(self, window: Window) -> np.ndarray | None:

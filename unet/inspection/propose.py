@@ -175,7 +175,22 @@ def _usual_channels(header: Header) -> int:
 
 
 def _propose_split(pairs: Sequence[Pair]) -> list[str]:
-    """The lines of a random split, by groups if folders or names seem to be such."""
+    """The lines of a random split, by groups if folders or names seem to be such.
+
+    Neighbouring pages of a stack look alike: they stay together, or a block of one is held out.
+    """
+    if pairs[0].page is not None:
+        stacks = {pair.images for pair in pairs}
+        if len(stacks) > 1:
+            return [
+                f"  # A random split of {len(stacks)} stacks: the pages of one stay together.",
+                "  validation: {fraction: 0.2, group: '^[^#]+'}",
+            ]
+        held_out = [quote(pair.stem) for pair in pairs[-max(1, min(len(pairs) // 5, 100)) :]]
+        return [
+            "  # The last pages of the stack, as neighbouring pages look alike.",
+            f"  validation: {{stems: [{', '.join(held_out)}]}}",
+        ]
     lines = [
         "  # A random split. Images of one patient, slide or film must not be in both training and",
         "  # validation, or the scores are too high: set group: REGULAR EXPRESSION of what their",
