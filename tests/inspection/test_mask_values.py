@@ -159,7 +159,7 @@ def test_255_above_consecutive_values_is_ignored(tmp_path: Path) -> None:
     found = find_classes(count_values([save(tmp_path / "mask.png", mask)]))
     assert [*found.values.values()] == [[0], [1], [2]]
     assert found.ignore == [255]
-    assert found.notes[0].startswith("255 stands far above the other values")
+    assert found.notes[0].startswith("255 stands apart from the other values")
 
 
 def test_label_images_have_each_number_in_one_place() -> None:

@@ -467,3 +467,27 @@ def test_pages_of_a_stack_stay_on_one_side_of_the_split(
         assert val == {"0#5"}
     else:
         assert not {stem[0] for stem in train} & {stem[0] for stem in val}
+
+
+def test_minus_one_is_ignored_and_large_labels_are_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind, expected in (
+        ("unlabelled", ["  classes: {background: 0, foreground: 1}", "  ignore: [-1]"]),
+        ("labels", ['  classes: {background: 0, object: "1-2147483647"}']),
+    ):
+        for i in range(6):
+            image, mask = draw([0, 1, 2, 3])
+            if kind == "labels":
+                large = mask.astype(np.int32) + 70_000 + 9 * i
+                mask = np.where(mask > 0, large, 0).astype(np.int32)
+            else:
+                mask = (mask > 0).astype(np.int32)
+                mask[:4] = -1
+            for folder, pixels in (("images", image), ("masks", mask)):
+                (tmp_path / kind / folder).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(tmp_path / kind / folder / f"{i}.tif")
+        text = propose(Path(kind), kind)
+        assert set(expected) <= set(text.splitlines())
+        assert not check_data(config_from_dict({"name": kind, **yaml.safe_load(text)})).errors

@@ -153,7 +153,7 @@ def _bands(codes: np.ndarray) -> np.ndarray:
 def are_label_images(masks: Iterable[np.ndarray]) -> bool:
     """Whether masks number their objects: many numbers, each in one place.
 
-    Few numbers are enough in files of more than 8 bits, if they are 1, 2, 3 ...
+    Few are enough in files of more than 8 bits, if they are 1, 2, 3 ... or above 65535.
     """
     verdicts = []
     for mask in masks:
@@ -169,11 +169,11 @@ def are_label_images(masks: Iterable[np.ndarray]) -> bool:
         runs = np.stack((rows, mask[rows, columns]), axis=1)
         single = len(np.unique(runs, axis=0)) / len(runs)
         many = len(numbers) > _MANY_OBJECTS and counts.max() < 0.5 * counts.sum()
-        consecutive = mask.dtype.itemsize > 1 and numbers[-1] == len(numbers)
+        few = mask.dtype.itemsize > 1 and (numbers[-1] == len(numbers) or numbers[0] > 65535)
         interior, _, edge = _find_places(mask)
         on_edges = np.setdiff1d(mask[edge], mask[interior])
         is_soft = 2 * len(on_edges) > len(numbers)
-        verdicts.append((single > 0.8, (many or consecutive) and not is_soft))
+        verdicts.append((single > 0.8, (many or few) and not is_soft))
     if not verdicts:
         return False
     in_one_place, enough = np.mean(verdicts, axis=0)
@@ -181,11 +181,7 @@ def are_label_images(masks: Iterable[np.ndarray]) -> bool:
 
 
 def find_classes(values: ValueCounts) -> FoundClasses:
-    """Find the classes that the values of masks mean; not for masks that number objects.
-
-    Raises:
-        ValueError: if there are fewer than two classes.
-    """
+    """Find the classes of masks that do not number objects; ValueError for fewer than two."""
     total = values.pixels.total()
     fraction = {value: count / total for value, count in values.pixels.items()}
     known = _find_known(values, fraction)
@@ -199,12 +195,13 @@ def find_classes(values: ValueCounts) -> FoundClasses:
     groups = _join_halves([one for one in known if one not in ignore], values, notes)
     if ignore:
         notes.append(
-            f"{ignore[0]} stands far above the other values, as for pixels without a label: it is "
+            f"{ignore[0]} stands apart from the other values, as for pixels without a label: it is "
             "ignored. To learn it, move it to the classes."
         )
     if len(groups) < 2:
+        value = groups[0][0]
         raise ValueError(
-            f"masks: got the value {groups[0][0]} nearly everywhere, expected several classes"
+            f"masks: got the value {value} nearly everywhere, expected several classes"
         )
     names = [
         f"class_{group[0] if isinstance(group[0], int) else i}" for i, group in enumerate(groups)
@@ -292,9 +289,11 @@ def _gap(values: Sequence[Value]) -> int:
 
 
 def _unlabelled(known: Sequence[Value]) -> list[Value]:
-    """255 far above at least two small values, as it marks pixels without a label."""
+    """-1, or 255 far above at least two small values, as they mark pixels without a label."""
     *others, last = known
     small = [one for one in others if isinstance(one, int) and one <= 100]
+    if known[0] == -1 and len(known) > 2:
+        return [-1]
     return [last] if last == 255 and len(small) == len(others) > 1 else []
 
 

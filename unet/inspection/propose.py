@@ -118,9 +118,10 @@ def _propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], li
     """The lines of the classes, and the names of rare classes."""
     if numbered:
         highest = max(value for value in values.pixels if isinstance(value, int))
+        most = 65535 if highest <= 65535 else 2**31 - 1
         return [
             f"  # The masks number their objects, up to {highest}: every number is foreground.",
-            '  classes: {background: 0, object: "1-65535"}',
+            f'  classes: {{background: 0, object: "1-{most}"}}',
         ], []
     found = find_classes(values)
     total = values.pixels.total()
