@@ -1,5 +1,6 @@
 """Progress bars in a terminal; elsewhere, such as in a log file, a line every few seconds."""
 
+import os
 import shutil
 import sys
 import time
@@ -13,7 +14,7 @@ from unet.runtime import distributed
 T = TypeVar("T")
 
 _SECONDS = 5.0  # between two lines
-_NARROW = 60  # columns; a bar in a narrower terminal has no speed
+_NARROW = 60  # columns
 
 
 class Progress:
@@ -75,9 +76,18 @@ def show_progress(
             progress.update()
 
 
+def is_narrow() -> bool:
+    """Whether a bar in the terminal has no room for the speed."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        columns = shutil.get_terminal_size().columns
+    return columns < _NARROW
+
+
 def _open_bar(total: int, title: str, unit: str, leave: bool) -> "tqdm[Any]":
     columns = shutil.get_terminal_size().columns
-    speed = " {rate_fmt}, {remaining} left" if columns >= _NARROW else " {remaining}"
+    speed = " {remaining}" if is_narrow() else " {rate_fmt}, {remaining} left"
     room = max(columns // 5, 8)
     bar: tqdm[Any] = tqdm(
         total=total,

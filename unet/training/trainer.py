@@ -28,6 +28,7 @@ from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
+from unet.runtime.progress import is_narrow
 from unet.runtime.seeds import Stream
 from unet.runtime.signals import Stopped, StopRequest, stop_request
 from unet.runtime.text import format_list
@@ -157,7 +158,8 @@ class Trainer:
             total=self.num_steps * self.samples_per_step,
             initial=progress.step * self.samples_per_step,
             unit=" images",
-            bar_format="{desc} |{bar}| {remaining} left{postfix}, {rate_fmt}",
+            bar_format="{desc} |{bar}| {remaining} left{postfix}"
+            + ("" if is_narrow() else ", {rate_fmt}"),
             disable=distributed.disable_progress(),
             dynamic_ncols=True,
         )
