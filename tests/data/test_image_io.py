@@ -125,7 +125,7 @@ def test_lossless_conversions_are_made(tmp_path: Path) -> None:
 
 def test_colours_are_not_converted_to_grey(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png: got an image of 3 channel\(s\), expected"):
+    with pytest.raises(ValueError, match=r"a\.png: got an image of 3 channels, expected"):
         read_image(tmp_path / "a.png", 1)
 
 
@@ -185,7 +185,7 @@ def test_a_value_that_cannot_be_brightness_is_an_error(tmp_path: Path) -> None:
     numbers = GREY.astype(np.float32)
     numbers[0, 0] = -3.4028235e38
     Image.fromarray(numbers).save(tmp_path / "a.tif")
-    with pytest.raises(ValueError, match=r"got 1 value\(s\) of infinity or beyond 1e\+09"):
+    with pytest.raises(ValueError, match=r"got 1 value of infinity or beyond 1e\+09"):
         read_image(tmp_path / "a.tif", 1)
     image = read_image(tmp_path / "a.tif", 1, options=ReadOptions(nodata=-3.4028235e38))
     assert np.isnan(image[0, 0, 0])

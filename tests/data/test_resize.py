@@ -52,7 +52,34 @@ def test_masks_have_the_size_of_the_image(data_root: Path) -> None:
     path = data_root / "images" / "0.png"
     logits = model.logits(torch.from_numpy(to_float(read_image(path, 1))))
     assert np.array_equal(predict(model, path), logits.argmax(0).numpy())
-    assert evaluate(run / "best.pt")["mean_iou"] >= 0
+    # The scores are those of masks of the image's size.
+    predict_files([run / "best.pt"], [str(data_root / "images")], Path("all"))
+    stems, right, total = model.val_stems, 0, 0
+    for stem in stems:
+        with (
+            Image.open(f"all/{stem}.png") as mask,
+            Image.open(data_root / "masks" / f"{stem}.png") as target,
+        ):
+            same = np.asarray(mask) == np.asarray(target)
+        right, total = right + int(same.sum()), total + same.size
+    assert evaluate(run / "best.pt").pixel_accuracy == pytest.approx(right / total)
+
+
+def test_a_label_image_of_another_size_is_an_error(data_root: Path) -> None:
+    config = make_config(data_root, "data.scale=0.5", "data.instances=cells")
+    (data_root / "cells").mkdir()
+    for path in (data_root / "masks").iterdir():
+        with Image.open(path) as mask:
+            numbers = np.asarray(mask) // 200
+        numbers = numbers if path.stem != "0" else numbers[:-7, :-5]
+        Image.fromarray(numbers).save(data_root / "cells" / path.name)
+    pairs, _ = list_pairs(config, instances=True)
+    reader = build_training_reader(config)
+    with pytest.raises(
+        ValueError, match=r"cells/0\.png: got a label image of .* expected the size"
+    ):
+        reader.label_image(pairs[0], reader.read(pairs[0])[1])
+    assert reader.label_image(pairs[1], reader.read(pairs[1])[1]).max() == 1
 
 
 def test_a_model_that_resizes_is_not_exported(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+import yaml
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -166,16 +167,19 @@ def test_nodata_that_the_dtype_cannot_hold_is_nowhere(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.tif", 1).dtype == np.uint8
 
 
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
 @pytest.mark.parametrize("inner", [True, False])
 def test_masks_inside_and_beside_a_tiff_say_which_pixels_are_valid(
-    tmp_path: Path, inner: bool
+    tmp_path: Path, inner: bool, interleave: str
 ) -> None:
     mask = np.full((24, 20), 255, np.uint8)
     mask[2:6, 4:11] = 0
     path = tmp_path / "a.tif"
     values = RNG.integers(0, 255, (3, 24, 20), dtype=np.uint8)
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=inner):
-        write_raster(path, values, mask, photometric="rgb", compress="deflate")
+        write_raster(
+            path, values, mask, photometric="rgb", compress="deflate", interleave=interleave
+        )
     assert path.with_name("a.tif.msk").exists() != inner
     assert np.array_equal(check_valid(path), mask > 0)
     image = read_image(path, 3)
@@ -219,3 +223,38 @@ def test_alpha_is_a_mask_or_a_channel(tmp_path: Path, dtype: str) -> None:
     image = read_image(tmp_path / "a.tif", 3)
     assert np.array_equal(np.isnan(image).all(0), values[3] == 0)
     assert np.array_equal(read_image(tmp_path / "a.tif", 4), values)
+
+
+def test_alpha_is_a_mask_whatever_the_number_of_bands(tmp_path: Path) -> None:
+    values = RNG.integers(1, 255, (24, 20, 6), dtype=np.uint8)
+    values[..., 5] = 255
+    values[4:9, 5:8, 5] = 0
+    extra = ["unspecified"] * 4 + ["unassalpha"]
+    settings = {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": extra}
+    tifffile.imwrite(tmp_path / "a.tif", values, **settings)
+    image = read_image(tmp_path / "a.tif", 5)
+    assert np.array_equal(np.isnan(image).all(0), values[..., 5] == 0)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 6), values.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float32(-3.4028235e38), np.float64(-1.7976931348623157e308), np.float32(-7.654321e12)],
+)
+def test_the_advised_nodata_is_that_of_the_file(tmp_path: Path, value: np.floating[Any]) -> None:
+    values = np.full((24, 20), 0.5, value.dtype)
+    values[3:5] = value
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    with pytest.raises(ValueError, match=r"data\.nodata=(\S+)$") as caught:
+        read_image(tmp_path / "a.tif", 1)
+    advised = yaml.safe_load(str(caught.value).rpartition("=")[2])
+    image = read_image(tmp_path / "a.tif", 1, options=ReadOptions(nodata=advised))
+    assert np.array_equal(np.isnan(image[0]), values == value)
+
+
+def test_infinity_is_no_nodata(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.full((4, 5), np.inf, np.float32))
+    with pytest.raises(
+        ValueError, match=r"got 20 values of infinity or beyond .*; correct the image"
+    ):
+        read_image(tmp_path / "a.tif", 1)

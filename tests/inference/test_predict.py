@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import HEIGHT, WIDTH, draw, make_config, make_model, write_png16, write_raster
 from PIL import Image, ImageSequence
@@ -463,10 +464,10 @@ def test_infinite_values_are_an_error(checkpoint: Path) -> None:
     pixels = np.full((20, 30), 0.5, np.float32)
     pixels[3, 4] = -3.4e38
     Image.fromarray(pixels).save("a.tif")
-    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 value\(s\) of .* set data.nodata="):
+    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 value of .* set data.nodata="):
         predict_files([checkpoint], ["a.tif"], Path("out"))
     assert not Path("out").exists()
-    with pytest.raises(ValueError, match=r"image: got 1 value\(s\) of infinity or beyond"):
+    with pytest.raises(ValueError, match=r"image: got 1 value of infinity or beyond"):
         predict(load_model(checkpoint), pixels)
 
 
@@ -899,3 +900,16 @@ def test_masks_of_negative_and_large_values_are_tiffs(tmp_path: Path) -> None:
     found = values_of(mask)
     assert found.dtype == np.int32
     assert set(np.unique(found).tolist()) <= {-1, 70000}
+
+
+def test_channels_that_a_setting_names_are_no_stack(tmp_path: Path) -> None:
+    model = make_model(tmp_path, "model.in_channels=4", "data.axes=CYX")
+    normalization = Normalization(mean=(0.4,) * 4, std=(0.2,) * 4)
+    save_checkpoint(tmp_path / "best.pt", replace(model, normalization=normalization).contents())
+    pages = np.random.default_rng(0).integers(0, 255, (4, 24, 20), dtype=np.uint8)
+    tifffile.imwrite("a.tif", pages, photometric="minisblack")
+    (mask,) = predict_files([tmp_path / "best.pt"], ["a.tif"], Path("out"))
+    assert mask == Path("out/a.png")
+    assert np.array_equal(
+        values_of(mask), predict(tmp_path / "best.pt", pages.transpose(1, 2, 0)) * 200
+    )

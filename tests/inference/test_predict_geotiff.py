@@ -409,7 +409,7 @@ def test_options_that_need_the_whole_mask_are_refused(checkpoint: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "profile", "message"),
     [
-        (draw(5, 40, 30), {}, r"got an image of 5 channel\(s\), expected model.in_channels, 1"),
+        (draw(5, 40, 30), {}, r"got an image of 5 channels, expected model.in_channels, 1"),
         (draw(40, 30).astype(np.complex64), {}, "got values of complex64, expected integers or"),
     ],
 )
@@ -432,7 +432,7 @@ def test_tiffs_that_windows_cannot_read_are_reported_and_the_others_predicted(
             [checkpoint], [f"{n}.tif" for n in "abcd"], Path("out"), Options(windows=True)
         )
     palette, turned, stack, _ = str(caught.value).splitlines()
-    assert palette.startswith("a.tif: got an image of 3 channel(s), expected model.in_channels, 1")
+    assert palette.startswith("a.tif: got an image of 3 channels, expected model.in_channels, 1")
     assert turned.startswith("b.tif: got an EXIF orientation, expected an upright image")
     assert stack.startswith("c.tif: got 2 pages (axes IYX), expected one image")
     assert [path.name for path in Path("out").iterdir()] == ["d.tif"]

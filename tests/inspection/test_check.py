@@ -134,7 +134,7 @@ def test_masks_are_resized_only_with_resize_masks_and_are_counted(data_root: Pat
     config = make_config(data_root, "data.resize_masks=true")
     data = check_data(config)
     assert not data.errors
-    assert "resized          1 mask(s) by data.resize_masks" in describe(config, data)
+    assert "resized          1 mask by data.resize_masks" in describe(config, data)
     assert build_reader(config).read(data.train_pairs[0])[1].shape == (HEIGHT, WIDTH)
     with Image.open(path) as mask:
         mask.resize((WIDTH, HEIGHT // 2), Image.Resampling.NEAREST).save(path)
@@ -152,7 +152,7 @@ def test_what_settings_leave_out_or_absorb_is_counted(data_root: Path) -> None:
     data = check_data(config)
     assert not data.errors
     text = describe(config, data)
-    assert "left out         2 file(s) by data.exclude" in text
+    assert "left out         2 files by data.exclude" in text
     assert "nearest class    3 pixels (0.03%) by data.tolerance" in text
 
 

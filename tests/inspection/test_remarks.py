@@ -152,3 +152,15 @@ def test_a_converted_image_is_a_warning(tmp_path: Path) -> None:
         (root / "masks" / name).unlink()
     warnings = check(root, "model.in_channels=3").warnings
     assert any("c.jpg: was converted from CMYK to RGB" in warning for warning in warnings)
+
+
+def test_colours_of_indices_that_a_mask_does_not_have_do_not_matter(tmp_path: Path) -> None:
+    """Writers fill the rest of a palette with anything."""
+    root = tmp_path / "data"
+    for i, name in enumerate(["a.png", "b.png", "c.png", "d.png", "e.png"]):
+        image, mask = draw(i)
+        mask *= i % 2  # a, c and e have no box
+        indexed = Image.fromarray(mask, mode="P")
+        indexed.putpalette([10, 10, 10, *([200, 30, 40] if i % 2 else [7, 7, 7])])
+        write(root, name, Image.fromarray(image), indexed)
+    assert not check(root).errors

@@ -41,12 +41,12 @@ from unet.data.tiff_decoder import (
     open_tiff,
 )
 from unet.data.tiff_decoder import STARTS as TIFF_STARTS
+from unet.runtime.text import plural
 
 # Errors of the machine, not of the file.
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _BYTES_PER_PIXEL = 8  # of the images that are decoded, at most on average
-
 
 _NIFTI = "a NIfTI volume; save its slices as images, for example with med2image"
 
@@ -111,7 +111,7 @@ class ImageFile:
             )
         if page is not None and page >= header.pages:
             raise ImageTypeError(
-                f"{self.path}: got {header.pages} page(s), expected a page {page + 1}"
+                f"{self.path}: got {plural(header.pages, 'page')}, expected a page {page + 1}"
             )
         if window is not None and header.orientation != 1:
             raise ImageTypeError(
@@ -120,9 +120,9 @@ class ImageFile:
             )
         if window is None and height * width * max(1, num_bytes / _BYTES_PER_PIXEL) > limit:
             raise ImageTypeError(
-                f"{self.path}: got {height} x {width} pixels of {header.bands} band(s), expected "
-                f"at most {limit:,} pixels of {_BYTES_PER_PIXEL} bytes; if the file is right, "
-                "raise data.max_pixels"
+                f"{self.path}: got {height} x {width} pixels of {plural(header.bands, 'band')}, "
+                f"expected at most {limit:,} pixels of {_BYTES_PER_PIXEL} bytes; if the file is "
+                "right, raise data.max_pixels"
             )
 
     def _find_missing(self, values: np.ndarray) -> Iterator[np.ndarray]:
@@ -212,7 +212,8 @@ def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
             yield npy
     elif start.startswith(TIFF_STARTS):
         with ExitStack() as files:
-            plain = None if options.windows else _open_plain_tiff(path, files)
+            is_big = b"+" in start  # Pillow warns of its own reading of BigTIFFs
+            plain = None if options.windows or is_big else _open_plain_tiff(path, files)
             yield plain or files.enter_context(open_tiff(path, options))
     else:
         with open_pillow(path) as pillow:
@@ -272,7 +273,7 @@ def _format_errors(path: Path) -> Iterator[None]:
         if isinstance(error, PermissionError):
             reason, advice = "permission denied", "correct its permissions"
         elif isinstance(error, UnidentifiedImageError):
-            reason, advice = _why_unidentified(path), advice
+            reason = _why_unidentified(path)
         else:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableError(f"{path}: cannot be read as an image ({reason}); {advice}") from error

@@ -21,6 +21,7 @@ from unet.data.image_types import (
     ReadOptions,
 )
 from unet.data.pillow_decoder import pixels_of
+from unet.runtime.text import plural
 
 # Floats beyond are no brightness but mark missing data, such as -3.4e38.
 _HUGE = 1e9
@@ -96,14 +97,14 @@ def stored_to_channels(header: Header, pixels: Pixels, in_channels: int, where: 
         )
     elif bands != in_channels and not (bands == 1 and in_channels == 3):
         raise ImageTypeError(
-            f"{where}: got an image of {bands} channel(s), expected model.in_channels, "
+            f"{where}: got an image of {plural(bands, 'channel')}, expected model.in_channels, "
             f"{in_channels}; convert the image, or train with model.in_channels={bands}"
         )
     samples = _to_samples(values, 8 if header.palette is not None else header.bits, where)
     if valid is not None and not valid.all():
         samples = np.where(valid, to_float(samples), np.float32(np.nan))
     if values.dtype.kind == "f":
-        _check_finite(samples, where)
+        _check_finite(values, valid, where)
     if bands != in_channels:
         samples = np.repeat(samples, in_channels, axis=2)
     return np.ascontiguousarray(samples.transpose(2, 0, 1))
@@ -197,13 +198,17 @@ def _to_samples(values: np.ndarray, bits: int, where: str) -> np.ndarray:
         return values.astype(np.float32)
 
 
-def _check_finite(samples: np.ndarray, where: str) -> None:
-    with np.errstate(invalid="ignore"):
-        wrong = np.abs(samples) >= _HUGE  # not NaN, which is missing
+def _check_finite(values: np.ndarray, valid: np.ndarray | None, where: str) -> None:
+    with np.errstate(invalid="ignore", over="ignore"):  # float16 ends before
+        wrong = np.abs(values) >= _HUGE  # not NaN, which is missing
+    if valid is not None:
+        wrong &= valid
     if wrong.any():
-        example = samples[wrong][0]
+        example = values[wrong][0]
+        advice = "correct the image"
+        if np.isfinite(example):  # as str, which gives all digits
+            advice = f"if {example} means missing data, set data.nodata={example}"
         raise ImageTypeError(
-            f"{where}: got {np.count_nonzero(wrong)} value(s) of infinity or beyond {_HUGE:g}, "
-            f"expected those of an image; if {example:g} means missing data, set data.nodata="
-            f"{example:g}"
+            f"{where}: got {plural(int(np.count_nonzero(wrong)), 'value')} of infinity or beyond "
+            f"{_HUGE:g}, expected those of an image; {advice}"
         )

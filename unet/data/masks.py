@@ -15,6 +15,7 @@ from PIL import Image
 from unet.data.classes import IGNORE_INDEX, ClassMap, Colour
 from unet.data.image_io import read_stored
 from unet.data.image_types import DEFAULT_OPTIONS, Header, ImageTypeError, ReadOptions
+from unet.runtime.text import plural
 
 Size = tuple[int, int]
 
@@ -72,8 +73,8 @@ def read_class_masks(
             ids, size = np.zeros(codes.shape, np.uint8), (codes.shape[0], codes.shape[1])
         if len(taken := ids[inside & (ids != 0)]):
             raise ValueError(
-                f"{path}: got {len(taken)} pixel(s) that {names[int(taken[0]) - 1]} claims too, "
-                "expected one class for each pixel; correct one of the masks"
+                f"{path}: got {plural(len(taken), 'pixel')} that {names[int(taken[0]) - 1]} claims "
+                "too, expected one class for each pixel; correct one of the masks"
             )
         ids[inside] = i
     return ids
@@ -188,7 +189,8 @@ def _colour_codes(header: Header, values: np.ndarray, path: str | Path) -> np.nd
         values = values.astype(np.uint8) * np.uint8(255)
     if values.shape[2] not in (1, 3) or values.dtype.kind not in "ui" or values.max() > 255:
         raise ImageTypeError(
-            f"{path}: got a mask of mode {header.describe()} with {values.shape[2]} channel(s), "
+            f"{path}: got a mask of mode {header.describe()} with "
+            f"{plural(values.shape[2], 'channel')}, "
             "expected colours of 8 bits, as data.classes gives colours; convert the mask, or give "
             "grey values"
         )
@@ -219,7 +221,7 @@ def _codes(values: np.ndarray, path: str | Path) -> np.ndarray:
             whole = (np.abs(codes) < 2**53) & (codes == np.round(codes))  # not NaN
         if not whole.all():
             raise ImageTypeError(
-                f"{path}: got {np.count_nonzero(~whole)} pixel(s) such as "
+                f"{path}: got {plural(int(np.count_nonzero(~whole)), 'pixel')} such as "
                 f"{codes[~whole][0]:g}, expected whole numbers in a mask; save it with integers"
             )
         return codes.astype(np.int64)

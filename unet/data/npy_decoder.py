@@ -11,7 +11,6 @@ from unet.data.image_types import (
     ImageTypeError,
     Pixels,
     ReadOptions,
-    UnreadableError,
     Window,
 )
 
@@ -55,8 +54,6 @@ class NpyDecoder:
 def open_npy(path: Path, options: ReadOptions) -> Iterator[NpyDecoder]:
     """Open a NumPy file."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray):
-        raise UnreadableError("no array of NumPy")
     yield NpyDecoder(array, path, options)
 
 

@@ -78,6 +78,12 @@ class PairReader:
         expected = None if self.scale != 1 else size
         labels = read_label_image(pair.instances, expected, pair.page, self.options)
         if self.scale != 1:
+            height, width = labels.shape
+            if scaled_size((height, width), self.scale) != size:
+                raise ValueError(
+                    f"{pair.instances}: got a label image of {height} x {width} pixels (height x "
+                    f"width), expected the size of {pair.images[0]}; correct the one that is wrong"
+                )
             labels = resize_nearest(labels, size)
         background = ids[labels > 0] == 0
         if 2 * np.count_nonzero(background) > background.size:

@@ -77,7 +77,7 @@ class TiffDecoder:
         palette = None
         if page.photometric == 3 and page.colormap is not None and page.dtype.kind == "u":
             palette = (page.colormap.T >> 8).astype(np.uint8)
-        extra = tuple(int(one) for one in page.extrasamples)
+        extra = page.extrasamples
         bits = page.bitspersample
         self.header = Header(
             size=(sizes["Y"], sizes["X"]),
@@ -85,7 +85,7 @@ class TiffDecoder:
             bits=int(bits if isinstance(bits, int) else bits[0]),
             bands=self._bands,
             mode=_describe_mode(page, self._bands),
-            alpha=bool(extra) and extra[-1] in _ALPHA and self._bands in (2, 4),
+            alpha=bool(extra) and extra[-1] in _ALPHA and page.samplesperpixel == self._bands,
             pages=math.prod(sizes[axis] for axis in self._page_axes),
             axes=axes,
             nodata=declared_nodata(path, page.tags.valueof(NODATA_TAG)),
@@ -320,7 +320,8 @@ def _find_mask(file: Any, image: Any) -> Any:
     """The series of the mask that says which pixels of a page are valid; None for none."""
     for one in file.series:
         bits = int(one.keyframe.subfiletype)
-        if bits & _MASK and not bits & _REDUCED and one.shape[:2] == image.shape[:2]:
+        sizes = {(page.imagelength, page.imagewidth) for page in (one.keyframe, image)}
+        if bits & _MASK and not bits & _REDUCED and len(sizes) == 1:
             return one
     return None
 

@@ -11,7 +11,7 @@ from unet.build import list_pairs, list_validation_pairs
 from unet.config.schema import Config
 from unet.data.image_file import other_format
 from unet.data.image_io import read_header
-from unet.data.image_types import SUFFIXES
+from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions
 from unet.data.pairing import find_pairs, list_files, natural_key
 from unet.inference.geotiff import is_raster
 from unet.runtime.text import join_some, plural
@@ -209,6 +209,7 @@ def plan_jobs(
     extras: Sequence[str] = (),
     windows: bool | None = None,
     mask_suffix: str = ".png",
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> list[Job]:
     """Decide for each image of `find_images` how it is read and which files are written.
 
@@ -218,13 +219,14 @@ def plan_jobs(
         extras: outputs in addition to the mask, keys of `FOLDERS`.
         windows: as in `is_raster`.
         mask_suffix: ending of the masks of single images.
+        options: how the images are read.
 
     Raises:
         ValueError: if an output would replace an image or another output, or has too long a name.
     """
     jobs = []
     for name, files in images:
-        raster, pages = _look_into(files, windows)
+        raster, pages = _look_into(files, windows, options)
         suffix = ".tif" if raster or pages is not None else ".png"
         paths = {
             extra: out / folder / f"{name}{suffix if extra == 'overlay' else '.tif'}"
@@ -263,7 +265,9 @@ def _check_outputs(jobs: Sequence[Job], taken: dict[Path, str]) -> None:
                 raise ValueError(f"{path}: is an image to predict; choose another output folder")
 
 
-def _look_into(files: Sequence[str], windows: bool | None) -> tuple[bool, int | None]:
+def _look_into(
+    files: Sequence[str], windows: bool | None, options: ReadOptions
+) -> tuple[bool, int | None]:
     """Return whether an image is read in windows, and the number of pages of a stack, else None."""
     path = Path(files[0])
     try:
@@ -273,7 +277,7 @@ def _look_into(files: Sequence[str], windows: bool | None) -> tuple[bool, int | 
             return True, None
         if path.suffix.lower() not in _STACK_SUFFIXES:
             return False, None
-        pages = read_header(path).pages
+        pages = read_header(path, options).pages
     except Exception:  # reading it later reports the error
         return False, None
     return False, pages if pages > 1 else None

@@ -110,7 +110,14 @@ def predict_files(
     options.check_model(model)
     found = find_images(inputs, model.config, out)
     extras = [name for name in FOLDERS if getattr(options, name)]
-    jobs = plan_jobs(found.images, out, extras, options.windows, model.classes.mask_suffix)
+    jobs = plan_jobs(
+        found.images,
+        out,
+        extras,
+        options.windows,
+        model.classes.mask_suffix,
+        build_read_options(model.config),
+    )
     _check_jobs(model, jobs, out, options)
     distributed.initialize()
     names = ("tta", "threshold", "min_size", "keep_largest")

@@ -174,8 +174,9 @@ def _describe_missing(data: CheckedData) -> list[str]:
     if not missing.any():
         return []
     pixels = np.concatenate([data.train.sizes, data.val.sizes]).prod(1).sum()
+    images = plural(int(np.count_nonzero(missing)), "image")
     return [
-        f"missing pixels   {missing.sum() / pixels:.2%}, in {np.count_nonzero(missing)} images: "
+        f"missing pixels   {missing.sum() / pixels:.2%}, in {images}: "
         "nodata, NaN, transparent or masked; they are neither trained on nor scored"
     ]
 
@@ -190,9 +191,9 @@ def _describe_changes(config: Config, data: CheckedData) -> list[str]:
     lines = []
     if exclude:
         excluded = [path for path in list_files(root) if is_excluded(path, root, exclude)]
-        lines.append(f"left out         {len(excluded)} file(s) by data.exclude")
+        lines.append(f"left out         {plural(len(excluded), 'file')} by data.exclude")
     if resized:
-        lines.append(f"resized          {resized} mask(s) by data.resize_masks")
+        lines.append(f"resized          {plural(resized, 'mask')} by data.resize_masks")
     if absorbed:
         part = f"{absorbed} pixels ({absorbed / pixels:.2%})"
         lines.append(f"nearest class    {part} by data.tolerance")

@@ -57,19 +57,22 @@ def find_palette_errors(
     classes: ClassMap, pairs: Sequence[Pair], statistics: PairStatistics
 ) -> list[str]:
     """Report masks whose palettes give other colours to the indices of classes than most do."""
-    _, firsts, which = np.unique(statistics.palettes, return_index=True, return_inverse=True)
-    if classes.coloured or len(firsts) < 2:
+    _, which = np.unique(statistics.palettes, return_inverse=True)
+    counts = np.bincount(which)
+    if classes.coloured or len(counts) < 2:
         return []
     usual: dict[int, tuple[Colour, str]] = {}  # index -> colour, and a mask with it
     messages: list[tuple[str, str]] = []
-    for number in np.argsort(-np.bincount(which), kind="stable").tolist():
+    for number in np.argsort(-counts, kind="stable").tolist():
         rows = np.flatnonzero(which == number).tolist()
-        palette = read_palette(pairs[rows[0]].masks[0], pairs[rows[0]].page) or ()
-        indices = [one for one in classes.values if isinstance(one, int) and one < len(palette)]
-        usual = {**{i: (palette[i], pairs[rows[0]].masks[0]) for i in indices}, **usual}
-        used = statistics.class_pixels[rows].any(0)
-        for i in (one for one in indices if used[classes.values.index(one)]):
-            colour, mask = usual[i]
+        first = pairs[rows[0]]
+        palette = read_palette(first.masks[0], first.page) or ()
+        # A palette says nothing about classes that its masks do not contain.
+        used = statistics.class_pixels[rows].any(0).tolist()
+        for i in (one for one, is_used in zip(classes.values, used, strict=True) if is_used):
+            if not isinstance(i, int) or not 0 <= i < len(palette):
+                continue
+            colour, mask = usual.setdefault(i, (palette[i], first.masks[0]))
             if colour != palette[i]:
                 text = (
                     f"got the palette's colour {list(palette[i])} for the index {i}, expected "

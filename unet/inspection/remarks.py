@@ -4,25 +4,32 @@ from dataclasses import replace
 
 import numpy as np
 
-from unet.data.image_io import read_header, read_image
+from unet.data.image_io import read_image
+from unet.data.image_types import Header
 from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 
 _FEWEST_PIXELS = 0.001  # of an image, for a value that may be nodata
 
 
-def find_remarks(pair: Pair, reader: PairReader, image: np.ndarray, ids: np.ndarray) -> list[str]:
+def find_remarks(
+    pair: Pair,
+    reader: PairReader,
+    header: Header,
+    mask_header: Header,
+    image: np.ndarray,
+    ids: np.ndarray,
+) -> list[str]:
     """Describe what is unusual in an image (C, H, W) and its class ids (H, W)."""
-    header, remarks = read_header(pair.images[0], reader.options), []
+    remarks = []
     if header.note:
         remarks.append(f"was {header.note}")
     if (value := find_nodata(image)) is not None:
         remarks.append(
-            f"has many pixels of {value:g}, far from all others; if they are missing, set "
-            f"data.nodata={value:g}"
+            f"has many pixels of {value:.9g}, far from all others; if they are missing, set "
+            f"data.nodata={value:.9g}"
         )
-    turned = header.orientation != 1 and not reader.mask_per_class
-    if turned and read_header(pair.masks[0], reader.options).orientation == 1:
+    if header.orientation != 1 and mask_header.orientation == 1:
         unturned = replace(reader.options, exif="ignore")
         before = read_image(pair.images, reader.in_channels, pair.page, unturned)
         fits_before = before.shape == image.shape and (

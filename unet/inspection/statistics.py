@@ -134,11 +134,12 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
             numbers = reader.cells(pair, ids)
             cells = _hash(numbers.astype(np.int64))  # the file's own dtype does not matter
             num_cells = int(np.count_nonzero(np.unique(numbers)))
-        mode = read_header(pair.images[0], reader.options).describe()
-        palette = None
-        if not (reader.classes.coloured or reader.mask_per_class):
-            palette = read_header(pair.masks[0], reader.options).palette
-        remarks = "; ".join(find_remarks(pair, reader, image, ids)).encode()
+        header, mask_header = (
+            read_header(path, reader.options) for path in (pair.images[0], pair.masks[0])
+        )
+        by_index = not (reader.classes.coloured or reader.mask_per_class)
+        palette = mask_header.palette if by_index else None
+        remarks = "; ".join(find_remarks(pair, reader, header, mask_header, image, ids)).encode()
         resized = reader.options.resize_masks and any(
             read_header(mask, reader.options).upright_size != ids.shape for mask in pair.masks
         )
@@ -151,7 +152,7 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     missing = missing_pixels(image)
     num_missing = 0 if missing is None else np.count_nonzero(missing)
     class_pixels = np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)]
-    row = (ids.shape, mode, num_bytes, resized, absorbed, class_pixels, num_missing)
+    row = (ids.shape, header.describe(), num_bytes, resized, absorbed, class_pixels, num_missing)
     hashes = (_hash(image), _hash(ids), b"" if palette is None else _hash(palette))
     return (*row, values, sums, squares, *hashes, remarks, cells, num_cells)
 
