@@ -298,3 +298,14 @@ def their_net(channels: int = 3, classes: int = 2, shallow: int = 4) -> TheirUNe
             for numbers in (module.bias.data, module.running_mean):
                 numbers.normal_()
     return net.eval().requires_grad_(False)
+
+
+def files_in(folder: str | Path) -> list[str]:
+    """All files in a folder and its subfolders."""
+    paths = (path for path in Path(folder).rglob("*") if not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def values_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)

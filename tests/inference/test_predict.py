@@ -8,20 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tifffile
 import torch
-from helpers import HEIGHT, WIDTH, draw, make_config, make_model, write_png16, write_raster
+from helpers import (
+    HEIGHT,
+    WIDTH,
+    draw,
+    files_in,
+    make_model,
+    values_of,
+    write_png16,
+    write_raster,
+)
 from PIL import Image, ImageSequence
 
 from unet import load_model, predict
-from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.cli.main import main
 from unet.data.image_io import read_image, to_float
 from unet.data.image_types import ReadOptions
 from unet.data.label_images import clean, number_objects
-from unet.data.normalization import Normalization
-from unet.inference import predict_pages
 from unet.inference.predict import Options, UnpredictedError, predict_files
 from unet.inference.sliding_window import sliding_window
 from unet.inference.tta import View, mean_probabilities
@@ -29,28 +34,6 @@ from unet.visualize import objects_to_rgb
 from unet.visualize import overlay as draw_overlay
 
 pytestmark = pytest.mark.usefixtures("workdir")
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """An untrained network that draws both classes."""
-    torch.manual_seed(3)
-    model = make_model(tmp_path)
-    torch.nn.init.normal_(model.net.head.weight)
-    path = tmp_path / "best.pt"
-    save_checkpoint(path, model.contents())
-    return path
-
-
-def files_in(folder: str | Path) -> list[str]:
-    """All files in a folder and its subfolders."""
-    paths = (path for path in Path(folder).rglob("*") if not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
-
-
-def values_of(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def test_masks_have_the_size_of_the_image_and_the_values_of_the_training_masks(
@@ -62,16 +45,6 @@ def test_masks_have_the_size_of_the_image_and_the_values_of_the_training_masks(
     assert set(np.unique(ids)) == {0, 1}
     assert values_of(masks[0]).shape == (HEIGHT, WIDTH)
     assert np.array_equal(values_of(masks[0]), ids * 200)
-
-
-def test_an_image_that_several_inputs_name_is_predicted_once(
-    checkpoint: Path, data_root: Path
-) -> None:
-    images = data_root / "images"
-    inputs = [str(images / "[0-2].png"), str(images / "1.png"), str(images / "5.png")]
-    masks = predict_files([checkpoint], inputs, Path("out"))
-    assert [path.name for path in masks] == ["0.png", "1.png", "2.png", "5.png"]
-    assert sorted(Path("out").iterdir()) == masks
 
 
 def test_files_pillow_images_and_arrays_give_the_same_mask(
@@ -145,187 +118,6 @@ def test_objects_have_colours_of_their_own_in_overlays(checkpoint: Path, data_ro
     )
 
 
-def test_existing_masks_are_kept_without_overwrite(
-    checkpoint: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    images = [str(data_root / "images")]
-    predict_files([checkpoint], [str(data_root / "images" / "3.png")], Path("out"))
-    capsys.readouterr()
-    time = Path("out/3.png").stat().st_mtime_ns
-    assert len(predict_files([checkpoint], images, Path("out"))) == 6
-    printed = capsys.readouterr().out
-    assert "kept 1 existing mask in out; overwrite=True predicts them again" in printed
-    assert "predicted 5 of 5 images into out" in printed
-    assert len(list(Path("out").iterdir())) == 6
-    assert Path("out/3.png").stat().st_mtime_ns == time
-    predict_files([checkpoint], images, Path("out"), overwrite=True)
-    assert Path("out/3.png").stat().st_mtime_ns > time
-    times = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
-    predict_files([checkpoint], images, Path("out"))
-    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == times
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_masks_that_were_predicted_in_another_way_are_refused(
-    checkpoint: Path, tmp_path: Path, suffix: str
-) -> None:
-    page = Image.effect_noise((30, 20), 50)
-    page.save(f"a{suffix}", save_all=True, append_images=[page] if suffix == ".tif" else [])
-    other = tmp_path / "other.pt"
-    save_checkpoint(other, make_model(tmp_path).contents())
-    before = predict_files([checkpoint], [f"a{suffix}"], Path("out"))[0].read_bytes()
-    exists = rf"out/a{suffix}: exists and was predicted "
-    for checkpoints, options, overrides, reason in (
-        (
-            [other],
-            Options(),
-            [],
-            "by another checkpoint; pass overwrite=True to predict it again, or",
-        ),
-        ([checkpoint, other], Options(), [], "by another checkpoint;"),
-        ([checkpoint], Options(threshold=0.3), [], r"with threshold none instead of 0\.3;"),
-        (
-            [checkpoint],
-            Options(tta=("flips", "turns")),
-            [],
-            "with tta none instead of flips, turns",
-        ),
-        ([checkpoint], Options(min_size=3), [], "with min_size 0 instead of 3"),
-        ([checkpoint], Options(keep_largest=True), [], "with keep_largest False instead of"),
-        ([checkpoint], Options(), ["tiling.overlap=8"], "with tiling.overlap none instead of"),
-        ([checkpoint], Options(), ["train.precision=bfloat16"], "with train.precision auto"),
-    ):
-        with pytest.raises(FileExistsError, match=exists + reason):
-            predict_files(checkpoints, [f"a{suffix}"], Path("out"), options, overrides=overrides)
-    assert Path(f"out/a{suffix}").read_bytes() == before
-    copy = tmp_path / "copy.pt"
-    copy.write_bytes(checkpoint.read_bytes())
-    predict_files([copy], [f"a{suffix}"], Path("out"), overrides=["tiling.batch_size=2"])
-    predict_files([other], [f"a{suffix}"], Path("out"), overwrite=True)
-    with pytest.raises(FileExistsError, match=exists + "by another checkpoint"):
-        predict_files([checkpoint], [f"a{suffix}"], Path("out"))
-
-
-def test_the_command_line_refuses_other_masks_and_names_its_own_options(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.effect_noise((30, 20), 50).save("a.png")
-    command = ["predict", str(checkpoint), "a.png", "-o", "out"]
-    assert main(command) == main(command) == 0
-    capsys.readouterr()
-    for arguments, message in (
-        (["--threshold", "0.3"], "out/a.png: exists and was predicted with threshold none instead"),
-        (["--threshold", "3"], "--threshold: got '3', expected a number from 0 to 1"),
-        (["--min-size", "-1"], "--min-size: got '-1', expected a whole number from 0"),
-    ):
-        assert main([*command, *arguments]) == 2
-        assert f"error: {message}" in capsys.readouterr().err
-
-
-def test_masks_of_unknown_origin_are_refused(checkpoint: Path) -> None:
-    Image.effect_noise((30, 20), 50).save("a.png")
-    Path("out").mkdir()
-    for write in (Image.new("L", (30, 20)).save, lambda path: Path(path).write_text("mine")):
-        write("out/a.png")
-        before = Path("out/a.png").read_bytes()
-        with pytest.raises(FileExistsError, match=r"out/a\.png: exists, and nothing in it says"):
-            predict_files([checkpoint], ["a.png"], Path("out"))
-        assert Path("out/a.png").read_bytes() == before
-
-
-def test_masks_of_other_images_may_have_another_origin(checkpoint: Path) -> None:
-    for name in "ab":
-        Image.effect_noise((30, 20), 50).save(f"{name}.png")
-    predict_files([checkpoint], ["a.png"], Path("out"))
-    predict_files([checkpoint], ["b.png"], Path("out"), Options(threshold=0.3))
-    predict_files([checkpoint], ["a.png"], Path("out"))
-
-
-def test_existing_masks_get_overlays_later(checkpoint: Path, data_root: Path) -> None:
-    images = [str(data_root / "images")]
-    masks = predict_files([checkpoint], images, Path("out"))
-    before = [path.read_bytes() for path in masks]
-    predict_files([checkpoint], images, Path("out"), Options(probabilities=True))
-    predict_files([checkpoint], images, Path("out"), Options(overlay=True))
-    names = [f"{folder}{i}.png" for folder in ("", "overlays/") for i in range(6)]
-    names += [f"probabilities/{i}.tif" for i in range(6)]
-    assert files_in("out") == sorted([*names, "overlays/legend.png"])
-    assert [path.read_bytes() for path in masks] == before
-
-
-def test_the_name_of_an_image_is_refused_as_folder(checkpoint: Path, data_root: Path) -> None:
-    with pytest.raises(ValueError, match=r"out\.png: got the name of an image, expected a folder"):
-        predict_files([checkpoint], [str(data_root / "images")], Path("out.png"))
-    assert not Path("out.png").exists()
-
-
-def test_the_same_call_continues_an_interrupted_one(
-    checkpoint: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, options = [str(data_root / "images")], Options(overlay=True, probabilities=True)
-    predict_files([checkpoint], images, Path("whole"), options)
-    drawn = []
-
-    def stop(*arguments: Any) -> dict[str, list[Image.Image]]:
-        drawn.append(arguments)
-        if len(drawn) == 4:
-            raise KeyboardInterrupt
-        return draw(*arguments)
-
-    draw = predict_pages._draw
-    with monkeypatch.context() as patch:
-        patch.setattr("unet.inference.predict_pages._draw", stop)
-        with pytest.raises(KeyboardInterrupt) as stopped:
-            predict_files([checkpoint], images, Path("out"), options)
-    assert str(stopped.value) == (
-        "interrupted; 3 of 6 images have their masks, and the same command continues"
-    )
-    written, whole = (
-        {name: Path(folder, name).read_bytes() for name in files_in(folder)}
-        for folder in ("out", "whole")
-    )
-    assert sorted(name for name in written if len(name) == 5) == ["0.png", "1.png", "2.png"]
-    assert 0 < len(written) < len(whole) == 19
-    assert written.items() <= whole.items()
-    predict_files([checkpoint], images, Path("out"), options)
-    assert {name: Path("out", name).read_bytes() for name in files_in("out")} == whole
-
-
-def test_folders_keep_their_structure(checkpoint: Path, data_root: Path) -> None:
-    images = data_root / "images"
-    (images / "a" / "b").mkdir(parents=True)
-    (images / "0.png").rename(images / "a" / "b" / "0.png")
-    (images / "1.png").rename(images / "a" / "v1.2.png")
-    (images / "a" / ".hidden.png").write_bytes(b"")
-    (images / "notes.txt").touch()
-    expected = ["2.png", "3.png", "4.png", "5.png", "a/b/0.png", "a/v1.2.png"]
-    for i, entry in enumerate((str(images), f"{images}/**/*.png")):
-        masks = predict_files([checkpoint], [entry], Path(f"out{i}"))
-        assert [path.relative_to(f"out{i}").as_posix() for path in masks] == expected
-        assert all(path.is_file() for path in masks)
-
-
-def test_masks_in_a_folder_of_images_are_not_predicted(checkpoint: Path, data_root: Path) -> None:
-    images = data_root / "images"
-    (data_root / "link").symlink_to(images)
-    for entry in (images, images / "**" / "*.png", data_root / "link"):
-        for _ in range(2):
-            assert len(predict_files([checkpoint], [str(entry)], images / "out")) == 6
-    with pytest.raises(FileNotFoundError, match=r"o\*/\*\.png: matches no file to predict"):
-        predict_files([checkpoint], [str(images / "o*" / "*.png")], images / "out")
-    # An explicit pattern for them is respected.
-    again = predict_files([checkpoint], [str(images / "out" / "*.png")], images / "out" / "two")
-    assert len(again) == 6
-
-
-def test_images_are_never_replaced_by_their_masks(checkpoint: Path, data_root: Path) -> None:
-    images = data_root / "images"
-    before = values_of(images / "0.png")
-    with pytest.raises(ValueError, match=r"0\.png: is an image to predict; choose another output"):
-        predict_files([checkpoint], [str(images)], images, overwrite=True)
-    assert np.array_equal(values_of(images / "0.png"), before)
-
-
 def test_an_unreadable_image_is_reported_and_the_others_predicted(
     checkpoint: Path, data_root: Path
 ) -> None:
@@ -387,49 +179,6 @@ def test_colour_images_are_refused_by_a_grey_model(checkpoint: Path, tmp_path: P
         predict_files([checkpoint], [str(tmp_path / "red.png")], Path("out"))
 
 
-def test_two_images_of_one_stem_are_refused(checkpoint: Path, data_root: Path) -> None:
-    folders = [str(data_root / "images"), str(data_root / "masks")]
-    with pytest.raises(ValueError, match=r"0\.png and .*0\.png: got two images that would both"):
-        predict_files([checkpoint], folders, Path("out"))
-
-
-def test_outputs_that_would_be_one_file_are_refused(checkpoint: Path) -> None:
-    Path("in/overlays").mkdir(parents=True)
-    for name in ("a", "overlays/a"):
-        Image.new("L", (20, 20)).save(f"in/{name}.png")
-    with pytest.raises(ValueError, match=r"would both write out/overlays/a\.png"):
-        predict_files([checkpoint], ["in"], Path("out"), Options(overlay=True))
-    Image.new("L", (20, 20)).save("legend.png")
-    with pytest.raises(
-        ValueError, match=r"^the legend and legend\.png: .* out/overlays/legend\.png"
-    ):
-        predict_files([checkpoint], ["legend.png"], Path("out"), Options(overlay=True))
-    assert not Path("out").exists()
-    predict_files([checkpoint], ["in", "legend.png"], Path("out"))
-
-
-def test_output_names_that_are_too_long_are_reported_before_work(checkpoint: Path) -> None:
-    Path("in").mkdir()
-    name = "細" * 84  # 252 bytes, and four of the ending of a mask
-    Image.effect_noise((30, 20), 50).save(f"in/{name}", format="png")
-    with pytest.raises(ValueError, match=r"細\.png 256 bytes long, expected at most 255; rename"):
-        predict_files([checkpoint], [f"in/{name}"], Path("out"), Options(overlay=True))
-    assert not Path("out").exists()
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("nowhere.png", r"nowhere\.png: there is no such file or folder"),
-        ("nowhere/*.png", r"nowhere/\*\.png: matches no file"),
-    ],
-)
-def test_missing_inputs_are_named(checkpoint: Path, entry: str, message: str) -> None:
-    with pytest.raises(FileNotFoundError, match=message):
-        predict_files([checkpoint], [entry], Path("out"))
-    assert not Path("out").exists()
-
-
 def test_an_output_folder_that_cannot_be_written_is_reported_before_work(
     checkpoint: Path, data_root: Path
 ) -> None:
@@ -437,13 +186,6 @@ def test_an_output_folder_that_cannot_be_written_is_reported_before_work(
     for out in (Path("file"), Path("file/masks")):
         with pytest.raises(FileExistsError, match="is a file"):
             predict_files([checkpoint], [str(data_root / "images")], out)
-
-
-def test_a_folder_without_images_is_named(checkpoint: Path) -> None:
-    Path("empty").mkdir()
-    with pytest.raises(ValueError, match="empty: got no image, expected files ending in"):
-        predict_files([checkpoint], ["empty"], Path("out"))
-    assert not Path("out").exists()
 
 
 def test_missing_pixels_get_the_mean_of_the_training_images(checkpoint: Path) -> None:
@@ -618,20 +360,6 @@ def test_progress_bars_count_images_pages_and_tiles(
     assert re.search(r"stack\.tif \d+/24 .*tile", shown)
 
 
-def test_overwrite_leaves_no_file_that_belongs_to_another_mask(
-    checkpoint: Path, data_root: Path
-) -> None:
-    image, out = [str(data_root / "images" / "0.png")], Path("out")
-    predict_files([checkpoint], image, out, Options(overlay=True))
-    before = Path("out/0.png").read_bytes()
-    with pytest.raises(FileExistsError, match=r"overlays/0\.png: exists and belongs to out/0\.png"):
-        predict_files([checkpoint], image, out, Options(threshold=0.9), overwrite=True)
-    assert Path("out/0.png").read_bytes() == before
-    predict_files([checkpoint], image, out, Options(threshold=0.9, overlay=True), overwrite=True)
-    Path("out/overlays/0.png").unlink()
-    predict_files([checkpoint], image, out, Options(threshold=0.1), overwrite=True)
-
-
 def write_weird_files(folder: Path) -> list[str]:
     """Write files that are no readable images, named as images."""
     (folder / "empty.png").touch()
@@ -714,89 +442,6 @@ def test_files_and_folders_without_permission_are_named(checkpoint: Path) -> Non
     assert "in/secret: cannot be listed; correct its permissions" in str(caught.value)
     assert "in/b.png: cannot be read (permission denied)" in str(caught.value)
     assert files_in("out") == ["a.png"]
-
-
-def test_files_of_a_folder_that_are_not_read_are_named_with_a_converter(
-    checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("in/sub").mkdir(parents=True)
-    for name in ("notes.txt", "Thumbs.db", "a.csv", "sub/b.csv", "scan.nii.gz", ".hidden"):
-        Path("in", name).write_text("something")
-    Path("in/slice").write_bytes(bytes(128) + b"DICM" + bytes(300))
-    with pytest.raises(ValueError, match=r"^in: got no image, .*\n.*\n.*scan\.nii\.gz\): a NIfTI"):
-        predict_files([checkpoint], ["in"], Path("out"))
-    Image.effect_noise((30, 20), 50).save("in/a.png")
-    predict_files([checkpoint], ["in"], Path("out"))
-    printed = capsys.readouterr().out.splitlines()
-    names = "Thumbs.db, a.csv, notes.txt and 1 more"
-    assert f"note: in: did not read 4 files ({names}), not named as an image" in printed
-    (nifti,) = [line for line in printed if "scan.nii.gz" in line]
-    assert nifti.startswith("warning: in: did not read 1 file (scan.nii.gz): a NIfTI volume; save")
-    (dicom,) = [line for line in printed if "slice" in line and line != nifti]
-    assert "1 file (slice): a DICOM file; save it as a PNG or TIFF" in dicom
-
-
-def save_model(tmp_path: Path, **data: Any) -> Path:
-    """A model of a data set with other patterns."""
-    model = make_model(tmp_path)
-    config = replace(model.config, data=replace(model.config.data, **data))
-    path = tmp_path / "patterns.pt"
-    save_checkpoint(path, replace(model, config=config).contents())
-    return path
-
-
-@pytest.mark.parametrize("place", ["the data set", "a copy", "a folder above"])
-def test_label_files_of_a_data_set_are_left_out_and_said_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
-) -> None:
-    folders = {"the data set": "set", "a copy": "copy", "a folder above": "."}
-    for root in ("set", "copy") if place == "a copy" else ("set",):
-        Path(root, "scans").mkdir(parents=True)
-        for i in range(3):
-            Image.effect_noise((30, 20), 50).save(f"{root}/scans/{i}.jpg")
-            Image.new("L", (30, 20)).save(f"{root}/scans/{i}.png")
-        Image.effect_noise((30, 20), 50).save(f"{root}/scans/new.png")  # no mask: it has no image
-    patterns = {"images": "scans/{stem}.jpg", "masks": "scans/{stem}.png"}
-    checkpoint = save_model(tmp_path, root="set", **patterns)
-    masks = predict_files([checkpoint], [folders[place]], Path("out"))
-    assert [path.name for path in masks] == ["0.png", "1.png", "2.png", "new.png"]
-    assert re.search(
-        r"note: .*: left out 3 label files of the data set \(.*0\.png, .*1\.png, .*2\.png\); name ",
-        capsys.readouterr().out,
-    )
-    subfolder = f"{folders[place]}/scans" if place != "a folder above" else "set/scans"
-    if place != "a copy":  # which is not known by the layout of its subfolder
-        assert len(predict_files([checkpoint], [subfolder], Path("other"))) == 4
-    given = sorted(map(str, Path("set/scans").glob("*.png")))
-    assert len(predict_files([checkpoint], given, Path("given"))) == 4
-
-
-def test_a_folder_of_masks_alone_is_refused(checkpoint: Path, data_root: Path) -> None:
-    model = load_model(checkpoint)
-    assert Path(model.config.data.root) != data_root
-    data = replace(model.config.data, root=str(data_root))
-    contents = replace(model, config=replace(model.config, data=data)).contents()
-    save_checkpoint(checkpoint, contents)
-    with pytest.raises(ValueError, match=r"masks: got no image, .*\n.*left out 6 label files"):
-        predict_files([checkpoint], [str(data_root / "masks")], Path("out"))
-    assert len(predict_files([checkpoint], [str(data_root)], Path("out"))) == 6
-
-
-def test_a_missing_channel_is_an_error_of_its_image(tmp_path: Path) -> None:
-    for folder in ("red", "green"):
-        Path("in", folder).mkdir(parents=True)
-        for i in range(3):
-            Image.effect_noise((30, 20), 50).save(f"in/{folder}/{i}.png")
-    Path("in/green/1.png").unlink()
-    config = make_config(tmp_path, "model.in_channels=2", "data.channels=[red, green]")
-    net = build_network(config, torch.device("cpu"))
-    normalization = Normalization(mean=(0.4, 0.4), std=(0.2, 0.2))
-    model = replace(make_model(tmp_path), config=config, net=net, normalization=normalization)
-    save_checkpoint(Path("model.pt"), model.contents())
-    with pytest.raises(UnpredictedError, match=r"green: got nothing for in/red/1\.png") as caught:
-        predict_files([Path("model.pt")], ["in"], Path("out"))
-    assert "1 of 3 images were not predicted" in str(caught.value)
-    assert files_in("out") == ["0.png", "2.png"]
 
 
 def test_predictions_is_the_folder_if_none_is_given(
@@ -900,16 +545,3 @@ def test_masks_of_negative_and_large_values_are_tiffs(tmp_path: Path) -> None:
     found = values_of(mask)
     assert found.dtype == np.int32
     assert set(np.unique(found).tolist()) <= {-1, 70000}
-
-
-def test_channels_that_a_setting_names_are_no_stack(tmp_path: Path) -> None:
-    model = make_model(tmp_path, "model.in_channels=4", "data.axes=CYX")
-    normalization = Normalization(mean=(0.4,) * 4, std=(0.2,) * 4)
-    save_checkpoint(tmp_path / "best.pt", replace(model, normalization=normalization).contents())
-    pages = np.random.default_rng(0).integers(0, 255, (4, 24, 20), dtype=np.uint8)
-    tifffile.imwrite("a.tif", pages, photometric="minisblack")
-    (mask,) = predict_files([tmp_path / "best.pt"], ["a.tif"], Path("out"))
-    assert mask == Path("out/a.png")
-    assert np.array_equal(
-        values_of(mask), predict(tmp_path / "best.pt", pages.transpose(1, 2, 0)) * 200
-    )
