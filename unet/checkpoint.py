@@ -227,11 +227,10 @@ def _errors_in_history(history: Any, step: int, config: Config) -> list[str]:
     expected = {"lr", "train_loss", "seconds", *counts}
     if not config.data.validation.none:
         expected |= {*_SCORES, *classes, config.train.monitor}
-        if config.train.ema_decay is not None:
-            expected.add(f"raw_{config.train.monitor}")
+    optional = {f"raw_{config.train.monitor}"} if config.train.ema_decay is not None else set()
     before = 0
     for i, row in enumerate(history):
-        if differing := expected ^ row.keys():
+        if differing := (expected ^ row.keys()) - optional:
             return [f"progress.history[{i}]: {min(map(str, differing))} is missing or unknown"]
         for key, value in row.items():
             kind = int if key in counts else (int, float)

@@ -123,6 +123,10 @@ from unet.runtime.text import shorten
         ),
         ("train.monitor=iou_sell", "did you mean iou_cell?"),
         ("train.monitor=loss", "known: pixel_accuracy, mean_iou,"),
+        (
+            "train.score_raw_weights=true",
+            "train.score_raw_weights: got true, expected false without train.ema_decay",
+        ),
         ("name=a/b", "name: got 'a/b', expected letters"),
         ("name=..", "name: got '..', expected letters"),
     ],

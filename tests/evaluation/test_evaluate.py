@@ -435,6 +435,25 @@ def test_validation_counts_the_same_pixels_and_returns_the_images_it_is_asked_fo
     assert score_pairs(model, pairs, "validate")[1] == []
 
 
+def test_images_of_one_size_in_a_row_are_validated_together(
+    best: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(data_root / "more", 6, seed=3)
+    for name in ("images", "masks"):
+        path = data_root / "more" / name / "3.png"
+        with Image.open(path) as image:
+            image.crop((0, 0, 20, 30)).save(path)
+    pairs = find_pairs(data_root / "more", ["images"], "masks")[0]
+    model = load_model(best)
+    shapes = []
+    model.net.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    matrix, _ = score_pairs(model, pairs, "validate")
+    assert shapes == [(3, 1, 36, 52), (1, 1, 30, 20), (2, 1, 36, 52)]
+    monkeypatch.setattr("unet.inference.predictor._CPU_BATCH_PIXELS", 0)
+    assert torch.equal(matrix, score_pairs(model, pairs, "validate")[0])
+    assert len(shapes) == 3 + 6
+
+
 def test_checkpoints_with_different_validation_images_need_other_images(
     best: Path, data_root: Path, new: dict[str, str]
 ) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,33 @@ def test_tiles_are_computed_in_the_precision_of_the_config(checkpoint: Path) -> 
     assert short.dtype == torch.float32
     assert not torch.equal(short, whole)
     assert float((short - whole).abs().mean()) < 0.02
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_batch_of_images_has_the_logits_of_each_of_them(tmp_path: Path, padding: str) -> None:
+    settings = "{in_channels: 1, widths: [4, 6], norm: group, padding: " + padding + "}"
+    config = make_config(tmp_path, f"model={settings}", "augment.crop=null")
+    net = build_network(config, torch.device("cpu"))
+    model = replace(make_model(tmp_path), net=net, config=config)
+    images = list(0.4 + 0.2 * torch.randn(3, 1, 21, 33))
+    images[1][0, :4] = math.nan  # missing pixels, which are normalised apart
+    for one in (model, Ensemble((model, model))):
+        together = one.batch_logits(images)
+        alone = torch.stack([one.logits(image) for image in images])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_small_images_go_through_the_network_together(tmp_path: Path) -> None:
+    model = make_model(tmp_path)
+    sizes = [(64, 64), (64, 32), (128, 128), (2000, 8), (1, 1)]
+    assert list(map(model.batch_size, sizes)) == [4, 8, 1, 1, 1024]
+    # On a GPU as many as have the pixels of a tile.
+    fast = replace(model, device=torch.device("cuda"))
+    assert list(map(fast.batch_size, sizes[:4])) == [256, 512, 64, 1]
+    settings = make_config(tmp_path, "tiling.batch_size=6")
+    assert replace(model, config=settings).batch_size((128, 128)) == 6
+    scaled = replace(model, config=make_config(tmp_path, "data.scale=0.5"))
+    assert Ensemble((model, scaled)).batch_size((64, 64)) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

@@ -221,7 +221,8 @@ def test_gradients_of_several_batches_are_those_of_one(data_root: Path) -> None:
 
 
 def test_averaged_weights_are_scored_and_saved_next_to_the_raw_ones(data_root: Path) -> None:
-    run = train(make_config(data_root, "train.ema_decay=0.6"))
+    settings = "train.ema_decay=0.6", "train.score_raw_weights=true"
+    run = train(make_config(data_root, *settings))
     raw = train(make_config(data_root, "name=raw"))
     state, other = (load_checkpoint(one / "last.pt") for one in (run, raw))
     assert states_equal(state["raw_model"], other["model"])
@@ -233,6 +234,24 @@ def test_averaged_weights_are_scored_and_saved_next_to_the_raw_ones(data_root: P
     head = load_model(run / "last.pt").net.head.weight
     assert torch.equal(head, state["model"]["head.weight"])
     assert not torch.equal(head, state["raw_model"]["head.weight"])
+
+
+def test_raw_weights_are_scored_only_on_request(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = []
+    real = unet.training.trainer.score_pairs
+
+    def count(*arguments: object) -> object:
+        scored.append(arguments[0])
+        return real(*arguments)
+
+    monkeypatch.setattr("unet.training.trainer.score_pairs", count)
+    run = train(make_config(data_root, "train.ema_decay=0.6", "train.epochs=2"))
+    history = load_checkpoint(run / "last.pt")["progress"]["history"]
+    assert len(scored) == len(history) == 2
+    assert not [name for row in history for name in row if name.startswith("raw_")]
+    assert "raw_" not in (run / "metrics.csv").read_text()
 
 
 def test_the_monitored_score_decides_which_weights_are_best(

@@ -35,6 +35,7 @@ def find_conflicts(config: Config) -> list[Error]:
         _check_sampling,
         _check_model,
         _check_encoder,
+        _check_average,
         _check_loss,
         _check_schedule,
         _check_memory,
@@ -224,6 +225,14 @@ def _check_encoder(config: Config) -> Iterator[Conflict]:
             "0 without train.encoder_weights or train.init_from: random weights must be trained"
         )
         yield "train.freeze_encoder_epochs", train.freeze_encoder_epochs, expected
+
+
+def _check_average(config: Config) -> Iterator[Conflict]:
+    train = config.train
+    if train.score_raw_weights and train.ema_decay is None:
+        yield "train.score_raw_weights", "true", "false without train.ema_decay: no others exist"
+    elif train.score_raw_weights and config.data.validation.none:
+        yield "train.score_raw_weights", "true", "false with data.validation none"
 
 
 def _check_loss(config: Config) -> Iterator[Conflict]:

@@ -155,6 +155,8 @@ class TrainConfig:
     # lower in the first steps. The averaged weights are scored, saved and used for prediction.
     # null for no average.
     ema_decay: Annotated[float, Range(above=0, maximum=0.99999)] | None = None
+    # With ema_decay, each validation also scores the raw weights, which doubles its time.
+    score_raw_weights: bool = False
     # Epochs between two validations. The last epoch is always validated.
     validate_every: Positive = 1
     # Score that selects best.pt; higher is better. It can be mean_iou, mean_dice, pixel_accuracy,
@@ -219,7 +221,9 @@ class TilingConfig:
     # quarter of size. Tiles are blended over the overlap if no overlap gives an equal result (norm
     # group or instance), or if the overlap of such an encoder is too small.
     overlap: Count | None = None
-    # Number of tiles of an image that pass through the network together.
+    # Number of tiles of an image, or of images of one size, that pass through the network together.
+    # Validation and evaluation put more small images together: on a GPU as many as have the pixels
+    # of a tile, on a CPU as many as have 128 x 128 pixels.
     batch_size: Samples = 1
 
 

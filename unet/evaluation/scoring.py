@@ -78,24 +78,56 @@ def predict_pairs(
     stop: StopRequest | None = None,
     tta: Sequence[TtaMode] = (),
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Yield index, image, logits (probabilities with `tta`) and target of this process's pairs."""
+    """Yield index, image, logits (probabilities with `tta`) and target of this process's pairs.
+
+    Images of one size in a row go through the network together, see `Predictor.batch_size`.
+    """
     indices = distributed.shard(range(len(pairs)))
     samples = load_samples(
         SegmentationDataset(pairs, build_reader(model.config), normalization=None),
-        sampler=[(0, index) for index in indices],  # one by one, as their sizes differ
+        sampler=[(0, index) for index in indices],  # one by one, as their sizes may differ
         num_workers=model.config.train.num_workers,
     )
     disable = distributed.disable_progress()
     bar = tqdm(samples, title, len(indices), unit="image", leave=False, disable=disable)
     # Processes with fewer images make as many rounds, as all of them must check for a signal.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
+    batch: list[tuple[int, Tensor, Tensor]] = []
     for i, sample in zip_longest(rounds, bar):
         if stop is not None:
             stop.check()
+        if batch and (sample is None or not _fits(model, batch, sample[0], tta)):
+            yield from _predict_batch(model, batch, tta)
+            batch = []
         if sample is not None:
-            image, target = sample
-            scores = mean_probabilities(model, image, tta) if tta else model.logits(image)
-            yield indices[i], image, scores, target
+            batch.append((indices[i], *sample))
+    yield from _predict_batch(model, batch, tta)
+
+
+def _fits(
+    model: Model,
+    batch: Sequence[tuple[int, Tensor, Tensor]],
+    image: Tensor,
+    tta: Sequence[TtaMode],
+) -> bool:
+    """Whether an image can go through the network together with those before it."""
+    shape = batch[0][1].shape
+    return not tta and image.shape == shape and len(batch) < model.batch_size((shape[1], shape[2]))
+
+
+def _predict_batch(
+    model: Model, batch: Sequence[tuple[int, Tensor, Tensor]], tta: Sequence[TtaMode]
+) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    images = [image for _, image, _ in batch]
+    if len(batch) > 1:
+        scores = list(model.batch_logits(images))
+    else:
+        scores = [
+            mean_probabilities(model, image, tta) if tta else model.logits(image)
+            for image in images
+        ]
+    for (index, image, target), one in zip(batch, scores, strict=True):
+        yield index, image, one, target
 
 
 def gather(results: dict[int, T]) -> dict[int, T]:

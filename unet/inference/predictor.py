@@ -1,5 +1,6 @@
 """Trained models, loaded from checkpoints: images -> logits and class ids."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from unet.models.unet import UNet, argmax_classes
 from unet.models.weights import incompatible_weights
 from unet.runtime.device import memory_advice, pick_device, pick_dtype
 from unet.runtime.text import format_list
+
+# Above, a batch is slower on a CPU than its images one by one: its activations leave the cache.
+_CPU_BATCH_PIXELS = 128 * 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +78,17 @@ class Predictor:
             batch_size=self.config.tiling.batch_size,
         )
 
+    def batch_size(self, size: tuple[int, int]) -> int:
+        """Return the number of images of a size (H, W) that `batch_logits` takes together."""
+        tiling = self.config.tiling
+        # The network pads an image to two pixels of its deepest level.
+        sides = [max(side + 2 * self.net.context, 2 * self.net.output_stride) for side in size]
+        is_tile = all(side <= tile for side, tile in zip(sides, tiling.size, strict=True))
+        if self.config.data.scale != 1 or not is_tile:
+            return 1
+        pixels = _CPU_BATCH_PIXELS if self.device.type == "cpu" else math.prod(tiling.size)
+        return max(tiling.batch_size, pixels // math.prod(sides))
+
     def compare_range(self, image: Tensor) -> str | None:
         """Describe an image (C, H, W) that is far from the training images; None for others.
 
@@ -117,6 +132,32 @@ class Predictor:
             return self._scaled_logits(image, bar, finish)
         return self._logits(image, bar, has_context, finish)
 
+    @torch.inference_mode()
+    def batch_logits(self, images: Sequence[Tensor]) -> Tensor:
+        """Compute the logits of images of one size (C, H, W) -> (N, K, H, W) float32.
+
+        At most `batch_size` of them, and more than one. Their rounding differs from `logits`.
+        """
+        size = height, width = images[0].shape[1], images[0].shape[2]
+        advice = (
+            f"{len(images)} images of {height} x {width} pixels were predicted together: lower "
+            "tiling.size or tiling.batch_size"
+        )
+        assert 1 < len(images) <= self.batch_size(size)
+        with self._autocast(), memory_advice(advice):
+            x = torch.stack([normalize(self.normalization, image) for image in images])
+            logits = self._run(self.net.mirror_context(x))
+        return logits[..., :height, :width].float()
+
+    def _run(self, images: Tensor) -> Tensor:
+        layout = memory_format(self.config)
+        logits: Tensor = self.net.eval()(images.to(self.device, memory_format=layout))
+        return logits
+
+    def _autocast(self) -> torch.autocast:
+        dtype = pick_dtype(self.config.train.precision, self.device)
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
     def _scaled_logits(
         self, image: Tensor, bar: str | None, finish: Callable[[Tensor], Tensor] | None
     ) -> Tensor:
@@ -134,17 +175,9 @@ class Predictor:
         has_context: bool,
         finish: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        net, tiling = self.net.eval(), self.config.tiling
-        dtype = pick_dtype(self.config.train.precision, self.device)
-
-        def run_tiles(tiles: Tensor) -> Tensor:
-            layout = memory_format(self.config)
-            logits: Tensor = net(tiles.to(self.device, memory_format=layout))
-            return logits
-
-        height, width = image.shape[1:]
+        tiling, (height, width) = self.config.tiling, image.shape[1:]
         with (
-            torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+            self._autocast(),
             memory_advice(
                 f"an image of {height} x {width} pixels was predicted in batches of "
                 f"{tiling.batch_size} tiles of at most {tiling.size[0]} x {tiling.size[1]}: lower "
@@ -152,8 +185,8 @@ class Predictor:
             ),
         ):
             x = normalize(self.normalization, image).to(self.device)
-            x = x if has_context else net.mirror_context(x)
-            result = sliding_window(run_tiles, x, self.tiles, bar, finish)
+            x = x if has_context else self.net.mirror_context(x)
+            result = sliding_window(self._run, x, self.tiles, bar, finish)
         return result if has_context else result[..., :height, :width]
 
     def predict(self, image: Tensor, bar: str | None = None) -> Tensor:
@@ -202,6 +235,16 @@ class Ensemble:
     def logits(self, image: Tensor, bar: str | None = None) -> Tensor:
         """Compute the logarithms of the mean probabilities, as `Predictor.logits`."""
         probabilities = [model.logits(image, bar).softmax(0) for model in self.members]
+        return torch.stack(probabilities).mean(0).log()
+
+    def batch_size(self, size: tuple[int, int]) -> int:
+        """Return the number of images that all members take together."""
+        return min(model.batch_size(size) for model in self.members)
+
+    @torch.inference_mode()
+    def batch_logits(self, images: Sequence[Tensor]) -> Tensor:
+        """Compute the logarithms of the mean probabilities, as `Predictor.batch_logits`."""
+        probabilities = [model.batch_logits(images).softmax(1) for model in self.members]
         return torch.stack(probabilities).mean(0).log()
 
     def predict(self, image: Tensor, bar: str | None = None) -> Tensor:

@@ -257,7 +257,7 @@ class Trainer:
             **columns,
             "skipped_steps": progress.skipped,
         }
-        if self.average is not None and has_scores:
+        if self.settings.score_raw_weights and has_scores:
             raw_columns, _ = self._score(replace(self.model, net=self.net), stop)
             row[f"raw_{monitor}"] = raw_columns[monitor]
         row["seconds"] = round(time.monotonic() - self._start, 1)
