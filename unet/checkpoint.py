@@ -226,8 +226,10 @@ def _errors_in_history(history: Any, step: int, config: Config) -> list[str]:
     counts = ("epoch", "step", "skipped_steps")
     expected = {"lr", "train_loss", "seconds", *counts}
     if not config.data.validation.none:
-        expected |= {*_SCORES, *classes, config.train.monitor}
-    optional = {f"raw_{config.train.monitor}"} if config.train.ema_decay is not None else set()
+        expected |= {"val_loss", *_SCORES, *classes, config.train.monitor}
+    optional = {"val_loss"}  # runs had none at first
+    if config.train.ema_decay is not None:
+        optional.add(f"raw_{config.train.monitor}")
     before = 0
     for i, row in enumerate(history):
         if differing := (expected ^ row.keys()) - optional:

@@ -425,7 +425,8 @@ def test_validation_counts_the_same_pixels_and_returns_the_images_it_is_asked_fo
     best: Path, evaluated: Path, trained: Path
 ) -> None:
     model, pairs = load_model(best), check_data(make_config(trained / "data")).val_pairs
-    matrix, kept = score_pairs(model, pairs, "validate", keep=[1, 0])
+    matrix, kept, none = score_pairs(model, pairs, "validate", keep=[1, 0])
+    assert math.isnan(none)
     assert matrix.tolist() == metrics_of(evaluated)["confusion_matrix"]
     for pair, one in zip((pairs[1], pairs[0]), kept, strict=True):
         assert np.array_equal(one.image.numpy(), to_float(read_image(pair.images[0], 1)))

@@ -14,8 +14,8 @@ from unet.training.logger import RunLogger, draw_curves
 from unet.training.train import train
 
 ROWS = [
-    {"epoch": i, "step": 2 * i, "lr": 0.1 / i, "train_loss": 1 / i, "mean_iou": 0.1 * i,
-     "iou_ground": 0.1, "iou_box": float("nan"), "seconds": 1.0}
+    {"epoch": i, "step": 2 * i, "lr": 0.1 / i, "train_loss": 1 / i, "val_loss": 2 / i,
+     "mean_iou": 0.1 * i, "iou_ground": 0.1, "iou_box": float("nan"), "seconds": 1.0}
     for i in (1, 2, 3)
 ]  # fmt: skip
 
@@ -29,6 +29,7 @@ def test_curves_are_drawn_for_a_single_row_and_missing_scores(tmp_path: Path) ->
             assert picture.size == (800, 900)
             colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6) or ()}
     assert set(classes.colours) <= colours  # as in the previews
+    assert {(31, 119, 180), (255, 127, 14)} <= colours  # training and validation loss
 
 
 def test_previews_show_the_same_images_each_time(data_root: Path, tmp_path: Path) -> None:
@@ -55,6 +56,7 @@ def test_tensorboard_holds_scalars_pictures_and_the_config(
     assert {
         "train/loss",
         "train/learning_rate",
+        "validation/loss",
         "validation/mean_iou",
         "validation/iou_box",
     } <= set(tags["scalars"])

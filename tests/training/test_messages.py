@@ -60,3 +60,5 @@ def test_a_validation_is_one_line_with_the_time_so_far_and_left() -> None:
     row = {"epoch": 3, "seconds": 72.4, "train_loss": 0.5, "mean_iou": 0.25, "skipped_steps": 0}
     line = validation_text(row, 10, "mean_iou", is_best=True, left=3700)
     assert line == "epoch  3/10  01:12, 1:01:40 left  loss 0.5000  mean IoU 0.2500  best"
+    line = validation_text(row | {"val_loss": 0.625}, 10, "mean_iou", is_best=False, left=3700)
+    assert line.endswith("left  loss 0.5000 (validation 0.6250)  mean IoU 0.2500")

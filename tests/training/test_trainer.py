@@ -17,14 +17,16 @@ from PIL import Image
 import unet.training.train
 import unet.training.trainer
 from unet import load_model, predict
-from unet.build import build_network
+from unet.build import build_loss, build_network, build_reader
 from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
 from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.config.values import config_to_dict
+from unet.data.image_io import to_float
 from unet.data.sampler import SeededBatchSampler
 from unet.inference.info import describe_checkpoint
+from unet.inspection.check import check_data
 from unet.models.unet import UNet
 from unet.training.train import train
 
@@ -281,3 +283,20 @@ def test_the_monitored_score_decides_which_weights_are_best(
 def test_a_run_prints_its_classes(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(make_config(data_root, "train.epochs=1"))
     assert "\nclasses: 0 ground, 1 box\n" in capsys.readouterr().out
+
+
+def test_the_loss_of_the_validation_images_is_the_training_loss_of_each_alone(
+    data_root: Path,
+) -> None:
+    overrides = ["loss.class_weights=[1, 3]", "train.epochs=1", "loss.dice=0.5"]
+    config = make_config(data_root, *overrides)
+    run = train(config)
+    (row,) = load_checkpoint(run / "last.pt")["progress"]["history"]
+    model, losses = load_model(run / "last.pt"), []
+    for pair in check_data(config).val_pairs:
+        image, ids, *_ = build_reader(config)(pair)
+        logits = model.logits(torch.from_numpy(to_float(image)))[None]
+        target = torch.from_numpy(ids).long()[None]
+        losses.append(build_loss(config, np.ones(2))(logits, target).item())
+    assert len(losses) > 1
+    assert row["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)

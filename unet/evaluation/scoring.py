@@ -1,8 +1,8 @@
 """Predict pairs of image and mask files, and count right and wrong pixels."""
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -39,7 +39,8 @@ def score_pairs(
     title: str,
     stop: StopRequest | None = None,
     keep: Sequence[int] = (),
-) -> tuple[Tensor, list[PredictedImage]]:
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, list[PredictedImage], float]:
     """Count the pixels of every image at the size of its mask.
 
     Distributed processes divide the images among them; each returns the results of all.
@@ -50,9 +51,11 @@ def score_pairs(
         title: of the progress bar.
         stop: checked before each image.
         keep: indices of the pairs to return.
+        loss: of logits (1, K, H, W) and a target (1, H, W), on the device of the logits.
 
     Returns:
-        The confusion matrix (K, K) int64 of all images, and the images of `keep`.
+        The confusion matrix (K, K) int64 of all images, the images of `keep`, and the mean loss of
+        an image, NaN without `loss`.
 
     Raises:
         Stopped: if `stop` has received a signal.
@@ -60,15 +63,25 @@ def score_pairs(
     num_classes = len(model.classes.names)
     matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     kept: dict[int, PredictedImage] = {}
+    losses = []
     for index, image, scores, target in predict_pairs(model, pairs, title, stop):
         prediction = argmax_classes(scores).cpu()
         matrix += confusion_matrix(prediction, target, num_classes)
+        if loss is not None:
+            with torch.inference_mode():
+                losses.append(float(loss(scores[None], target[None].to(scores.device))))
         if index in keep:
             kept[index] = PredictedImage(
                 pairs[index].stem, image, target.numpy(), prediction.numpy()
             )
     everything = gather(kept)
-    return distributed.all_reduce_sum(matrix), [everything[index] for index in keep]
+    # The exact sum does not depend on the order, nor on the number of processes.
+    total = math.fsum(itertools.chain(*distributed.all_gather(losses)))
+    return (
+        distributed.all_reduce_sum(matrix),
+        [everything[index] for index in keep],
+        math.nan if loss is None else total / len(pairs),
+    )
 
 
 def predict_pairs(
@@ -93,7 +106,7 @@ def predict_pairs(
     # Processes with fewer images make as many rounds, as all of them must check for a signal.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
     batch: list[tuple[int, Tensor, Tensor]] = []
-    for i, sample in zip_longest(rounds, bar):
+    for i, sample in itertools.zip_longest(rounds, bar):
         if stop is not None:
             stop.check()
         if batch and (sample is None or not _fits(model, batch, sample[0], tta)):

@@ -200,9 +200,10 @@ def all_reduce_sum(numbers: Tensor) -> Tensor:
 def all_reduce_sum_with_gradient(numbers: Tensor) -> Tensor:
     """Sum a tensor over the processes, with a gradient for DistributedDataParallel.
 
-    A loss computed from such sums is the loss of the samples of all processes.
+    A loss computed from such sums is the loss of the samples of all processes. In
+    `torch.inference_mode`, each process has the loss of its own samples.
     """
-    if world_size() == 1:
+    if world_size() == 1 or not torch.is_grad_enabled():
         return numbers
     result: Tensor = _AllReduceSum.apply(numbers)
     return result

@@ -1,5 +1,6 @@
 """What a run shows of its progress: metrics.csv, curves.png, previews and TensorBoard's files."""
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,7 +63,8 @@ class RunLogger:
         if self._writer is not None:
             with self._warnings("tensorboard"):
                 for name in set(row) - {"epoch", "step", "seconds", "lr", "train_loss"}:
-                    self._writer.add_scalar(f"validation/{name}", row[name], row["step"])
+                    tag = f"validation/{name.removeprefix('val_')}"
+                    self._writer.add_scalar(tag, row[name], row["step"])
                 if sheet is not None:
                     picture = np.asarray(sheet)
                     self._writer.add_image("previews", picture, row["step"], dataformats="HWC")
@@ -103,9 +105,13 @@ def draw_curves(
     loss, score, rate = figure.subplots(3, sharex=True, height_ratios=(3, 4, 2))
     # Fixed margins: computing a layout would delay each validation.
     figure.subplots_adjust(left=0.11, right=0.8, top=0.98, bottom=0.06, hspace=0.12)
-    loss.plot(epochs, [row["train_loss"] for row in history], ".-")
-    loss.set_ylabel("training loss")
+    loss.plot(epochs, [row["train_loss"] for row in history], ".-", label="training")
+    loss.set_ylabel("loss")
     if monitor in history[-1]:  # else there are no validation pairs
+        loss.plot(
+            epochs, [row.get("val_loss", math.nan) for row in history], ".-", label="validation"
+        )
+        loss.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         if len(classes.names) <= 12:
             for name, colour in zip(classes.names, classes.colours, strict=True):
                 values, rgb = [row[f"iou_{name}"] for row in history], [x / 255 for x in colour]

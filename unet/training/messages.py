@@ -51,11 +51,11 @@ def validation_text(
         scores.append(f"{row['skipped_steps']} steps skipped")
     if is_best:
         scores.append("best")
+    loss = f"loss {row['train_loss']:.4f}"
+    loss += f" (validation {row['val_loss']:.4f})" if "val_loss" in row else ""
     epoch = f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
     times = (tqdm.format_interval(round(seconds)) for seconds in (row["seconds"], left))
-    return "  ".join(
-        [epoch, "{}, {} left".format(*times), f"loss {row['train_loss']:.4f}", *scores]
-    )
+    return "  ".join([epoch, "{}, {} left".format(*times), loss, *scores])
 
 
 def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_out: int) -> str:

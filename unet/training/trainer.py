@@ -279,8 +279,12 @@ class Trainer:
         self, model: Predictor, stop: StopRequest, keep: Sequence[int] = ()
     ) -> tuple[dict[str, float], list[PredictedImage]]:
         distributed.broadcast_buffers(model.net)
-        matrix, kept = score_pairs(model, self.data.val_pairs, "validate", stop, keep)
-        return score_columns(scores(matrix), model.classes.names, self.settings.monitor), kept
+        loss = self.training_step.loss_function
+        matrix, kept, val_loss = score_pairs(
+            model, self.data.val_pairs, "validate", stop, keep, loss
+        )
+        columns = score_columns(scores(matrix), model.classes.names, self.settings.monitor)
+        return {"val_loss": val_loss, **columns}, kept
 
     def _save(self) -> None:
         self._saved = time.monotonic()
