@@ -448,7 +448,7 @@ def test_images_of_one_size_in_a_row_are_validated_together(
     model = load_model(best)
     shapes = []
     model.net.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    matrix, _ = score_pairs(model, pairs, "validate")
+    matrix = score_pairs(model, pairs, "validate")[0]
     assert shapes == [(3, 1, 36, 52), (1, 1, 30, 20), (2, 1, 36, 52)]
     monkeypatch.setattr("unet.inference.predictor._CPU_BATCH_PIXELS", 0)
     assert torch.equal(matrix, score_pairs(model, pairs, "validate")[0])
