@@ -3,7 +3,7 @@
 Components take plain arguments; this module alone knows both them and the config.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
 from unet.data.image_types import ReadOptions
 from unet.data.normalization import Normalization
-from unet.data.pairing import Pair, find_pairs
+from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs
 from unet.data.reader import PairReader
 from unet.data.splits import (
     TRAIN,
@@ -70,7 +70,8 @@ def list_pairs(
     """
     data, root = config.data, find_root(config.data.root)
     labels = data.instances if instances else None
-    images, masks = data.channels or [data.images], _in_class_order(config, data.masks)
+    images: Sequence[Places] = data.channels or [data.images]
+    masks = _in_class_order(config, data.masks)
     options = build_read_options(config)
     if data.csv is not None:
         return read_table(root, data.csv, data.stacks, options)
@@ -87,7 +88,8 @@ def list_validation_pairs(
     labels = validation.instances if instances else None
     masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
     options, exclude = build_read_options(config), config.data.exclude
-    return find_pairs(root, [validation.images], masks, stacks, warnings, labels, options, exclude)
+    images = [validation.images]
+    return find_pairs(root, images, masks, stacks, warnings, labels, options, exclude)
 
 
 def list_all_pairs(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:
@@ -147,9 +149,9 @@ def split_pairs(
     return np.where(split_by_stems(pairs, stems)[kept], VAL, TRAIN)
 
 
-def _in_class_order(config: Config, masks: str | dict[str, str]) -> str | dict[str, str]:
+def _in_class_order(config: Config, masks: MaskPlaces) -> MaskPlaces:
     """Sort patterns per class by class id: their order in the file has no meaning."""
-    if isinstance(masks, str):
+    if not isinstance(masks, Mapping):
         return masks
     return {name: masks[name] for name in config.data.classes if name in masks}
 

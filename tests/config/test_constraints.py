@@ -62,7 +62,14 @@ from unet.runtime.text import shorten
             "got both 0 and [1, 2, 3], expected grey values",
         ),
         ("data.classes={a: 0, b: x}", "data.classes: got 'x', expected values such as '127, 128'"),
-        ("data.images='{stm}.png'", "data: got {stm} in '{stm}.png', expected only {stem}"),
+        (
+            "data.images='{stm}.png'",
+            "data: got {stm} in '{stm}.png', expected only {stem} and {case}",
+        ),
+        (
+            "data.validation={images: [a, b], masks: [x, y, z]}",
+            "data.validation: got 2, 3 places, expected as many of masks and label images",
+        ),
         (
             "data={root: x, csv: a, images: b, classes: {a: 0, b: 1}, validation: {fraction: 0.5}}",
             "data.csv: got images or masks too, expected only those in the table",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet.data.pairing import PackedPairs, find_pairs, natural_key
+from unet.data.image_io import read_header
+from unet.data.pairing import MaskPlaces, PackedPairs, Places, find_pairs, natural_key
 
 BOX = np.zeros((4, 5), np.uint8)
 
@@ -17,7 +18,7 @@ def write(root: Path, *names: str) -> None:
         Image.fromarray(BOX).save(root / name)
 
 
-def found(root: Path, images: str | list[str], masks: str | dict[str, str]) -> list[tuple]:
+def found(root: Path, images: str | list[Places], masks: MaskPlaces) -> list[tuple]:
     """(stem, image files, mask files) of pairs that are found without errors."""
     pairs, errors = find_pairs(root, [images] if isinstance(images, str) else images, masks)
     assert not errors
@@ -289,3 +290,55 @@ def test_packed_pairs_have_no_items_whose_references_a_worker_counts(data_root: 
     packed = PackedPairs(pairs)
     assert list(packed) == pairs
     assert not any(isinstance(value, list) for value in vars(packed).values())
+
+
+def test_the_images_of_each_place_belong_to_the_masks_of_the_same_place(tmp_path: Path) -> None:
+    places = [f"{site}/{kind}" for site in "ab" for kind in ("images", "masks")]
+    write(tmp_path, *(f"{place}/{i}.png" for place in places for i in (2, 10)))
+    assert found(tmp_path, [("a/images", "b/images")], ("a/masks", "b/masks")) == [
+        (f"{site}/images/{i}", f"{site}/images/{i}.png", f"{site}/masks/{i}.png")
+        for site in "ab"
+        for i in (2, 10)
+    ]
+
+
+def test_one_folder_of_masks_may_be_for_images_of_several_places(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/2.png", "masks/1.png", "masks/2.png")
+    assert found(tmp_path, [("a", "b")], "masks") == [
+        ("1", "a/1.png", "masks/1.png"),
+        ("2", "b/2.png", "masks/2.png"),
+    ]
+
+
+def test_files_of_several_places_without_counterpart_are_reported(tmp_path: Path) -> None:
+    write(tmp_path, "a/1.png", "b/2.png", "x/1.png", "y/2.png", "y/3.png")
+    _, errors = find_pairs(tmp_path, [("a", "b")], ("x", "y"))
+    assert len(errors) == 1
+    assert errors[0].startswith(f"{tmp_path / 'b'}: got nothing for {tmp_path / 'y' / '3.png'}")
+    write(tmp_path, "b/1.png")
+    _, errors = find_pairs(tmp_path, [("a", "b")], "x")
+    assert "have the same stem" in errors[0]
+    with pytest.raises(ValueError, match="got 2, 3 places"):
+        find_pairs(tmp_path, [("a", "b")], ("x", "y", "z"))
+    with pytest.raises(ValueError, match="share files"):
+        find_pairs(tmp_path, [("a", "./a")], ("x", "y"))
+
+
+def test_cases_may_hold_equal_names(tmp_path: Path) -> None:
+    names = [("case1", "1"), ("case1", "2"), ("case2/day1", "1")]
+    write(tmp_path, *(f"{case}/{kind}/s{i}.png" for case, i in names for kind in ("scan", "seg")))
+    assert found(tmp_path, "{case}/scan/s{stem}", "{case}/seg/s{stem}") == [
+        (f"{case}/{i}", f"{case}/scan/s{i}.png", f"{case}/seg/s{i}.png") for case, i in names
+    ]
+    write(tmp_path, *(f"masks/{case}/s{i}.png" for case, i in names))
+    assert len(found(tmp_path, "{case}/scan", "masks")) == 3
+
+
+def test_an_empty_folder_named_as_an_image_is_reported_when_it_is_read(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "masks/1.png", "masks/2.png")
+    (tmp_path / "images" / "2.png").mkdir()
+    pairs, errors = find_pairs(tmp_path, ["images"], "masks")
+    assert [pair.stem for pair in pairs] == ["1", "2"]
+    assert not errors
+    with pytest.raises(FileNotFoundError, match=r"2\.png: is a folder, expected an image"):
+        read_header(pairs[1].images[0])

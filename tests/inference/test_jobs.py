@@ -175,6 +175,20 @@ def test_label_files_of_a_data_set_are_left_out_and_said_so(
     assert len(predict_files([checkpoint], given, Path("given"))) == 4
 
 
+def test_label_files_of_one_of_several_places_are_left_out(tmp_path: Path) -> None:
+    patterns = {
+        "images": ["a/{stem}.jpg", "{case}/scans/{stem}.jpg"],
+        "masks": ["a/{stem}.png", "{case}/scans/{stem}.png"],
+    }
+    checkpoint = save_model(tmp_path, root="elsewhere", **patterns)
+    for folder in ("one/a", "two/case1/scans", "two/case2/scans"):
+        Path(folder).mkdir(parents=True)
+        for ending in ("jpg", "png"):
+            Image.effect_noise((30, 20), 50).save(f"{folder}/1.{ending}")
+    assert len(predict_files([checkpoint], ["one"], Path("out"))) == 1
+    assert len(predict_files([checkpoint], ["two"], Path("other"))) == 2
+
+
 def test_a_folder_of_masks_alone_is_refused(checkpoint: Path, data_root: Path) -> None:
     model = load_model(checkpoint)
     assert Path(model.config.data.root) != data_root

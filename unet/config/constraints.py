@@ -13,7 +13,7 @@ from unet.data.classes import ClassMap
 from unet.data.image_types import SUFFIXES
 from unet.metrics.confusion import Scores
 from unet.models.encoder_specs import ENCODER_SPECS
-from unet.runtime.text import shorten
+from unet.runtime.text import join_some, shorten
 
 
 def monitor_names(classes: Iterable[str]) -> list[str]:
@@ -92,12 +92,18 @@ def _check_places(config: Config) -> Iterator[Conflict]:
         data.images != "images" or data.csv is not None or validation.images is not None
     ):
         yield "data.channels", "images from another setting too", "only one of them"
-    masks = [data.masks, validation.masks or ""]
-    places = [data.images, data.instances, validation.images, validation.instances]
-    places += [one for m in masks for one in (m.values() if isinstance(m, dict) else [m])]
-    for place in filter(None, [*places, *(data.channels or ())]):
-        if unknown := set(re.findall(r"\{.*?\}", place)) - {"{stem}"}:
-            yield "data", f"{unknown.pop()} in {place!r}", "only {stem}"
+    patterns = list(data.channels or ())
+    for where, some in (("data", data), ("data.validation", validation)):
+        masks = some.masks.values() if isinstance(some.masks, dict) else [some.masks]
+        places = [one for one in (some.images, *masks, some.instances) if one]
+        counts = [1 if isinstance(one, str) else len(one) for one in places]
+        if len({*counts} - {1}) > 1:
+            got = f"{join_some([*map(str, counts)])} places"
+            yield where, got, "as many of masks and label images as of images, or one"
+        patterns += [one for some in places for one in ([some] if isinstance(some, str) else some)]
+    for place in patterns:
+        if unknown := set(re.findall(r"\{.*?\}", place)) - {"{stem}", "{case}"}:
+            yield "data", f"{unknown.pop()} in {place!r}", "only {stem} and {case}"
         elif "{stem}" not in place and Path(place).suffix.lower() in SUFFIXES:
             example = place.replace("*", "{stem}")
             yield "data", repr(place), f"a folder or a pattern with {{stem}}, such as {example!r}"

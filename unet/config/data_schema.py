@@ -21,6 +21,15 @@ MaskValues = Annotated[
     GreyValue | Colour | tuple[GreyValue, ...] | tuple[Colour, ...] | str,
     Words('a mask value, such as 255, several such as "1-3, 7", or a colour [R, G, B]'),
 ]
+# A folder or pattern, or one for each of several places.
+Places = Annotated[
+    str | Annotated[tuple[str, ...], Range(minimum=1)],
+    Words("a folder or pattern, or several such as [first/images, second/images]"),
+]
+MaskPlaces = Annotated[
+    str | Annotated[tuple[str, ...], Range(minimum=1)] | dict[str, Places],
+    Words("a folder or pattern, several, or one for each class except the first"),
+]
 Magnification = Annotated[float, Range(minimum=0.1, maximum=10)]
 Size = tuple[Annotated[int, Range(1, 16_384)], Annotated[int, Range(1, 16_384)]]
 Seed = Annotated[int, Range(minimum=0, maximum=2**32 - 1)]
@@ -56,11 +65,11 @@ class ValidationConfig:
     # Stems of the pairs (see data.images), or a file in data.root with one stem per line.
     stems: tuple[str, ...] | str | None = None
     # Folder or pattern of separate validation images, in the form of data.images.
-    images: Anytime[str | None] = None
+    images: Anytime[Places | None] = None
     # Masks of the separate validation images, in the form of data.masks.
-    masks: Anytime[str | dict[str, str] | None] = None
+    masks: Anytime[MaskPlaces | None] = None
     # Label images of the separate validation images, in the form of data.instances.
-    instances: Anytime[str | None] = None
+    instances: Anytime[Places | None] = None
     # Value in the column split of data.csv that marks validation pairs. Rows with the value train
     # are trained on.
     split: str | None = None
@@ -96,14 +105,16 @@ class DataConfig:
     # Folder of the data set, relative to the current directory. The other paths are relative to it.
     root: Annotated[Anytime[str], Words("a folder, such as data/mine")]
     # Folder of the images, including all subfolders, or a pattern such as scans/{stem}.tif. {stem}
-    # is the text that the names of image and mask have in common; * is any other text in a name.
-    images: Anytime[str] = "images"
+    # is the text that the names of image and mask have in common, {case} the folders that they
+    # have in common, as in "{case}/scans/{stem}"; * is any other text in a name. Several places are
+    # a list, such as [first/images, second/images], with a list of as many places in masks.
+    images: Anytime[Places] = "images"
     # Folder or pattern of the masks, such as scans/{stem}_mask.tif, or a mapping from class names
     # to patterns, with one binary mask for each class except the first.
-    masks: Anytime[str | dict[str, str]] = "masks"
+    masks: Anytime[MaskPlaces] = "masks"
     # Folder or pattern of label images for loss.border and `unet evaluate --instances`. Label
     # images have 8, 16 or 32 bits, a number for each object, and 0 elsewhere.
-    instances: Anytime[str | None] = None
+    instances: Anytime[Places | None] = None
     # Replaces images: one pattern per channel, such as [dapi/{stem}.tif, gfp/{stem}.tif].
     channels: Anytime[tuple[str, ...] | None] = None
     # Replaces images and masks: a table with the columns image, mask and, optionally, split.

@@ -17,6 +17,14 @@ from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions, Unread
 from unet.runtime.text import group_messages, join_some, plural
 
 _NUMBER = re.compile(r"(\d+)")
+Key = tuple[int, str]
+"""The number of a place, and a stem in it."""
+Places = str | Sequence[str]
+"""A folder or pattern, or several."""
+MaskPlaces = Places | Mapping[str, Places]
+"""Also one for each class except the first."""
+
+_SUFFIXES = tuple(SUFFIXES)
 _ANY_SUFFIX = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
 
 
@@ -64,57 +72,81 @@ class PackedPairs(Sequence[Pair]):
 
 def find_pairs(
     root: Path,
-    images: Sequence[str],
-    masks: str | Mapping[str, str],
+    images: Sequence[Places],
+    masks: MaskPlaces,
     stacks: bool = False,
     warnings: list[str] | None = None,
-    instances: str | None = None,
+    instances: Places | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
     exclude: Sequence[str] = (),
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that match patterns, and pair those of the same stem.
 
     In a pattern, `{stem}` stands for the text that image and mask have in common (it may contain
-    folders), `*` for anything else within a name. A folder stands for all files in it. There is one
-    pattern of images for each channel, and one of masks, or one for each class except the first.
-    Label images (`instances`) may be the masks themselves. Files that match a pattern of `exclude`
-    (see `is_excluded`) are left out.
+    folders), `{case}` for folders that they have in common, `*` for anything else within a name. A
+    folder stands for all files in it. There is one pattern of images for each channel, and one of
+    masks, or one for each class except the first. Label images (`instances`) may be the masks
+    themselves. Files that match a pattern of `exclude` (see `is_excluded`) are left out.
+
+    Several patterns in place of one are for several places. If all have several, the first images
+    belong to the first masks, and so on; a pair's stem is then the path of its image in `root`.
 
     Returns the pairs in natural order, and errors: files without counterpart, stems that occur
     twice. Files that match no pattern are reported to `warnings`.
 
     Raises:
         FileNotFoundError: if a folder is missing.
-        ValueError: if a pattern matches no file.
+        ValueError: if a pattern matches no file, or images and masks have different numbers of
+            places.
     """
-    mask_patterns = list(masks.values()) if isinstance(masks, Mapping) else [masks]
-    label_patterns = [*mask_patterns, *([] if instances is None else [instances])]
-    # A file that is a mask is no image: both may be in one folder.
-    labels = [_compile(root, pattern) for pattern in label_patterns]
-    if {_compile(root, pattern) for pattern in images} & set(labels):
+    mask_places = list(masks.values()) if isinstance(masks, Mapping) else [masks]
+    label_places = [*mask_places, *([] if instances is None else [instances])]
+    image_roles, label_roles = (
+        [(one,) if isinstance(one, str) else tuple(one) for one in some]
+        for some in (images, label_places)
+    )
+    roles = [*image_roles, *label_roles]
+    counts = {len(role) for role in roles}
+    if len(counts - {1}) > 1:
         raise ValueError(
-            f"{root / images[0]}: got the same place for images and masks, expected two; correct "
-            "data.images, data.masks or data.instances"
+            f"{root}: got {join_some([str(len(role)) for role in roles])} places for images, masks "
+            "and label images, expected the same number of each, or one; correct data.images, "
+            "data.masks or data.instances"
+        )
+    # A file that is a mask is no image: both may be in one folder.
+    labels = [_compile(root, pattern) for role in label_roles for pattern in role]
+    if {_compile(root, pattern) for role in image_roles for pattern in role} & set(labels):
+        raise ValueError(
+            f"{root / image_roles[0][0]}: got the same place for images and masks, expected two; "
+            "correct data.images, data.masks or data.instances"
         )
     errors: list[str] = []
     unused: set[str] = set()
-    found = [_find_files(root, one, labels, errors, unused, exclude) for one in images]
-    found += [_find_files(root, one, (), errors, unused, exclude) for one in label_patterns]
+    apart = 1 not in counts
+    found = [_find_files(root, one, apart, labels, errors, unused, exclude) for one in image_roles]
+    found += [_find_files(root, one, apart, (), errors, unused, exclude) for one in label_roles]
     unused.difference_update(path for files in found for path in files.values())
     if unused and warnings is not None:
         warnings.append(
             f"{plural(len(unused), 'other file')} next to the images and masks, such as "
             f"{min(unused)}"
         )
-    complete = _complete_stems(root, [*images, *label_patterns], found, instances, errors)
+    complete = _complete_stems(root, roles, found, apart, instances, errors)
+    if apart and len(set(found[0].values())) < len(found[0]):
+        raise ValueError(
+            f"{root}: got {join_some(image_roles[0])} for images, which share files, expected "
+            "separate places; correct data.images"
+        )
     pairs = [
         Pair(
-            stem=stem,
-            images=tuple(files[stem] for files in found[: len(images)]),
-            masks=tuple(files[stem] for files in found[len(images) :][: len(mask_patterns)]),
-            instances=None if instances is None else found[-1][stem],
+            stem=Path(found[0][key]).relative_to(root).with_suffix("").as_posix()
+            if apart
+            else key[1],
+            images=tuple(files[key] for files in found[: len(images)]),
+            masks=tuple(files[key] for files in found[len(images) :][: len(mask_places)]),
+            instances=None if instances is None else found[-1][key],
         )
-        for stem in sorted(sorted(complete), key=natural_key)  # 01 before 1
+        for key in _sort(complete)
     ]
     return (split_stacks(pairs, errors, options) if stacks else pairs), errors
 
@@ -146,13 +178,13 @@ def natural_key(text: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(text))]
 
 
-def list_files(folder: str | Path, above: frozenset[str] = frozenset()) -> Iterator[str]:
+def list_files(folder: str | Path, above: tuple[str | Path, ...] = ()) -> Iterator[str]:
     """List all files in a folder and its subfolders except hidden ones, in no particular order.
 
-    Subfolders that cannot be listed and links that lead nowhere are in the list, too: reading them
-    says what is wrong.
+    Subfolders that cannot be listed, or are named as an image and hold none, and links that lead
+    nowhere are in the list, too: reading them says what is wrong.
     """
-    above |= {os.path.realpath(folder)}
+    above = (*above, folder)
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -161,9 +193,16 @@ def list_files(folder: str | Path, above: frozenset[str] = frozenset()) -> Itera
             if not _is_folder(entry):
                 yield path
             # A link may lead back to a folder that contains it.
-            elif not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+            elif not entry.is_symlink() or not _leads_back(entry.path, above):
                 try:
-                    yield from list_files(entry.path, above)
+                    within = list_files(entry.path, above)
+                    if not _is_named_as_image(path):
+                        yield from within
+                        continue
+                    files = list(within)
+                    yield from files
+                    if not any(map(_is_named_as_image, files)):
+                        yield path
                 except PermissionError:
                     yield path
 
@@ -175,6 +214,18 @@ def is_excluded(path: str, root: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
+def _is_named_as_image(path: str) -> bool:
+    return path.lower().endswith(_SUFFIXES)
+
+
+def _leads_back(link: str, above: Iterable[str | Path]) -> bool:
+    return os.path.realpath(link) in map(os.path.realpath, above)
+
+
+def _sort(keys: Iterable[Key]) -> list[Key]:
+    return sorted(sorted(keys), key=lambda key: (key[0], natural_key(key[1])))  # 01 before 1
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
@@ -184,63 +235,75 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _find_files(
     root: Path,
-    pattern: str,
+    patterns: Sequence[str],
+    apart: bool,
     excluded: Collection[re.Pattern[str]],
     errors: list[str],
     unused: set[str],
     exclude: Sequence[str],
-) -> dict[str, str]:
-    """Find the files that match a pattern, and none of the excluded ones, by stem."""
-    base = root / _fixed_folders(pattern)
-    if not base.is_dir():
-        raise FileNotFoundError(f"{base}: there is no such folder; check the path")
-    expression = _compile(root, pattern)
-    files: dict[str, str] = {}
+) -> dict[Key, str]:
+    """Find the files that match one of the patterns, and none of the excluded ones.
+
+    The number of the pattern is part of the key if the places are `apart`, else 0.
+    """
+    found: dict[Key, str] = {}
     twice: list[str] = []
-    for path in list_files(base):
-        if exclude and is_excluded(path, root, exclude):
-            continue
-        match = expression.fullmatch(path)
-        if match is None or any(other.fullmatch(path) for other in excluded):
-            if Path(path).is_dir():
-                errors.append(f"{path}: cannot be listed; correct its permissions")
-            else:
-                unused.add(path)
-            continue
-        stem = match["stem"]
-        if stem in files:
-            twice.append(" and ".join(sorted((files[stem], path))))
-        files[stem] = path
+    for place, pattern in enumerate(patterns):
+        base = root / _fixed_folders(pattern)
+        if not base.is_dir():
+            raise FileNotFoundError(f"{base}: there is no such folder; check the path")
+        expression = _compile(root, pattern)
+        num_files = 0
+        for path in list_files(base):
+            if exclude and is_excluded(path, root, exclude):
+                continue
+            match = expression.fullmatch(path)
+            if match is None or any(other.fullmatch(path) for other in excluded):
+                if not _is_named_as_image(path) and Path(path).is_dir():
+                    errors.append(f"{path}: cannot be listed; correct its permissions")
+                else:
+                    unused.add(path)
+                continue
+            num_files += 1
+            key = place if apart else 0, "/".join(match.groups())
+            if key in found:
+                twice.append(" and ".join(sorted((found[key], path))))
+            found[key] = path
+        if not num_files:
+            suffixes = Counter(Path(path).suffix or "(no ending)" for path in list_files(base))
+            there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
+            raise ValueError(
+                f"{root / pattern}: matches no file in {base} ({there or 'it is empty'}), expected "
+                f"names ending in {', '.join(sorted(SUFFIXES))}; check the pattern"
+            )
     advice = "remove one, or let {stem} in the pattern contain the difference"
     text = f"have the same stem, expected one file of each stem; {advice}"
     errors += group_messages([(both, text) for both in sorted(twice)], "pairs of files")
-    if not files:
-        suffixes = Counter(Path(path).suffix or "(no ending)" for path in list_files(base))
-        there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
-        raise ValueError(
-            f"{root / pattern}: matches no file in {base} ({there or 'it is empty'}), expected "
-            f"names ending in {', '.join(sorted(SUFFIXES))}; check the pattern"
-        )
-    return files
+    return found
 
 
 def _complete_stems(
     root: Path,
-    patterns: Sequence[str],
-    found: Sequence[Mapping[str, str]],
-    instances: str | None,
+    roles: Sequence[Sequence[str]],
+    found: Sequence[Mapping[Key, str]],
+    apart: bool,
+    instances: Places | None,
     errors: list[str],
-) -> set[str]:
-    """The stems with a file of every pattern; report the files of the others."""
-    # A stem is reported by its mask, else by its image, else by its label image.
+) -> set[Key]:
+    """The keys with a file of every role; report the files of the others."""
+    # A key is reported by its mask, else by its image, else by its label image.
     ordered = found if instances is None else [found[-1], *found[:-1]]
-    files_by_stem = {stem: path for files in ordered for stem, path in files.items()}
-    for pattern, files in zip(patterns, found, strict=True):
-        if missing := sorted(sorted(files_by_stem.keys() - files.keys()), key=natural_key):
-            names = join_some([files_by_stem[stem] for stem in missing])
+    file_of = {key: path for files in ordered for key, path in files.items()}
+    for patterns, files in zip(roles, found, strict=True):
+        missing: dict[int, list[Key]] = {}
+        for key in _sort(file_of.keys() - files.keys()):
+            missing.setdefault(key[0], []).append(key)
+        for place, keys in missing.items():
+            names = join_some([file_of[key] for key in keys])
+            where = patterns[place : place + 1] if apart else patterns
             errors.append(
-                f"{root / pattern}: got nothing for {names}, expected a file of the same stem: add "
-                "or move the files, or correct the pattern"
+                f"{' or '.join(str(root / one) for one in where)}: got nothing for {names}, "
+                "expected a file of the same stem: add or move the files, or correct the pattern"
             )
     return set.intersection(*(set(files) for files in found))
 
@@ -254,6 +317,7 @@ def _compile(root: Path, pattern: str) -> re.Pattern[str]:
     if suffix.lower() in SUFFIXES:
         path, ending = path.removesuffix(suffix), f"(?i:{re.escape(suffix)})"
     text = re.escape(path).replace(r"\{stem\}", "(?P<stem>.+)", 1)
+    text = text.replace(r"\{case\}", "(?P<case>.+)", 1).replace(r"\{case\}", "(?P=case)")
     text = text.replace(r"\{stem\}", "(?P=stem)").replace(r"\*", "[^/]*")
     return re.compile(text + ending, re.DOTALL)
 
@@ -261,4 +325,4 @@ def _compile(root: Path, pattern: str) -> re.Pattern[str]:
 def _fixed_folders(pattern: str) -> Path:
     """The folders of a pattern before the first that varies."""
     parts = Path(pattern).parts if "{stem}" in pattern else (*Path(pattern).parts, "{stem}")
-    return Path(*takewhile(lambda part: "*" not in part and "{stem}" not in part, parts))
+    return Path(*takewhile(lambda part: not re.search(r"\*|\{(stem|case)\}", part), parts))

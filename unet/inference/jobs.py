@@ -2,12 +2,14 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
+from typing import Any, TypeVar
 
 from unet.build import list_pairs, list_validation_pairs
+from unet.config.data_schema import DataConfig, ValidationConfig
 from unet.config.schema import Config
 from unet.data.image_file import other_format
 from unet.data.image_io import read_header
@@ -21,6 +23,8 @@ FOLDERS = {"overlay": "overlays", "probabilities": "probabilities", "instances":
 
 # Other formats that can hold several pages are read as a single image, or refused.
 _STACK_SUFFIXES = frozenset({".tif", ".tiff", ".gif"})
+Files = TypeVar("Files", DataConfig, ValidationConfig)
+
 _MAX_NAME_BYTES = 255  # of all common file systems
 
 
@@ -110,18 +114,15 @@ def _find_channels(folder: str, channels: Sequence[str], found: FoundImages) -> 
 
 def _list_folder(folder: Path, config: Config, out: Path, found: FoundImages) -> list[Path]:
     """List the images of a folder; add what is left out to `found`."""
-    images, others = [], []
+    images, others = list[Path](), list[Path]()
     for path in _sort(_outside(out, folder, map(Path, list_files(folder)))):
-        if path.suffix.lower() in SUFFIXES:
-            images.append(path)
-        elif path.is_dir():
-            found.errors.append(f"{path}: cannot be listed; correct its permissions")
+        if path.is_dir():
+            problem = "cannot be listed; correct its permissions"
+            if os.access(path, os.R_OK | os.X_OK):
+                problem = "is a folder without images, expected an image; remove or rename it"
+            found.errors.append(f"{path}: {problem}")
         else:
-            others.append(path)
-    found.errors.extend(
-        f"{path}: is a folder without images, expected an image; remove or rename it"
-        for path in _empty_folders_named_as_images(folder, images)
-    )
+            (images if path.suffix.lower() in SUFFIXES else others).append(path)
     labels = _list_labels(folder, config) if images else set()
     masks = [path for path in images if os.path.realpath(path) in labels]
     notes = _describe_unread(folder, others)
@@ -154,9 +155,14 @@ def _list_labels(folder: Path, config: Config) -> set[str]:
     labels: set[str] = set()
     for place in roots:
         data = replace(config.data, root=str(place), stacks=False)
-        for list_some in (list_pairs, list_validation_pairs):
+        places = [(list_pairs, replace(config, data=one)) for one in _single_places(data)]
+        places += [
+            (list_validation_pairs, replace(config, data=replace(data, validation=one)))
+            for one in _single_places(data.validation)
+        ]
+        for list_some, laid_out in places:
             try:
-                pairs, _ = list_some(replace(config, data=data), instances=True)
+                pairs, _ = list_some(laid_out, instances=True)
             except (ValueError, OSError):  # the folder has another layout
                 continue
             for pair in pairs:
@@ -165,13 +171,20 @@ def _list_labels(folder: Path, config: Config) -> set[str]:
     return labels
 
 
-def _empty_folders_named_as_images(folder: Path, images: Sequence[Path]) -> Iterator[Path]:
-    filled = {above for path in images for above in path.parents}
-    for top, folders, _ in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (Path(top, name) for name in folders):
-            if path.suffix.lower() in SUFFIXES and path not in filled:
-                yield path
+def _single_places(data: Files) -> list[Files]:
+    """Settings for each of several places, as a folder may have one of them."""
+    count = len(data.images) if isinstance(data.images, tuple) else 1
+
+    def pick(place: Any, i: int) -> Any:
+        if isinstance(place, dict):
+            return {name: pick(one, i) for name, one in place.items()}
+        return place[i] if isinstance(place, tuple) and len(place) == count else place
+
+    names = ("images", "masks", "instances")
+    return [
+        replace(data, **{name: pick(getattr(data, name), i) for name in names})
+        for i in range(count)
+    ]
 
 
 def _describe_unread(folder: Path, paths: Sequence[Path]) -> list[str]:
