@@ -1,4 +1,6 @@
 import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,10 @@ from PIL import Image
 from unet.build import build_reader
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
+from unet.inspection import statistics
 from unet.inspection.check import check_data
 from unet.inspection.statistics import collect_statistics
+from unet.runtime.signals import Stopped, stop_errors
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -35,6 +39,24 @@ def test_statistics_match_the_files(data_root: Path) -> None:
         assert found.squares[row] == pytest.approx((pixels**2).sum())
         assert found.num_bytes[row] == 2 * HEIGHT * WIDTH
     assert len(set(found.contents.tolist())) == 4
+
+
+def test_a_signal_does_not_wait_for_the_pairs_in_the_queue(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        time.sleep(0.1)
+        raise ValueError("wrong")
+
+    pairs = 40 * find_pairs(data_root, ["images"], "masks")[0]  # for 10 seconds
+    monkeypatch.setattr(PairReader, "read", read)
+    # It handles the first error.
+    monkeypatch.setattr(statistics, "_split", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    start = time.monotonic()
+    reader = build_reader(make_config(data_root))
+    with stop_errors(), pytest.raises(Stopped):
+        collect_statistics(pairs, reader)
+    assert time.monotonic() - start < 1
 
 
 def test_a_second_check_reads_only_changed_files(

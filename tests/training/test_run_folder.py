@@ -1,4 +1,7 @@
 import multiprocessing
+import shutil
+from collections.abc import Callable
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,31 @@ def test_only_a_runs_folder_is_deleted(data_root: Path) -> None:
     ):
         train(make_config(data_root), overwrite=True)
     assert Path("runs/tiny/thesis.txt").exists()
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_run_that_is_killed_while_it_is_overwritten_can_be_overwritten_again(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    config = make_config(data_root, "train.epochs=1")
+    train(config)
+    calls = []
+
+    def kill(path: Path, *arguments: Path, real: Callable[..., None]) -> None:
+        calls.append(path)
+        if len(calls) == call:
+            if not arguments:  # half of the folder is deleted
+                (path / "config.yaml").unlink(missing_ok=True)
+            raise KeyboardInterrupt
+        real(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", partial(kill, real=shutil.rmtree))
+        patch.setattr(Path, "rename", partialmethod(kill, real=Path.rename))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, overwrite=True)
+    train(config, overwrite=True)
+    assert sorted(path.name for path in Path("runs").glob("*tiny*")) == [".tiny.lock", "tiny"]
 
 
 def test_resuming_with_another_config_shows_the_difference(data_root: Path) -> None:

@@ -8,7 +8,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unet.build import build_reader
 from unet.data.dataset import SegmentationDataset
@@ -19,6 +18,7 @@ from unet.inference.tta import TtaMode, mean_probabilities
 from unet.metrics.confusion import confusion_matrix
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
+from unet.runtime.progress import Progress
 from unet.runtime.signals import StopRequest
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def score_pairs(
     Args:
         model: the model to score.
         pairs: image and mask files.
-        title: of the progress bar.
+        title: of the progress.
         stop: checked before each image.
         keep: indices of the pairs to return.
         loss: of logits (1, K, H, W) and a target (1, H, W), on the device of the logits.
@@ -101,20 +101,21 @@ def predict_pairs(
         sampler=[(0, index) for index in indices],  # one by one, as their sizes may differ
         num_workers=model.config.train.num_workers,
     )
-    disable = distributed.disable_progress()
-    bar = tqdm(samples, title, len(indices), unit="image", leave=False, disable=disable)
     # Processes with fewer images make as many rounds, as all of them must check for a signal.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))
     batch: list[tuple[int, Tensor, Tensor]] = []
-    for i, sample in itertools.zip_longest(rounds, bar):
-        if stop is not None:
-            stop.check()
-        if batch and (sample is None or not _fits(model, batch, sample[0], tta)):
-            yield from _predict_batch(model, batch, tta)
-            batch = []
-        if sample is not None:
-            batch.append((indices[i], *sample))
-    yield from _predict_batch(model, batch, tta)
+    with Progress(len(indices), title, "image") as progress:
+        for i, sample in itertools.zip_longest(rounds, samples):
+            if stop is not None:
+                stop.check()
+            if batch and (sample is None or not _fits(model, batch, sample[0], tta)):
+                yield from _predict_batch(model, batch, tta)
+                progress.update(len(batch))
+                batch = []
+            if sample is not None:
+                batch.append((indices[i], *sample))
+        yield from _predict_batch(model, batch, tta)
+        progress.update(len(batch))
 
 
 def _fits(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from unet.data.image_file import OUT_OF_RESOURCES
 from unet.data.image_io import read_header, read_stored
 from unet.data.image_types import SUFFIXES
 from unet.data.pairing import list_files
+from unet.runtime.progress import show_progress
 
 _MAX_FOLDERS = 12
 """Folders, or groups of similar folders, that are compared; the largest are."""
@@ -70,7 +70,7 @@ def find_pairings(root: Path) -> list[Pairing]:
 
     found: dict[tuple[str, str], Pairing] = {}
     candidates = [*pairs_of(folders), *zip(groups, groups, strict=True), *pairs_of(whole)]
-    for one, other in tqdm(candidates, "compare folders", leave=False, disable=None):
+    for one, other in show_progress(candidates, "compare folders", "pair"):
         for affixes in _find_affixes(groups[one], groups[other]):
             pairing = _pair((one, groups[one]), (other, groups[other]), affixes)
             if pairing is not None and (pairing.masks, pairing.images) not in found:

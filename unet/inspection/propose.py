@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from tqdm import tqdm
 
 from unet.build import build_training_reader
 from unet.config.loader import config_from_dict
@@ -30,6 +29,7 @@ from unet.inspection.mask_values import (
 )
 from unet.inspection.outliers import find_outliers
 from unet.inspection.statistics import collect_statistics
+from unet.runtime.progress import show_progress
 from unet.runtime.text import plural
 
 _MAX_SAMPLES = 1000
@@ -60,7 +60,7 @@ def propose(folder: Path, name: str) -> str:
         raise ValueError(f"{folder}: got no image with a mask; {' '.join(lines)}")
     exclude, pairs = _leave_out(folder, pairs)
     some = _spread(pairs)
-    examined = tqdm([*some, *_spread(val_pairs)], "examine", leave=False, disable=None)
+    examined = show_progress([*some, *_spread(val_pairs)], "examine", "mask")
     values = count_values((pair.masks[0], pair.page) for pair in examined)
     headers = list(read_each(read_header, [pair.images[0] for pair in some]))
     sizes = np.array([header.upright_size for header in headers])

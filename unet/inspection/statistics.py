@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from unet.data.classes import Colour, StrayValueError
 from unet.data.image_file import OUT_OF_RESOURCES
@@ -23,6 +22,7 @@ from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 from unet.inspection.remarks import find_remarks
 from unet.runtime.files import atomic_path
+from unet.runtime.progress import Progress
 from unet.runtime.text import group_messages, join_some
 
 _QUEUE_SIZE = 1024
@@ -109,17 +109,19 @@ def _summarize_all(
     """Yield the index of each pair to read and what `_summarize` returns for it."""
     # One thread for each core: each thread holds a whole image.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    disable = None if todo else True
-    with (
-        tqdm(total=len(todo), desc="check", unit="image", leave=False, disable=disable) as bar,
-        ThreadPoolExecutor(cores) as pool,
-    ):
-        for start in range(0, len(todo), _QUEUE_SIZE):
-            indices = todo[start : start + _QUEUE_SIZE]
-            results = pool.map(_summarize, [pairs[i] for i in indices], repeat(reader))
-            for i, result in zip(indices, results, strict=True):
-                bar.update()
-                yield i, result
+    pool = ThreadPoolExecutor(cores)
+    try:
+        with Progress(len(todo), "check", "image", hide=not todo) as progress:
+            for start in range(0, len(todo), _QUEUE_SIZE):
+                indices = todo[start : start + _QUEUE_SIZE]
+                results = pool.map(_summarize, [pairs[i] for i in indices], repeat(reader))
+                for i, result in zip(indices, results, strict=True):
+                    progress.update()
+                    yield i, result
+    except BaseException:  # after a signal, nobody waits for the rest of the queue
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
 
 
 def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:

@@ -135,15 +135,24 @@ def prepare_folder(run: Path, config: Config, is_resumed: bool) -> None:
         for path in run.rglob(".*.tmp"):
             path.unlink()
     else:
-        if run.exists():
-            _delete(run)
-        new = run.with_name(f".{run.name}.tmp")  # renamed once it is complete
-        if new.exists():
-            shutil.rmtree(new)
+        if run.exists() and not (run / "config.yaml").is_file():
+            raise FileExistsError(
+                f"{run}: holds no config.yaml and is not the folder of a run; remove it yourself "
+                "or use name=OTHER"
+            )
+        # Folders are renamed when they are complete: half a run would neither resume nor be
+        # replaced.
+        new, old = (run.with_name(f".{run.name}.{ending}") for ending in ("tmp", "old"))
+        for left_over in filter(Path.exists, (new, old)):
+            shutil.rmtree(left_over)
         new.mkdir(parents=True)
         text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
         (new / "config.yaml").write_text(text, encoding="utf-8")
+        if run.exists():
+            run.rename(old)
         new.rename(run)
+        if old.exists():
+            shutil.rmtree(old)
     if (mark := _torchrun_mark()) is not None:
         (run / ".torchrun").write_text(mark)
 
@@ -174,12 +183,3 @@ def _torchrun_mark() -> str | None:
     """Return an id of the torchrun command, the same after a restart of its processes."""
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     return None if run_id is None else f"{run_id} {os.getppid()}"
-
-
-def _delete(run: Path) -> None:
-    if not (run / "config.yaml").is_file():
-        raise FileExistsError(
-            f"{run}: holds no config.yaml and is not the folder of a run; remove it yourself or "
-            "use name=OTHER"
-        )
-    shutil.rmtree(run)
