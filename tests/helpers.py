@@ -120,7 +120,7 @@ def make_config(root: Path, *overrides: str) -> Config:
             },
             "model": {"in_channels": 1, "widths": [4, 8]},
             "optimizer": {"lr": 0.01},
-            "train": {"epochs": 3, "batch_size": 2, "num_workers": 0},
+            "train": {"epochs": 3, "batch_size": 2, "num_workers": 0, "precision": "float32"},
         },
         overrides,
     )

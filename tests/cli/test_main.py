@@ -21,6 +21,7 @@ import torch
 
 from unet.cli.arguments import parse
 from unet.cli.main import main
+from unet.config.schema import Config
 
 pytestmark = pytest.mark.usefixtures("workdir")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -242,7 +243,7 @@ def test_folders_in_place_of_files_are_told_apart(
         capsys.readouterr().err
     )
     data = config.parent / "data"
-    assert main(["train", str(data)]) == 2
+    assert main(["check", str(data)]) == 2
     assert f"{data}: is a folder, expected a config file; write one with: unet init {data}" in (
         capsys.readouterr().err
     )
@@ -295,11 +296,12 @@ def test_an_error_of_the_system_in_a_worker_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def remove(*_: object, **__: object) -> None:
+    def remove(config: Config, _: object) -> Config:
         for image in (data_root / "images").iterdir():
             image.unlink()
+        return config
 
-    monkeypatch.setattr("unet.training.train.prepare_folder", remove)
+    monkeypatch.setattr("unet.training.train.choose_precision", remove)
     assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {data_root / 'images'}")
@@ -562,3 +564,32 @@ def test_a_clone_without_its_packages_ends_in_one_message() -> None:
             f"error: the package {package} is not installed; install unet with its packages: "
             "pip install -e . in the clone\n"
         )
+
+
+def test_a_folder_is_trained_on_and_its_config_kept(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["model.widths=[4,8]", "augment.crop=[24,32]", "train.num_workers=0"]
+    words = ["train", str(data_root), "--minutes", "0.1", *small]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    proposed = Path("runs/data/proposed.yaml")
+    assert f"{data_root}: no config given; this one is used and kept as {proposed}:" in out
+    assert "the training takes about" in out
+    assert "# data: proposed by unet init." in proposed.read_text()
+    assert main(["train", "runs/data/config.yaml", "--resume"]) == 0
+    assert main([*words, "--resume"]) == 0
+    assert "the run is complete" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "runs/data: exists" in capsys.readouterr().err
+    assert main([*words, "--quick"]) == 2
+    assert "not allowed with argument --minutes" in capsys.readouterr().err
+
+
+def test_check_says_how_long_a_training_takes(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(config)]) == 0
+    assert "a training on cpu takes about" in capsys.readouterr().out
+    assert main(["check", str(config), "train.device=cuda:7"]) == 0
+    assert "note: no training is possible on this machine: train.device" in capsys.readouterr().out

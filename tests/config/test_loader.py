@@ -81,13 +81,17 @@ def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
     [
         ("model.widht=[8]", "unknown setting; did you mean model.widths=[8]?"),
         ("modle.widths=[8]", "unknown setting; did you mean model.widths=[8]?"),
-        ("train.zzz=1", "unknown setting; known: epochs, steps_per_epoch,"),
+        ("train.zzz=1", "unknown setting; known: epochs, minutes, steps_per_epoch,"),
         ("train.epochs=ten", "train.epochs=ten: got the text 'ten', expected a whole number from"),
         ("train.epochs=2.5", ": got 2.5, expected a whole number"),
         ("train.epochs=true", ": got true, expected a whole number"),
-        ("train.epochs=0", ": got 0, expected a whole number from 1 to 1000000, such as 50"),
-        ("train.epochs=", ": got nothing, expected a whole number"),
-        ("train=5", ": got 5, expected a section of epochs, steps_per_epoch,"),
+        ("train.epochs=0", ": got 0, expected a whole number from 1 to 1000000 or null"),
+        ("train.epochs=", ": got nothing, expected a number such as 50; or set train.minutes"),
+        (
+            "train.minutes=5",
+            "train.minutes=5: got 5 with train.epochs 5, expected one of them; set",
+        ),
+        ("train=5", ": got 5, expected a section of epochs, minutes, steps_per_epoch,"),
         ("optimizer.lr=-1", ": got -1, expected a number above 0 and at most 100"),
         ("optimizer.lr=.nan", ": got nan, expected a number"),
         ("optimizer.name=adam", ": got the text 'adam', expected one of adamw, sgd"),
@@ -289,5 +293,4 @@ def test_what_is_missing_comes_with_an_example(tmp_path: Path) -> None:
         "data.classes: missing, expected different class names with their mask values, such as "
         "{background: 0, cell: 255}",
         "data.validation: missing, expected a choice of validation images, such as {fraction: 0.2}",
-        "train.epochs: missing, expected a whole number from 1 to 1000000, such as 50",
     ]

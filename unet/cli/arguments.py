@@ -92,7 +92,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
 
 def _usage(prog: str) -> str:
     places = {
-        "train": "CONFIG",
+        "train": "CONFIG|DIR",
         "check": "CONFIG",
         "init": "DIR",
         "evaluate": "CHECKPOINT...",
@@ -144,17 +144,24 @@ def _add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_config(parser: argparse.ArgumentParser) -> None:
+def _add_config(parser: argparse.ArgumentParser, text: str = "") -> None:
     add = parser.add_argument
-    add("config", type=Path, metavar="CONFIG", help="YAML file; unet init writes one")
+    add("config", type=Path, metavar="CONFIG", help=f"YAML file; unet init writes one{text}")
     add("--runs", metavar="DIR", help="folder of all runs (default: the setting runs)")
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    _add_config(parser)
+    _add_config(
+        parser, "; or a folder of images and masks, which is trained on as it would propose"
+    )
     add = parser.add_argument
     add("--resume", action="store_true", help="continue the run; start it if it does not exist")
     add("--folds", choices=["all"], help="train a model for each fold of data.validation.folds")
+    text = "train for this long, instead of train.epochs; the steps that fit are chosen by timing"
+    lengths = parser.add_mutually_exclusive_group()
+    lengths.add_argument("--minutes", type=_number(float, 0.1, 100_000), metavar="N", help=text)
+    text = "a first look: the same as --minutes 1"
+    lengths.add_argument("--quick", action="store_true", help=text)
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:

@@ -10,22 +10,55 @@ from pathlib import Path
 import yaml
 
 from unet.cli.terminal import print_error
-from unet.config.loader import config_from_dict, load_config
+from unet.config.loader import config_from_dict, load_config, load_yaml
 from unet.config.schema import Config
 from unet.runtime.text import plural, shorten
 
 
 def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Train one model, or one for each fold and seed."""
-    config = _load_config(arguments, settings)
+    minutes = 1.0 if arguments.quick else arguments.minutes
+    if minutes is not None:
+        settings = [*settings, "train.epochs=null", f"train.minutes={minutes}"]
+    proposal = None
+    if _holds_data(arguments.config):
+        config, proposal = _propose_config(arguments, settings)
+    else:
+        config = _load_config(arguments, settings)
     from unet.training.series import train_series
     from unet.training.train import train
 
-    options = {"resume": arguments.resume, "overwrite": arguments.overwrite}
+    options = {"resume": arguments.resume, "overwrite": arguments.overwrite, "proposal": proposal}
     if arguments.folds or config.train.seeds > 1:
         train_series(config, all_folds=arguments.folds == "all", **options)
     else:
         train(config, **options)
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether a path is a folder, and neither that of a run nor one of configs."""
+    return path.is_dir() and not any([*path.glob("*.yaml"), *path.glob("*.yml")])
+
+
+def _propose_config(arguments: argparse.Namespace, settings: Sequence[str]) -> tuple[Config, str]:
+    """Return the config for a folder of images and masks, and its text as `unet init` writes it."""
+    from unet.inspection.propose import propose
+
+    name = _name_of(arguments.config)
+    text = propose(arguments.config, name)
+    raw = {"name": name, **yaml.safe_load(text)}
+    config = config_from_dict(raw, settings, where=str(arguments.config))
+    run = Path(config.runs if arguments.runs is None else arguments.runs, config.name)
+    known = run / "proposed.yaml"
+    if arguments.resume and known.is_file():  # this machine may propose something else now
+        text = known.read_text(encoding="utf-8")
+        config = config_from_dict({"name": name, **load_yaml(text)}, settings, where=str(known))
+    print(f"{arguments.config}: no config given; this one is used and kept as {known}:\n\n{text}")
+    return replace(config, runs=str(run.parent)), text
+
+
+def _name_of(folder: Path) -> str:
+    return re.sub(r"[^\w.+-]+", "_", folder.resolve().name).strip(".") or "mine"
 
 
 def run_init(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
@@ -33,8 +66,7 @@ def run_init(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     if settings:
         raise ValueError(f"init: got {' '.join(settings)}; change settings in the config it writes")
     folder: Path = arguments.folder
-    name = re.sub(r"[^\w.+-]+", "_", folder.resolve().name).strip(".") or "mine"
-    out: Path = arguments.out or Path("configs", f"{name}.yaml")
+    out: Path = arguments.out or Path("configs", f"{_name_of(folder)}.yaml")
     _refuse_existing(out, arguments, "or another -o FILE")
     from unet.inspection.propose import propose
     from unet.runtime.files import atomic_path
@@ -72,6 +104,12 @@ def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
         draw_samples(config, data, picture)
         print(f"wrote {picture}")
     if not data.errors:
+        from unet.training.train import estimate_duration
+
+        try:
+            print(estimate_duration(config, data))
+        except ValueError as error:
+            print(f"note: no training is possible on this machine: {error}")
         print("no errors found")
         return 0
     for message in data.errors:

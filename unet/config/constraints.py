@@ -310,6 +310,13 @@ def _check_run(config: Config) -> Iterator[Conflict]:
         near = difflib.get_close_matches(train.monitor, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         yield "train.monitor", repr(train.monitor), f"a score of the validation; {hint}"
+    if (train.epochs is None) == (train.minutes is None):
+        if train.epochs is None:
+            got, expected = "nothing", "a number such as 50; or set train.minutes, such as 10"
+            yield "train.epochs", got, expected
+        else:
+            got = f"{train.minutes:g} with train.epochs {train.epochs}"
+            yield "train.minutes", got, "one of them; set train.epochs=null"
     if train.seed + train.seeds > 2**32:
         yield "train.seeds", train.seeds, "fewer: the last seed would be above 2**32 - 1"
     if train.activation_checkpointing and train.compile:

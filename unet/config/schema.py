@@ -22,7 +22,7 @@ from unet.config.data_schema import (
     Seed,
     UpTo1000,
 )
-from unet.config.parsing import Range, Words
+from unet.config.parsing import Range
 from unet.models.encoder_specs import Encoder
 from unet.models.receptive_field import Geometry, unet_geometry
 
@@ -139,8 +139,13 @@ class ScheduleConfig:
 class TrainConfig:
     """The training loop."""
 
-    # Number of epochs. An epoch is about one pass over the training samples.
-    epochs: Annotated[Positive, Words("a whole number from 1 to 1000000, such as 50")]
+    # Number of epochs. An epoch is about one pass over the training samples. null with
+    # train.minutes.
+    epochs: Positive | None = None
+    # Train for this many minutes on this machine, from reading the data to the last checkpoint. The
+    # first steps are timed, and epochs, steps_per_epoch, validate_every and a warm-up of at most a
+    # tenth of the run are chosen and written to the config.yaml of the run. null with train.epochs.
+    minutes: Annotated[float, Range(minimum=0.1, maximum=100_000)] | None = None
     # Optimizer steps per epoch. null for one pass over the samples, rounded up. Batches are always
     # full: a new pass can start in the middle of a batch or of an epoch.
     steps_per_epoch: Positive | None = None
@@ -185,8 +190,9 @@ class TrainConfig:
     freeze_encoder_epochs: Count = 0
     # auto, cpu, cuda or cuda:N. auto uses CUDA if it is available, otherwise the CPU.
     device: Anytime[str] = "auto"
-    # Floating-point format of the computation. auto uses bfloat16 on CUDA (float16 on old GPUs) and
-    # float32 on a CPU. bfloat16 may be faster on a CPU with AVX512-BF16 or AMX.
+    # Floating-point format of the computation. auto uses bfloat16 on CUDA (float16 on old GPUs). On
+    # a CPU it times a training step in float32 and bfloat16 and uses the faster; config.yaml of the
+    # run names it. On a CPU a trained model computes in float32 where that is faster.
     precision: Anytime[Literal["auto", "float32", "bfloat16", "float16"]] = "auto"
     # Store images and weights in PyTorch's channels_last memory format, which is usually faster.
     channels_last: bool = True
@@ -250,7 +256,7 @@ class Config:
 def warmup_epochs(config: Config) -> float:
     """Return the length of the warm-up, which a short training shortens."""
     warmup, epochs = config.schedule.warmup_epochs, config.train.epochs
-    return warmup if warmup < epochs else epochs / 10
+    return warmup if epochs is None or warmup < epochs else epochs / 10
 
 
 def tile_overlap(config: Config) -> int:

@@ -1,7 +1,9 @@
 """Choice of device and dtype, deterministic algorithms, errors when memory runs out."""
 
+import math
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -46,11 +48,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for a precision; auto takes a 16-bit dtype on CUDA and float32 on CPUs.
-
-    Most CPUs are slower with bfloat16. Those with instructions for it gain with large layers only
-    (a step of configs/isbi2012.yaml is 2.3 times as fast).
-    """
+    """Return the dtype for a precision; auto takes a 16-bit dtype on CUDA and float32 on CPUs."""
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype
@@ -58,6 +56,40 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
         return torch.float32
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float16
+
+
+def time_dtypes(
+    run: Callable[[torch.dtype, int], object], other: torch.dtype, largest: int
+) -> dict[torch.dtype, float] | None:
+    """Time the same computation in float32 and in another dtype, in about a second.
+
+    Args:
+        run: computes in a dtype, on images of `side` x `side` pixels.
+        other: is tried once only if it is more than twice as slow.
+        largest: the side of the images that are meant; smaller ones are timed if these are slow.
+
+    Returns:
+        Seconds of each dtype, or None if the computation is so short that they do not matter.
+    """
+
+    def seconds(dtype: torch.dtype, side: int) -> float:
+        start = time.perf_counter()
+        run(dtype, side)
+        return time.perf_counter() - start
+
+    run(torch.float32, 64)  # the first time is slower
+    quick = seconds(torch.float32, 64)
+    if quick * (largest / 64) ** 2 < 0.02:
+        return None
+    side = max(64, min(largest, int(64 * math.sqrt(0.2 / quick)) // 32 * 32))
+    times = {torch.float32: seconds(torch.float32, side)}
+    if seconds(other, 64) > 10 * quick:  # emulated
+        return times | {other: 10 * times[torch.float32]}
+    times[other] = seconds(other, side)
+    if times[other] < 2 * times[torch.float32]:
+        for dtype in times:  # the first one had to prepare kernels for this size
+            times[dtype] = min(times[dtype], seconds(dtype, side), seconds(dtype, side))
+    return times
 
 
 @contextmanager

@@ -34,6 +34,15 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     return f"{count} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration with two digits: 0.35 s, 12 s, 4.5 minutes, 2.3 hours."""
+    for size, unit in ((3600, "hours"), (60, "minutes"), (1, "s")):
+        if seconds >= 1.5 * size or size == 1:
+            number = seconds / size
+            return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"
+    raise AssertionError
+
+
 def format_table(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
     """Align rows of text: the first column to the left, the others to the right.
 

@@ -67,7 +67,7 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
         lines.append(
             f"left out {plural(left_out, 'pair')} with files that cannot be read, listed above"
         )
-    if last["epoch"] < config.train.epochs:
+    if last["epoch"] < (config.train.epochs or 1):
         lines.append(f"ended after epoch {last['epoch']} because of train.patience")
     if last["skipped_steps"]:
         lines.append(f"float16 skipped {last['skipped_steps']} of {last['step']} steps")

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+PROPOSAL = "proposed.yaml"
+"""The config that was written for a folder of images and masks, with its comments."""
 
 
 @contextmanager
@@ -46,26 +51,33 @@ def locked(run: Path) -> Iterator[None]:
 
 
 @distributed.on_first_rank
-def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Return the training state to resume from; None for a new run. For errors see `train`."""
+def find_state(
+    run: Path, config: Config, resume: bool, overwrite: bool
+) -> tuple[Config, dict[str, Any] | None]:
+    """Return the config and the training state to resume from; None for a new run.
+
+    A run keeps the steps of `train.minutes` and the precision that were chosen at its start.
+    For errors see `train`.
+    """
     if resume and overwrite:
         raise ValueError("train: got resume=True and overwrite=True, expected one of them")
     resume = resume or _is_restarted(run)
     if not run.exists():
         if resume:
             print(f"{run}: does not exist yet; starting a new run")
-        return None
+        return config, None
     if not resume and not overwrite:
         raise FileExistsError(
             f"{run}: exists; pass resume=True to continue it, overwrite=True to delete it and "
             "start again, or name=OTHER for another run"
         )
     if not resume or (last := _load_last(run)) is None:
-        return None
+        return config, None
     path, state, damaged = last
     if "optimizer" not in state:
         raise ValueError(f"{path}: holds no training state; restore the last.pt of the run")
     before = config_from_dict(state["config"], where=str(path))
+    config = _keep_choices(run, config, before)
     if changed := changed_settings(before, config, MayChange.ON_RESUME):
         raise ValueError(
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
@@ -76,7 +88,7 @@ def find_state(run: Path, config: Config, resume: bool, overwrite: bool) -> dict
     for other in damaged:
         print(f"warning: {other}: is damaged, and deleted; resuming from {path}")
         other.unlink()  # otherwise it would become previous.pt
-    return state
+    return config, state
 
 
 def _load_last(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
@@ -98,6 +110,18 @@ def _load_last(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:
         )
     print(f"{run}: was stopped before its first checkpoint; starting it again")
     return None
+
+
+def _keep_choices(run: Path, config: Config, before: Config) -> Config:
+    train, chosen = config.train, before.train
+    if train.precision == "auto":
+        train = replace(train, precision=chosen.precision)
+    if train.minutes is None:
+        return replace(config, train=train)
+    print(f"note: {run}: keeps the number of steps that was chosen at its start")
+    names = "minutes", "epochs", "steps_per_epoch", "validate_every"
+    train = replace(train, **{name: getattr(chosen, name) for name in names})
+    return replace(config, train=train, schedule=before.schedule)
 
 
 @distributed.on_first_rank
@@ -129,8 +153,13 @@ def check_same(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 
 @distributed.on_first_rank
-def prepare_folder(run: Path, config: Config, is_resumed: bool) -> None:
-    """Create the folder, replacing an old one; in a resumed run, delete incomplete files."""
+def prepare_folder(
+    run: Path, config: Config, is_resumed: bool, proposal: str | None = None
+) -> None:
+    """Create the folder, replacing an old one; in a resumed run, delete incomplete files.
+
+    `proposal` is the text of a config to keep next to config.yaml.
+    """
     if is_resumed:
         for path in run.rglob(".*.tmp"):
             path.unlink()
@@ -148,6 +177,8 @@ def prepare_folder(run: Path, config: Config, is_resumed: bool) -> None:
         new.mkdir(parents=True)
         text = yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
         (new / "config.yaml").write_text(text, encoding="utf-8")
+        if proposal is not None:
+            (new / PROPOSAL).write_text(proposal, encoding="utf-8")
         if run.exists():
             run.rename(old)
         new.rename(run)

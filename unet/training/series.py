@@ -18,7 +18,11 @@ from unet.training.train import train
 
 
 def train_series(
-    config: Config, all_folds: bool = False, resume: bool = False, overwrite: bool = False
+    config: Config,
+    all_folds: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    proposal: str | None = None,
 ) -> Path:
     """Train `train.seeds` models, for one fold or each; print and write their best scores.
 
@@ -28,7 +32,7 @@ def train_series(
     configs, runs = configs_of_series(config, all_folds), []
     for i, one in enumerate(configs):
         print(f"\nrun {i + 1} of {len(configs)}: {one.name}\n")
-        runs.append(train(one, resume, overwrite))
+        runs.append(train(one, resume, overwrite, proposal))
     path = Path(config.runs) / f"{config.name}_{'folds' if all_folds else 'seeds'}.csv"
     if distributed.rank() == 0:
         monitor = config.train.monitor

@@ -1,5 +1,7 @@
 """From a config to a trained model: checks, components, and then the loop in trainer.py."""
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from unet.build import (
 )
 from unet.config.loader import load_config
 from unet.config.schema import Config
+from unet.data.loader import worker_errors
 from unet.data.masks import read_palette
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
@@ -23,20 +26,28 @@ from unet.inspection.check import CheckedData, check_data, describe
 from unet.runtime import distributed
 from unet.runtime.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.runtime.text import format_list
+from unet.training.duration import describe_duration, measure_costs, plan_minutes
 from unet.training.initial_weights import InitialWeights, read_initial_weights
 from unet.training.messages import start_text, summary_text
+from unet.training.precision import choose_precision
 from unet.training.run_folder import find_state, locked, prepare_folder
 from unet.training.step import TrainingStep, WeightAverage
 from unet.training.trainer import Trainer
 
 
-def train(config: Config | str | Path, resume: bool = False, overwrite: bool = False) -> Path:
+def train(
+    config: Config | str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    proposal: str | None = None,
+) -> Path:
     """Train a model; under torchrun, in all processes together.
 
     Args:
         config: of one run, or its YAML file; `train.seeds` is not used.
         resume: continue the run from its last.pt, if it exists.
         overwrite: delete an existing run of the same name first.
+        proposal: text of a config to keep in the run's folder as proposed.yaml.
 
     Returns:
         The run's folder, with best.pt, last.pt and the previous.pt before it, config.yaml,
@@ -53,6 +64,7 @@ def train(config: Config | str | Path, resume: bool = False, overwrite: bool = F
     """
     if not isinstance(config, Config):
         config = load_config(config)
+    start = time.monotonic()
     distributed.initialize(config.train.timeout_minutes)
     run = Path(config.runs) / config.name
     with (
@@ -63,15 +75,25 @@ def train(config: Config | str | Path, resume: bool = False, overwrite: bool = F
     ):
         device = pick_device(config.train.device)
         check_processes(config, device)
-        state = find_state(run, config, resume, overwrite)
+        config, state = find_state(run, config, resume, overwrite)
         initial = read_initial_weights(config) if state is None else InitialWeights()
         data = check_training_data(config)
+        config = choose_precision(config, device)
         trainer = build_trainer(run, config, data, device, initial, state)
-        if state is not None:
+        if state is None:
+            with worker_errors():
+                costs = measure_costs(trainer)
+            if config.train.minutes is not None:
+                config = plan_minutes(config, costs, time.monotonic() - start)
+                trainer.model = replace(trainer.model, config=config)
+        else:
             trainer.resume(state)
         # Printed first: a closed pipe leaves no run.
         print(start_text(config, run, trainer.net, device, trainer.training_step.dtype))
-        prepare_folder(run, config, is_resumed=state is not None)
+        if state is None:
+            duration = describe_duration(config, costs, trainer.steps_per_epoch)
+            print(f"the training takes {duration}")
+        prepare_folder(run, config, state is not None, proposal)
         if trainer.progress.step:
             print(f"resuming after step {trainer.progress.step} of {trainer.num_steps}")
         if trainer.is_finished:
@@ -80,6 +102,25 @@ def train(config: Config | str | Path, resume: bool = False, overwrite: bool = F
             trainer.fit()
         print(summary_text(config, run, trainer.progress.history, data.skipped))
     return run
+
+
+def estimate_duration(config: Config, data: CheckedData) -> str:
+    """Describe how long `train` takes on this machine, from a few timed steps.
+
+    Raises:
+        ValueError: if the machine lacks the device, or the time is too short for a training.
+    """
+    start = time.monotonic()
+    device = pick_device(config.train.device)
+    config = choose_precision(config, device)
+    run = Path(config.runs) / config.name
+    trainer = build_trainer(run, config, data, device, InitialWeights(), None)
+    costs = measure_costs(trainer)
+    if config.train.minutes is not None:
+        config = plan_minutes(config, costs, time.monotonic() - start)
+        trainer.model = replace(trainer.model, config=config)
+    duration = describe_duration(config, costs, trainer.steps_per_epoch)
+    return f"a training on {device} takes {duration}"
 
 
 @distributed.on_first_rank
@@ -130,6 +171,7 @@ def build_trainer(
     dataset = build_dataset(
         config, data.train_pairs, reader, normalization, data.train.sizes, data.train.num_bytes
     )
+    dtype = pick_dtype(settings.precision, device)
     torch.manual_seed(settings.seed)
     net = build_network(config, device)
     initial.load_into(net, config)
@@ -149,12 +191,13 @@ def build_trainer(
             val_stems=tuple(pair.stem for pair in data.val_pairs),
             palette=palette,
             device=device,
+            dtype=dtype,
         ),
         training_step=TrainingStep(
             net,
             build_loss(config, data.train.class_pixels.sum(0)).to(device),
             build_optimizer(config, net),
-            dtype=pick_dtype(settings.precision, device),
+            dtype=dtype,
             accumulate=settings.accumulate,
             clip_grad_norm=settings.clip_grad_norm,
             compiled=settings.compile,

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unet.checkpoint import save_checkpoint
-from unet.config.schema import warmup_epochs
+from unet.config.schema import Config, TrainConfig, warmup_epochs
 from unet.data.dataset import SegmentationDataset
 from unet.data.loader import load_samples, worker_errors
 from unet.data.sampler import SeededBatchSampler
@@ -80,7 +80,6 @@ class Trainer:
     data: CheckedData
 
     def __post_init__(self) -> None:
-        self.config, self.settings = self.model.config, self.model.config.train
         self.progress = Progress()
         self.stateful: dict[str, Any] = {
             "model": self.model.net,
@@ -98,14 +97,36 @@ class Trainer:
             "dtype": str(self.training_step.dtype).removeprefix("torch."),
             "world_size": distributed.world_size(),
         }
-        self.samples_per_step = self.settings.batch_size * self.settings.accumulate
-        steps_per_pass = math.ceil(len(self.dataset) / self.samples_per_step)
-        self.steps_per_epoch = self.settings.steps_per_epoch or steps_per_pass
-        self.num_steps = self.settings.epochs * self.steps_per_epoch
         num_pairs = len(self.data.val_pairs)
         num_previews = min(self.settings.previews, num_pairs)
         # Evenly spaced, and the same ones at each validation.
         self.previews = [i * num_pairs // num_previews for i in range(num_previews)]
+
+    @property
+    def config(self) -> Config:
+        """The config of the run."""
+        return self.model.config
+
+    @property
+    def settings(self) -> TrainConfig:
+        """The section train of the config."""
+        return self.config.train
+
+    @property
+    def samples_per_step(self) -> int:
+        """The number of samples of an update."""
+        return self.settings.batch_size * self.settings.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The number of updates in an epoch."""
+        steps_per_pass = math.ceil(len(self.dataset) / self.samples_per_step)
+        return self.settings.steps_per_epoch or steps_per_pass
+
+    @property
+    def num_steps(self) -> int:
+        """The number of updates in the run; with `train.minutes` some, until they are planned."""
+        return (self.settings.epochs or 12) * self.steps_per_epoch
 
     def resume(self, state: dict[str, Any]) -> None:
         """Load the state of a last.pt.
@@ -196,7 +217,7 @@ class Trainer:
         """Start the workers, then the logger, whose thread they must not inherit."""
         batches = load_samples(
             self.dataset,
-            batch_sampler=self._sampler(),
+            batch_sampler=self.sampler(),
             num_workers=self.settings.num_workers,
             pin_memory=self.model.device.type == "cuda",
         )
@@ -273,7 +294,7 @@ class Trainer:
             logger.validation(progress.history, previews)
         self._save()  # last: this completes the validation
         left = row["seconds"] / progress.step * (self.num_steps - progress.step)
-        return validation_text(row, self.settings.epochs, monitor, is_best, left)
+        return validation_text(row, self.settings.epochs or 1, monitor, is_best, left)
 
     def _score(
         self, model: Predictor, stop: StopRequest, keep: Sequence[int] = ()
@@ -307,7 +328,7 @@ class Trainer:
             **vars(self.config.schedule) | {"warmup_epochs": warmup_epochs(self.config)},
         )
 
-    def _sampler(self) -> SeededBatchSampler:
+    def sampler(self) -> SeededBatchSampler:
         """Return the rest of the run's batches."""
         return SeededBatchSampler(
             len(self.dataset),
@@ -320,7 +341,7 @@ class Trainer:
 
     def _stems_of_step(self, step: int) -> list[str]:
         """Return the stems of a step's samples in all processes, without repetitions."""
-        accumulate, sampler = self.settings.accumulate, self._sampler()
+        accumulate, sampler = self.settings.accumulate, self.sampler()
         batches = range(step * accumulate, (step + 1) * accumulate)
         places = [place for number in batches for place in sampler.batch(number)]
         return list(dict.fromkeys(self.dataset.pair(place).stem for place in places))

@@ -1,0 +1,140 @@
+"""How long a training takes on this machine, and how many steps fit in a given time."""
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from unet.config.schema import Config
+from unet.data.loader import load_samples
+from unet.evaluation.scoring import score_pairs
+from unet.runtime import distributed
+from unet.runtime.device import memory_advice
+from unet.runtime.text import format_duration, plural
+from unet.training.messages import smaller_step
+from unet.training.trainer import Trainer
+
+_SAVING = 1.0
+"""Seconds for the checkpoints, pictures and curves of a validation."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The time of the parts of a training in seconds."""
+
+    step: float  # one update, with its samples
+    validation: float  # scores of all validation images, pictures and checkpoints
+
+    def total(self, config: Config, steps_per_epoch: int) -> float:
+        """The time of all epochs."""
+        epochs, every = config.train.epochs or 0, config.train.validate_every
+        return epochs * steps_per_epoch * self.step + -(-epochs // every) * self.validation
+
+
+def measure_costs(trainer: Trainer, seconds: float = 2.0) -> Costs:
+    """Time a few steps, for about `seconds`, and a few validation images; undo the steps."""
+    saved = {
+        name: copy.deepcopy(component.state_dict()) for name, component in trainer.stateful.items()
+    }
+    try:
+        costs = Costs(_time_step(trainer, seconds), _time_validation(trainer))
+    finally:
+        for name, component in trainer.stateful.items():
+            component.load_state_dict(saved[name])
+    # The slowest process decides, and all processes need the same numbers.
+    everywhere = distributed.all_gather(costs)
+    return Costs(max(one.step for one in everywhere), max(one.validation for one in everywhere))
+
+
+def plan_minutes(config: Config, costs: Costs, elapsed: float) -> Config:
+    """Replace `train.minutes` by the numbers of epochs and steps that end in time.
+
+    An epoch is a tenth of the run, or more if ten validations take more than a tenth of the time.
+
+    Args:
+        config: of the run.
+        costs: of its parts.
+        elapsed: seconds that the preparation has taken.
+
+    Raises:
+        ValueError: if there is no time for ten steps and one validation.
+    """
+    minutes = config.train.minutes
+    assert minutes is not None
+    left = 60 * minutes - elapsed
+    num_validations = max(1, min(10, int(0.1 * left / costs.validation)))
+    steps = int((left - num_validations * costs.validation) / costs.step)
+    if steps < 10:
+        least = elapsed + costs.validation + 10 * costs.step
+        raise ValueError(
+            f"train.minutes: got {minutes:g}, expected at least {1.1 * least / 60:.1f}: the "
+            f"preparation took {format_duration(elapsed)}, a validation takes "
+            f"{format_duration(costs.validation)} and a step {format_duration(costs.step)}; a "
+            "smaller augment.crop, train.batch_size or model.widths is faster"
+        )
+    schedule = config.schedule
+    warmup = min(schedule.warmup_epochs, num_validations / 10)
+    return replace(
+        config,
+        schedule=replace(schedule, warmup_epochs=warmup),
+        train=replace(
+            config.train,
+            minutes=None,
+            epochs=num_validations,
+            steps_per_epoch=steps // num_validations,
+            validate_every=1,
+        ),
+    )
+
+
+def describe_duration(config: Config, costs: Costs, steps_per_epoch: int) -> str:
+    """State how long the training takes, and how to make it shorter."""
+    steps = (config.train.epochs or 0) * steps_per_epoch
+    text = (
+        f"about {format_duration(costs.total(config, steps_per_epoch))}: {plural(steps, 'step')} "
+        f"of {format_duration(costs.step)}"
+    )
+    if costs.validation > _SAVING:
+        text += f", and {format_duration(costs.validation)} for each validation"
+    return text
+
+
+def _time_step(trainer: Trainer, seconds: float) -> float:
+    training_step, accumulate = trainer.training_step, trainer.settings.accumulate
+    batches = load_samples(
+        trainer.dataset,
+        batch_sampler=trainer.sampler(),
+        num_workers=trainer.settings.num_workers,
+        pin_memory=trainer.model.device.type == "cuda",
+    )
+    with memory_advice(smaller_step(trainer.config)):
+        try:
+            times = [time.monotonic()]
+            # The first step is slower, and samples that are loaded ahead make the next ones faster.
+            for _ in range(min(trainer.num_steps, 12)):
+                training_step.gradients(islice(batches, accumulate))
+                training_step.update(0.0)
+                if trainer.average is not None:
+                    trainer.average.update(trainer.net, 0)
+                times.append(time.monotonic())
+                if distributed.any_rank(len(times) > 3 and times[-1] - times[1] > seconds):
+                    break
+        finally:
+            batches.close()
+    return (times[-1] - times[1]) / (len(times) - 2) if len(times) > 2 else times[1] - times[0]
+
+
+def _time_validation(trainer: Trainer) -> float:
+    pairs, model = trainer.data.val_pairs, trainer.model
+    if not len(pairs):
+        return _SAVING
+    count, pixels = min(len(pairs), 5), trainer.data.val.sizes.prod(1)
+    some = [i * len(pairs) // count for i in range(count)]
+    times = []
+    for indices in (some[:1], some):
+        start = time.monotonic()
+        score_pairs(model, [pairs[i] for i in indices], "measure")
+        times.append(time.monotonic() - start)
+    # The first image waits for the workers to start.
+    rest, timed = int(pixels.sum() - pixels[0]), int(pixels[some[1:]].sum())
+    return _SAVING + times[0] + (max(0.0, times[1] - times[0]) * rest / timed if timed else 0.0)
