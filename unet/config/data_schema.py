@@ -210,3 +210,15 @@ class AugmentConfig:
     brightness: Annotated[float, Range(minimum=0, maximum=100)] = 0.0
     # Maximum increase or decrease of the contrast, as a fraction.
     contrast: Fraction = 0.0
+    # Maximum change of gamma: values between the darkest and the brightest of the crop are raised
+    # to a power from 1 / (1 + gamma) to 1 + gamma.
+    gamma: Annotated[float, Range(minimum=0, maximum=10)] = 0.0
+    # Maximum change of the brightness and contrast of each channel by itself, such as the colour of
+    # a stain, in standard deviations and as a fraction.
+    color: Fraction = 0.0
+    # Maximum standard deviation of a Gaussian blur in pixels.
+    blur: Annotated[float, Range(minimum=0, maximum=20)] = 0.0
+    # Maximum standard deviation of Gaussian noise, in standard deviations of the normalised image.
+    noise: Annotated[float, Range(minimum=0, maximum=10)] = 0.0
+    # Lowest quality of a JPEG compression, from 1 to 100. null for none.
+    jpeg: Annotated[int, Range(minimum=1, maximum=100)] | None = None

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet.data.photometric import Photometric
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random crop, scale, flips, turns, rotation, elastic deformation, brightness and contrast.
+    """Random changes of the geometry and the values of a sample.
 
     All geometric transforms are composed into one map from the crop to the image, which resamples
     the image once (bilinear) and the target once (nearest). Outside, both are mirrored.
@@ -30,6 +32,11 @@ class Augmentation:
     elastic_spacing: int = 64  # pixels between displaced points; in between, bicubic interpolation
     brightness: float = 0.0  # largest shift to either side, in standard deviations of the data
     contrast: float = 0.0  # largest change to either side, as a fraction
+    gamma: float = 0.0  # the values' exponent is from 1 / (1 + gamma) to 1 + gamma
+    color: float = 0.0  # largest change of each channel's brightness and contrast by itself
+    blur: float = 0.0  # largest standard deviation of a Gaussian blur, in pixels
+    noise: float = 0.0  # largest standard deviation of Gaussian noise, in those of the data
+    jpeg: int | None = None  # lowest quality of a JPEG compression; None for no compression
     # Pixels on each side for which an unpadded network has no logits. The crop includes them, but
     # its place is chosen without them. Without a crop they are added.
     context: int = 0
@@ -67,6 +74,10 @@ class Augmentation:
         gain = 1 + rng.uniform(-self.contrast, self.contrast)
         shift = rng.uniform(-self.brightness, self.brightness)
         changed = smooth[: len(image)] * gain + shift
+        photometric = Photometric(
+            gamma=self.gamma, color=self.color, blur=self.blur, noise=self.noise, jpeg=self.jpeg
+        )
+        changed = photometric(changed, rng)
         return (changed, target) if weights is None else (changed, target, smooth[-1])
 
     def _grid(
