@@ -41,6 +41,7 @@ SETTINGS = [
     "train.save_every_steps=1",
     "train.previews=1",
     "train.device=cpu",
+    "train.precision=float32",
 ]
 QUICK = ("train.epochs=2", "train.steps_per_epoch=3")
 WORKERS = (0, 2)

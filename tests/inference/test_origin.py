@@ -61,7 +61,7 @@ def test_masks_that_were_predicted_in_another_way_are_refused(
         ([checkpoint], Options(min_size=3), [], "with min_size 0 instead of 3"),
         ([checkpoint], Options(keep_largest=True), [], "with keep_largest False instead of"),
         ([checkpoint], Options(), ["tiling.overlap=8"], "with tiling.overlap none instead of"),
-        ([checkpoint], Options(), ["train.precision=bfloat16"], "with train.precision auto"),
+        ([checkpoint], Options(), ["train.precision=bfloat16"], "with train.precision float32"),
     ):
         with pytest.raises(FileExistsError, match=exists + reason):
             predict_files(checkpoints, [f"a{suffix}"], Path("out"), options, overrides=overrides)

@@ -1,13 +1,18 @@
+import signal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 from helpers import assert_same_run, make_config, states_equal
+from torch import Tensor
 
 from unet.checkpoint import load_checkpoint
 from unet.config.loader import load_config
 from unet.config.schema import Config
+from unet.runtime.signals import Stopped
 from unet.training.duration import Costs, describe_duration, plan_minutes
+from unet.training.step import TrainingStep
 from unet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -86,3 +91,22 @@ def test_the_config_of_a_run_can_be_trained_again(data_root: Path) -> None:
     assert raw["train"]["minutes"] is None
     assert raw["train"]["epochs"] >= 1
     assert load_config(run / "config.yaml").train.precision == "float32"
+
+
+@pytest.mark.parametrize("times", [1, 6])
+def test_a_signal_while_the_parts_are_timed_ends_the_training(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    count, gradients = 0, TrainingStep.gradients
+
+    def stopping(step: TrainingStep, batches: Iterable[Sequence[Tensor]]) -> tuple[float, float]:
+        nonlocal count
+        count += 1
+        if count == times:
+            signal.raise_signal(signal.SIGTERM)
+        return gradients(step, batches)
+
+    monkeypatch.setattr(TrainingStep, "gradients", stopping)
+    with pytest.raises(Stopped):
+        train(make_config(data_root))
+    assert not Path("runs/tiny").exists()

@@ -94,7 +94,7 @@ def test_a_trained_model_keeps_its_precision_unless_it_is_slow_here(
 ) -> None:
     run = train(make_config(data_root, "train.precision=bfloat16", "train.epochs=1"))
     times = {torch.float32: 0.2, torch.bfloat16: bfloat16}
-    monkeypatch.setattr("unet.inference.predictor.time_dtypes", lambda *_: times)
+    monkeypatch.setattr("unet.inference.precision.time_dtypes", lambda *_: times)
     model = load_model(run / "best.pt", overrides=overrides)
     assert isinstance(model, Predictor)
     assert model.dtype == expected

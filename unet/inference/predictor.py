@@ -20,11 +20,12 @@ from unet.data.classes import ClassMap, Colour
 from unet.data.image_range import ImageRange
 from unet.data.normalization import Normalization, normalize
 from unet.data.resize import resize_area, scaled_size
+from unet.inference.precision import pick_inference_dtype
 from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
 from unet.models.weights import incompatible_weights
-from unet.runtime.device import memory_advice, pick_device, pick_dtype, time_dtypes
+from unet.runtime.device import memory_advice, pick_device
 from unet.runtime.text import format_list
 
 # Above, a batch is slower on a CPU than its images one by one: its activations leave the cache.
@@ -157,9 +158,7 @@ class Predictor:
         return logits
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype != torch.float32
-        )
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _scaled_logits(
         self, image: Tensor, bar: str | None, finish: Callable[[Tensor], Tensor] | None
@@ -317,25 +316,8 @@ def load_predictor(
         palette=contents["palette"],
         device=chosen,
         weights=contents["model"],
-        dtype=_pick_dtype(net, config, chosen, is_given),
+        dtype=pick_inference_dtype(net, config, chosen, is_given),
     )
-
-
-def _pick_dtype(net: UNet, config: Config, device: torch.device, is_given: bool) -> torch.dtype:
-    """The dtype of the training, or float32 on a CPU that is twice as slow with the former."""
-    dtype = pick_dtype(config.train.precision, device)
-    if is_given or device.type != "cpu" or dtype == torch.float32:
-        return dtype
-
-    @torch.inference_mode()
-    def run(dtype: torch.dtype, side: int) -> None:
-        side = net.geometry.input_side(side)
-        image = torch.zeros(1, net.in_channels, side, side).to(memory_format=memory_format(config))
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            net.eval()(image)
-
-    times = time_dtypes(run, dtype, 256)
-    return torch.float32 if times and times[dtype] > 2 * times[torch.float32] else dtype
 
 
 def restore_config(raw: Mapping[str, Any], overrides: Sequence[str], where: str) -> Config:

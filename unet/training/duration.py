@@ -10,6 +10,7 @@ from unet.data.loader import load_samples
 from unet.evaluation.scoring import score_pairs
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
+from unet.runtime.signals import StopRequest, stop_request
 from unet.runtime.text import format_duration, plural
 from unet.training.messages import smaller_step
 from unet.training.trainer import Trainer
@@ -37,7 +38,8 @@ def measure_costs(trainer: Trainer, seconds: float = 2.0) -> Costs:
         name: copy.deepcopy(component.state_dict()) for name, component in trainer.stateful.items()
     }
     try:
-        costs = Costs(_time_step(trainer, seconds), _time_validation(trainer))
+        with stop_request() as stop:
+            costs = Costs(_time_step(trainer, seconds, stop), _time_validation(trainer, stop))
     finally:
         for name, component in trainer.stateful.items():
             component.load_state_dict(saved[name])
@@ -99,7 +101,7 @@ def describe_duration(config: Config, costs: Costs, steps_per_epoch: int) -> str
     return text
 
 
-def _time_step(trainer: Trainer, seconds: float) -> float:
+def _time_step(trainer: Trainer, seconds: float, stop: StopRequest) -> float:
     training_step, accumulate = trainer.training_step, trainer.settings.accumulate
     batches = load_samples(
         trainer.dataset,
@@ -117,6 +119,7 @@ def _time_step(trainer: Trainer, seconds: float) -> float:
                 if trainer.average is not None:
                     trainer.average.update(trainer.net, 0)
                 times.append(time.monotonic())
+                stop.check()
                 if distributed.any_rank(len(times) > 3 and times[-1] - times[1] > seconds):
                     break
         finally:
@@ -124,7 +127,7 @@ def _time_step(trainer: Trainer, seconds: float) -> float:
     return (times[-1] - times[1]) / (len(times) - 2) if len(times) > 2 else times[1] - times[0]
 
 
-def _time_validation(trainer: Trainer) -> float:
+def _time_validation(trainer: Trainer, stop: StopRequest) -> float:
     pairs, model = trainer.data.val_pairs, trainer.model
     if not len(pairs):
         return _SAVING
@@ -133,7 +136,7 @@ def _time_validation(trainer: Trainer) -> float:
     times = []
     for indices in (some[:1], some):
         start = time.monotonic()
-        score_pairs(model, [pairs[i] for i in indices], "measure")
+        score_pairs(model, [pairs[i] for i in indices], "measure", stop)
         times.append(time.monotonic() - start)
     # The first image waits for the workers to start.
     rest, timed = int(pixels.sum() - pixels[0]), int(pixels[some[1:]].sum())
