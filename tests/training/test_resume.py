@@ -2,7 +2,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -103,14 +102,15 @@ def test_a_run_stopped_within_epochs_equals_an_uninterrupted_one(
     assert_same_run(whole, parts)
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("times", "validations"), [(1, 0), (5, 1)])
 def test_a_signal_during_validation_ends_it(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int, validations: int
 ) -> None:
-    whole = train(make_config(data_root, "name=whole", "train.ema_decay=0.9"))
-    count, logits = 0, Predictor.batch_logits  # once for each validation
+    settings = "train.ema_decay=0.9", "data.validation={fraction: 0.66}"  # 4 of 6 pairs
+    whole = train(make_config(data_root, "name=whole", *settings))
+    count, logits = 0, Predictor.logits
 
-    def stopping(model: Predictor, image: Sequence[torch.Tensor]) -> torch.Tensor:
+    def stopping(model: Predictor, image: torch.Tensor) -> torch.Tensor:
         nonlocal count
         count += 1
         if count == times:
@@ -118,12 +118,13 @@ def test_a_signal_during_validation_ends_it(
         return logits(model, image)
 
     monkeypatch.setattr("unet.training.train.measure_costs", lambda _: Costs(1, 1))
-    monkeypatch.setattr(Predictor, "batch_logits", stopping)
-    config = make_config(data_root, "name=parts", "train.ema_decay=0.9")
+    monkeypatch.setattr(Predictor, "batch_size", lambda *_: 1)
+    monkeypatch.setattr(Predictor, "logits", stopping)
+    config = make_config(data_root, "name=parts", *settings)
     with pytest.raises(Stopped):
         train(config)
     state = load_checkpoint(Path("runs/parts/last.pt"))["progress"]
-    assert (state["step"], len(state["history"])) == (2 * times, times - 1)
+    assert (state["step"], len(state["history"])) == (validations + 1, validations)
     assert_same_run(whole, train(config, resume=True))
 
 
