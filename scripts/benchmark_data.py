@@ -5,10 +5,14 @@ in a worker of a DataLoader. The plain loop transforms whole images and crops la
 is faster, but leaves black corners in rotated images. The augmentation is that of the config, with
 the elastic deformation of configs/isbi2012.yaml for both data sets.
 
+The last lines compare samples of 256 x 256 pixels out of images of that size and out of large ones,
+from the cache and from tiled GeoTIFFs (needs rasterio, tifffile and imagecodecs).
+
 All candidates run in turn in one process, so that a noisy machine slows all of them down equally.
 Compare the columns of one row, not rows of two runs.
 """
 
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import rasterio
 import torch
 from benchmarking import make_parser, time_in_turns
 from PIL import Image
@@ -30,9 +35,11 @@ from unet.config.loader import load_config
 from unet.config.schema import Config
 from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
+from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
 from unet.data.normalization import Normalization, normalization_from_sums
-from unet.data.pairing import Pair
+from unet.data.pairing import Pair, find_pairs
+from unet.data.reader import PairReader
 from unet.data.sampler import SeededBatchSampler
 from unet.inspection.statistics import collect_statistics
 
@@ -181,6 +188,63 @@ def compare(name: str, root: Path, images: int, crops: int, rounds: int) -> None
         )
 
 
+def draw_raster(root: Path, side: int) -> None:
+    """Write two pairs of square GeoTIFFs in tiles of 256 x 256 pixels."""
+    rng = np.random.default_rng(0)
+    settings = {"driver": "GTiff", "dtype": "uint8", "width": side, "height": side}
+    settings |= {"tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
+    settings |= {"crs": "EPSG:32632", "transform": rasterio.Affine(0.2, 0, 5e5, 0, -0.2, 5e6)}
+    for i in range(2):
+        pixels = rng.integers(0, 256, (3, side // 8, side // 8), np.uint8).repeat(8, 1).repeat(8, 2)
+        for folder, bands in (("images", pixels), ("masks", pixels[:1] // 128)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            with rasterio.open(
+                root / folder / f"{i}.tif", "w", count=len(bands), **settings
+            ) as file:
+                file.write(bands)
+
+
+def compare_sizes(root: Path, large: int, rounds: int) -> None:
+    """Print the time of a sample out of large images, compared with that out of small ones."""
+    reader = PairReader(classes=ClassMap({"dark": 0, "bright": 1}), in_channels=3)
+    augmentations = {
+        "crops and flips": Augmentation(crop=(256, 256), flip_horizontal=True),
+        "rotation, scale and elastic deformation, too": Augmentation(
+            crop=(256, 256),
+            flip_horizontal=True,
+            rotate=15,
+            scale=(0.8, 1.25),
+            elastic_std=ELASTIC_STD,
+        ),
+    }
+    for side in (256, large):
+        draw_raster(root / str(side), side)
+    for name, augment in augmentations.items():
+        candidates = {}
+        for key, side, limit in (
+            ("small", 256, 2**40),
+            ("cache", large, 2**40),
+            ("files", large, 0),
+        ):
+            pairs, _ = find_pairs(root / str(side), ["images"], "masks")
+            sizes = np.full((2, 2), side)
+            cache = DecodedCache(pairs, reader, sizes, 4 * sizes.prod(1), limit)
+            normalization = Normalization(mean=(0.5,) * 3, std=(0.3,) * 3)
+            dataset = SegmentationDataset(pairs, reader, normalization, augment, cache=cache)
+            candidates[key] = partial(lambda one: [one[0, 0], one[0, 1]], dataset)
+            candidates[key]()  # fills the cache
+        times = time_in_turns(candidates, rounds, torch.device("cpu"))
+        small = 500 * times["small"].median  # of two samples, in milliseconds
+        cached, files = (
+            statistics.median(times[key].ratios(times["small"])) for key in ("cache", "files")
+        )
+        print(
+            f"{name}: a sample out of 256 x 256 pixels takes {small:.2f} ms, out of {large} x "
+            f"{large} {cached:.2f} times as long from the cache and {files:.2f} times as long from "
+            "tiled GeoTIFFs"
+        )
+
+
 def draw_noise(root: Path) -> None:
     """Write four small pairs for configs/isbi2012.yaml."""
     rng = np.random.default_rng(0)
@@ -204,11 +268,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=10, help="counted rounds (default: 10)")
     arguments = parser.parse_args(argv)
     data, names = arguments.data, [name for name in NAMES if (arguments.data / name).is_dir()]
-    if not names and not arguments.quick:
-        parser.error(
-            f"--data: got {data}, which contains neither {' nor '.join(NAMES)}; get one as "
-            "data/README.md says, or pass --data FOLDER"
-        )
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}; samples per second of one worker: minimum, median")
     print(
@@ -219,11 +278,14 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as folder:
             draw_noise(Path(folder) / "isbi2012")
             compare("isbi2012", Path(folder) / "isbi2012", images=4, crops=1, rounds=1)
+            compare_sizes(Path(folder), large=512, rounds=1)
         return 0
     for name in names:
         compare(name, data / name, IMAGES, CROPS, arguments.repeats)
     for name in set(NAMES) - set(names):
-        print(f"{name}: left out, because there is no folder {data / name}")
+        print(f"{name}: left out, because there is no folder {data / name}; see data/README.md")
+    with tempfile.TemporaryDirectory() as folder:
+        compare_sizes(Path(folder), large=4096, rounds=10 * arguments.repeats)
     return 0
 
 

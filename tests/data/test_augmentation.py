@@ -1,10 +1,13 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from unet.data.augmentation import Augmentation
+from unet.data.image_types import cut
 
 EVERYTHING = {
     "scale": (0.6, 1.6),
@@ -204,6 +207,41 @@ def test_an_unpadded_networks_context_is_real_or_mirrored(crop: tuple[int, int] 
         tops.add(places[0][0] - 4)
     # The pixels with logits are inside of the image, up to its borders; without a crop all of it.
     assert tops == (set(range(31 - (44 - 2 * around) + 1)) if crop else {-1})
+
+
+@pytest.mark.parametrize("crop", [(9, 12), (25, 40), (120, 150), None])
+def test_only_the_window_of_a_crop_is_read_and_the_sample_is_that_of_the_whole_image(
+    crop: tuple[int, int] | None,
+) -> None:
+    """Bit for bit, although the rounding of grid_sample depends on the size of its input."""
+    image, target = torch.rand(3, 131, 157), torch.randint(0, 255, (131, 157))
+    weights, is_smaller = torch.rand(131, 157), []
+    options: list[dict[str, Any]] = [{}, EVERYTHING, {"context": 20, "rotate": 20}]
+    for seed in range(30):
+        augment = Augmentation(crop=crop, **options[seed % 3])
+        place = augment.place((131, 157), np.random.default_rng(seed))
+        expected = [
+            F.grid_sample(
+                maps[None].float(),
+                place.grid[None],
+                mode=mode,
+                padding_mode="reflection",
+                align_corners=False,
+            )[0]
+            for maps, mode in (
+                (torch.cat([image, weights[None]]), "bilinear"),
+                (target[None], "nearest"),
+            )
+        ]
+        unread = torch.ones(131, 157, dtype=torch.bool)
+        cut(unread, place.window)[...] = False
+        known = image.masked_fill(unread, math.nan), target.masked_fill(unread, 255)
+        weighted = weights.masked_fill(unread, math.nan)
+        out, ids, heavy = augment(*known, np.random.default_rng(seed), weights=weighted)
+        assert torch.equal(torch.cat([out, heavy[None]]), expected[0])
+        assert torch.equal(ids, expected[1][0].long())
+        is_smaller.append(bool(unread.any()))
+    assert all(is_smaller) or crop != (9, 12)
 
 
 def test_a_rare_pixel_is_where_an_unpadded_network_has_logits() -> None:

@@ -1,17 +1,21 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import HEIGHT, WIDTH
+from helpers import HEIGHT, WIDTH, draw, write_raster
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from unet.data.augmentation import Augmentation
+from unet.data.border_weights import Border
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
 from unet.data.dataset import SegmentationDataset
-from unet.data.normalization import Normalization
+from unet.data.image_file import ImageFile
+from unet.data.image_types import Pixels, Window
+from unet.data.normalization import Method, Normalization
 from unet.data.pairing import Pair, find_pairs
 from unet.data.reader import PairReader
 from unet.data.sampler import SeededBatchSampler
@@ -99,8 +103,95 @@ def test_an_unexpected_error_names_the_file(
         raise IndexError("too far")
 
     samples = dataset(data_root)
-    monkeypatch.setattr(samples, "augment", fail)
+    monkeypatch.setattr(Augmentation, "place", fail)
     with pytest.raises(
         SampleError, match=r"2\.png: cannot make a sample from it \(IndexError: too far\)"
     ):
         _ = samples[(0, 2)]
+
+
+@pytest.mark.parametrize("method", ["given", "image", "percentiles"])
+def test_windows_of_tiled_tiffs_give_the_samples_of_whole_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    write_tiled_pairs(tmp_path)
+    pairs = pairs_of(tmp_path)
+    monkeypatch.setattr("unet.data.reader._SMALLEST_IN_WINDOWS", 100)
+    windows = []
+    real = ImageFile.read
+
+    def read(file: ImageFile, page: int | None = None, window: Window | None = None) -> Pixels:
+        windows.append(window)
+        return real(file, page, window)
+
+    monkeypatch.setattr(ImageFile, "read", read)
+
+    def samples(limit: float) -> SegmentationDataset:
+        numbers = ((0.4,) * 3, (0.2,) * 3) if method == "given" else ((), ())
+        sizes = np.full((2, 2), (90, 130))
+        return SegmentationDataset(
+            pairs,
+            replace(READER, in_channels=3),
+            Normalization(method, *numbers),
+            Augmentation(crop=(20, 24), rotate=20, scale=(0.8, 1.2)),
+            rare_classes=[1],
+            rare_fraction=0.5,
+            cache=DecodedCache(
+                pairs, replace(READER, in_channels=3), sizes, sizes.prod(1) * 13, limit
+            ),
+        )
+
+    cached, uncached = samples(1e9), samples(0)
+    for place in ((number, i) for number in range(8) for i in range(2)):
+        windows.clear()
+        one = uncached[place]
+        # Whole only once, for the statistics and the rows of rare pixels.
+        assert (None in windows) == (place[0] == 0)
+        assert all(map(torch.equal, one, cached[place]))
+
+
+def write_tiled_pairs(root: Path) -> None:
+    """An image with missing pixels and one with alpha."""
+    for folder in ("images", "masks"):
+        (root / folder).mkdir()
+    rgb = draw(4, 90, 130)
+    rgb[:3, 10:50, 20:40], rgb[3] = 0, np.where(rgb[0] > 110, 255, 0)
+    tiles = {"tiled": True, "blockxsize": 32, "blockysize": 16, "compress": "deflate"}
+    write_raster(str(root / "images" / "0.tif"), rgb[:3], nodata=0, **tiles)
+    write_raster(str(root / "images" / "1.tif"), rgb, photometric="RGB", ALPHA="YES", **tiles)
+    for i in range(2):
+        mask = np.where(rgb[i] > 130, 200, 0).astype(np.uint8)
+        write_raster(str(root / "masks" / f"{i}.tif"), mask, **tiles)
+
+
+def test_files_without_cheap_windows_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiled_pairs(tmp_path)
+    first, second = pairs_of(tmp_path)
+    assert READER.window_size(first) is None  # small
+    monkeypatch.setattr("unet.data.reader._SMALLEST_IN_WINDOWS", 100)
+    assert READER.window_size(first) == (90, 130)
+    for other in (replace(READER, scale=0.5), replace(READER, border=Border())):
+        assert other.window_size(first) is None
+    Image.fromarray(np.zeros((90, 130), np.uint8)).save(tmp_path / "masks" / "0.png")
+    (tmp_path / "masks" / "0.tif").unlink()
+    write_raster(
+        str(tmp_path / "masks" / "1.tif"), draw(45, 65), tiled=True, blockxsize=16, blockysize=16
+    )
+    assert [READER.window_size(pair) for pair in pairs_of(tmp_path)] == [None, None]
+    monkeypatch.setattr("unet.data.reader.is_installed", lambda *_: False)
+    assert READER.window_size(second) is None
+
+
+def test_a_rare_pixel_is_the_one_that_a_choice_among_all_of_them_gives(data_root: Path) -> None:
+    samples = dataset(data_root)
+    samples.rare_classes, samples.rare_fraction = [1], 1.0
+    source = samples._open(2)
+    assert source.arrays is not None
+    for seed in range(20):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        one.permutation([1])
+        place = int(one.choice(np.flatnonzero(source.arrays[1] == 1)))
+        assert samples._rare_pixel(2, source, other) == divmod(place, WIDTH)
+        assert one.random() == other.random()

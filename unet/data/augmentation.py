@@ -8,7 +8,40 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unet.data.image_types import Window, cut
 from unet.data.photometric import Photometric
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a crop lies in an image, and the window of the image that it needs.
+
+    `grid` is the place in the image of each pixel of the crop: (h, w, 2) as (x, y) for grid_sample.
+    """
+
+    grid: Tensor
+    size: tuple[int, int]  # of the image
+    window: Window
+
+    def resample(self, window: Tensor, mode: str) -> Tensor:
+        """Resample the window of an image (C, h, w) float32 to the crop."""
+        image = self._in_place(window)[None]
+        return F.grid_sample(
+            image, self.grid[None], mode=mode, padding_mode="reflection", align_corners=False
+        )[0]
+
+    def _in_place(self, window: Tensor) -> Tensor:
+        """View a window as the image (C, H, W), whose other pixels have no memory of their own.
+
+        The rounding of grid_sample depends on the size of the image, not only on its pixels.
+        """
+        (channels, rows, columns), (height, width) = window.shape, self.size
+        if (rows, columns) == self.size:
+            return window
+        start, plane = self.window.top * columns + self.window.left, rows * columns
+        memory = window.new_empty((channels - 1) * plane + (height - 1) * columns + width)
+        memory[start : start + window.numel()] = window.flatten()
+        return memory.as_strided((channels, height, width), (plane, columns, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +90,37 @@ class Augmentation:
         The image is float32, normalised to mean 0 and standard deviation 1. The pixel `around`
         (y, x) comes into the middle half of the crop, if the image's borders allow.
         """
-        height, width = image.shape[-2:]
-        grid = self._grid(height, width, rng, around)[None]
+        place = self.place((image.shape[1], image.shape[2]), rng, around)
+        parts = [
+            cut(one, place.window)
+            for one in (image, target, *(() if weights is None else (weights,)))
+        ]
+        return self.apply(place, rng, *parts)
+
+    def place(
+        self, size: tuple[int, int], rng: np.random.Generator, around: tuple[int, int] | None = None
+    ) -> Placement:
+        """Draw the place of a crop in an image of a size (H, W), the first half of a call."""
+        grid = self._grid(*size, rng, around)
+        spans = [
+            _needed_pixels(((grid[..., 1 - axis] + 1) * side - 1) / 2, side)
+            for axis, side in enumerate(size)
+        ]
+        return Placement(grid, size, Window(*spans[0], *spans[1]))
+
+    def apply(
+        self,
+        place: Placement,
+        rng: np.random.Generator,
+        image: Tensor,
+        target: Tensor,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Augment the windows that a placement needs, the second half of a call."""
         smooth = image if weights is None else torch.cat([image, weights[None]])
-        smooth = F.grid_sample(
-            smooth[None], grid, mode="bilinear", padding_mode="reflection", align_corners=False
-        )[0]
+        smooth = place.resample(smooth, "bilinear")
         # Class ids are at most 255, which float32 holds exactly.
-        target = F.grid_sample(
-            target[None, None].float(),
-            grid,
-            mode="nearest",
-            padding_mode="reflection",
-            align_corners=False,
-        )[0, 0].long()
+        target = place.resample(target[None].float(), "nearest")[0].long()
         gain = 1 + rng.uniform(-self.contrast, self.contrast)
         shift = rng.uniform(-self.brightness, self.brightness)
         changed = smooth[: len(image)] * gain + shift
@@ -134,3 +184,17 @@ class Augmentation:
         points = [max(2, math.ceil(span / self.elastic_spacing) + 1) for span in spans]
         coarse = torch.from_numpy(rng.normal(0, self.elastic_std, (1, 2, *points))).float()
         return F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)[0]
+
+
+def _needed_pixels(coordinates: Tensor, side: int) -> tuple[int, int]:
+    """The range of pixels, mirrored at the borders, that interpolation at coordinates needs."""
+    low, high = (int(one.floor()) for one in coordinates.aminmax())
+    low, high = low - 1, high + 2  # the next pixel, and a margin for rounding
+    if low < -side or high >= 2 * side:
+        return 0, side
+    start, stop = low, high + 1
+    if low < 0:
+        start, stop = 0, max(stop, -low)
+    if high >= side:
+        start, stop = min(start, 2 * side - 1 - high), side
+    return start, min(stop, side)

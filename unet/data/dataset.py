@@ -1,7 +1,9 @@
 """Pairs of files -> samples for training and scoring."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +13,27 @@ from torch.utils.data import Dataset
 from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
 from unet.data.image_io import to_float
-from unet.data.normalization import Normalization, normalize
+from unet.data.image_types import Window, cut
+from unet.data.normalization import Normalization, image_statistics, normalize
 from unet.data.pairing import PackedPairs, Pair
 from unet.data.reader import PairReader
 from unet.runtime.errors import SampleError, is_out_of_memory
 from unet.runtime.seeds import Stream
+
+
+class _Source(NamedTuple):
+    """The arrays of a pair as `PairReader` returns them; None if they are read in windows."""
+
+    pair: Pair
+    size: tuple[int, int]
+    arrays: tuple[np.ndarray, ...] | None
+
+
+class _Whole(NamedTuple):
+    """What samples need to know of a whole image."""
+
+    statistics: tuple[Tensor, ...]  # of `image_statistics`
+    rare_counts: dict[int, np.ndarray]  # pixels of each rare class in each row, (H,) by class id
 
 
 @dataclass(eq=False)
@@ -31,6 +49,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     rare_classes: Sequence[int] = ()  # class ids that a fraction of the crops is drawn around
     rare_fraction: float = 0.0
     cache: DecodedCache | None = None  # of the same pairs
+    # By index of the pair. Each process computes them once.
+    _window_sizes: dict[int, tuple[int, int] | None] = field(default_factory=dict, init=False)
+    _known: dict[int, _Whole] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.pairs = PackedPairs.of(self.pairs)
@@ -65,25 +86,72 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
     def _sample(self, pass_number: int, index: int) -> tuple[Tensor, ...]:
         i = index % len(self.pairs)
-        pixels, ids, *extra = self.reader(self.pairs[i]) if self.cache is None else self.cache[i]
-        image = torch.from_numpy(to_float(pixels))
-        if self.normalization is not None:
-            has_missing = pixels.dtype == np.float32  # perhaps
-            image = (
-                normalize(self.normalization, image) if has_missing else self.normalization(image)
-            )
-        weights = [torch.from_numpy(one).float() for one in extra]
+        source = self._open(i)
         if self.augment is None:
-            return image, torch.from_numpy(ids).long(), *weights
+            assert source.arrays is not None
+            image, ids, *weights = self._to_tensors(source.arrays)
+            return image, ids.long(), *weights
         rng = np.random.default_rng([Stream.AUGMENTATION, self.seed, pass_number, index])
         is_rare = self.rare_fraction > 0 and rng.random() < self.rare_fraction
-        around = self._rare_pixel(ids, rng) if is_rare else None
-        return self.augment(image, torch.from_numpy(ids), rng, around, *weights)
+        around = self._rare_pixel(i, source, rng) if is_rare else None
+        place = self.augment.place(source.size, rng, around)
+        statistics = self._whole(i, source).statistics
+        window = self._to_tensors(self._cut(source, place.window), statistics)
+        return self.augment.apply(place, rng, *window)
 
-    def _rare_pixel(self, ids: np.ndarray, rng: np.random.Generator) -> tuple[int, int] | None:
+    def _open(self, i: int) -> _Source:
+        """Decode a pair, unless samples of it are read in windows."""
+        pair = self.pairs[i]
+        is_cached = self.cache is not None and i < self.cache.num_cached
+        if self.augment is not None and not is_cached:
+            if i not in self._window_sizes:
+                self._window_sizes[i] = self.reader.window_size(pair)
+            if (size := self._window_sizes[i]) is not None:
+                return _Source(pair, size, None)
+        arrays = self.reader(pair) if self.cache is None else self.cache[i]
+        return _Source(pair, (arrays[1].shape[0], arrays[1].shape[1]), arrays)
+
+    def _cut(self, source: _Source, window: Window) -> tuple[np.ndarray, ...]:
+        if source.arrays is None:
+            return self.reader.read(source.pair, window)
+        return tuple(cut(array, window) for array in source.arrays)
+
+    def _to_tensors(
+        self, arrays: tuple[np.ndarray, ...], statistics: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, ...]:
+        """Return a normalised image, class ids and, if any, pixel weights."""
+        pixels, ids, *weights = arrays
+        image = torch.from_numpy(to_float(pixels))
+        if self.normalization is not None:
+            image = normalize(self.normalization, image, statistics)
+        return image, torch.from_numpy(ids), *(torch.from_numpy(one).float() for one in weights)
+
+    def _whole(self, i: int, source: _Source) -> _Whole:
+        normalization = self.normalization
+        needs_image = normalization is not None and normalization.method != "given"
+        if i not in self._known:
+            statistics: tuple[Tensor, ...] = ()
+            counts = {}
+            if needs_image or self.rare_fraction:
+                pixels, ids, *_ = source.arrays or self.reader(source.pair)
+                counts = {one: np.count_nonzero(ids == one, axis=1) for one in self.rare_classes}
+                if normalization is not None:
+                    image = torch.from_numpy(to_float(pixels))
+                    statistics = image_statistics(normalization, image)
+            self._known[i] = _Whole(statistics, counts)
+        return self._known[i]
+
+    def _rare_pixel(
+        self, i: int, source: _Source, rng: np.random.Generator
+    ) -> tuple[int, int] | None:
         """(y, x) of a random pixel of a rare class, each class in the image equally likely."""
-        for i in rng.permutation(self.rare_classes).tolist():
-            if len(places := np.flatnonzero(ids == i)):
-                y, x = divmod(int(rng.choice(places)), ids.shape[1])
-                return y, x
+        counts = self._whole(i, source).rare_counts
+        for one in rng.permutation(self.rare_classes).tolist():
+            ends = counts[one].cumsum().tolist()  # numbers of the pixels up to the end of each row
+            if ends[-1]:
+                number = int(rng.choice(ends[-1]))
+                y = bisect_right(ends, number)
+                row = self._cut(source, Window(y, y + 1, 0, source.size[1]))[1][0]
+                x = np.flatnonzero(row == one)[number - ends[y]]
+                return y, int(x)
         return None

@@ -3,7 +3,7 @@
 Functions of a path raise FileNotFoundError if there is no such file, and UnreadableError if it is
 no image or is damaged. They and functions with `where`, which their messages start with, raise
 ImageTypeError (a ValueError) if the image is of another type or shape than expected. `page` is the
-page of a stack, from 0; None stands for the only page of a file.
+page of a stack, from 0; None stands for the only page of a file. `window` None is the whole image.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from unet.data.image_types import (
     ImageTypeError,
     Pixels,
     ReadOptions,
+    Window,
 )
 from unet.data.pillow_decoder import pixels_of
 from unet.runtime.text import plural
@@ -34,11 +35,14 @@ def read_header(path: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> Hea
 
 
 def read_stored(
-    path: str | Path, page: int | None = None, options: ReadOptions = DEFAULT_OPTIONS
+    path: str | Path,
+    page: int | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
+    window: Window | None = None,
 ) -> tuple[Header, Pixels]:
     """Read the header and the stored values (H, W, bands) of an image, upright."""
     with open_image(path, options) as file:
-        pixels = file.read(page)
+        pixels = file.read(page, window)
         return file.header, pixels
 
 
@@ -47,6 +51,7 @@ def read_image(
     in_channels: int,
     page: int | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
+    window: Window | None = None,
 ) -> np.ndarray:
     """Read an image (C, H, W) of uint8, uint16 or float32 from one file or one per channel.
 
@@ -55,14 +60,14 @@ def read_image(
     """
     paths = [paths] if isinstance(paths, str | Path) else paths
     if len(paths) == 1:
-        header, pixels = read_stored(paths[0], page, options)
+        header, pixels = read_stored(paths[0], page, options, window)
         return stored_to_channels(header, pixels, in_channels, str(paths[0]))
     if len(paths) != in_channels:
         raise ImageTypeError(
             f"{paths[0]}: got {len(paths)} files as channels, expected model.in_channels, "
             f"{in_channels}"
         )
-    channels = [read_image(path, 1, page, options) for path in paths]
+    channels = [read_image(path, 1, page, options, window) for path in paths]
     for path, channel in zip(paths, channels, strict=True):
         if channel.shape != channels[0].shape:
             got, expected = (f"{h} x {w} pixels" for _, h, w in (channel.shape, channels[0].shape))

@@ -1,7 +1,7 @@
 """What the readers of image files have in common: options, headers, pixels and errors."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -63,6 +63,7 @@ class Header:
         orientation: of EXIF, from 1 (upright) to 8.
         palette: colours (P, 3) uint8 of the stored indices, or (P, 4) with alpha.
         has_mask: whether the file contains a mask of valid pixels.
+        has_windows: whether windows are read without decoding the rest.
         has_place: whether the file says where on the Earth the image lies.
         note: how the pixels were converted, in words; empty if they were not.
     """
@@ -79,6 +80,7 @@ class Header:
     orientation: int = 1
     palette: np.ndarray | None = None
     has_mask: bool = False
+    has_windows: bool = False
     has_place: bool = False
     note: str = ""
 
@@ -101,6 +103,11 @@ class Window(NamedTuple):
     bottom: int
     left: int
     right: int
+
+
+def cut(array: Any, window: Window) -> Any:
+    """Cut a window out of an array or a tensor (..., H, W)."""
+    return array[..., window.top : window.bottom, window.left : window.right]
 
 
 class Pixels(NamedTuple):

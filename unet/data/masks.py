@@ -1,9 +1,9 @@
 """Mask files <-> class ids, and label images.
 
 Values are the stored ones, as `image_io.read_stored` reads them. `size` is the (height, width)
-that a file must have, None any. Functions that read raise FileNotFoundError if there is no such
-file, and ValueError if it cannot be read, has another size (unless the options resize it) or other
-values.
+that a file, or a window of it, must have, None any. Functions that read raise FileNotFoundError if
+there is no such file, and ValueError if it cannot be read, has another size (unless the options
+resize it) or other values.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from PIL import Image
 
 from unet.data.classes import IGNORE_INDEX, ClassMap, Colour
 from unet.data.image_io import read_stored
-from unet.data.image_types import DEFAULT_OPTIONS, Header, ImageTypeError, ReadOptions
+from unet.data.image_types import DEFAULT_OPTIONS, Header, ImageTypeError, ReadOptions, Window
 from unet.runtime.text import plural
 
 Size = tuple[int, int]
@@ -27,12 +27,13 @@ def read_mask(
     page: int | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
     missing: np.ndarray | None = None,
+    window: Window | None = None,
 ) -> np.ndarray:
     """Read a mask as class ids (H, W) uint8, `IGNORE_INDEX` for ignored values.
 
     Where the image is `missing`, bool (H, W), the mask may have any value, and is ignored.
     """
-    header, values = _read(path, page, options)
+    header, values = _read(path, page, options, window)
     codes = _colour_codes(header, values, path) if classes.coloured else _codes(values, path)
     codes = _fit(codes, size, path, options)
     what = "mask value"
@@ -57,6 +58,7 @@ def read_class_masks(
     size: Size | None = None,
     page: int | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
+    window: Window | None = None,
 ) -> np.ndarray:
     """Read a binary mask for each class except the first as class ids (H, W) uint8.
 
@@ -64,7 +66,7 @@ def read_class_masks(
     """
     ids: np.ndarray = np.empty(0)
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
-        codes = _codes(_read(path, page, options)[1], path)
+        codes = _codes(_read(path, page, options, window)[1], path)
         codes = _fit(codes, size, path, options)
         highest = int(codes.max())
         value = 1 if highest <= 1 and not tolerance else 255 if highest <= 255 else 65535
@@ -126,9 +128,11 @@ def read_palette(path: str | Path, page: int | None = None) -> tuple[Colour, ...
     return None if palette is None else tuple((r, g, b) for r, g, b in palette[:, :3].tolist())
 
 
-def _read(path: str | Path, page: int | None, options: ReadOptions) -> tuple[Header, np.ndarray]:
+def _read(
+    path: str | Path, page: int | None, options: ReadOptions, window: Window | None = None
+) -> tuple[Header, np.ndarray]:
     """Read stored values (H, W, bands) without alpha, which must mean nothing."""
-    header, (values, _) = read_stored(path, page, options)
+    header, (values, _) = read_stored(path, page, options, window)
     if header.alpha or values.shape[2] in (2, 4):
         values = _drop_alpha(values, path)
     return header, values

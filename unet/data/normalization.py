@@ -31,18 +31,29 @@ class Normalization(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Normalise images (..., C, H, W) float32 from 0 to 1."""
+    def forward(self, image: Tensor, statistics: Sequence[Tensor] = ()) -> Tensor:
+        """Normalise images (..., C, H, W) float32 from 0 to 1.
+
+        `statistics` are those of the images that these are windows of; of these, if there are none.
+        """
         if self.method == "given":
             return (image - self.mean[:, None, None]) / self.std[:, None, None]
         pixels = image.double()
+        mean, divisor, *cuts = statistics or self.statistics(pixels)
+        pixels = pixels.clamp(*cuts) if cuts else pixels
+        return ((pixels - mean) / divisor).float()
+
+    def statistics(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Mean, divisor and with percentiles the limits of images, each (..., C, 1, 1) float64."""
+        cuts: list[Tensor] = []
         if self.method == "percentiles":
             values = pixels.flatten(-2).cpu().numpy()  # torch.quantile fails above 2**24 pixels
-            low, high = np.percentile(values, _PERCENTILES, axis=-1)
-            pixels = pixels.clamp(*(torch.from_numpy(cut)[..., None, None] for cut in (low, high)))
+            limits = np.percentile(values, _PERCENTILES, axis=-1)
+            cuts = [torch.from_numpy(limit)[..., None, None] for limit in limits]
+            pixels = pixels.clamp(*cuts)
         mean = _mean(pixels)
         std = _mean((pixels - mean).square()).sqrt()
-        return ((pixels - mean) / _divisor(mean, std)).float()
+        return mean, _divisor(mean, std), *cuts
 
     def __str__(self) -> str:
         if self.method != "given":
@@ -68,19 +79,35 @@ def normalization_from_sums(
     return Normalization(mean=mean.tolist(), std=_divisor(mean, std).tolist())
 
 
-def normalize(normalization: Normalization, image: Tensor) -> Tensor:
-    """Normalise an image (C, H, W); missing pixels, which are NaN, become 0, the mean."""
+def normalize(
+    normalization: Normalization, image: Tensor, statistics: Sequence[Tensor] = ()
+) -> Tensor:
+    """Normalise an image (C, H, W); missing pixels, which are NaN, become 0, the mean.
+
+    `statistics` are the `image_statistics` of the image that this one is a window of.
+    """
+    statistics = statistics or image_statistics(normalization, image)
+    normalised: Tensor = normalization(image, statistics)
     missing = image.isnan()
-    if not missing.any():
-        normalised: Tensor = normalization(image)
-        return normalised
+    return torch.where(missing, torch.zeros(()), normalised) if missing.any() else normalised
+
+
+def image_statistics(normalization: Normalization, image: Tensor) -> tuple[Tensor, ...]:
+    """Compute the statistics of an image (C, H, W) that its normalization needs, if any.
+
+    Missing pixels, which are NaN, do not count.
+    """
     if normalization.method == "given":
-        return torch.where(missing, torch.zeros(()), normalization(image))
-    result = torch.zeros_like(image)
-    for i, known in enumerate(~missing):  # whose statistics are those of the other pixels
-        if known.any():
-            result[i][known] = normalization(image[i][known][None, None])[0, 0]
-    return result
+        return ()
+    pixels, missing = image.double(), image.isnan()
+    if not missing.any():
+        return normalization.statistics(pixels)
+    channels = []
+    for channel, unknown in zip(pixels, missing, strict=True):
+        # Without any pixel the statistics do not matter.
+        known = channel[~unknown] if not unknown.all() else torch.zeros(1).double()
+        channels.append(normalization.statistics(known[None, None]))
+    return tuple(torch.cat(each) for each in zip(*channels, strict=True))
 
 
 def _mean(pixels: Tensor) -> Tensor:

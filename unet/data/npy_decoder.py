@@ -42,6 +42,7 @@ class NpyDecoder:
             mode={1: "grey", 3: "RGB"}.get(bands, f"{bands} bands"),
             pages=len(self._array),
             axes=axes,
+            has_windows=True,
         )
 
     def read(self, page: int, window: Window | None) -> Pixels:

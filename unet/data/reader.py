@@ -1,18 +1,22 @@
 """A pair of files -> image, class ids and pixel weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from unet.data.border_weights import Border, border_weights, separate_cells
 from unet.data.classes import IGNORE_INDEX, ClassMap
-from unet.data.image_io import missing_pixels, read_image, to_float
-from unet.data.image_types import DEFAULT_OPTIONS, ReadOptions
+from unet.data.image_io import missing_pixels, read_header, read_image, to_float
+from unet.data.image_types import DEFAULT_OPTIONS, ReadOptions, Window
 from unet.data.label_images import number_objects
 from unet.data.masks import read_class_masks, read_label_image, read_mask
 from unet.data.pairing import Pair
 from unet.data.resize import resize_area, resize_nearest, scaled_size
+from unet.runtime.optional import is_installed
+
+# To read a smaller image whole takes no longer than to open its file for windows.
+_SMALLEST_IN_WINDOWS = 1024 * 1024  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +43,48 @@ class PairReader:
         weights = border_weights(cells, self.border.weight, self.border.sigma)
         return image, ids, weights.astype(np.float16)  # three digits are enough
 
-    def read(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    def window_size(self, pair: Pair) -> tuple[int, int] | None:
+        """Return the size of a large image whose files are best read in windows, otherwise None."""
+        if (
+            self.scale != 1
+            or self.border is not None
+            or not is_installed("imagecodecs", "tifffile")
+        ):
+            return None
+        sizes = set()
+        for path in (*pair.images, *pair.masks):
+            header = read_header(path, replace(self.options, windows=True))
+            is_large = header.size[0] * header.size[1] >= _SMALLEST_IN_WINDOWS
+            has_windows = is_large and header.has_windows and header.orientation == 1
+            sizes.add(header.size if has_windows else None)
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def read(self, pair: Pair, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read an image (C, H, W) as `read_image`, and class ids (H, W) uint8.
 
         Missing pixels of the image have the id `IGNORE_INDEX`. With a scale, the image is resized
-        by area averages and the ids by the nearest pixel.
+        by area averages and the ids by the nearest pixel. A window needs a `window_size`.
         """
-        image, ids = self._read_whole(pair)
+        image, ids = self._read_unscaled(pair, window)
         if self.scale == 1:
             return image, ids
         size = scaled_size((ids.shape[0], ids.shape[1]), self.scale)
         resized = resize_area(torch.from_numpy(to_float(image)), size)
         return resized.numpy(), resize_nearest(ids, size)
 
-    def _read_whole(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
-        image = read_image(pair.images, self.in_channels, pair.page, self.options)
+    def _read_unscaled(self, pair: Pair, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+        options = replace(self.options, windows=window is not None)
+        image = read_image(pair.images, self.in_channels, pair.page, options, window)
         size, classes = (image.shape[1], image.shape[2]), self.classes
         missing = missing_pixels(image)
         if self.mask_per_class:
             names, tolerance = classes.names[1:], classes.tolerance
-            ids = read_class_masks(pair.masks, names, tolerance, size, pair.page, self.options)
+            ids = read_class_masks(pair.masks, names, tolerance, size, pair.page, options, window)
             if missing is not None:
                 ids[missing] = IGNORE_INDEX
             return image, ids
-        return image, read_mask(pair.masks[0], classes, size, pair.page, self.options, missing)
+        mask = pair.masks[0]
+        return image, read_mask(mask, classes, size, pair.page, options, missing, window)
 
     def cells(self, pair: Pair, ids: np.ndarray) -> np.ndarray:
         """Number the cells (H, W), 0 between them: from the border's classes or a label image."""

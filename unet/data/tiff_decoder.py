@@ -77,8 +77,7 @@ class TiffDecoder:
         palette = None
         if page.photometric == 3 and page.colormap is not None and page.dtype.kind == "u":
             palette = (page.colormap.T >> 8).astype(np.uint8)
-        extra = page.extrasamples
-        bits = page.bitspersample
+        extra, bits = page.extrasamples, page.bitspersample
         self.header = Header(
             size=(sizes["Y"], sizes["X"]),
             dtype=np.dtype(page.dtype),
@@ -92,6 +91,7 @@ class TiffDecoder:
             orientation=int(page.tags.valueof(_ORIENTATION, 1)),
             palette=palette,
             has_mask=self._mask is not None,
+            has_windows=page.is_tiled or self._series.dataoffset is not None,
             has_place=any(tag in page.tags for tag in PLACE_TAGS),
         )
 

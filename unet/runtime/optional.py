@@ -18,9 +18,9 @@ _EXTRAS = {
 }
 
 
-def is_installed(package: str) -> bool:
-    """Whether a package can be imported."""
-    return find_spec(package) is not None
+def is_installed(*packages: str) -> bool:
+    """Whether all packages can be imported."""
+    return all(find_spec(package) is not None for package in packages)
 
 
 def import_extra(module: str, feature: str, extra: str | None = None) -> ModuleType:
