@@ -76,6 +76,34 @@ def test_one_folder_per_image_or_patient_is_recognised(
     assert len(pairing.files) == count
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "images", "masks"),
+    [
+        ("case{:02}/imaging/{}.png", "case{:02}/masks/{}.png", "{case}/imaging", "{case}/masks"),
+        (
+            "case{:02}/scan/{}.png",
+            "case{:02}/gt/{}_mask.png",
+            "{case}/scan",
+            "{case}/gt/{stem}_mask",
+        ),
+        ("p{}/img_{}.png", "p{}/seg_{}.png", "{case}/img_{stem}", "{case}/seg_{stem}"),
+        ("s{0}/t{0}/img/{1}.png", "s{0}/t{0}/seg/{1}.png", "{case}/img", "{case}/seg"),
+        ("images/p{}/s{}.png", "masks/p{}/s{}_seg.png", "images", "masks/{stem}_seg"),
+        ("a{}/b{}/image.png", "a{}/b{}/mask.png", "{stem}/image", "{stem}/mask"),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 20])
+def test_cases_with_equal_names_are_kept_apart(
+    tmp_path: Path, image: str, mask: str, images: str, masks: str, count: int
+) -> None:
+    for case in range(count):
+        for i in range(3):
+            write(tmp_path, image.format(case, i), mask.format(case, i))
+    pairing = find_pairings(tmp_path)[0]
+    assert (pairing.images, pairing.masks) == (images, masks)
+    assert len(pairing.files) == 3 * count
+
+
 def test_the_slices_of_several_patients_are_not_mixed(tmp_path: Path) -> None:
     """Folders alone do not tell which of a patient's images and masks belong together."""
     for name in ("ann", "ben", "cid", "dan"):

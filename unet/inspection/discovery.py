@@ -1,12 +1,11 @@
 """A folder without a config -> patterns that look like those of images and their masks."""
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from itertools import combinations
-from os.path import splitext
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,25 +15,27 @@ from unet.data.image_file import OUT_OF_RESOURCES
 from unet.data.image_io import read_header, read_stored
 from unet.data.image_types import SUFFIXES
 from unet.data.pairing import list_files
+from unet.inspection.file_groups import Group, group_by_folder, group_by_stem, split_name
 from unet.runtime.progress import show_progress
 
-_MAX_FOLDERS = 12
-"""Folders, or groups of similar folders, that are compared; the largest are."""
-
 # The prefix of a stem, the core that image and mask have in common, and the suffix.
-_STEM_PARTS = (
-    r"(\D*)(\d.*)()",  # img_7 and mask_7
-    r"()(.*\d)(\D*)",  # 7_img and 7_mask
-    r"()(.*?)([-_ ][^-_ /]*)",  # train-volume and train-labels
-    r"()(.*?)([-_ ][^-_ /]*[-_ ][^-_ /]*)",  # town_8bit and town_fine_ids
-    r"()([^/]+)(/.*)",  # 7/image and 7/mask
+_STEM_PARTS = tuple(
+    re.compile(one)
+    for one in (
+        r"(\D*)(\d.*)()",  # img_7 and mask_7
+        r"()(.*\d)(\D*)",  # 7_img and 7_mask
+        r"()(.*?)([-_ ][^-_ /]*)",  # train-volume and train-labels
+        r"()(.*?)([-_ ][^-_ /]*[-_ ][^-_ /]*)",  # town_8bit and town_fine_ids
+        r"()([^/]+)(/.*)",  # 7/image and 7/mask
+        r"()(.+)(/[^/]+)",  # north/7/image and north/7/mask
+    )
 )
+_SAMPLE = 8
+"""Stems of a group that are compared with all stems of another one."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-Files = dict[str, str]
-"""Stem -> path."""
 Affixes = tuple[str, str, str, str]
 """Prefix and suffix of the stems of one group of files, and of another group."""
 
@@ -46,6 +47,7 @@ class Pairing:
     images: str
     masks: str
     files: dict[str, tuple[str, str]]
+    count_single: Callable[[], int]  # files that the patterns describe, but that are in no pair
 
 
 def find_pairings(root: Path) -> list[Pairing]:
@@ -59,21 +61,26 @@ def find_pairings(root: Path) -> list[Pairing]:
     """
     prefix = f"{root.as_posix().rstrip('/')}/" if root != Path() else ""
     # Sorted, because the order in which a disk lists files varies.
-    paths = sorted(path for path in list_files(root) if _split_ending(path)[1].lower() in SUFFIXES)
-    names = [path.removeprefix(prefix) for path in paths]
-    folders, whole = _group_by_folder(prefix, names), _by_stem(prefix, "", names)
-    groups = {**folders, **whole}
+    paths = sorted(path for path in list_files(root) if path.lower().endswith(tuple(SUFFIXES)))
+    files = [split_name(path.removeprefix(prefix)) for path in paths]
+    folders = group_by_folder(prefix, files)
+    whole = [*group_by_stem(prefix, "", files)]
 
-    def pairs_of(patterns: Iterable[str]) -> Iterator[tuple[str, str]]:
+    def pairs_of(groups: Iterable[Group]) -> Iterator[tuple[Group, Group]]:
         # The smaller group first: there are no more images than masks.
-        return combinations(sorted(patterns, key=lambda one: len(groups[one])), 2)
+        return combinations(sorted(groups, key=lambda one: len(one.files)), 2)
 
     found: dict[tuple[str, str], Pairing] = {}
+    groups = [*folders, *whole]
     candidates = [*pairs_of(folders), *zip(groups, groups, strict=True), *pairs_of(whole)]
     for one, other in show_progress(candidates, "compare folders", "pair"):
-        for affixes in _find_affixes(groups[one], groups[other]):
-            pairing = _pair((one, groups[one]), (other, groups[other]), affixes)
-            if pairing is not None and (pairing.masks, pairing.images) not in found:
+        enough: set[Affixes] = set()
+        for affixes in _find_affixes(one, other):
+            shorter = _without_common(affixes)
+            if shorter in enough or (pairing := _pair(one, other, affixes)) is None:
+                continue
+            enough.add(shorter)
+            if (pairing.masks, pairing.images) not in found:
                 found[pairing.images, pairing.masks] = pairing
     # Among equals a plain path comes first, because its stems tell folders apart.
     pairings = list(_tell_masks_from_images(found.values()))
@@ -84,7 +91,15 @@ def find_pairings(root: Path) -> list[Pairing]:
             "but neither looks like masks, in which most pixels equal their neighbours, and the "
             "other like images; replace the masks, or write the config by hand if they are right"
         )
-    return sorted(pairings, key=lambda one: (-len(one.files), "*" in one.images + one.masks))
+
+    def is_special(pairing: Pairing) -> tuple[bool, bool]:
+        patterns = pairing.images, pairing.masks
+        return (
+            any(re.search(r"\*|\{case\}", one) for one in patterns),
+            any(split_name(one)[2].lower() in SUFFIXES for one in patterns),
+        )
+
+    return sorted(pairings, key=lambda one: (-len(one.files), is_special(one)))
 
 
 def read_each(
@@ -101,129 +116,104 @@ def read_each(
                 failures.append(error)
 
 
-def _group_by_folder(prefix: str, names: Sequence[str]) -> dict[str, Files]:
-    """Pattern -> files, of single folders and of folders with similar paths."""
-    by_folder: defaultdict[str, list[str]] = defaultdict(list)
-    for name in names:
-        by_folder[name.rpartition("/")[0]].append(name)
-    numbered = Counter(re.sub(r"\d+", "*", folder) for folder in by_folder)
-    similar = Counter(pattern for folder in by_folder for pattern in _with_star(folder))
-    # The ways to group folders: each gives patterns with their files.
-    ways: defaultdict[str | int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for folder, files in by_folder.items():
-        pattern = re.sub(r"\d+", "*", folder)
-        if numbered[pattern] > 1:
-            ways["numbered"][pattern] += files
-        else:
-            ways["deep" if "/" in folder else "flat"][folder] += files
-        if "/" in folder:
-            ways["top"][folder.partition("/")[0]] += files
-        for component, pattern in enumerate(_with_star(folder)):
-            if similar[pattern] > 2:  # two folders are rather train and val
-                ways[component][pattern] += files
-    groups: dict[str, Files] = {}
-    seen: set[tuple[str, ...]] = set()
-    for way in ways.values():
-        for pattern in sorted(way, key=lambda one: -len(way[one]))[:_MAX_FOLDERS]:
-            if tuple(way[pattern]) not in seen:
-                seen.add(tuple(way[pattern]))
-                groups.update(_by_stem(prefix, pattern, way[pattern]))
-    return groups
-
-
-def _with_star(folder: str) -> list[str]:
-    """A path with a star in place of one component, for each component."""
-    parts = folder.split("/") if folder else []
-    return ["/".join([*parts[:i], "*", *parts[i + 1 :]]) for i in range(len(parts))]
-
-
-def _by_stem(prefix: str, folder: str, names: Sequence[str]) -> dict[str, Files]:
-    """Pattern -> files, of all files of a folder and of those with the same ending."""
-    groups = {}
-    endings = sorted({_split_ending(name)[1] for name in names})
-    for ending in ["", *endings] if len(endings) > 1 else [""]:
-        files = [name for name in names if name.endswith(ending)]
-        start = len(folder) + bool(folder)
-        within = [one.rpartition("/")[2] if "*" in folder else one[start:] for one in files]
-        stems = [_split_ending(one)[0] for one in within]
-        # A few doubled files are errors to report; many show that endings tell files apart.
-        if len(stems) - len(set(stems)) <= 0.12 * len(stems):
-            pattern = f"{folder}/{{stem}}{ending}" if folder else f"{{stem}}{ending}"
-            groups[pattern] = dict(zip(stems, (f"{prefix}{one}" for one in files), strict=True))
-    return groups
-
-
-def _split_ending(name: str) -> tuple[str, str]:
-    return splitext(name)  # noqa: PTH122 (ten times as fast as Path, for hundreds of thousands)
-
-
-def _find_affixes(ones: Files, others: Files) -> Iterator[Affixes]:
+def _find_affixes(one: Group, other: Group) -> Iterator[Affixes]:
     """Yield affixes without which most stems of two groups are the same."""
-    if ones is not others:
+    if one is not other:
         yield "", "", "", ""
-        if len(ones.keys() & others.keys()) >= 0.9 * max(len(ones), len(others)):
+        largest = max(len(one.files), len(other.files))
+        if len(one.files.keys() & other.files.keys()) >= 0.9 * largest:
             return  # no affixes are needed
     candidates: Counter[Affixes] = Counter()
-    some = sorted(ones)[:: max(1, len(ones) // 8)]
-    for stem in some:
-        for other in others:
-            if stem != other and stem in other:  # 7 and 7_mask
-                before, _, after = other.partition(stem)
-                candidates["", "", before, after] += 1
-            elif stem != other and other in stem:
-                before, _, after = stem.partition(other)
-                candidates[before, after, "", ""] += 1
-    slices = _find_slices(ones) | _find_slices(others)
-    by_core: defaultdict[str, list[re.Match[str]]] = defaultdict(list)
-    for mine in _split_stems(some):
-        by_core[mine[2]].append(mine)
-    for theirs in _split_stems(others):
-        for mine in by_core.get(theirs[2], ()):
+    for case, stem in sorted(one.files)[:: max(1, len(one.files) // _SAMPLE)]:
+        mine, theirs = one.stems(case), other.stems(case)
+        for longer in theirs.containing(stem):  # 7 and 7_mask
+            before, _, after = longer.partition(stem)
+            candidates["", "", before, after] += 1
+        for shorter in {stem[i:j] for j in range(len(stem) + 1) for i in range(j)} & theirs:
+            before, _, after = stem.partition(shorter)
+            candidates[before, after, "", ""] += 1
+        for before, core, after in _split_stem(stem):
             # A folder does not tell which of its several slices belong together.
-            ambiguous = mine[3].startswith("/") and mine[0] in slices and theirs[0] in slices
-            if mine[0] != theirs[0] and not ambiguous:
-                candidates[mine[1], mine[3], theirs[1], theirs[3]] += 1
-    yield from (affixes for affixes, _ in candidates.most_common(16))
+            is_slice = after.startswith("/") and mine.has_slices(core, after)
+            for partner in theirs.containing(core) if core else ():
+                for their_before, their_core, their_after in _split_stem(partner):
+                    if their_core == core and partner != stem:
+                        if is_slice and theirs.has_slices(core, their_after):
+                            continue
+                        candidates[before, after, their_before, their_after] += 1
+    del candidates["", "", "", ""]
+    likely = [affixes for affixes, _ in candidates.most_common(16)]
+    yield from sorted(likely, key=lambda affixes: affixes != _without_common(affixes))
 
 
-def _split_stems(stems: Iterable[str]) -> Iterator[re.Match[str]]:
-    for expression in _STEM_PARTS:
-        yield from filter(None, (re.fullmatch(expression, stem) for stem in stems))
+def _without_common(affixes: Affixes) -> Affixes:
+    """Affixes without those that are the same in both names."""
+    before, after, other_before, other_after = affixes
+    if before == other_before:
+        before = other_before = ""
+    if after == other_after:
+        after = other_after = ""
+    return before, after, other_before, other_after
 
 
-def _find_slices(stems: Iterable[str]) -> set[str]:
-    """The stems that differ only in numbers from another one in the same folder."""
-    similar: defaultdict[str, list[str]] = defaultdict(list)
-    for stem in stems:
-        folder, slash, rest = stem.partition("/")
-        similar[folder + slash + re.sub(r"\d+", "#", rest)].append(stem)
-    return {stem for group in similar.values() if len(group) > 1 for stem in group}
+@lru_cache(maxsize=10_000)
+def _split_stem(stem: str) -> tuple[tuple[str, str, str], ...]:
+    """The ways to split a stem into prefix, core and suffix."""
+    matches = filter(None, (expression.fullmatch(stem) for expression in _STEM_PARTS))
+    return tuple(dict.fromkeys((match[1], match[2], match[3]) for match in matches))
 
 
-def _pair(one: tuple[str, Files], other: tuple[str, Files], affixes: Affixes) -> Pairing | None:
+def _pair(one: Group, other: Group, affixes: Affixes) -> Pairing | None:
     """Pair two groups of files by these affixes, if nearly all of the first have a partner."""
     before, after, other_before, other_after = affixes
-    files: dict[str, tuple[str, str]] = {}
-    candidates = 0
-    for stem, path in one[1].items():
-        if not (stem.startswith(before) and stem.endswith(after)):
-            continue
-        core = stem[len(before) : len(stem) - len(after)]
-        if one[0] == other[0] and after == "" and stem.endswith(other_after) and other_after:
-            continue  # the file is a mask itself
-        candidates += 1
-        partner = other[1].get(f"{other_before}{core}{other_after}")
-        if core and partner is not None and partner != path:
-            files[core] = (path, partner)
-    images = one[0].replace("{stem}", f"{before}{{stem}}{after}")
-    masks = other[0].replace("{stem}", f"{other_before}{{stem}}{other_after}")
+    images = one.pattern.replace("{stem}", f"{before}{{stem}}{after}")
+    masks = other.pattern.replace("{stem}", f"{other_before}{{stem}}{other_after}")
+    if images == masks:
+        return None
+
+    def pair(keys: Iterable[tuple[str, str]]) -> tuple[int, dict[str, tuple[str, str]]]:
+        files: dict[str, tuple[str, str]] = {}
+        candidates = 0
+        for case, stem in keys:
+            if not (stem.startswith(before) and stem.endswith(after)):
+                continue
+            core = stem[len(before) : len(stem) - len(after)]
+            if (
+                one.pattern == other.pattern
+                and not after
+                and other_after
+                and stem.endswith(other_after)
+            ):
+                continue  # the file is a mask itself
+            candidates += 1
+            partner = other.files.get((case, f"{other_before}{core}{other_after}"))
+            path = one.files[case, stem]
+            if core and partner is not None and partner != path:
+                files["/".join([case, core]) if case else core] = (path, partner)
+        return candidates, files
+
+    keys = [*one.files]
+    if len(keys) > 2000:  # a sample shows soon that names do not correspond
+        candidates, files = pair(keys[:: len(keys) // 500])
+        if len(files) < 0.7 * candidates:
+            return None
+    candidates, files = pair(keys)
     # One file in a folder proves nothing; one without a partner disproves nothing.
     enough = 0.9 * candidates if candidates < 5 else min(0.9 * candidates, candidates - 1)
-    enough = max(1 + after.startswith("/"), enough)
-    if len(files) < enough or images == masks:
+    if len(files) < max(1 + after.startswith("/"), enough):
         return None
+
+    def count_single() -> int:
+        described = {
+            path
+            for group, start, end in ((one, before, after), (other, other_before, other_after))
+            for (_, stem), path in group.files.items()
+            if stem.startswith(start) and stem.endswith(end)
+        }
+        return len(described) - 2 * len(files) + one.num_doubled + other.num_doubled
+
     images, masks = (re.sub(r"(^|/)\{stem\}$", "", one) or "." for one in (images, masks))
-    return Pairing(images=images, masks=masks, files=files)
+    return Pairing(images=images, masks=masks, files=files, count_single=count_single)
 
 
 def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
@@ -243,7 +233,7 @@ def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
             continue
         if second < first:
             swapped = {stem: (b, a) for stem, (a, b) in pairing.files.items()}
-            pairing = Pairing(images=pairing.masks, masks=pairing.images, files=swapped)
+            pairing = replace(pairing, images=pairing.masks, masks=pairing.images, files=swapped)
         yield pairing
 
 

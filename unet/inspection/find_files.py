@@ -87,7 +87,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     largest = [one for one in candidates if len(one.files) == len(candidates[0].files)]
     best = largest[0]
     if len(largest) > 1:
-        best = min(largest[:4], key=lambda one: len(find_pairs(root, [one.images], one.masks)[1]))
+        best = min(largest, key=lambda one: one.count_single())
     enough = 0.9 * len(best.files)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     # A pattern that leaves out some of the same masks is no other set of masks.
