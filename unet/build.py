@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from unet.config.data_schema import FixedNormalizationConfig
 from unet.config.schema import Config
@@ -17,6 +18,7 @@ from unet.data.augmentation import Augmentation
 from unet.data.border_weights import Border
 from unet.data.cache import DecodedCache
 from unet.data.classes import ClassMap
+from unet.data.custom_transform import Transform
 from unet.data.dataset import SegmentationDataset
 from unet.data.image_types import ReadOptions
 from unet.data.normalization import Normalization
@@ -31,6 +33,7 @@ from unet.data.splits import (
     split_randomly,
 )
 from unet.data.table import read_table
+from unet.models.custom import CustomLoss, CustomNetwork, LossFunction, Network
 from unet.models.losses import SegmentationLoss
 from unet.models.unet import UNet
 from unet.models.weights import encoder_normalization
@@ -235,6 +238,7 @@ def build_dataset(
     normalization: Normalization,
     sizes: np.ndarray,
     num_bytes: np.ndarray,
+    transform: Transform | None = None,
 ) -> SegmentationDataset:
     """Return the data set of training samples, with its cache.
 
@@ -245,6 +249,7 @@ def build_dataset(
         normalization: applied to each image.
         sizes: height and width of each pair, (N, 2), for the cache.
         num_bytes: size of each decoded pair, (N,), for the cache.
+        transform: of the user, applied before the augmentation.
     """
     sampling, names = config.sampling, reader.classes.names
     # Each process of a machine has its own cache.
@@ -259,16 +264,24 @@ def build_dataset(
         rare_classes=[names.index(name) for name in sampling.rare_classes],
         rare_fraction=sampling.rare_fraction,
         cache=DecodedCache(pairs, reader, sizes, num_bytes, limit),
+        transform=transform,
     )
 
 
-def build_network(config: Config, device: torch.device) -> UNet:
-    """Return the network with random weights on a device."""
-    net = UNet(
-        **vars(config.model),
-        num_classes=len(config.data.classes),
-        activation_checkpointing=config.train.activation_checkpointing,
-    )
+def build_network(
+    config: Config, device: torch.device, network: nn.Module | None = None
+) -> Network:
+    """Return the network on a device: with random weights, or the user's as it is."""
+    net: Network
+    num_classes = len(config.data.classes)
+    if network is not None:
+        net = CustomNetwork(network, config.model.in_channels, num_classes)
+    else:
+        net = UNet(
+            **vars(config.model),
+            num_classes=num_classes,
+            activation_checkpointing=config.train.activation_checkpointing,
+        )
     return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload,no-any-return]
 
 
@@ -277,8 +290,15 @@ def memory_format(config: Config) -> torch.memory_format:
     return torch.channels_last if config.train.channels_last else torch.contiguous_format
 
 
-def build_loss(config: Config, class_pixels: np.ndarray) -> SegmentationLoss:
-    """Return the loss; `class_pixels` (K,) counts the training pixels, for balanced weights."""
+def build_loss(
+    config: Config, class_pixels: np.ndarray, loss: LossFunction | None = None
+) -> SegmentationLoss | CustomLoss:
+    """Return the loss of the config, or the user's.
+
+    `class_pixels` (K,) counts the training pixels, for balanced weights.
+    """
+    if loss is not None:
+        return CustomLoss(loss)
     arguments = dict(vars(config.loss))
     del arguments["border"]  # border weights come with the samples
     if config.loss.class_weights == "balanced":
@@ -288,11 +308,12 @@ def build_loss(config: Config, class_pixels: np.ndarray) -> SegmentationLoss:
     return SegmentationLoss(**arguments)
 
 
-def build_optimizer(config: Config, net: UNet) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, net: Network) -> torch.optim.Optimizer:
     """Return the optimizer; with `optimizer.encoder_lr` the encoder is its second group."""
     settings = config.optimizer
     groups: list[dict[str, Any]] = [{"params": list(net.parameters())}]
     if settings.encoder_lr is not None:
+        assert isinstance(net, UNet)  # a custom network has no encoder that the config knows
         encoder = list(net.encoder.backbone.parameters())
         modules = net.encoder.stem, net.decoder, net.head
         rest = [parameter for module in modules for parameter in module.parameters()]

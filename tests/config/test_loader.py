@@ -2,6 +2,7 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from helpers import small_config
@@ -294,3 +295,38 @@ def test_what_is_missing_comes_with_an_example(tmp_path: Path) -> None:
         "{background: 0, cell: 255}",
         "data.validation: missing, expected a choice of validation images, such as {fraction: 0.2}",
     ]
+
+
+def test_settings_are_changed_by_keywords_dicts_and_dotted_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(
+        "data: {root: somewhere, classes: {a: 0, b: 1}, validation: {fraction: 0.2}}\n"
+        "train: {epochs: 5, batch_size: 8}\n"
+    )
+    for config in (
+        load_config(path, name="b", train={"epochs": 2}, data={"classes": {"x": 0, "y": 3}}),
+        load_config(path, {"name": "b", "train.epochs": 2, "data.classes": {"x": 0, "y": 3}}),
+        load_config(path, ["name=b", "train.epochs=2"], data={"classes": {"x": 0, "y": 3}}),
+        load_config(yaml.safe_load(path.read_text()) | {"name": "b"}, **{"train.epochs": 2}),
+    ):
+        assert config.name == "b"
+        assert config.train.epochs == 2
+        assert config.train.batch_size == 8  # the rest of a section stays
+    assert load_config(path, data={"classes": {"x": 0, "y": 3}}).data.classes == {"x": 0, "y": 3}
+    config = load_config(path, data={"root": tmp_path}, train={"seed": np.int64(3)})
+    assert config.data.root == str(tmp_path)
+    assert config.train.seed == 3
+
+
+def test_wrong_changes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {root: d, classes: {a: 0, b: 1}, validation: {fraction: 0.2}}\n")
+    for changes, error, problem in (
+        ({"train": {"epoch": 2}}, ValueError, "train.epoch=2: unknown.*did you mean train.epochs"),
+        ({"train.epochs": "many"}, ValueError, "train.epochs=many: got the text 'many'"),
+        ({"train": 5}, ValueError, "train=5: got 5, expected a section"),
+        ("train.epochs=5", TypeError, "overrides: got 'train.epochs=5', expected a dict such as"),
+        (5, TypeError, "overrides: got 5, expected a dict"),
+    ):
+        with pytest.raises(error, match=problem):
+            load_config(path, changes)

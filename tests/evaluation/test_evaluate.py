@@ -23,7 +23,6 @@ from unet.evaluation.evaluate import evaluate
 from unet.evaluation.measure import OBJECT_MEASURES
 from unet.evaluation.results import UnwrittenError
 from unet.evaluation.scoring import score_pairs
-from unet.inference.predict import Options
 from unet.inference.tta import TtaMode
 from unet.inspection.check import check_data
 from unet.metrics.instances import average_precision
@@ -39,7 +38,7 @@ def counted_by_hand(checkpoint: Path, pairs: list, tta: tuple[TtaMode, ...] = ()
     for pair in pairs:
         with Image.open(pair.masks[0]) as mask:
             truth = (np.asarray(mask) == 200).astype(int)
-        np.add.at(matrix, (truth, predict(model, pair.images[0], Options(tta=tta))), 1)
+        np.add.at(matrix, (truth, predict(model, pair.images[0], tta=tta)), 1)
     return matrix
 
 
@@ -329,10 +328,10 @@ def test_objects_at_thresholds_are_those_of_masks_predicted_with_them(
     pairs = find_pairs(Path(), [new["images"]], new["masks"])[0]
     class_id = 0 if objects == "ground" else 1
     for row in rows[::3]:
-        predict_options = Options(threshold=float(row["threshold"]), tta=tta)
+        threshold = float(row["threshold"])
         measured = []
         for pair in pairs[:4]:  # the last one is ignored
-            mask = predict(model, pair.images[0], predict_options) == class_id
+            mask = predict(model, pair.images[0], threshold=threshold, tta=tta) == class_id
             with Image.open(pair.masks[0]) as file:
                 truth = (np.asarray(file) == 200).astype(int) == class_id
             objects_found, true_objects = map(connected_components, (mask, truth))

@@ -287,7 +287,7 @@ def test_a_threshold_applies_to_the_probability_of_the_second_class(
     pixels = torch.from_numpy(to_float(read_image(image, 1)))
     foreground = model.logits(pixels).softmax(0)[1].numpy()
     for threshold in (0.0, 0.3, 0.9):
-        ids = predict(model, image, Options(threshold=threshold))
+        ids = predict(model, image, threshold=threshold)
         assert np.array_equal(ids, foreground >= threshold)
     with pytest.raises(ValueError, match=r"^threshold: got 1\.5, expected 0 to 1"):
         Options(threshold=1.5)
@@ -301,7 +301,7 @@ def test_a_threshold_needs_two_classes(tmp_path: Path) -> None:
     data = replace(model.config.data, classes={"a": 0, "b": 1, "c": 2})
     model = replace(model, config=replace(model.config, data=data))
     with pytest.raises(ValueError, match=r"^threshold: got a model of 3 classes, expected one of"):
-        predict(model, np.zeros((20, 20), np.uint8), Options(threshold=0.5))
+        predict(model, np.zeros((20, 20), np.uint8), threshold=0.5)
 
 
 def test_small_objects_are_removed_and_the_others_numbered(
@@ -311,7 +311,7 @@ def test_small_objects_are_removed_and_the_others_numbered(
     raw = predict(model, image)
     for settings in ({"min_size": 3}, {"keep_largest": True}):
         options = Options(instances=True, **settings)
-        ids = predict(model, image, options)
+        ids = predict(model, image, **settings)
         assert np.array_equal(ids, clean(raw, **settings))
         assert not np.array_equal(ids, raw)
         predict_files([checkpoint], [str(image)], Path("out"), options, overwrite=True)
@@ -492,7 +492,12 @@ def test_wrong_arguments_are_named(checkpoint: Path) -> None:
         (lambda: predict(None, image), TypeError, "^model: got None, expected a model from load"),
         (lambda: predict(model.net, image), TypeError, "^model: got an object of type UNet"),
         (lambda: predict("nowhere.pt", image), FileNotFoundError, "nowhere.pt"),
-        (lambda: predict(model, image, "flips"), TypeError, "^options: got an object of type str"),
+        (lambda: predict(model, image, tta="flips"), ValueError, "^tta: got 'flips', expected"),
+        (
+            lambda: predict(model, image, probabilities=True, min_size=3),
+            ValueError,
+            "^probabilities: got it with threshold, min_size or keep_largest",
+        ),
         (lambda: Options(tta=("flip",)), ValueError, r"^tta: got \('flip',\), expected .*flips, t"),
         (lambda: Options(tta="flips"), ValueError, "^tta: got 'flips', expected a list of some of"),
         (lambda: Options(threshold="0.5"), ValueError, "^threshold: got '0.5', expected 0 to 1"),

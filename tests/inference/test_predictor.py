@@ -158,7 +158,7 @@ def test_only_tiles_of_norms_with_statistics_of_the_image_are_blended(
 
 def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
     rewrite(checkpoint, model={})
-    with pytest.raises(ValueError, match=r"best\.pt: the weights do not fit the model"):
+    with pytest.raises(ValueError, match=r"best\.pt: the weights do not fit the network"):
         load_model(checkpoint)
 
 

@@ -44,10 +44,10 @@ def test_settings_reach_the_training_step(data_root: Path, monkeypatch: pytest.M
 def test_a_config_may_be_the_path_of_its_file(data_root: Path) -> None:
     settings = config_to_dict(make_config(data_root, "train.epochs=1", "train.previews=0"))
     Path("mine.yaml").write_text(yaml.safe_dump(settings))
-    for path in ("mine.yaml", Path("mine.yaml")):
-        assert (train(path, overwrite=True) / "best.pt").exists()
-    for other in (None, settings, 5):
-        with pytest.raises(TypeError, match=r"^config: got \w+, expected a Config or the path of"):
+    for given in ("mine.yaml", Path("mine.yaml"), settings):
+        assert (train(given, overwrite=True) / "best.pt").exists()
+    for other in (None, [settings], 5):
+        with pytest.raises(TypeError, match=r"^config: got \w+, expected a Config, the path of"):
             train(other)
 
 

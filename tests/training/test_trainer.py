@@ -179,7 +179,7 @@ def test_steps_that_float16_skips_are_counted(
 
 
 def test_float16_does_not_skip_forever(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(config: Config, device: torch.device) -> UNet:
+    def broken(config: Config, device: torch.device, _: None) -> UNet:
         net = build_network(config, device)
         net.head.weight.register_hook(lambda gradient: gradient * math.inf)
         return net

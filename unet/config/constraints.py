@@ -40,6 +40,7 @@ def find_conflicts(config: Config) -> list[Error]:
         _check_schedule,
         _check_memory,
         _check_run,
+        _check_custom,
     )
     found = [conflict for check in checks for conflict in check(config)]
     conflicts = [
@@ -206,7 +207,10 @@ def _check_encoder(config: Config) -> Iterator[Conflict]:
             ("train.freeze_encoder_epochs", train.freeze_encoder_epochs or None),
         ):
             if setting is not None:
-                yield name, setting, "a model.encoder from torchvision, such as resnet34"
+                expected = "a model.encoder from torchvision, such as resnet34"
+                if config.custom.network is not None:
+                    expected = "null with a network of your own"
+                yield name, setting, expected
         return
     num_levels = len(ENCODER_SPECS[model.encoder].channels)
     if len(model.widths) != num_levels:
@@ -323,3 +327,11 @@ def _check_run(config: Config) -> Iterator[Conflict]:
         yield "train", "activation_checkpointing and compile", "one of them"
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
         yield "train.device", repr(train.device), "auto, cpu, cuda or cuda:N"
+
+
+def _check_custom(config: Config) -> Iterator[Conflict]:
+    custom, train = config.custom, config.train
+    if custom.network is not None and train.activation_checkpointing:
+        yield "train.activation_checkpointing", "true", "false with a network of your own"
+    if custom.transform is not None and config.loss.border is not None:
+        yield "loss.border", "a transform of your own", "null, as it does not change the weights"

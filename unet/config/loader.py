@@ -2,33 +2,58 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import yaml
 
 from unet.config.constraints import find_conflicts
+from unet.config.data_schema import MayChange
 from unet.config.parsing import UNKNOWN, Error, describe_value, named_items, parse_section
 from unet.config.schema import Config
 from unet.config.suggestions import suggest
+from unet.config.values import changed_settings
 from unet.runtime.text import format_list, join_some, shorten
 
 _MAX_BYTES, _MAX_DEPTH, _MAX_VALUES = 500_000, 20, 100_000  # of a config
 _TOO_DEEP = f"is nested too deeply: expected at most {_MAX_DEPTH} levels"
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, change it by `section.key=value` overrides, and check all of it.
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changes of settings: words such as "train.epochs=5", or a dict.
+
+In a dict a dotted key such as "train.epochs" sets one setting, and the name of a section with a
+dict of its settings sets these.
+"""
+
+
+def load_config(
+    path: str | Path | Mapping[str, Any], changes: Overrides = (), /, **overrides: Any
+) -> Config:
+    """Read a YAML file, or take a dict with the same settings, change it, and check all of it.
+
+    `load_config("a.yaml", name="b", train={"epochs": 5}, **{"model.widths": [8, 16]})` changes four
+    settings.
+
+    Args:
+        path: the file or the dict.
+        changes: as words, as the command line takes them, or a dict.
+        overrides: further changes.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: with every error found, one per line.
     """
+    words = [*_list_overrides(changes), *_list_overrides(overrides)]
+    if isinstance(path, Mapping):
+        return _make_config(path, words, "config")
     if not isinstance(path, str | os.PathLike):
         raise TypeError(
-            f"config: got {type(path).__name__}, expected a Config or the path of a YAML file"
+            f"config: got {type(path).__name__}, expected a Config, the path of a YAML file or a "
+            "dict"
         )
     path = Path(path)
     if path.is_dir():
@@ -43,24 +68,46 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: got {describe_value(raw)}, expected sections such as 'data:'")
-    return config_from_dict({"name": path.stem, **raw}, overrides, where=str(path))
+    return _make_config({"name": path.stem, **raw}, words, str(path))
 
 
 def config_from_dict(
-    raw: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "config"
+    raw: Mapping[str, Any], overrides: Overrides = (), where: str = "config"
 ) -> Config:
     """Check a plain dict, as `config_to_dict` returns it, with overrides, as `load_config` does."""
+    return _make_config(raw, _list_overrides(overrides), where)
+
+
+def restore_config(raw: Mapping[str, Any], overrides: Overrides, where: str) -> Config:
+    """Make the config of a checkpoint, with overrides of settings that do not change the model.
+
+    Raises:
+        ValueError: if an override would change the model.
+    """
+    trained, config = config_from_dict(raw, (), where), config_from_dict(raw, overrides, where)
+    if changes := changed_settings(trained, config, MayChange.IN_USE):
+        raise ValueError(
+            f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
+        )
+    return config
+
+
+def overridden(overrides: Overrides) -> list[str]:
+    """List the dotted names of the settings or sections that overrides change."""
+    return [".".join(word.keys) for word in _list_overrides(overrides)]
+
+
+def _make_config(raw: Mapping[str, Any], words: Sequence["_Override"], where: str) -> Config:
     try:
         _check_size(raw, _items_of_value)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    words = [_parse_override(text) for text in overrides]
     for word in words:
         raw = _with_value(raw, word.keys, word.value)
     if isinstance(raw.get("data"), Mapping) and raw["data"].get("validation") == "none":
         raw = _with_value(raw, ["data", "validation"], {"none": True})
     errors: list[Error] = []
-    config = parse_section(Config, raw, "", errors)
+    config = parse_section(Config, _plain(raw), "", errors)
     if not errors and (errors := find_conflicts(config)) and words:
         where += f" with {join_some([word.shown for word in words])}"
     if errors:
@@ -152,6 +199,44 @@ class _Override:
     keys: list[str]
     value_text: str
     value: Any
+
+
+def _list_overrides(overrides: Overrides) -> list[_Override]:
+    """Parse overrides.
+
+    Raises:
+        TypeError: if it is neither a list of words nor a dict.
+        ValueError: if a word is no override.
+    """
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence | Mapping):
+        raise TypeError(
+            f"overrides: got {overrides!r:.100}, expected a dict such as {{'train.epochs': 5}}, or "
+            "a list of words such as 'train.epochs=5'"
+        )
+    if not isinstance(overrides, Mapping):
+        return [_parse_override(text) for text in overrides]
+    sections = {name for name, hint in get_type_hints(Config).items() if is_dataclass(hint)}
+    settings: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key in sections and isinstance(value, Mapping):
+            settings |= {f"{key}.{inner}": one for inner, one in value.items()}
+        else:
+            settings[str(key)] = value
+    return [
+        _Override(shorten(f"{key}={value}", 60), key.split("."), shorten(str(value)), value)
+        for key, value in settings.items()
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """Replace paths and NumPy's numbers by what a YAML file has for them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _parse_override(text: str) -> _Override:

@@ -234,6 +234,21 @@ class TilingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CustomConfig:
+    """Names of the parts that `unet.train` was called with in Python. It sets them itself.
+
+    A config with names cannot be trained without passing the same parts again.
+    """
+
+    # Class of the network, which replaces all settings of model except in_channels.
+    network: str | None = None
+    # Name of the loss, which replaces the section loss.
+    loss: str | None = None
+    # Name of the transform, which is applied to images and masks before augment.
+    transform: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """The sections of a config file, and two settings outside of any section."""
 
@@ -251,6 +266,7 @@ class Config:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig
     tiling: InUse[TilingConfig] = field(default_factory=TilingConfig)
+    custom: CustomConfig = field(default_factory=CustomConfig)
 
 
 def warmup_epochs(config: Config) -> float:
@@ -263,7 +279,7 @@ def tile_overlap(config: Config) -> int:
     """Return the minimum overlap of neighbouring tiles in pixels."""
     if config.tiling.overlap is not None:
         return config.tiling.overlap
-    if config.model.encoder != "none":
+    if config.model.encoder != "none" or config.custom.network is not None:
         return min(config.tiling.size) // 4
     geometry = config.model.geometry
     return geometry.exact_overlap or 2 * geometry.margin
@@ -272,4 +288,6 @@ def tile_overlap(config: Config) -> int:
 def tiles_blend(config: Config) -> bool:
     """Whether tiles are blended; otherwise they meet in the middle of the overlap."""
     exact = config.model.geometry.exact_overlap
-    return exact is None or (config.model.encoder != "none" and tile_overlap(config) < exact)
+    if exact is None or config.custom.network is not None:
+        return True
+    return config.model.encoder != "none" and tile_overlap(config) < exact

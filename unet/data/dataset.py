@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from unet.data.augmentation import Augmentation
 from unet.data.cache import DecodedCache
+from unet.data.custom_transform import Transform, apply_transform
 from unet.data.image_io import to_float
 from unet.data.image_types import Window, cut
 from unet.data.normalization import Normalization, image_statistics, normalize
@@ -49,6 +50,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     rare_classes: Sequence[int] = ()  # class ids that a fraction of the crops is drawn around
     rare_fraction: float = 0.0
     cache: DecodedCache | None = None  # of the same pairs
+    transform: Transform | None = None  # of the user, before the augmentation
     # By index of the pair. Each process computes them once.
     _window_sizes: dict[int, tuple[int, int] | None] = field(default_factory=dict, init=False)
     _known: dict[int, _Whole] = field(default_factory=dict, init=False)
@@ -87,6 +89,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     def _sample(self, pass_number: int, index: int) -> tuple[Tensor, ...]:
         i = index % len(self.pairs)
         source = self._open(i)
+        if self.transform is not None:
+            source = self._transform(source, pass_number, index)
+            self._known.pop(i, None)  # of the image after an earlier transform
         if self.augment is None:
             assert source.arrays is not None
             image, ids, *weights = self._to_tensors(source.arrays)
@@ -103,13 +108,22 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         """Decode a pair, unless samples of it are read in windows."""
         pair = self.pairs[i]
         is_cached = self.cache is not None and i < self.cache.num_cached
-        if self.augment is not None and not is_cached:
+        if self.augment is not None and self.transform is None and not is_cached:
             if i not in self._window_sizes:
                 self._window_sizes[i] = self.reader.window_size(pair)
             if (size := self._window_sizes[i]) is not None:
                 return _Source(pair, size, None)
         arrays = self.reader(pair) if self.cache is None else self.cache[i]
         return _Source(pair, (arrays[1].shape[0], arrays[1].shape[1]), arrays)
+
+    def _transform(self, source: _Source, pass_number: int, index: int) -> _Source:
+        assert self.transform is not None
+        assert source.arrays is not None
+        seed = np.random.SeedSequence([Stream.TRANSFORM, self.seed, pass_number, index])
+        number, num_classes = int(seed.generate_state(1)[0]), len(self.reader.classes.names)
+        pixels, ids = source.arrays
+        pixels, ids = apply_transform(self.transform, pixels, ids, number, num_classes)
+        return _Source(source.pair, (ids.shape[0], ids.shape[1]), (pixels, ids))
 
     def _cut(self, source: _Source, window: Window) -> tuple[np.ndarray, ...]:
         if source.arrays is None:

@@ -72,7 +72,16 @@ class _ErrorsAsSamples(Dataset[Any]):
 
 
 def _collate(samples: list[Any]) -> Any:
-    return next((s for s in samples if isinstance(s, Exception)), None) or default_collate(samples)
+    if errors := [sample for sample in samples if isinstance(sample, Exception)]:
+        return errors[0]
+    sizes = dict.fromkeys(s[0].shape[-2:] for s in samples if isinstance(s, tuple))
+    if len(sizes) > 1:  # after a transform of the user; `check_data` compares the files
+        shown = ", ".join(f"{height} x {width}" for height, width in sizes)
+        return ValueError(
+            f"augment.crop: got null for samples of {shown} pixels, expected one size within a "
+            "batch; set it, or crop in the transform"
+        )
+    return default_collate(samples)
 
 
 def _iterate(iterator: Iterator[Any]) -> Generator[Any, None, None]:

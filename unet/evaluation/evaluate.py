@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from unet.build import build_reader, list_pairs, list_validation_pairs
 from unet.checkpoint import find_checkpoint
+from unet.config.loader import Overrides
 from unet.config.values import flat_settings
 from unet.data.dataset import SegmentationDataset
 from unet.data.loader import worker_errors
@@ -41,7 +43,8 @@ def evaluate(
     objects: str | bool = False,
     thresholds: bool = False,
     tta: Sequence[TtaMode] = (),
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
+    network: nn.Module | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Summary:
@@ -63,7 +66,8 @@ def evaluate(
         thresholds: whether to score all thresholds on the probability of the second of two classes,
             and 19 of them with `objects`.
         tta: modes of test-time augmentation: flips, turns, scales.
-        overrides: changes to the config of the checkpoint, such as `data.root=DIR`.
+        overrides: changes to the config of the checkpoint, such as `{"data.root": DIR}`.
+        network: as in `load_model`.
         out: folder for the report, metrics.json and tables; None to write nothing.
         overwrite: whether to replace results in `out`.
 
@@ -80,7 +84,7 @@ def evaluate(
     if isinstance(checkpoint, str) or not isinstance(checkpoint, Sequence):
         checkpoint = [checkpoint]
     paths = [find_checkpoint(path) for path in checkpoint]
-    model = load_model(paths, overrides=overrides)
+    model = load_model(paths, overrides=overrides, network=network)
     object_class = _object_class(model, objects, thresholds)
     if out is not None:
         check_results(Path(out), overwrite)

@@ -80,6 +80,7 @@ def export(
     out: str | Path,
     output: Output = "probabilities",
     overwrite: bool = False,
+    network: nn.Module | None = None,
 ) -> float:
     """Write a model as ONNX or .pt2, after comparing the file with the model at three sizes.
 
@@ -93,6 +94,7 @@ def export(
         out: the file to write, ending in .onnx or .pt2.
         output: probabilities (N, K, H, W) float32, or classes, the class ids (N, H, W) int64.
         overwrite: whether to replace an existing file.
+        network: as in `load_model`.
 
     Returns:
         The difference between file and model, see `largest_difference`.
@@ -107,7 +109,7 @@ def export(
     if output not in get_args(Output):
         raise ValueError(f"output: got {output!r}, expected one of {', '.join(get_args(Output))}")
     _check_out(out, overwrite)
-    model = load_predictor(Path(checkpoint), "cpu")
+    model = load_predictor(Path(checkpoint), "cpu", network=network)
     exported = ExportedModel(model, output).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary, warnings.catch_warnings():

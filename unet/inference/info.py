@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unet.build import build_network
 from unet.checkpoint import load_checkpoint
+from unet.config.loader import restore_config
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
-from unet.inference.predictor import restore_config
 from unet.metrics.monitor import best_row
+from unet.models.custom import Network
 from unet.models.receptive_field import receptive_field
-from unet.models.unet import UNet
 
 _COLUMNS = 80
 _INDENT = 20
@@ -39,11 +39,10 @@ def describe_checkpoint(
     contents = load_checkpoint(path)
     config = restore_config(contents["config"], overrides, str(path))
     shown = config_to_dict(config)
-    net, crop = build_network(config, torch.device("meta")), config.augment.crop
     if size is None:
-        size = (512, 512)
-        if crop is not None:
-            size = (crop[0] - 2 * net.context, crop[1] - 2 * net.context)
+        context = config.model.geometry.context
+        height, width = config.augment.crop or (512 + 2 * context, 512 + 2 * context)
+        size = (height - 2 * context, width - 2 * context)
     classes = [
         f"{i}  {one['name']}: mask value {one['value']}"
         for i, one in enumerate(shown["data"]["classes"])
@@ -55,14 +54,23 @@ def describe_checkpoint(
         _row("checkpoint", str(path)),
         _row("classes", *classes),
         _row("scores", *_describe_scores(contents.get("progress", {}).get("history", []), config)),
-        _row("parameters", f"{sum(p.numel() for p in net.parameters()):,}"),
-        _row("multiply-adds", f"{_round(multiply_adds(net, size))} for {_pixels(size)}"),
-        _row("receptive field", _describe_receptive_field(config)),
+        *_describe_network(config, size),
     ]
     return "\n".join([*rows, "", settings.rstrip()])
 
 
-def multiply_adds(net: UNet, size: tuple[int, int]) -> int:
+def _describe_network(config: Config, size: tuple[int, int]) -> list[str]:
+    if config.custom.network is not None:  # not in the file
+        return [_row("network", f"{config.custom.network}, a network of your own")]
+    net = build_network(config, torch.device("meta"))
+    return [
+        _row("parameters", f"{sum(p.numel() for p in net.parameters()):,}"),
+        _row("multiply-adds", f"{_round(multiply_adds(net, size))} for {_pixels(size)}"),
+        _row("receptive field", _describe_receptive_field(config)),
+    ]
+
+
+def multiply_adds(net: Network, size: tuple[int, int]) -> int:
     """Count the multiply-adds of all convolutions for one image (H, W), including its padding.
 
     Nothing is computed: tensors on torch's meta device have shapes, but no values.

@@ -1,5 +1,6 @@
 """The options of a prediction."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -38,7 +39,7 @@ class Options:
         ValueError: if `tta` has an unknown mode.
     """
 
-    tta: tuple[TtaMode, ...] = ()
+    tta: Sequence[TtaMode] = ()
     threshold: float | None = None
     min_size: int = 0
     keep_largest: bool = False

@@ -4,12 +4,12 @@ import torch
 
 from unet.build import memory_format
 from unet.config.schema import Config
-from unet.models.unet import UNet
+from unet.models.custom import Network
 from unet.runtime.device import pick_dtype, time_dtypes
 
 
 def pick_inference_dtype(
-    net: UNet, config: Config, device: torch.device, is_given: bool
+    net: Network, config: Config, device: torch.device, is_given: bool
 ) -> torch.dtype:
     """Return the dtype of the training, or float32 on a CPU that is twice as slow with the former.
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from unet.build import build_read_options
 from unet.checkpoint import find_checkpoint
+from unet.config.loader import Overrides
 from unet.data.image_io import read_image, to_channels, to_float
 from unet.data.image_types import SUFFIXES
 from unet.inference.jobs import FOLDERS, Job, find_images, legend_path, plan_jobs
@@ -19,6 +21,7 @@ from unet.inference.origin import check_origin, describe_origin
 from unet.inference.predict_geotiff import check_raster, predict_raster
 from unet.inference.predict_pages import predict_pages, predict_pixels
 from unet.inference.predictor import Ensemble, Model, Predictor, load_model
+from unet.inference.tta import TtaMode
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.errors import UnpredictedError
@@ -35,14 +38,26 @@ _DEFAULTS = Options()
 def predict(
     model: Model | str | Path | Sequence[str | Path],
     image: str | Path | Image.Image | np.ndarray,
-    options: Options = _DEFAULTS,
+    *,
+    probabilities: bool = False,
+    tta: Sequence[TtaMode] = (),
+    threshold: float | None = None,
+    min_size: int = 0,
+    keep_largest: bool = False,
+    network: nn.Module | None = None,
 ) -> np.ndarray:
     """Predict one image -> (H, W) uint8, the class ids: indices of `model.classes.names`.
 
     Args:
         model: from `load_model`, or the path of a checkpoint, which is loaded for this one image.
         image: a file, a Pillow image, or an array (H, W) or (H, W, C) of numbers.
-        options: tta, threshold and clean-up are used.
+        probabilities: whether to return the probabilities of all classes, (K, H, W) float32,
+            instead of class ids.
+        tta: modes of test-time augmentation, see `list_views`.
+        threshold: as in `Options`, as are the next two.
+        min_size: in pixels.
+        keep_largest: whether to keep only the largest object of each class.
+        network: as in `load_model`, if `model` is a path.
 
     Raises:
         FileNotFoundError: if a file does not exist.
@@ -55,9 +70,20 @@ def predict(
                 f"model: got {_name_type(model)}, expected a model from load_model, or the path "
                 "of a checkpoint"
             )
-        model = load_model(model)
-    if not isinstance(options, Options):
-        raise TypeError(f"options: got {_name_type(options)}, expected Options(...)")
+        model = load_model(model, network=network)
+    options = Options(
+        probabilities=probabilities,
+        tta=tta,
+        threshold=threshold,
+        min_size=min_size,
+        keep_largest=keep_largest,
+    )
+    if probabilities and (threshold is not None or min_size or keep_largest):
+        raise OptionError(
+            "probabilities",
+            "got it with threshold, min_size or keep_largest, which change only class ids; leave "
+            "out one of them",
+        )
     options.check_model(model)
     in_channels = model.config.model.in_channels
     match image:
@@ -71,7 +97,11 @@ def predict(
                 f"image: got {_name_type(image)}, expected a path, a Pillow image, or an array "
                 "(H, W) or (H, W, C)"
             )
-    return predict_pixels(model, torch.from_numpy(to_float(channels)), options)[0]
+    ids, scores = predict_pixels(model, torch.from_numpy(to_float(channels)), options)
+    if probabilities:
+        assert scores is not None
+        return scores.numpy()
+    return ids
 
 
 def predict_files(
@@ -80,7 +110,8 @@ def predict_files(
     out: Path = Path("predictions"),
     options: Options = _DEFAULTS,
     overwrite: bool = False,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
+    network: nn.Module | None = None,
 ) -> list[Path]:
     """Predict image files and write a mask for each; processes divide the images.
 
@@ -96,6 +127,7 @@ def predict_files(
         options: how, and what else to write.
         overwrite: whether to replace existing files.
         overrides: as in `load_model`.
+        network: as in `load_model`.
 
     Returns:
         The masks, including existing ones, without images that were not predicted.
@@ -106,7 +138,7 @@ def predict_files(
         OSError: if a file cannot be written.
         UnpredictedError: at the end, in the first process, if images could not be predicted.
     """
-    model, out = load_model(checkpoints, overrides=overrides), Path(out)
+    model, out = load_model(checkpoints, overrides=overrides, network=network), Path(out)
     options.check_model(model)
     found = find_images(inputs, model.config, out)
     extras = [name for name in FOLDERS if getattr(options, name)]

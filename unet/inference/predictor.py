@@ -1,5 +1,6 @@
 """Trained models, loaded from checkpoints: images -> logits and class ids."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,23 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unet.build import build_classes, build_network, build_normalization, memory_format
 from unet.checkpoint import load_checkpoint
-from unet.config.data_schema import MayChange
-from unet.config.loader import config_from_dict
+from unet.config.loader import Overrides, overridden, restore_config
 from unet.config.schema import Config, tile_overlap, tiles_blend
-from unet.config.values import changed_settings, config_to_dict
+from unet.config.values import config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.image_range import ImageRange
 from unet.data.normalization import Normalization, normalize
 from unet.data.resize import resize_area, scaled_size
 from unet.inference.precision import pick_inference_dtype
 from unet.inference.sliding_window import Tiles, sliding_window
+from unet.models.custom import CustomNetwork, Network, check_network
 from unet.models.fuse import fuse_batch_norm
-from unet.models.unet import UNet, argmax_classes
+from unet.models.unet import argmax_classes
 from unet.models.weights import incompatible_weights
 from unet.runtime.device import memory_advice, pick_device
 from unet.runtime.text import format_list
@@ -34,7 +35,7 @@ _CPU_BATCH_PIXELS = 128 * 128
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A U-Net with everything that its images and masks need.
+    """A network with everything that its images and masks need.
 
     Args:
         net: the network, on `device`.
@@ -48,7 +49,7 @@ class Predictor:
         dtype: in which the network computes.
     """
 
-    net: UNet
+    net: Network
     config: Config
     normalization: Normalization
     image_range: ImageRange | None
@@ -74,7 +75,7 @@ class Predictor:
         return Tiles(
             self.config.tiling.size,
             tile_overlap(self.config),
-            align=self.net.output_stride,
+            align=1 if isinstance(self.net, CustomNetwork) else self.net.output_stride,
             blend=tiles_blend(self.config),
             context=self.net.context,
             remainder=self.net.geometry.remainder,
@@ -260,17 +261,18 @@ Model = Predictor | Ensemble
 def load_model(
     path: str | Path | Sequence[str | Path],
     device: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
+    network: nn.Module | None = None,
 ) -> Model:
     """Load a trained model to predict with; to continue its training, set `train.init_from`.
 
-    Batch norm is fused into the convolutions, which makes the network 1.17 times as fast (two CPU
-    cores, a tile of 496 x 496, widths 32 to 256).
+    Batch norm is fused into the convolutions, which makes a U-Net 1.17 times as fast on two cores.
 
     Args:
         path: a best.pt or last.pt; several for an `Ensemble`.
         device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
-        overrides: changes of settings that do not change the model, such as `tiling.overlap=64`.
+        overrides: changes of settings that keep the model, such as `{"tiling.overlap": 64}`.
+        network: the network of your own that the model was trained with, which is copied.
 
     Raises:
         FileNotFoundError: if a file does not exist.
@@ -283,30 +285,33 @@ def load_model(
         raise TypeError(f"path: got {path!r:.100}, expected the path of a checkpoint, or several")
     if not paths:
         raise ValueError("path: got an empty list, expected one checkpoint or more")
-    members = [load_predictor(Path(one), device, overrides) for one in paths]
+    members = [load_predictor(Path(one), device, overrides, network) for one in paths]
     _check_agreement(members, list(map(str, paths)))
     return members[0] if len(members) == 1 else Ensemble(tuple(members))
 
 
 def load_predictor(
-    path: Path, device: str | None = None, overrides: Sequence[str] = ()
+    path: Path,
+    device: str | None = None,
+    overrides: Overrides = (),
+    network: nn.Module | None = None,
 ) -> Predictor:
     """Load one model, as `load_model`."""
     contents = load_checkpoint(path)
     config = restore_config(contents["config"], overrides, str(path))
     chosen = pick_device(device or config.train.device)
+    check_network(network, config.custom.network, str(path))
     # Without values first: the settings of a changed checkpoint may describe a huge network.
-    own = build_network(config, torch.device("meta")).state_dict()
+    own = build_network(config, torch.device("meta"), copy.deepcopy(network)).state_dict()
     if wrong := incompatible_weights(contents["model"], own, own):
         raise ValueError(
-            f"{path}: the weights do not fit the model of the checkpoint's own config; it was "
-            f"changed after training, or the weights are those of another network:\n"
-            f"{format_list(wrong, 3)}"
+            f"{path}: the weights do not fit the network of the checkpoint's config; it was "
+            f"changed after training, or they are another network's:\n{format_list(wrong, 3)}"
         )
-    net = build_network(config, chosen)
+    net = build_network(config, chosen, copy.deepcopy(network))
     net.load_state_dict(contents["model"])
     net = fuse_batch_norm(net)
-    is_given = any(one.startswith("train.precision=") for one in overrides)
+    is_given = "train.precision" in overridden(overrides)
     return Predictor(
         net=net,
         config=config,
@@ -318,20 +323,6 @@ def load_predictor(
         weights=contents["model"],
         dtype=pick_inference_dtype(net, config, chosen, is_given),
     )
-
-
-def restore_config(raw: Mapping[str, Any], overrides: Sequence[str], where: str) -> Config:
-    """Make the config of a checkpoint, with overrides of settings that do not change the model.
-
-    Raises:
-        ValueError: if an override would change the model.
-    """
-    trained, config = config_from_dict(raw, (), where), config_from_dict(raw, overrides, where)
-    if changes := changed_settings(trained, config, MayChange.IN_USE):
-        raise ValueError(
-            f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
-        )
-    return config
 
 
 def _check_agreement(models: Sequence[Predictor], names: Sequence[str]) -> None:

@@ -43,7 +43,8 @@ def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> l
             + ("loss.border.classes" if border.classes else "data.instances")
         )
     sizes = np.unique(train.sizes, axis=0).tolist()
-    if config.augment.crop is None and config.train.batch_size > 1 and len(sizes) > 1:
+    same = config.augment.crop is None and config.custom.transform is None
+    if same and config.train.batch_size > 1 and len(sizes) > 1:
         shown = ", ".join(f"{height} x {width}" for height, width in sizes[:5])
         errors.append(
             f"augment.crop: got null for training images of {len(sizes)} sizes ({shown}"

@@ -7,15 +7,18 @@ from itertools import pairwise
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet.models.unet import UNet
+from unet.models.custom import CustomNetwork, Network
 
 
-def fuse_batch_norm(net: UNet) -> UNet:
+def fuse_batch_norm(net: Network) -> Network:
     """Copy a network for prediction and fuse each batch norm into the convolution before it.
 
-    The logits stay the same up to rounding. Other norms depend on the image and stay.
+    The logits stay the same up to rounding. Other norms depend on the image and stay. A custom
+    network is only copied: its modules need not be called in their order.
     """
     fused = copy.deepcopy(net).eval().requires_grad_(False)
+    if isinstance(fused, CustomNetwork):
+        return fused
     for module in list(fused.modules()):
         if isinstance(module, fx.GraphModule):
             _fuse_graph(module)

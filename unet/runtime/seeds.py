@@ -10,3 +10,4 @@ class Stream(IntEnum):
     ORDER = 2
     AUGMENTATION = 3
     STEP = 4
+    TRANSFORM = 5

@@ -10,6 +10,7 @@ from unet.checkpoint import load_checkpoint
 from unet.config.parsing import named_items
 from unet.config.schema import Config
 from unet.data.normalization import Normalization
+from unet.models.custom import Network
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights, load_encoder_weights
 from unet.runtime import distributed
@@ -28,11 +29,12 @@ class InitialWeights:
         """The normalization that the checkpoint was trained with."""
         return Normalization(**self.checkpoint["normalization"]) if self.checkpoint else None
 
-    def load_into(self, net: UNet, config: Config) -> None:
+    def load_into(self, net: Network, config: Config) -> None:
         """Copy the weights into a network; raise ValueError if they do not fit."""
         if self.checkpoint is not None:
             _load_checkpoint_into(net, self.checkpoint, config)
         if self.encoder is not None:
+            assert isinstance(net, UNet)
             net.encoder.backbone.load_state_dict(self.encoder)
 
 
@@ -62,11 +64,17 @@ def _read_encoder(config: Config) -> dict[str, Tensor]:
     return weights
 
 
-def _load_checkpoint_into(net: UNet, checkpoint: dict[str, Any], config: Config) -> None:
+def _load_checkpoint_into(net: Network, checkpoint: dict[str, Any], config: Config) -> None:
     """Copy a model's weights, without those of the head if it has another number of classes."""
     weights, own, path = checkpoint["model"], net.state_dict(), config.train.init_from
     names, model = list(config.data.classes), checkpoint["config"]["model"]
     others = list(named_items(checkpoint["config"]["data"]["classes"]))
+    theirs = checkpoint["config"].get("custom", {}).get("network")
+    if theirs != config.custom.network:
+        raise ValueError(
+            f"train.init_from: got {path} with the network {theirs or 'UNet'}, expected "
+            f"{config.custom.network or 'UNet'}, the network of this run"
+        )
     text = f"train.init_from: starting from the weights of {path}"
     if len(others) != len(names):
         weights = {key: own[key] if key.startswith("head.") else w for key, w in weights.items()}

@@ -1,9 +1,11 @@
 """The choice of a dtype by measurement."""
 
+import copy
 from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import nn
 
 from unet.build import build_network, build_optimizer, memory_format
 from unet.config.schema import Config
@@ -15,14 +17,16 @@ from unet.training.step import TrainingStep
 
 
 @distributed.on_first_rank
-def choose_precision(config: Config, device: torch.device) -> Config:
+def choose_precision(
+    config: Config, device: torch.device, network: nn.Module | None = None
+) -> Config:
     """Replace `train.precision: auto` on a CPU by the faster one of float32 and bfloat16.
 
     It is float32 if a step takes less than 20 ms, or if bfloat16 is not at least 1.1 times as fast.
     """
     if config.train.precision != "auto" or device.type != "cpu":
         return config
-    net = build_network(config, device)
+    net = build_network(config, device, copy.deepcopy(network))
     step = TrainingStep(
         net,
         SegmentationLoss(),

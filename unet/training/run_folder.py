@@ -81,7 +81,8 @@ def find_state(
     if changed := changed_settings(before, config, MayChange.ON_RESUME):
         raise ValueError(
             f"{path}: the run to resume had another config: {'; '.join(changed)}. Resume with the "
-            f"same config, or start another run from its weights: name=OTHER train.init_from={path}"
+            f"same config{_same_parts(before)}, or start another run from its weights: name=OTHER "
+            f"train.init_from={path}"
         )
     if config.train.ema_decay is not None and "raw_model" not in state:
         raise ValueError(f"{path}: raw_model: missing; restore the last.pt of the run")
@@ -89,6 +90,11 @@ def find_state(
         print(f"warning: {other}: is damaged, and deleted; resuming from {path}")
         other.unlink()  # otherwise it would become previous.pt
     return config, state
+
+
+def _same_parts(before: Config) -> str:
+    parts = [f"{name}={value}" for name, value in vars(before.custom).items() if value is not None]
+    return f" and {', '.join(parts)}" if parts else ""
 
 
 def _load_last(run: Path) -> tuple[Path, dict[str, Any], list[Path]] | None:

@@ -32,7 +32,7 @@ def train_series(
     configs, runs = configs_of_series(config, all_folds), []
     for i, one in enumerate(configs):
         print(f"\nrun {i + 1} of {len(configs)}: {one.name}\n")
-        runs.append(train(one, resume, overwrite, proposal))
+        runs.append(train(one, resume=resume, overwrite=overwrite, proposal=proposal))
     path = Path(config.runs) / f"{config.name}_{'folds' if all_folds else 'seeds'}.csv"
     if distributed.rank() == 0:
         monitor = config.train.monitor

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from unet.models.blocks import centre_crop
-from unet.models.unet import UNet
+from unet.models.custom import Network
 from unet.runtime import distributed
 
 # GradScaler's initial scale of 2**16, halved 30 times.
@@ -124,8 +124,8 @@ class WeightAverage:
     Each update keeps the fraction `decay` of the average; the first updates keep less.
     """
 
-    def __init__(self, net: UNet, decay: float) -> None:
-        self.net: UNet = copy.deepcopy(net).requires_grad_(False)
+    def __init__(self, net: Network, decay: float) -> None:
+        self.net: Network = copy.deepcopy(net).requires_grad_(False)
         self.decay = decay
 
     @torch.no_grad()

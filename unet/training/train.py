@@ -1,6 +1,7 @@
 """From a config to a trained model: checks, components, and then the loop in trainer.py."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from unet.build import (
 )
 from unet.config.loader import load_config
 from unet.config.schema import Config
+from unet.data.custom_transform import Transform
 from unet.data.loader import worker_errors
 from unet.data.masks import read_palette
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData, check_data, describe
+from unet.models.custom import LossFunction
 from unet.runtime import distributed
 from unet.runtime.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.runtime.text import format_list
+from unet.training.custom_parts import CustomParts
 from unet.training.duration import describe_duration, measure_costs, plan_minutes
 from unet.training.initial_weights import InitialWeights, read_initial_weights
 from unet.training.messages import start_text, summary_text
@@ -36,7 +40,11 @@ from unet.training.trainer import Trainer
 
 
 def train(
-    config: Config | str | Path,
+    config: Config | str | Path | Mapping[str, Any],
+    *,
+    network: nn.Module | None = None,
+    loss: LossFunction | None = None,
+    transform: Transform | None = None,
     resume: bool = False,
     overwrite: bool = False,
     proposal: str | None = None,
@@ -44,7 +52,12 @@ def train(
     """Train a model; under torchrun, in all processes together.
 
     Args:
-        config: of one run, or its YAML file; `train.seeds` is not used.
+        config: of one run, its YAML file, or a dict; `train.seeds` is not used.
+        network: of your own, images (N, C, H, W) -> logits (N, K, H, W); it is trained in place,
+            from the weights that it has. None for the U-Net of the config.
+        loss: of your own, logits (N, K, H, W) and target (N, H, W) int64, where 255 is ignored ->
+            scalar. None for that of the config.
+        transform: of your own, applied to training samples before `augment`, see `Transform`.
         resume: continue the run from its last.pt, if it exists.
         overwrite: delete an existing run of the same name first.
         proposal: text of a config to keep in the run's folder as proposed.yaml.
@@ -65,6 +78,8 @@ def train(
     if not isinstance(config, Config):
         config = load_config(config)
     start = time.monotonic()
+    parts = CustomParts(network, loss, transform)
+    config = parts.record(config)
     distributed.initialize(config.train.timeout_minutes)
     run = Path(config.runs) / config.name
     with (
@@ -78,8 +93,8 @@ def train(
         config, state = find_state(run, config, resume, overwrite)
         initial = read_initial_weights(config) if state is None else InitialWeights()
         data = check_training_data(config)
-        config = choose_precision(config, device)
-        trainer = build_trainer(run, config, data, device, initial, state)
+        config = choose_precision(config, device, network)
+        trainer = build_trainer(run, config, data, device, initial, state, parts)
         if state is None:
             with worker_errors():
                 costs = measure_costs(trainer)
@@ -158,6 +173,7 @@ def build_trainer(
     device: torch.device,
     initial: InitialWeights,
     state: dict[str, Any] | None,
+    parts: CustomParts = CustomParts(),  # noqa: B008 (immutable)
 ) -> Trainer:
     """Build everything that a training works with; a run to resume keeps its normalization."""
     settings = config.train
@@ -168,12 +184,13 @@ def build_trainer(
         normalization = Normalization(**state["normalization"])
     reader, first = build_training_reader(config), data.train_pairs[0]
     palette = None if reader.mask_per_class else read_palette(first.masks[0], first.page)
+    sizes, num_bytes = data.train.sizes, data.train.num_bytes
     dataset = build_dataset(
-        config, data.train_pairs, reader, normalization, data.train.sizes, data.train.num_bytes
+        config, data.train_pairs, reader, normalization, sizes, num_bytes, parts.transform
     )
     dtype = pick_dtype(settings.precision, device)
     torch.manual_seed(settings.seed)
-    net = build_network(config, device)
+    net = build_network(config, device, parts.network)
     initial.load_into(net, config)
     if settings.sync_batch_norm:
         # It replaces the layers inside and returns the same network.
@@ -195,14 +212,15 @@ def build_trainer(
         ),
         training_step=TrainingStep(
             net,
-            build_loss(config, data.train.class_pixels.sum(0)).to(device),
+            build_loss(config, data.train.class_pixels.sum(0), parts.loss).to(device),
             build_optimizer(config, net),
             dtype=dtype,
             accumulate=settings.accumulate,
             clip_grad_norm=settings.clip_grad_norm,
             compiled=settings.compile,
             memory_format=memory_format(config),
-            freezes=settings.freeze_encoder_epochs > 0,
+            # A custom network may have weights that its output does not depend on.
+            freezes=settings.freeze_encoder_epochs > 0 or parts.network is not None,
         ),
         dataset=dataset,
         data=data,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from unet.checkpoint import save_checkpoint
@@ -24,6 +24,7 @@ from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
 from unet.metrics.confusion import scores
 from unet.metrics.monitor import monitored, score_columns
+from unet.models.custom import Network
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights
 from unet.runtime import distributed
@@ -72,7 +73,7 @@ class Trainer:
     """
 
     run: Path  # folder of the run
-    net: UNet  # the network that is trained
+    net: Network  # that is trained
     average: WeightAverage | None  # of its weights; None without `train.ema_decay`
     model: Predictor  # is validated and saved: with the network `average.net`, or else `net`
     training_step: TrainingStep  # updates `net`
@@ -145,7 +146,7 @@ class Trainer:
         if self.training_step.scaler.is_enabled() and not state["scaler"]:
             raise ValueError(f"{path}: scaler: got nothing, expected the scale of float16")
         for name, component in self.stateful.items():
-            if isinstance(component, UNet):
+            if isinstance(component, nn.Module):
                 own = component.state_dict()
                 if wrong := incompatible_weights(state[name], own, own):
                     raise ValueError(f"{path}: {name} does not fit:\n{format_list(wrong, 3)}")
@@ -239,7 +240,9 @@ class Trainer:
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         multiplier = self._rate_multiplier(step)
         lr = self.config.optimizer.lr * multiplier
-        self.net.encoder.frozen = step < settings.freeze_encoder_epochs * self.steps_per_epoch
+        if isinstance(self.net, UNet):
+            frozen_steps = settings.freeze_encoder_epochs * self.steps_per_epoch
+            self.net.encoder.frozen = step < frozen_steps
         with memory_advice(smaller_step(self.config)):
             loss, norm = self.training_step.gradients(islice(batches, settings.accumulate))
             skips = not math.isfinite(norm) and self.training_step.may_skip
