@@ -78,7 +78,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     epilog = f"Example: {_EXAMPLES[prog]}"
     if name in ("train", "check"):
         epilog = f"KEY=VALUE changes a setting of the config, see docs/configuration.md. {epilog}"
-    elif name not in ("init", "export"):
+    elif name not in ("init", "import", "export"):
         epilog = f"KEY=VALUE changes a setting that the trained model allows to change. {epilog}"
     parser = _Parser(prog, _usage(prog), f"{text[0].upper()}{text[1:]}.", epilog)
     parser.set_defaults(run=run)
@@ -95,13 +95,14 @@ def _usage(prog: str) -> str:
         "train": "CONFIG|DIR",
         "check": "CONFIG",
         "init": "DIR",
+        "import": "ANNOTATIONS [IMAGES] -o DIR",
         "evaluate": "CHECKPOINT...",
         "predict": "CHECKPOINT... IMAGES...",
         "export": "CHECKPOINT -o FILE",
         "info": "CHECKPOINT",
     }
     name = prog.removeprefix("unet ")
-    settings = "" if name in ("init", "export") else " [KEY=VALUE...]"
+    settings = "" if name in ("init", "import", "export") else " [KEY=VALUE...]"
     return f"{prog} {places[name]} [OPTIONS]{settings}"
 
 
@@ -171,6 +172,30 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     add("-o", "--out", type=Path, metavar="FILE", help=text)
 
 
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = (
+        "file or folder of annotations: COCO, LabelMe, VIA, CVAT, YOLO (data.yaml), Label Studio, "
+        "GeoJSON, or a CSV of run lengths"
+    )
+    add("annotations", type=Path, metavar="ANNOTATIONS", help=text)
+    text = "folder of the annotated images (default: the folder of the annotations)"
+    add("images", type=Path, nargs="?", metavar="IMAGES", help=text)
+    text = "folder to write images, masks and label images into; the config is configs/NAME.yaml"
+    add("-o", "--out", type=Path, metavar="DIR", required=True, help=text)
+    text = (
+        "which of overlapping shapes is on top: later ones of the file (default), or smaller ones"
+    )
+    add("--order", choices=["file", "area"], default="file", help=text)
+    text = (
+        "images without objects become background or are left out (default: background if the "
+        "annotations name them)"
+    )
+    add("--empty", choices=["background", "skip"], help=text)
+    text = "also write label images, in which every object has a number"
+    add("--instances", action="store_true", help=text)
+
+
 def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     text = "draw samples and their augmentation as this PNG"
@@ -218,6 +243,11 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     text = "also write a TIFF with a page for each class"
     add("--probabilities", action="store_true", help=text)
     add("--instances", action="store_true", help="also write a label image of the objects")
+    text = (
+        "also write the outlines of objects: geojson, labelme (a file for each image) or coco "
+        "(one for all)"
+    )
+    add("--polygons", choices=["geojson", "coco", "labelme"], help=text)
     text = "choose the second of two classes where its probability is at least P"
     add("--threshold", type=_number(float, 0, 1), metavar="P", help=text)
     text = "remove objects with fewer pixels: they become the first class, the background"
@@ -251,6 +281,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 _COMMANDS = {
     "init": (commands.run_init, _add_init, "write a config for a folder of images and masks"),
+    "import": (commands.run_import, _add_import, "write masks and a config for annotations"),
     "check": (commands.run_check, _add_check, "read all data of a config and report errors"),
     "train": (commands.run_train, _add_train, "train the model of a config"),
     "evaluate": (commands.run_evaluate, _add_evaluate, "score a trained model"),
@@ -261,6 +292,7 @@ _COMMANDS = {
 
 _EXAMPLES = {
     "unet init": "unet init data/mine",
+    "unet import": "unet import annotations.json images/ -o data/mine",
     "unet check": "unet check configs/mine.yaml --pictures samples.png",
     "unet train": "unet train configs/mine.yaml train.epochs=20 'augment.crop=[128,128]'",
     "unet evaluate": "unet evaluate runs/mine/best.pt",

@@ -12,7 +12,7 @@ import yaml
 from unet.cli.terminal import print_error
 from unet.config.loader import config_from_dict, load_config, load_yaml
 from unet.config.schema import Config
-from unet.runtime.text import plural, shorten
+from unet.runtime.text import format_table, plural, shorten
 
 
 def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
@@ -69,14 +69,41 @@ def run_init(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     out: Path = arguments.out or Path("configs", f"{_name_of(folder)}.yaml")
     _refuse_existing(out, arguments, "or another -o FILE")
     from unet.inspection.propose import propose
-    from unet.runtime.files import atomic_path
 
-    text = propose(folder, out.stem)
-    config_from_dict({"name": out.stem, **yaml.safe_load(text)}, where=str(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    _write_config(out, propose(folder, out.stem))
     print(f"wrote {out}; read it, then:\n  unet check {out}\n  unet train {out}")
+
+
+def run_import(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    """Write masks and a config for annotations of other tools."""
+    if settings:
+        raise ValueError(f"import: got {' '.join(settings)}; change settings in the config")
+    out: Path = arguments.out
+    config = Path("configs", f"{_name_of(out)}.yaml")
+    _refuse_existing(config, arguments, "or another -o DIR")
+    from unet.annotations.importing import import_annotations
+    from unet.annotations.target import source_folder
+    from unet.inspection.propose import KnownData, propose
+
+    source: Path = arguments.annotations
+    imported = import_annotations(
+        source,
+        arguments.images or source_folder(source),
+        out,
+        order=arguments.order,
+        empty=arguments.empty,
+        instances=arguments.instances,
+        overwrite=arguments.overwrite,
+    )
+    for note in imported.notes:
+        print(f"note: {note}")
+    for warning in imported.warnings:
+        print(f"warning: {warning}")
+    known = KnownData(imported.classes, imported.ignored, arguments.instances, imported.validation)
+    _write_config(config, propose(out, config.stem, known))
+    print(f"read {imported.format}: {plural(imported.num_images, 'image')}\n")
+    print(f"{format_table(imported.table())}\n")
+    print(f"wrote {out} and {config}; next:\n  unet check {config}\n  unet train {config}")
 
 
 def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
@@ -208,6 +235,15 @@ def run_info(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
     print(describe_checkpoint(_find_checkpoint(arguments.checkpoint), size, settings))
+
+
+def _write_config(path: Path, text: str) -> None:
+    from unet.runtime.files import atomic_path
+
+    config_from_dict({"name": path.stem, **yaml.safe_load(text)}, where=str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 _SMALLER_TILES = "use smaller images or a lower tiling.size"

@@ -10,11 +10,14 @@ _LONGEST_LINE = 2000  # of an error message
 # Arguments of Python functions, as messages name them, and their options.
 _OPTIONS = {
     "all_folds=True": "--folds all",
+    "empty=background": "--empty background",
+    "empty=skip": "--empty skip",
     "label_images=DIR": "--labels DIR",
     "images=DIR": "--images DIR",
     "masks=DIR": "--masks DIR",
     "objects=CLASS": "--instances CLASS",
     "objects=True": "--instances",
+    "order=area": "--order area",
     "overwrite=True": "--overwrite",
     "resume=True": "--resume",
     "thresholds=True": "--threshold",

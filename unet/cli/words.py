@@ -16,6 +16,7 @@ _NEGATIVE = re.compile(r"-\.?\d")
 
 # Names in other tools.
 _OTHER_COMMANDS = {
+    "import": "annotations coco labelme polygons",
     "init": "new create setup configure plan preprocess",
     "check": "verify validate_data lint inspect",
     "train": "fit run start",

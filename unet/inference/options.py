@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Literal, get_args
 
 from unet.inference.predictor import Model
 from unet.inference.tta import TtaMode, list_views
 from unet.runtime.optional import import_extra
+
+PolygonFormat = Literal["geojson", "coco", "labelme"]
 
 _NEED_OBJECTS = ("min_size", "keep_largest", "instances")
 
@@ -32,6 +35,8 @@ class Options:
             each object has a colour of its own.
         probabilities: write probabilities/NAME.tif, a float32 page for each class.
         instances: write instances/NAME.tif, 32-bit integers, see `number_objects`.
+        polygons: write the outlines of objects as polygons/NAME.geojson, as polygons/NAME.json of
+            labelme, or all as polygons/coco.json; None for none.
         windows: whether to read TIFFs window by window, see `is_raster`.
 
     Raises:
@@ -46,6 +51,7 @@ class Options:
     overlay: bool = False
     probabilities: bool = False
     instances: bool = False
+    polygons: PolygonFormat | None = None
     windows: bool | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +61,9 @@ class Options:
             raise OptionError("threshold", f"got {_show(threshold)}, expected 0 to 1")
         if not isinstance(min_size, Integral) or min_size < 0:
             raise OptionError("min_size", f"got {_show(min_size)}, expected 0 pixels or more")
+        if self.polygons not in (None, *get_args(PolygonFormat)):
+            known = ", ".join(get_args(PolygonFormat))
+            raise OptionError("polygons", f"got {self.polygons!r}, expected one of {known}")
         for name in ("keep_largest", "overlay", "probabilities", "instances", "windows"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "windows" and value is None):
@@ -72,6 +81,8 @@ class Options:
         for name in _NEED_OBJECTS:
             if getattr(self, name):
                 import_extra("skimage.measure", name)
+        if self.polygons is not None:
+            import_extra("rasterio", "polygons")
 
     def check_windows(self, path: str) -> None:
         """Raise `OptionError` if an option needs the whole of an image that is read in windows."""

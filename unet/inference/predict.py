@@ -18,6 +18,8 @@ from unet.data.image_types import SUFFIXES
 from unet.inference.jobs import FOLDERS, Job, find_images, legend_path, plan_jobs
 from unet.inference.options import OptionError, Options
 from unet.inference.origin import check_origin, describe_origin
+from unet.inference.polygons import FOLDER as POLYGONS
+from unet.inference.polygons import check_pages, polygon_files, write_polygons
 from unet.inference.predict_geotiff import check_raster, predict_raster
 from unet.inference.predict_pages import predict_pages, predict_pixels
 from unet.inference.predictor import Ensemble, Model, Predictor, load_model
@@ -119,6 +121,7 @@ def predict_files(
     `out/a/1.png`. A stack gives a TIFF with as many pages, a raster a GeoTIFF (see `is_raster`).
     Other outputs have the same names in the subfolders `FOLDERS`. Existing masks are kept if these
     checkpoints and options predicted them, so that the same call continues an interrupted one.
+    Polygons are traced from all masks, new and kept.
 
     Args:
         checkpoints: a best.pt, last.pt or folder of a run; several for an `Ensemble`.
@@ -161,7 +164,7 @@ def predict_files(
         """Whether each job is to be done."""
         work = [overwrite or not _is_done(job, origin) for job in jobs]
         if overwrite:
-            _check_others(jobs)
+            _check_others(jobs, out, options)
         return work
 
     todo = find_work()
@@ -176,6 +179,10 @@ def predict_files(
     _note_unusual([item for some in distributed.all_gather(unusual) for item in some.items()])
     errors = {path: text for some in distributed.all_gather(own) for path, text in some.items()}
     failures, total = [*found.errors, *errors.values()], len(work) + len(found.errors)
+    if options.polygons is not None:
+        done = [job for job in jobs if job.files[0] not in errors]
+        write_polygons(model, done, out, options.polygons)
+        print(f"wrote polygons of {plural(len(done), 'image')} into {out / POLYGONS}")
     if len(errors) < len(work):
         _finish(model, out, extras, f"predicted {len(work) - len(errors)} of {total} images")
     if failures and distributed.rank() == 0:
@@ -254,6 +261,8 @@ def _check_jobs(model: Model, jobs: Sequence[Job], out: Path, options: Options) 
     if out.suffix.lower() in SUFFIXES and not out.is_dir():
         raise ValueError(f"{out}: got the name of an image, expected a folder for the masks")
     check_writable(out)
+    if options.polygons is not None:
+        check_pages(jobs)
     for job in [job for job in jobs if job.is_raster]:
         check_raster(model, job.files[0], options.tta)
         options.check_windows(job.files[0])
@@ -271,10 +280,12 @@ def _is_done(job: Job, origin: dict[str, Any]) -> bool:
     return all(path.exists() for path in job.outputs.values())
 
 
-def _check_others(jobs: Sequence[Job]) -> None:
+def _check_others(jobs: Sequence[Job], out: Path, options: Options) -> None:
     """Raise FileExistsError if a new mask would leave an older file of the same image."""
     for job in jobs:
-        if stale := [path for path in job.others if path.exists()]:
+        polygons = polygon_files(job, out)
+        polygons.pop(options.polygons or "", None)
+        if stale := [path for path in (*job.others, *polygons.values()) if path.exists()]:
             raise FileExistsError(
                 f"{stale[0]}: exists and belongs to {job.outputs['mask']}, which would be "
                 "replaced; remove it, or write it again with the same option"

@@ -6,8 +6,9 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,9 @@ from unet.build import build_training_reader
 from unet.config.loader import config_from_dict
 from unet.data.image_io import read_header
 from unet.data.image_types import Header
-from unet.data.pairing import Pair
+from unet.data.pairing import Pair, find_pairs
 from unet.inspection.discovery import read_each
-from unet.inspection.find_files import find_files, quote, read_values
+from unet.inspection.find_files import FoundFiles, find_files, quote, read_values
 from unet.inspection.mask_values import (
     Value,
     ValueCounts,
@@ -43,8 +44,55 @@ _GROUPS = (
 )
 
 
-def propose(folder: Path, name: str) -> str:
+class KnownData(NamedTuple):
+    """What `unet import` knows of the folder that it has written.
+
+    Args:
+        classes: names and mask values.
+        ignored: whether the masks have the value 255, to be ignored.
+        instances: whether there are label images.
+        validation: the file that lists the validation images; None for a random split.
+    """
+
+    classes: Mapping[str, int]
+    ignored: bool
+    instances: bool
+    validation: str | None
+
+    def find_files(self, folder: Path) -> FoundFiles:
+        """Return the lines and pairs of the folder."""
+        labels = "instances" if self.instances else None
+        pairs, _ = find_pairs(folder, ["images"], "masks", instances=labels)
+        lines = ["  images: images", "  masks: masks"]
+        lines += ["  instances: instances"] if self.instances else []
+        if len(pairs) == 1:
+            return FoundFiles(lines, pairs, "  validation: none  # there is one image")
+        if self.validation is None:
+            return FoundFiles(lines, pairs)
+        stems = (folder / self.validation).read_text(encoding="utf-8", errors="surrogateescape")
+        listed = set(stems.splitlines())
+        split = [[one for one in pairs if (one.stem in listed) == held] for held in (False, True)]
+        return FoundFiles(lines, split[0], f"  validation: {{stems: {self.validation}}}", split[1])
+
+    def describe_classes(self, values: ValueCounts) -> tuple[list[str], list[str]]:
+        """Return the lines of the classes, and the names of rare classes."""
+        fractions = {
+            name: values.pixels[value] / values.pixels.total()
+            for name, value in self.classes.items()
+        }
+        given = ", ".join(f"{quote(name)}: {value}" for name, value in self.classes.items())
+        lines = [f"  classes: {{{given}}}"]
+        lines += ["  ignore: [255]"] if self.ignored else []
+        return lines, [name for name, fraction in fractions.items() if 0 < fraction < 0.02][:20]
+
+
+def propose(folder: Path, name: str, known: KnownData | None = None) -> str:
     """Examine a folder of images and masks, and write a config named `name` for it.
+
+    Args:
+        folder: with images and masks.
+        name: of the config.
+        known: what is known of the folder; None to find it out.
 
     Returns:
         YAML, with comments on what was found and what has to be checked.
@@ -55,10 +103,12 @@ def propose(folder: Path, name: str) -> str:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
-    lines, pairs, validation, val_pairs = find_files(folder)
+    lines, pairs, validation, val_pairs = (
+        find_files(folder) if known is None else known.find_files(folder)
+    )
     if not pairs:
         raise ValueError(f"{folder}: got no image with a mask; {' '.join(lines)}")
-    exclude, pairs = _leave_out(folder, pairs)
+    exclude, pairs = _leave_out(folder, pairs) if known is None else ([], pairs)
     some = _spread(pairs)
     examined = show_progress([*some, *_spread(val_pairs)], "examine", "mask")
     values = count_values((pair.masks[0], pair.page) for pair in examined)
@@ -66,11 +116,15 @@ def propose(folder: Path, name: str) -> str:
     sizes = np.array([header.upright_size for header in headers])
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
-    few = [(pair.masks[0], pair.page) for pair in some[:: max(1, len(some) // 30)]]
-    numbered = are_label_images(read_each(read_values, few))
-    classes, rare = _propose_classes(values, numbered)
+    if known is None:
+        few = [(pair.masks[0], pair.page) for pair in some[:: max(1, len(some) // 30)]]
+        classes, rare = _propose_classes(values, are_label_images(read_each(read_values, few)))
+    else:
+        classes, rare = known.describe_classes(values)
     channels, image_lines = _propose_channels([pair.images[0] for pair in some])
     head = f"# {name}: proposed by unet init. Check it; class names, for example, are guesses."
+    if known is not None:
+        head = f"# {name}: proposed by unet import."
     data = [
         "data:",
         f"  root: {quote(folder.as_posix())}",

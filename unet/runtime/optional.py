@@ -11,6 +11,7 @@ _EXTRAS = {
     "matplotlib": "plots",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "pycocotools": "annotations",
     "rasterio": "tiff",
     "scipy": "metrics",
     "skimage": "metrics",

@@ -1,0 +1,95 @@
+"""The format of annotations, and its reader."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from unet.annotations import coco, cvat, geojson, label_studio, labelme, run_lengths, via, yolo
+from unet.annotations.source import Annotations, load_json
+from unet.data.pairing import list_files, natural_key
+
+_JSON_FORMATS = (coco, labelme, geojson, label_studio, via)
+_FILE_READERS: dict[str, tuple[str, Callable[[Path], Annotations]]] = {
+    ".xml": (cvat.NAME, cvat.read),
+    ".csv": (run_lengths.NAME, run_lengths.read),
+    ".yaml": (yolo.NAME, yolo.read),
+    ".yml": (yolo.NAME, yolo.read),
+}
+_JSON = (".json", ".geojson")
+_KNOWN = ", ".join(one.NAME for one in (*_JSON_FORMATS, cvat, yolo, run_lengths))
+
+
+class UnknownFormatError(ValueError):
+    """The file is of no known format."""
+
+
+def read_annotations(
+    source: Path, is_excluded: Callable[[Path], bool] = lambda _: False
+) -> tuple[str, Annotations]:
+    """Read a file, or all files of a folder, which must be of one format.
+
+    Args:
+        source: the file or folder.
+        is_excluded: whether a path in the folder is to be left out.
+
+    Returns:
+        The name of the format, and what the files hold.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder.
+        ValueError: if a file cannot be read, or is of no known format.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source}: there is no such file or folder; check the path")
+    if source.is_file():
+        return _read_file(source)
+    name, found = "", Annotations()
+    unknown: list[UnknownFormatError] = []
+    for path in _list_annotations(source, is_excluded):
+        try:
+            kind, one = _read_file(path)
+        except UnknownFormatError as error:
+            unknown.append(error)
+            found.left_out.append((str(path), "a file of an unknown format"))
+            continue
+        if name and kind != name:
+            raise ValueError(
+                f"{source}: got files of {name} and, such as {path}, of {kind}, expected one "
+                "format; import one of them"
+            )
+        name = kind
+        found.splits |= one.splits
+        found.all_listed |= one.all_listed
+        found.extend(one)
+    if unknown and not name:
+        raise unknown[0]
+    return name, found
+
+
+def _list_annotations(folder: Path, is_excluded: Callable[[Path], bool]) -> Sequence[Path]:
+    """List the files of a folder that hold annotations; those of one ending suffice."""
+    paths = [path for path in map(Path, list_files(folder)) if not is_excluded(path)]
+    paths.sort(key=lambda path: natural_key(str(path)))
+    for suffixes in ((".yaml", ".yml"), _JSON, (".xml",), (".csv",)):
+        if files := [path for path in paths if path.suffix.lower() in suffixes]:
+            return files
+    if any(path.suffix.lower() == ".zip" for path in paths):
+        raise ValueError(f"{folder}: got a ZIP file; unpack it first")
+    raise ValueError(
+        f"{folder}: got no annotations, expected files of {_KNOWN} (.json, .geojson, .xml, .yaml "
+        "or .csv)"
+    )
+
+
+def _read_file(path: Path) -> tuple[str, Annotations]:
+    suffix = path.suffix.lower()
+    if suffix in _FILE_READERS:
+        name, read = _FILE_READERS[suffix]
+        return name, read(path)
+    if suffix == ".zip":
+        raise ValueError(f"{path}: is a ZIP file; unpack it first")
+    if suffix in _JSON:
+        data = load_json(path)
+        for module in _JSON_FORMATS:
+            if module.matches(data):
+                return module.NAME, module.read(data, path)
+    raise UnknownFormatError(f"{path}: got annotations of an unknown format, expected {_KNOWN}")

@@ -1,0 +1,94 @@
+"""Outlines of predicted masks, in files of annotation tools."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet.annotations import coco, geojson, labelme
+from unet.annotations.outlines import Outline, trace
+from unet.annotations.regions import Size
+from unet.build import build_read_options
+from unet.data.image_io import read_stored
+from unet.data.masks import read_mask
+from unet.inference.jobs import Job
+from unet.inference.options import OptionError, PolygonFormat
+from unet.inference.predictor import Model
+from unet.runtime import distributed
+from unet.runtime.files import atomic_path
+
+FOLDER = "polygons"
+"""The subfolder of the files."""
+
+_SUFFIXES = {"geojson": ".geojson", "labelme": ".json"}
+_ALL = "coco.json"  # the file of all images
+
+
+def polygon_files(job: Job, out: Path) -> dict[str, Path]:
+    """Return the file of each format that has the outlines of a job; that of COCO has all."""
+    name = _name(job, out)
+    files = {kind: out / FOLDER / name.with_suffix(suffix) for kind, suffix in _SUFFIXES.items()}
+    return {**files, "coco": out / FOLDER / _ALL}
+
+
+def check_pages(jobs: Sequence[Job]) -> None:
+    """Raise OptionError for a stack."""
+    for job in jobs:
+        if job.pages is not None:
+            raise OptionError(
+                "polygons",
+                f"got {job.files[0]}, a stack of {job.pages} pages, expected single images; save "
+                "each page as a file",
+            )
+
+
+def write_polygons(model: Model, jobs: Sequence[Job], out: Path, kind: PolygonFormat) -> None:
+    """Write the outlines of the masks of jobs that are done; processes divide the files.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    names = model.classes.names[1:]
+    if kind == "coco":
+        if distributed.rank() == 0:
+            images = [(_image_name(job, out), *_trace(model, job)) for job in jobs]
+            _write(out / FOLDER / _ALL, coco.write(images, names))
+        return
+    for job in distributed.shard(jobs):
+        path = polygon_files(job, out)[kind]
+        size, outlines = _trace(model, job)
+        if kind == "labelme":
+            image = Path(os.path.relpath(job.files[0], path.parent)).as_posix()
+            _write(path, labelme.write(image, size, outlines, names))
+        else:
+            place = geojson.read_place(Path(job.files[0]), "polygons")
+            _write(path, geojson.write(outlines, names, model.classes.colours[1:], place))
+
+
+def _trace(model: Model, job: Job) -> tuple[Size, list[Outline]]:
+    """Read the mask of a job, and trace its objects."""
+    path, classes = job.outputs["mask"], model.classes
+    # The mask is as large as the image, which may be larger than what is read whole.
+    options = replace(build_read_options(model.config), max_pixels=10**12, exif="ignore")
+    valid = read_stored(path, options=options)[1].valid
+    missing = None if valid is None else ~np.asarray(valid.all(2))
+    ids: np.ndarray = read_mask(path, classes, options=options, missing=missing)
+    return (ids.shape[0], ids.shape[1]), [*trace(ids, len(classes.names))]
+
+
+def _name(job: Job, out: Path) -> Path:
+    return job.outputs["mask"].relative_to(out)
+
+
+def _image_name(job: Job, out: Path) -> str:
+    return _name(job, out).with_suffix(Path(job.files[0]).suffix).as_posix()
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path, flush=False) as temporary:
+        temporary.write_text(json.dumps(data), encoding="utf-8")
