@@ -36,7 +36,7 @@ def box_mask(box: tuple[int, int, int, int]) -> np.ndarray:
 def write_image(folder: Path, name: str = "a.png", size: tuple[int, int] = SIZE) -> None:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(len(name)).integers(0, 255, (*size, 3), np.uint8)
+    noise = np.random.default_rng([*name.encode()]).integers(0, 255, (*size, 3), np.uint8)
     Image.fromarray(noise).save(path)
 
 

@@ -20,6 +20,7 @@ from samples_of_annotations import (
 
 from unet.annotations.importing import import_annotations
 from unet.annotations.target import Target
+from unet.cli.main import main
 
 BOX = [[2, 3], [10, 3], [10, 9], [2, 9]]
 
@@ -63,7 +64,7 @@ def test_two_images_that_differ_in_their_ending_are_an_error(tmp_path: Path) -> 
     data = [json.loads(path.read_text()) for path in tmp_path.glob("json*/1.json")]
     for i, one in enumerate(data):
         write_json(tmp_path / f"json/{i}.json", one)
-    with pytest.raises(ValueError, match=r"has the name of 1\.\w+, but for the ending; rename one"):
+    with pytest.raises(ValueError, match=r"differs from 1\.\w+ only in its ending; rename one"):
         import_annotations(tmp_path / "json", tmp_path / "images", tmp_path / "out")
 
 
@@ -324,3 +325,49 @@ def test_the_splits_of_yolo(tmp_path: Path) -> None:
     notes = "\n".join(imported.notes)
     assert "1 image without objects, such as train/images/empty.png: all background" in notes
     assert "left out 1 image of the split test" in notes
+
+
+def test_the_command_writes_data_and_a_config_that_passes_the_check_and_trains(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("1.png", "2.png", "3.png"):
+        write_image(workdir / "images", name, (40, 48))
+        write_labelme(workdir / "json", name, imageHeight=40, imageWidth=48)
+    command = ["import", "json", "images", "-o", "data/my cells", "--instances"]
+    assert main(command) == 0
+    output = capsys.readouterr().out
+    assert "read LabelMe: 3 images" in output
+    assert "cell            1        3   2.50%" in output
+    assert main(["check", "configs/my_cells.yaml", "--pictures", "samples.png"]) == 0
+    assert "no errors found" in capsys.readouterr().out
+    settings = [
+        "train.epochs=1",
+        "model.widths=[4,8]",
+        "augment.crop=[16,16]",
+        "train.num_workers=0",
+    ]
+    assert main(["train", "configs/my_cells.yaml", "loss.border={}", *settings]) == 0
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "my_cells.yaml: exists; pass --overwrite to replace it" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_the_command_names_its_options_and_leaves_no_config_after_an_error(
+    workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(workdir, "a.png")
+    write_labelme(workdir, "a.png")
+    write_image(workdir, "b.png")
+    write_json(workdir / "b.json", labelme([], "b.png"))
+    assert main(["import", ".", "-o", "data/mine"]) == 0
+    assert "--empty skip leaves them out" in capsys.readouterr().out
+    assert main(["import", "nothing.json", ".", "-o", "data/other"]) == 2
+    assert "nothing.json: there is no such file or folder" in capsys.readouterr().err
+    (workdir / "b.json").write_text("{")
+    assert main(["import", ".", "-o", "data/other"]) == 2
+    assert "b.json: cannot be read as JSON" in capsys.readouterr().err
+    assert not (workdir / "data/other").exists()
+    assert files_in(workdir / "configs") == ["mine.yaml"]
+    assert main(["import", ".", "-o", "data/x", "train.epochs=3"]) == 2
+    assert "change settings in the config" in capsys.readouterr().err

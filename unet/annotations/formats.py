@@ -69,7 +69,10 @@ def _list_annotations(folder: Path, is_excluded: Callable[[Path], bool]) -> Sequ
     """List the files of a folder that hold annotations; those of one ending suffice."""
     paths = [path for path in map(Path, list_files(folder)) if not is_excluded(path)]
     paths.sort(key=lambda path: natural_key(str(path)))
-    for suffixes in ((".yaml", ".yml"), _JSON, (".xml",), (".csv",)):
+    yamls = [path for path in paths if path.suffix.lower() in (".yaml", ".yml")]
+    if yamls := list(filter(yolo.matches, yamls)):
+        return yamls
+    for suffixes in (_JSON, (".xml",), (".csv",)):
         if files := [path for path in paths if path.suffix.lower() in suffixes]:
             return files
     if any(path.suffix.lower() == ".zip" for path in paths):

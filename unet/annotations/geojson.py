@@ -170,9 +170,15 @@ def _to_pixels(
         x, y = ring.T
         if source != target:
             x, y = map(np.asarray, warp.transform(source, target, x, y))
-        return np.stack(inverse * (x, y), 1)
+        return np.stack(_apply(inverse, x, y), 1)
 
     return [tuple(tuple(map(convert, rings)) for rings in polygons) for polygons in parts]
+
+
+def _apply(transform: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Apply an affine transform of rasterio to points."""
+    a, b, c, d, e, f = transform[:6]
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def read_place(image: Path, feature: str) -> tuple[Any, Any]:
@@ -202,7 +208,7 @@ def write(
         warp = import_extra("rasterio.warp", "map coordinates")
 
     def convert(ring: np.ndarray) -> list[list[float]]:
-        x, y = ring.T if crs is None else transform * tuple(ring.T)
+        x, y = ring.T if crs is None else _apply(transform, *ring.T)
         if name is not None and "EPSG" not in name:
             x, y = warp.transform(crs, _LONGITUDES, x, y)
         pairs = np.stack([x, y], 1).tolist()

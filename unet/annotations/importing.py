@@ -242,7 +242,7 @@ def _check_sizes(matches: Matches, chosen: Mapping[str, object], images: Path) -
             errors.append((str(images / image), text))
         stem = image.rpartition(".")[0]
         if (other := stems.setdefault(stem, image)) != image:
-            text = f"has the name of {other}, but for the ending; rename one"
+            text = f"differs from {other} only in its ending; rename one"
             errors.append((str(images / image), text))
         for entry in matches.entries[image]:
             if entry.size not in (None, size):

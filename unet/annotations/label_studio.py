@@ -1,7 +1,7 @@
 """Label Studio: one JSON file for all tasks, or one for each; polygons, boxes, ellipses, brushes.
 
 Sources: "BrushLabels" and "Label Studio JSON format" of labelstud.io: coordinates are percent; a
-brush is an RGBA image in run lengths of @thi.ng/rle-pack, of which alpha is the mask.
+brush is an RGBA image in run lengths of @thi.ng/rle-pack, whose alpha is the mask.
 """
 
 from pathlib import Path, PurePosixPath

@@ -3,6 +3,7 @@
 Source: "Instance Segmentation Datasets Overview" of docs.ultralytics.com.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from unet.data.pairing import list_files, natural_key
 
 NAME = "YOLO"
 _SPLITS = ("train", "val", "test")
+
+
+def matches(path: Path) -> bool:
+    """Whether a YAML file has this format."""
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    return re.search(r"^names\s*:", text, re.MULTILINE) is not None
 
 
 def read(path: Path) -> Annotations:
