@@ -332,12 +332,14 @@ def test_the_command_writes_data_and_a_config_that_passes_the_check_and_trains(
 ) -> None:
     for name in ("1.png", "2.png", "3.png"):
         write_image(workdir / "images", name, (40, 48))
-        write_labelme(workdir / "json", name, imageHeight=40, imageWidth=48)
+        shapes = [labelme_shape("cell", points) for points in (BOX, np.add(BOX, 10).tolist())]
+        size = {"imageHeight": 40, "imageWidth": 48}
+        write_labelme(workdir / "json", name, shapes=shapes, **size)
     command = ["import", "json", "images", "-o", "data/my cells", "--instances"]
     assert main(command) == 0
     output = capsys.readouterr().out
     assert "read LabelMe: 3 images" in output
-    assert "cell            1        3   2.50%" in output
+    assert "cell            1        6   5.00%" in output
     assert main(["check", "configs/my_cells.yaml", "--pictures", "samples.png"]) == 0
     assert "no errors found" in capsys.readouterr().out
     settings = [
