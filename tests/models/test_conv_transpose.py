@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import unet.models.conv_transpose
@@ -142,6 +142,45 @@ def test_the_batch_can_be_missing_or_empty(kernel: int, stride: int) -> None:
     assert ours.shape == F.conv_transpose2d(empty, weight, bias, stride).shape
     ours.sum().backward()
     assert empty.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "settings"),
+    [
+        ((1, 1), 2, {"padding": 1}),
+        ((1, 1), 2, {"padding": 1, "stride": 2}),
+        ((0, 0), 2, {"stride": 2}),
+        ((0, 4), 3, {"stride": 2, "output_padding": 1}),
+        ((0, 4), 2, {}),
+    ],
+)
+def test_outputs_of_an_empty_batch_are_torchs(
+    size: tuple[int, int], kernel: int, settings: dict[str, Any]
+) -> None:
+    weight = torch.randn(2, 3, kernel, kernel, requires_grad=True)
+    x = torch.randn(0, 2, *size, requires_grad=True)
+    ours, theirs = (f(x, weight, **settings) for f in (conv_transpose2d, F.conv_transpose2d))
+    assert ours.shape == theirs.shape
+    for gradient in torch.autograd.grad(ours.sum(), (x, weight)):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_no_further_from_the_exact_result_than_torchs(dtype: torch.dtype) -> None:
+    """But for one rounding: overlapping blocks are summed in float32."""
+    cases = [case for case in GRID if fits(case)][::3]
+    for case in cases:
+        x, weight, bias = (one.detach().to(dtype) for one in tensors(case))
+        exact = F.conv_transpose2d(x.double(), weight.double(), bias.double(), **arguments(case))
+        rounding = torch.finfo(dtype).eps / 2 * float(exact.abs().max())
+        ours, theirs = (
+            float((f(x, weight, bias, **arguments(case)).double() - exact).abs().max())
+            for f in (conv_transpose2d, F.conv_transpose2d)
+        )
+        assert ours <= theirs + rounding, case
+        stride = (s, s) if isinstance(s := case["stride"], int) else s
+        if stride != tuple(case["kernel"]) or case["dilation"] not in (1, (1, 1)):
+            assert ours <= 1.01 * rounding, case
 
 
 @pytest.mark.parametrize("case", GRID[::37], ids=str)
@@ -425,6 +464,38 @@ def test_compiles_as_one_graph(settings: dict[str, Any]) -> None:
     (mine,) = torch.autograd.grad(compiled(x).square().sum(), x)
     (other,) = torch.autograd.grad(layer(x).square().sum(), x)
     torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("settings", LAYERS, ids=str)
+def test_fx_traces_a_network_that_holds_it(settings: dict[str, Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), ConvTranspose2d(6, 4, **settings), nn.ReLU())
+    traced = fx.symbolic_trace(net)
+    for shape in ((2, 3, 7, 9), (1, 3, 5, 5)):
+        x = torch.randn(shape)
+        assert torch.equal(traced(x), net(x))
+
+
+def test_fx_traces_an_output_size() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = ConvTranspose2d(6, 4, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x, [10, 11])
+
+    up, x = Up(), torch.randn(1, 6, 4, 5)
+    assert torch.equal(fx.symbolic_trace(up)(x), up(x))
+
+
+def test_spectral_norm_normalises_the_output_channels_as_in_torchs_layer() -> None:
+    layers = []
+    for kind in (ConvTranspose2d, nn.ConvTranspose2d):
+        torch.manual_seed(0)
+        layers.append(nn.utils.parametrizations.spectral_norm(kind(6, 4, 3, stride=2)))
+    torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=0, atol=0)
+    x = torch.randn(1, 6, 5, 7)
+    torch.testing.assert_close(layers[0](x), layers[1](x))
 
 
 @pytest.mark.parametrize("settings", LAYERS, ids=str)

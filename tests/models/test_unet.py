@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ENCODERS, with_encoder
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -374,3 +374,25 @@ def test_argmax_classes_chooses_the_first_of_equal_scores(num_classes: int) -> N
     expected = torch.from_numpy(scores.numpy().argmax(0)).to(torch.uint8)
     for layout in (scores, scores.movedim(0, -1).contiguous().movedim(-1, 0), scores.bfloat16()):
         assert torch.equal(argmax_classes(layout), expected)
+
+
+# More than 5 seconds: torch traces the network twice.
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_compiles_as_one_graph_and_only_once_more_for_all_other_sizes(
+    memory_format: torch.memory_format,
+) -> None:
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph: fx.GraphModule, _: object) -> fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    net = UNet(widths=(16, 32)).eval().to(memory_format=memory_format)
+    compiled = torch.compile(net, fullgraph=True, backend=count)
+    # Torch itself compiles again where a feature has fewer than 20480 values.
+    for size in ((96, 128), (112, 144), (101, 117), (128, 96)):
+        image = torch.randn(1, 3, *size).to(memory_format=memory_format)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(image), net(image))
+    assert len(graphs) == 2

@@ -42,12 +42,11 @@ it sums the blocks of all input channels. That sum is one matrix product over th
 """
 
 import itertools
-import math
 import operator
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from unet.models.conv_transpose_cpu import is_channels_last, non_overlapping_conv_transpose2d
@@ -113,17 +112,21 @@ def conv_transpose2d(
             input.unsqueeze(0), weight, bias, stride, padding, output_padding, groups, dilation
         ).squeeze(0)
 
+    if 0 in input.shape[2:]:  # of an empty batch; convolutions take no empty images
+        height, width = _output_size(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+        arguments = stride, padding, output_padding, groups, dilation
+        output = conv_transpose2d(F.pad(input, (0, 1, 0, 1)), weight, bias, *arguments)
+        return output[..., : height + output_padding[0], : width + output_padding[1]]
     input, weight = _autocast(input), _autocast(weight)
     bias = None if bias is None else _autocast(bias).to(weight.dtype)  # as torch does
-    if stride == tuple(weight.shape[2:]) and dilation == (1, 1):
-        if not any(padding + output_padding):
-            return non_overlapping_conv_transpose2d(input, weight, bias, groups)
-        output = non_overlapping_conv_transpose2d(input, weight, None, groups)
-    else:
-        output = _overlapping_conv_transpose2d(input, weight, groups, stride, dilation)
     # Padding crops, as it does in the convolution that this one transposes.
     bottom, right = output_padding[0] - padding[0], output_padding[1] - padding[1]
-    output = F.pad(output, (-padding[1], right, -padding[0], bottom))
+    borders = -padding[1], right, -padding[0], bottom
+    if stride != tuple(weight.shape[2:]) or dilation != (1, 1):
+        return _overlapping_conv_transpose2d(input, weight, bias, groups, stride, dilation, borders)
+    if not any(borders):
+        return non_overlapping_conv_transpose2d(input, weight, bias, groups)
+    output = F.pad(non_overlapping_conv_transpose2d(input, weight, None, groups), borders)
     return output if bias is None else output + bias[:, None, None]
 
 
@@ -137,8 +140,22 @@ def _autocast(x: Tensor) -> Tensor:
 
 
 def _overlapping_conv_transpose2d(
-    input: Tensor, weight: Tensor, groups: int, stride: Pair, dilation: Pair
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    groups: int,
+    stride: Pair,
+    dilation: Pair,
+    borders: Sequence[int],
 ) -> Tensor:
+    """Make blocks, sum them where they overlap, pad or crop by `borders` and add the bias."""
+    if input.dtype == weight.dtype and input.dtype in (torch.bfloat16, torch.float16):
+        # Sums of rounded blocks would be several roundings away from the exact result.
+        with torch.autocast(input.device.type, enabled=False):
+            others = input.float(), weight.float(), None if bias is None else bias.float()
+            return _overlapping_conv_transpose2d(*others, groups, stride, dilation, borders).to(
+                input.dtype
+            )
     channels, kernel_size = input.shape[1], weight.shape[2:]
     # (G, C / G, K / G * kH * kW) -> (K * kH * kW, C / G)
     kernels = weight.reshape(groups, channels // groups, -1).transpose(1, 2)
@@ -159,7 +176,8 @@ def _overlapping_conv_transpose2d(
             output = fold(blocks)
     if is_channels_last(input):
         output = output.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    return output
+    output = F.pad(output, tuple(borders))
+    return output if bias is None else output + bias[:, None, None]
 
 
 def _pair(name: str, value: Size2d, minimum: int) -> Pair:
@@ -181,7 +199,7 @@ def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None, groups: in
         expected = f"groups that divide the {channels} input channels"
     elif input.dim() not in (3, 4) or input.shape[-3] != channels:
         expected = f"input (N, {channels}, H, W) or ({channels}, H, W)"
-    elif 0 in input.shape[-3:] or 0 in weight.shape:
+    elif 0 in weight.shape or (0 in input.shape[-2:] and (input.dim() == 3 or input.shape[0])):
         expected = "only the batch to be empty"
     elif bias is not None and tuple(bias.shape) != (groups * weight.shape[1],):
         expected = f"bias ({groups * weight.shape[1]},)"
@@ -204,10 +222,13 @@ def _check_sizes(
                 f"conv_transpose2d: got output_padding {output_padding} with stride {stride} and "
                 f"dilation {dilation}, expected less than {limit} in {side}, the larger of the two"
             )
-        if (size := sizes[axis] + output_padding[axis]) < 1:
+        # As in torch, an output of an empty batch may also be empty in height or width.
+        smallest = 0 if input.dim() == 4 and input.shape[0] == 0 else 1
+        if (size := sizes[axis] + output_padding[axis]) < smallest:
             raise ValueError(
                 f"conv_transpose2d: got padding {padding} for {side} {input.shape[axis - 2]}, which"
-                f" leaves an output {side} of {size}, expected at least 1; lower the padding"
+                f" leaves an output {side} of {size}, expected at least {smallest}; lower the "
+                "padding"
             )
 
 
@@ -222,10 +243,11 @@ def _output_size(
     return height, width
 
 
-class ConvTranspose2d(nn.Module):
+class ConvTranspose2d(nn.ConvTranspose2d):
     """Drop-in replacement for `torch.nn.ConvTranspose2d`; `kernel_size=n, stride=n` upsamples by n.
 
-    Arguments, parameters, initialisation and state dict are those of torch's layer.
+    Arguments, parameters, initialisation and state dict are those of torch's layer. It is a
+    subclass, so that `spectral_norm` and other functions that know torch's layer know this one.
 
     Raises:
         ValueError: if the arguments do not fit each other.
@@ -246,7 +268,6 @@ class ConvTranspose2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         channels = in_channels, out_channels
         if min(*channels, groups) < 1 or any(number % groups for number in channels):
             raise ValueError(
@@ -257,27 +278,19 @@ class ConvTranspose2d(nn.Module):
             raise ValueError(
                 f"ConvTranspose2d: got padding_mode {padding_mode!r}, expected 'zeros'"
             )
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
-        self.output_padding = _pair("output_padding", output_padding, 0)
-        self.groups = groups
-        self.dilation = _pair("dilation", dilation, 1)
-        self.padding_mode = padding_mode
-        shape = (in_channels, out_channels // groups, *self.kernel_size)
-        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
-        self.bias = None if empty is None else nn.Parameter(empty)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw weight and bias as torch's layer does, with the same random numbers."""
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.weight[0].numel())
-            nn.init.uniform_(self.bias, -bound, bound)
+        super().__init__(
+            in_channels,
+            out_channels,
+            _pair("kernel_size", kernel_size, 1),
+            _pair("stride", stride, 1),
+            _pair("padding", padding, 0),
+            _pair("output_padding", output_padding, 0),
+            groups,
+            bias,
+            _pair("dilation", dilation, 1),
+            device=device,
+            dtype=dtype,
+        )
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(N, C, H, W) -> (N, K, H', W'); `output_size` (H', W') chooses the output_padding.
@@ -285,33 +298,37 @@ class ConvTranspose2d(nn.Module):
         Raises:
             ValueError: if no output_padding gives `output_size`.
         """
-        output_padding = self.output_padding
+        assert not isinstance(self.padding, str)
+        padding, output_padding = self.padding, self.output_padding
         if output_size is not None:
-            output_padding = self._output_padding_for(input, tuple(output_size[-2:]))
-        arguments = self.stride, self.padding, output_padding, self.groups, self.dilation
+            output_padding = _output_padding_for(
+                input, output_size, self.kernel_size, self.stride, padding, self.dilation
+            )
+        arguments = self.stride, padding, output_padding, self.groups, self.dilation
         return conv_transpose2d(input, self.weight, self.bias, *arguments)
 
-    def _output_padding_for(self, input: Tensor, size: tuple[int, ...]) -> Pair:
-        smallest = _output_size(
-            input.shape[-2:], self.kernel_size, self.stride, self.padding, self.dilation
-        )
-        largest = smallest[0] + self.stride[0] - 1, smallest[1] + self.stride[1] - 1
-        fits = [
-            low <= side <= high for low, side, high in zip(smallest, size, largest, strict=False)
-        ]
-        if len(size) != 2 or not all(fits):
-            raise ValueError(
-                f"ConvTranspose2d: got output_size {size} for an input of {tuple(input.shape)}, "
-                f"expected from {smallest} to {largest}"
-            )
-        return size[0] - smallest[0], size[1] - smallest[1]
 
-    def extra_repr(self) -> str:
-        """Describe the layer as torch's `extra_repr` does."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
-        text += f", stride={self.stride}"
-        defaults = {"padding": (0, 0), "dilation": (1, 1), "output_padding": (0, 0), "groups": 1}
-        for name, default in defaults.items():
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)}"
-        return text if self.bias is not None else text + ", bias=False"
+def _output_padding_for(
+    input: Tensor,
+    output_size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Size2d,
+    padding: Size2d,
+    dilation: Size2d,
+) -> Pair:
+    size, stride = tuple(output_size[-2:]), _pair("stride", stride, 1)
+    padding, dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    smallest = _output_size(input.shape[-2:], kernel, stride, padding, dilation)
+    largest = smallest[0] + stride[0] - 1, smallest[1] + stride[1] - 1
+    fits = [low <= side <= high for low, side, high in zip(smallest, size, largest, strict=False)]
+    if len(size) != 2 or not all(fits):
+        raise ValueError(
+            f"ConvTranspose2d: got output_size {size} for an input of {tuple(input.shape)}, "
+            f"expected from {smallest} to {largest}"
+        )
+    return size[0] - smallest[0], size[1] - smallest[1]
+
+
+# torch.fx traces calls of these, as it does those of torch's layer, not what they do with sizes.
+fx.wrap("conv_transpose2d")
+fx.wrap("_output_padding_for")
