@@ -118,13 +118,28 @@ def test_names_with_another_meaning_in_yaml_are_quoted(tmp_path: Path, name: str
     assert (data.images, data.masks) == (name, f"{name} mask")
 
 
-def test_groups_are_recognised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "group", "count"),
+    [
+        ("rat{}_slice{}", "the start of the name, such as rat0", 4),
+        ("{}_side{}", "the start of the name, such as 0", 4),
+        ("img_{}{}", "", 0),
+        ("eye_{}_{}", "the first number in the name, such as 0", 4),
+    ],
+)
+def test_groups_by_name_are_a_comment(tmp_path: Path, name: str, group: str, count: int) -> None:
     for i in range(12):
-        name = f"rat{i % 4}_slice{i}.png"
-        write(tmp_path, f"images/{name}", f"masks/{name}", [0, 255])
-    data = check_data(proposed(tmp_path))
-    rats = [{pair.stem[:4] for pair in part} for part in (data.train_pairs, data.val_pairs)]
-    assert not rats[0] & rats[1]
+        file = f"{name.format(i % 4, i // 4)}.png"
+        write(tmp_path, f"images/{file}", f"masks/{file}", [0, 255])
+    text = propose(tmp_path, "mine")
+    assert proposed(tmp_path).data.validation.group is None
+    assert (f"# {count} groups by {group}" in text) == bool(group)
+    if group:
+        line = next(one for one in text.splitlines() if "# validation:" in one)
+        used = text.replace("\n  validation: {fraction: 0.2}", "\n" + line.replace("# ", ""))
+        data = check_data(config_from_dict({"name": "mine", **yaml.safe_load(used)}))
+        parts = [{pair.stem[:-1] for pair in part} for part in (data.train_pairs, data.val_pairs)]
+        assert not parts[0] & parts[1]
 
 
 def test_the_images_of_one_folder_stay_together(tmp_path: Path) -> None:

@@ -3,19 +3,15 @@
 import csv
 import json
 import re
-from collections.abc import Sequence
-from itertools import pairwise
-from operator import eq
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import yaml
 
 from unet.data.image_io import read_header
 from unet.data.image_types import SUFFIXES
-from unet.data.masks import read_codes
-from unet.data.pairing import Pair, find_pairs
+from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs
 from unet.data.table import read_table
 from unet.inspection.discovery import Pairing, find_pairings, read_each
 from unet.inspection.held_out import (
@@ -24,7 +20,8 @@ from unet.inspection.held_out import (
     split_of,
     without_split,
 )
-from unet.inspection.mask_values import are_label_images, count_values
+from unet.inspection.mask_files import find_class_masks, find_label_images, rank_masks
+from unet.inspection.places import find_other_places
 
 
 class FoundFiles(NamedTuple):
@@ -35,6 +32,8 @@ class FoundFiles(NamedTuple):
     validation: str | None = None
     """The line of the split, if files or table have one."""
     val_pairs: Sequence[Pair] = ()
+    classes: Sequence[str] = ()
+    """Classes with a mask file each, except for the background."""
 
 
 def find_files(root: Path) -> FoundFiles:
@@ -93,16 +92,24 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     # A pattern that leaves out some of the same masks is no other set of masks.
     files = [one.files.items() for one in same]
     same = [one for one in same if not any(one.files.items() < others for others in files)]
-    best = max(same, key=_rank_masks) if len(same) > 1 else same[0]
+    best = max(same, key=rank_masks) if len(same) > 1 else same[0]
     images = [image for image, _ in best.files.values()]
     stacks = any(header.pages > 1 for header in read_each(read_header, images[:9]))
-    labels = _find_label_images(same, best)
+    classes = find_class_masks(same, best)
+    alike, unlike = ([], []) if classes else find_other_places(best, candidates)
+    places = [best, *alike]
+    labels = _find_label_places(candidates, places)
+    image_places = _as_place([one.images for one in places])
+    masks: MaskPlaces = _as_place([one.masks for one in places])
+    if classes:
+        masks = {name: one.masks for name, one in classes.items()}
     warnings: list[str] = []
-    pairs, errors = find_pairs(root, [best.images], best.masks, stacks, warnings, labels)
+    pairs, errors = find_pairs(root, [image_places], masks, stacks, warnings, labels)
     # Several patterns may describe the same files: one of them is enough.
     others = {frozenset(one.files.values()): one.masks for one in reversed(same)}
     others.pop(frozenset(best.files.values()), None)
-    unused = sorted(masks for masks in others.values() if masks != labels)
+    used = {labels, *(one.masks for one in (*places, *classes.values()))}
+    unused = sorted(one for one in others.values() if one not in used)
     lines = [
         f"  # Images that have a mask: {len(pairs)}.",
         *(f"  # Error: {error}" for error in errors),
@@ -111,25 +118,60 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
             f"  # Other masks of the same images; to use them: masks: {quote(one)}"
             for one in unused
         ),
+        *(
+            f"  # {len(one.files)} other images with masks are unlike these, or copies of them: "
+            f"images: {quote(one.images)}, masks: {quote(one.masks)}"
+            for one in unlike
+        ),
         *describe_test_folders(root, [one for one in pairings if one.images != best.images]),
         *describe_split_lists(root, pairs),
-        f"  images: {quote(best.images)}",
-        f"  masks: {quote(best.masks)}",
+        f"  images: {_to_yaml(image_places)}",
+        f"  masks: {_to_yaml(masks)}",
     ]
     if labels:
         lines.append("  # Label images, for unet evaluate --instances and loss.border.")
-        lines.append(f"  instances: {quote(labels)}")
+        lines.append(f"  instances: {_to_yaml(labels)}")
     if stacks:
         lines.append("  stacks: true")
+    found = FoundFiles(lines, pairs, classes=[*classes])
     if not held_out:
-        return FoundFiles(lines, pairs)
+        return found
     style = without_split(best.masks)
     scored = max(held_out, key=lambda one: (without_split(one.masks) == style, len(one.files)))
-    places = f"images: {quote(scored.images)}, masks: {quote(scored.masks)}"
-    if labels := _find_label_images(held_out, scored):
-        places += f", instances: {quote(labels)}"
-    val_pairs, _ = find_pairs(root, [scored.images], scored.masks, stacks)
-    return FoundFiles(lines, pairs, f"  validation: {{{places}}}", val_pairs)
+    masks = scored.masks
+    if classes:
+        masks_there = [one.masks for one in held_out if one.images == scored.images]
+        styles = {without_split(one): one for one in masks_there}
+        if any(without_split(one.masks) not in styles for one in classes.values()):
+            return found
+        masks = {name: styles[without_split(one.masks)] for name, one in classes.items()}
+    line = f"images: {quote(scored.images)}, masks: {_to_yaml(masks)}"
+    if labels := find_label_images(held_out, scored):
+        line += f", instances: {quote(labels)}"
+    val_pairs, _ = find_pairs(root, [scored.images], masks, stacks)
+    return found._replace(validation=f"  validation: {{{line}}}", val_pairs=val_pairs)
+
+
+def _find_label_places(candidates: Sequence[Pairing], places: Sequence[Pairing]) -> Places | None:
+    """Label images for the images of all places; None if there are none for some."""
+    found = [
+        find_label_images([other for other in candidates if other.images == one.images], one)
+        for one in places
+    ]
+    labels = [one for one in found if one is not None]
+    return _as_place(labels) if len(labels) == len(places) else None
+
+
+def _as_place(patterns: Sequence[str]) -> Places:
+    return patterns[0] if len(patterns) == 1 else tuple(patterns)
+
+
+def _to_yaml(places: MaskPlaces) -> str:
+    if isinstance(places, str):
+        return quote(places)
+    if isinstance(places, Mapping):
+        return f"{{{', '.join(f'{quote(name)}: {_to_yaml(one)}' for name, one in places.items())}}}"
+    return f"[{', '.join(map(quote, places))}]"
 
 
 def _splits_of(pairing: Pairing, root: Path) -> set[str]:
@@ -137,57 +179,6 @@ def _splits_of(pairing: Pairing, root: Path) -> set[str]:
     folders = {Path(path).parent for both in pairing.files.values() for path in both}
     places = [folder.relative_to(root).as_posix() for folder in folders]
     return {split_of(place) for place in [pairing.images, pairing.masks, *places]} - {""}
-
-
-def _some_masks(pairing: Pairing) -> list[tuple[str, str, int | None]]:
-    """Image, mask and page of the mask, of about ten masks spread over all."""
-    files = [pairing.files[stem] for stem in sorted(pairing.files)]
-    some = files[:: max(1, len(files) // 10)]
-    pages = read_each(lambda both: (*both, 0 if read_header(both[1]).pages > 1 else None), some)
-    return list(pages)
-
-
-def _find_label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None:
-    """The pattern of files that number the objects of these masks; None if there are none."""
-    some = _some_masks(masks)
-    drawn = [*read_each(read_values, [(mask, page) for _, mask, page in some])]
-    for one in pairings:
-        labels = dict(one.files.values())
-        if one.masks == masks.masks or not labels.keys() >= dict(masks.files.values()).keys():
-            continue
-        numbers = [*read_each(read_values, [(labels[image], page) for image, _, page in some])]
-        alike = len(drawn) == len(numbers) and [
-            mask.shape == objects.shape and np.array_equal(mask > 0, objects > 0)
-            for mask, objects in zip(drawn, numbers, strict=True)
-        ]
-        if alike and np.mean(alike) > 0.8 and are_label_images(numbers):
-            return one.masks
-    return masks.masks if are_label_images(drawn) else None
-
-
-def read_values(mask: tuple[str, int | None]) -> np.ndarray:
-    """Read the values of a mask (file and page) without any conversion."""
-    return read_codes(*mask)[1]
-
-
-def _rank_masks(pairing: Pairing) -> tuple[bool, bool, bool, int, int]:
-    """A sort key for masks of the same images: the most likely masks of classes rank highest.
-
-    They differ between images, unlike a field of view; they hold classes, not instances; they are
-    named like masks; their path is similar to that of the images; they hold many classes.
-    """
-    masks = [(mask, page) for _, mask, page in _some_masks(pairing)]
-    drawn = [*read_each(read_values, masks)]
-    changes = [
-        one.shape != other.shape or np.sum(one != other) > 0.1 * np.sum((one > 0) | (other > 0))
-        for one, other in pairwise(drawn)
-    ]
-    values = count_values(masks)
-    is_named = bool(re.search("mask|label|annot|seg", pairing.masks, re.IGNORECASE))
-    near = sum(map(eq, pairing.images.split("/"), pairing.masks.split("/")))
-    enough = 0.002 * values.pixels.total()
-    classes = sum(count >= enough for count in values.pixels.values())
-    return not changes or any(changes), values.most <= 40, is_named, near, classes
 
 
 def quote(text: str) -> str:

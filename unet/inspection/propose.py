@@ -20,7 +20,8 @@ from unet.data.image_io import read_header
 from unet.data.image_types import Header
 from unet.data.pairing import Pair, find_pairs
 from unet.inspection.discovery import read_each
-from unet.inspection.find_files import FoundFiles, find_files, quote, read_values
+from unet.inspection.find_files import FoundFiles, find_files, quote
+from unet.inspection.mask_files import read_values
 from unet.inspection.mask_values import (
     Value,
     ValueCounts,
@@ -36,11 +37,13 @@ from unet.runtime.text import plural
 _MAX_SAMPLES = 1000
 """At most this many pairs are opened."""
 
-# What the stems of one patient's images may have in common: folders, or the start of a name.
+# What the stems of one patient's images may have in common: folders, or a part of the name, which
+# is less certain.
 _GROUPS = (
     ("^[^/]+(?=/)", "folder"),
     ("^[^/]+/[^/]+(?=/)", "folder"),
     ("^[^_/.]+(?=[_/.])", "the start of the name"),
+    ("^[^/0-9]*([0-9]+)[^/]*$", "the first number in the name"),
 )
 
 
@@ -103,7 +106,7 @@ def propose(folder: Path, name: str, known: KnownData | None = None) -> str:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
-    lines, pairs, validation, val_pairs = (
+    lines, pairs, validation, val_pairs, class_names = (
         find_files(folder) if known is None else known.find_files(folder)
     )
     if not pairs:
@@ -116,11 +119,13 @@ def propose(folder: Path, name: str, known: KnownData | None = None) -> str:
     sizes = np.array([header.upright_size for header in headers])
     if not sizes.size or not values.pixels:
         raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
-    if known is None:
+    if known is not None:
+        classes, rare = known.describe_classes(values)
+    elif class_names:
+        classes, rare = _propose_class_masks(class_names, some)
+    else:
         few = [(pair.masks[0], pair.page) for pair in some[:: max(1, len(some) // 30)]]
         classes, rare = _propose_classes(values, are_label_images(read_each(read_values, few)))
-    else:
-        classes, rare = known.describe_classes(values)
     channels, image_lines = _propose_channels([pair.images[0] for pair in some])
     head = f"# {name}: proposed by unet init. Check it; class names, for example, are guesses."
     if known is not None:
@@ -203,6 +208,23 @@ def _propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], li
     return lines, [name for name, fraction in found.fractions.items() if fraction < 0.02][:20]
 
 
+def _propose_class_masks(
+    names: Sequence[str], pairs: Sequence[Pair]
+) -> tuple[list[str], list[str]]:
+    """The lines of classes with a mask file each, and the names of rare classes."""
+    fractions = {}
+    for i, name in enumerate(names):
+        pixels = count_values((pair.masks[i], pair.page) for pair in pairs).pixels
+        fractions[name] = 1 - pixels[0] / pixels.total()
+    shown = ", ".join(f"{name} {fraction:.1%}" for name, fraction in fractions.items())
+    given = ", ".join(f"{quote(name)}: {i}" for i, name in enumerate(["background", *names]))
+    lines = [
+        f"  # One mask file for each class and image. Fractions of the pixels: {shown}.",
+        f"  classes: {{{given}}}",
+    ]
+    return lines, [name for name, fraction in fractions.items() if fraction < 0.02]
+
+
 def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
     """in_channels, and the lines about the images."""
     headers = list(read_each(read_header, paths))
@@ -252,14 +274,17 @@ def _propose_split(pairs: Sequence[Pair]) -> list[str]:
         "  # stems have in common, or list the validation images in stems: [...].",
     ]
     for pattern, what in _GROUPS:
-        heads = [re.match(pattern, pair.stem) for pair in pairs]
-        groups = {head[0] for head in heads if head}
-        if all(heads) and 3 <= len(groups) < len(pairs):
-            return [
-                *lines,
-                f"  # {len(groups)} groups by {what}, such as {min(groups)}.",
-                f"  validation: {{fraction: 0.2, group: '{pattern}'}}",
-            ]
+        found = [re.search(pattern, pair.stem) for pair in pairs]
+        groups = {match[match.re.groups] for match in found if match}
+        if not all(found) or not 3 <= len(groups) < len(pairs):
+            continue
+        group = f"validation: {{fraction: 0.2, group: '{pattern}'}}"
+        lines.append(f"  # {len(groups)} groups by {what}, such as {min(groups)}.")
+        if what == "folder":
+            return [*lines, f"  {group}"]
+        lines[-1] += " To keep each of them together:"
+        lines.append(f"  # {group}")
+        break
     return [*lines, "  validation: {fraction: 0.2}"]
 
 

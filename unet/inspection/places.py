@@ -1,0 +1,70 @@
+"""Other images with masks next to the ones found -> further places of the same data set."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from unet.data.image_io import read_header
+from unet.inspection.discovery import Pairing, read_each
+from unet.inspection.held_out import split_of
+from unet.inspection.mask_files import rank_masks, read_values, some_masks
+from unet.inspection.mask_values import Value, are_label_images, count_values
+
+_FEWEST = 2
+"""Pairs of a place; a single one may be a figure and its drawing."""
+
+
+def find_other_places(
+    best: Pairing, candidates: Sequence[Pairing]
+) -> tuple[list[Pairing], list[Pairing]]:
+    """Find pairs of other files: those alike, and those with other values, bands or pixels.
+
+    Copies of the images in another size are not alike, as they would be in training and validation.
+    """
+    alike, unlike = list[Pairing](), list[Pairing]()
+    used = {path for both in best.files.values() for path in both}
+    for one in candidates:
+        files = {path for both in one.files.values() for path in both}
+        is_held_out = split_of(one.images) in ("test", "val") and split_of(best.images) == ""
+        if len(one.files) < _FEWEST or is_held_out or used & files:
+            continue
+        same = [other for other in candidates if one.images == other.images]
+        same = [other for other in same if len(other.files) == len(one.files)]
+        place = max(same, key=rank_masks) if len(same) > 1 else one
+        used |= {path for both in place.files.values() for path in both}
+        (alike if _are_alike(best, place) else unlike).append(place)
+    return alike, unlike
+
+
+def _are_alike(one: Pairing, other: Pairing) -> bool:
+    bands, values = [], list[set[Value | str]]()
+    for pairing in (one, other):
+        some = some_masks(pairing)
+        headers = read_each(read_header, [image for image, _, _ in some])
+        bands.append({(header.bands - header.alpha, header.dtype) for header in headers})
+        masks = [(mask, page) for _, mask, page in some]
+        if are_label_images(read_each(read_values, masks)):
+            values.append({"numbers"})
+            continue
+        counts = count_values(masks).pixels
+        values.append({value for value, count in counts.items() if count >= 0.002 * counts.total()})
+    same_values = values[0] <= values[1] or values[1] <= values[0]
+    return bool(bands[0] & bands[1]) and same_values and not _are_copies(one, other)
+
+
+def _are_copies(one: Pairing, other: Pairing) -> bool:
+    """Whether most masks of the same stem are equal when they are resized."""
+    stems = sorted(one.files.keys() & other.files.keys())
+    equal = [
+        np.mean(_shrink(one.files[stem][1]) == _shrink(other.files[stem][1])) > 0.97
+        for stem in stems[:: max(1, len(stems) // 5)]
+    ]
+    return len(equal) > 0 and bool(np.mean(equal) > 0.5)
+
+
+def _shrink(mask: str) -> np.ndarray:
+    """The values of a mask at 32 x 32 places."""
+    values = next(iter(read_each(read_values, [(mask, None)])), np.zeros((1, 1)))
+    rows, columns = (((np.arange(32) + 0.5) * size / 32).astype(int) for size in values.shape[:2])
+    shrunk: np.ndarray = values[rows[:, None], columns]
+    return shrunk
