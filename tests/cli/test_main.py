@@ -22,6 +22,7 @@ import torch
 from unet.cli.arguments import parse
 from unet.cli.main import main
 from unet.config.schema import Config
+from unet.runtime.optional import install_command
 
 pytestmark = pytest.mark.usefixtures("workdir")
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -562,7 +563,7 @@ def test_a_clone_without_its_packages_ends_in_one_message() -> None:
         assert result.returncode == 2
         assert result.stderr == (
             f"error: the package {package} is not installed; install unet with its packages: "
-            "pip install -e . in the clone\n"
+            f"{install_command()}\n"
         )
 
 

@@ -330,3 +330,14 @@ def test_wrong_changes_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=problem):
             load_config(path, changes)
+
+
+def test_the_quickstart_is_found_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("quickstart")
+    assert config == load_config(CONFIGS / "quickstart.yaml")
+    Path("quickstart").write_text("data: 5\n")  # a file of this name is meant itself
+    with pytest.raises(ValueError, match="quickstart: data: got 5"):
+        load_config("quickstart")

@@ -389,7 +389,7 @@ def test_without_scipy_boundaries_are_not_measured(
     report = metrics_of("scores")
     assert report["boundary_tolerance"] is None
     assert "boundary_f1" not in report
-    assert "needs unet[metrics]" in Path("scores/report.html").read_text()
+    assert "needs scipy, of the extra metrics" in Path("scores/report.html").read_text()
     with pytest.raises(ValueError, match=r"^scores of objects: needs scikit-image; install it"):
         evaluate(best, objects=True)
 

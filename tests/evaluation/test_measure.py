@@ -115,7 +115,7 @@ def test_rules_explain_the_measures() -> None:
     assert not {"thresholds", "thresholds of objects", "objects of label images"} & set(texts)
     assert "objects of label images" in rules(Measures(class_names=names, objects=1, labelled=True))
     texts = rules(Measures(class_names=NAMES, thresholds=True))
-    assert texts["boundary F1, HD95"] == "Not computed: needs unet[metrics]."
+    assert texts["boundary F1, HD95"] == "Not computed: needs scipy, of the extra metrics of unet."
     assert "A pixel is cell if" in texts["thresholds"]
     assert not {"objects", "thresholds of objects"} & set(texts)
     texts = rules(Measures(class_names=NAMES, thresholds=True, objects=1))

@@ -187,7 +187,7 @@ def test_the_confusion_matrix_is_in_percent_of_each_target() -> None:
         "1 of 3 classes have no score, as they have no pixels in target or prediction: never."
         in html
     )
-    assert "needs unet[metrics]" in html
+    assert "needs scipy, of the extra metrics" in html
 
 
 def test_the_bars_count_every_image_that_has_a_score() -> None:

@@ -86,7 +86,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_score_is_lost(
 
 def test_the_text_explains_what_is_missing() -> None:
     text = describe(summary_of(), 80)
-    assert "\nboundary F1 and HD95 need unet[metrics]" in text
+    assert "\nboundary F1 and HD95 need scipy: pip install" in text
     assert "\nno score for 1 of 4 classes: they have no pixels in target or prediction" in text
     ignored = torch.full((2, 3), 255)
     measures = Measures(class_names=NAMES, boundary_tolerance=2, objects=1, labelled=True)

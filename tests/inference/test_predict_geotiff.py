@@ -459,7 +459,7 @@ def test_the_extra_rasterio_is_named_if_it_is_missing(
 ) -> None:
     write_raster("a.tif", draw(40, 30))
     monkeypatch.setattr("unet.runtime.optional.find_spec", lambda _: None)
-    expected = r"a\.tif.*: needs rasterio; install it with pip install 'unet\[tiff\]'"
+    expected = r"a\.tif.*: needs rasterio; install it with pip install .*\[tiff\]"
     with pytest.raises(ValueError, match=expected):
         predict_files([checkpoint], ["a.tif"], Path("out"))
 

@@ -4,12 +4,12 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
 
 from unet.cli import commands
 from unet.cli.words import find_command, sort_words
+from unet.runtime.optional import unet_version
 from unet.runtime.text import shorten
 
 
@@ -61,11 +61,7 @@ def _main_parser() -> argparse.ArgumentParser:
         "Train, evaluate and run U-Net segmentation models.",
         "The options of a command: unet COMMAND --help.",
     )
-    try:
-        number = version("unet")
-    except PackageNotFoundError:
-        number = "(not installed)"
-    parser.add_argument("--version", action="version", version=f"unet {number}")
+    parser.add_argument("--version", action="version", version=f"unet {unet_version()}")
     commands = parser.add_argument_group("commands")
     for name, (_, _, text) in _COMMANDS.items():
         commands.add_argument(name, nargs="?", help=text)

@@ -18,6 +18,7 @@ from unet.cli.arguments import parse
 from unet.cli.commands import run_train
 from unet.cli.terminal import Terminal, print_error
 from unet.runtime.errors import UnpredictedError, is_out_of_memory
+from unet.runtime.optional import install_command
 from unet.runtime.signals import Stopped, stop_errors
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -77,7 +78,7 @@ def _message(error: Exception, is_training: bool) -> str:
         case ModuleNotFoundError(name=str(name)):
             return (
                 f"the package {name} is not installed; install unet with its packages: "
-                "pip install -e . in the clone"
+                f"{install_command()}"
             )
         case OSError(errno=int(number)):  # raised by the system; our own have no number
             advice = "check the path, its permissions and the free space"

@@ -16,6 +16,7 @@ from unet.config.parsing import UNKNOWN, Error, describe_value, named_items, par
 from unet.config.schema import Config
 from unet.config.suggestions import suggest
 from unet.config.values import changed_settings
+from unet.runtime.optional import quickstart_config
 from unet.runtime.text import format_list, join_some, shorten
 
 _MAX_BYTES, _MAX_DEPTH, _MAX_VALUES = 500_000, 20, 100_000  # of a config
@@ -39,7 +40,7 @@ def load_config(
     settings.
 
     Args:
-        path: the file or the dict.
+        path: the file or the dict; "quickstart" is the config of the quickstart.
         changes: as words, as the command line takes them, or a dict.
         overrides: further changes.
 
@@ -56,6 +57,8 @@ def load_config(
             "dict"
         )
     path = Path(path)
+    if str(path) == "quickstart" and not path.exists():
+        path = quickstart_config()
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a config file in it")
     if not path.is_file():

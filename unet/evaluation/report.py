@@ -5,7 +5,6 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -27,6 +26,7 @@ from unet.evaluation.tables import (
     threshold_rows,
 )
 from unet.metrics.precision_recall import Curve
+from unet.runtime.optional import unet_version
 from unet.runtime.text import plural
 from unet.visualize import (
     ERROR_COLOURS,
@@ -170,7 +170,7 @@ def render_report(
     return environment.get_template("report.html").render(
         summary=summary,
         facts=facts,
-        version=version("unet"),
+        version=unet_version(),
         settings=settings,
         numbers={title: show_score(name, summary[name]) for title, name in numbers.items()}
         | {"images": len(summary.sizes)},

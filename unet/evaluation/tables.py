@@ -7,6 +7,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from unet.evaluation.measure import CLASS_MEASURES, OBJECT_MEASURES
+from unet.runtime.optional import install_command
 from unet.runtime.text import format_table, plural
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def describe(summary: "Summary", width: int | None = None) -> str:
         lines.append(f"no score for {plural(ignored, 'image')}: all pixels are ignored")
     tolerance = summary.measures.boundary_tolerance
     lines.append(
-        "boundary F1 and HD95 need unet[metrics]"
+        f"boundary F1 and HD95 need scipy: {install_command('metrics')}"
         if tolerance is None
         else f"boundary F1 within {tolerance:g} pixels; HD95 in pixels, the mean over images"
     )

@@ -6,7 +6,6 @@ import json
 import math
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,7 @@ from unet.config.values import config_to_dict
 from unet.inference.predictor import Predictor, load_predictor
 from unet.models.fuse import fuse_batch_norm
 from unet.runtime.files import atomic_path, check_writable
-from unet.runtime.optional import import_extra
+from unet.runtime.optional import import_extra, unet_version
 
 Output = Literal["probabilities", "classes"]
 
@@ -184,7 +183,7 @@ def _trace(exported: ExportedModel) -> torch.export.ExportedProgram:
 def _metadata(model: Predictor, output: Output, difference: float) -> dict[str, str]:
     classes = dict(zip(model.classes.names, model.classes.values, strict=True))
     return {
-        "unet_version": version("unet"),
+        "unet_version": unet_version(),
         "classes": json.dumps(classes),  # name -> mask value, in the order of the class ids
         "config": json.dumps(config_to_dict(model.config)),
         "input": (

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from unet.config.schema import Config, warmup_epochs
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
-from unet.runtime.optional import is_installed
+from unet.runtime.optional import install_command, is_installed
 from unet.runtime.text import join_some, plural
 
 
@@ -82,7 +82,7 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
             *([f"pictures: {run / 'previews'}"] if monitor in best else []),
             f"curves:   {run / 'curves.png'}"
             if is_installed("matplotlib")
-            else "curves:   need Matplotlib; install it with pip install 'unet[plots]'",
+            else f"curves:   need Matplotlib; install it with {install_command('plots')}",
             *([f"evaluate: unet evaluate {run / 'best.pt'}"] if monitor in best else []),
             f"predict:  unet predict {run / 'best.pt'} IMAGES",
         ]
