@@ -492,7 +492,8 @@ def test_spectral_norm_normalises_the_output_channels_as_in_torchs_layer() -> No
     layers = []
     for kind in (ConvTranspose2d, nn.ConvTranspose2d):
         torch.manual_seed(0)
-        layers.append(nn.utils.parametrizations.spectral_norm(kind(6, 4, 3, stride=2)))
+        layer = kind(6, 4, 3, stride=2)
+        layers.append(nn.utils.parametrizations.spectral_norm(layer, dim=1))
     torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=0, atol=0)
     x = torch.randn(1, 6, 5, 7)
     torch.testing.assert_close(layers[0](x), layers[1](x))

@@ -42,6 +42,7 @@ it sums the blocks of all input channels. That sum is one matrix product over th
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Sequence
 
@@ -243,11 +244,11 @@ def _output_size(
     return height, width
 
 
-class ConvTranspose2d(nn.ConvTranspose2d):
+class ConvTranspose2d(nn.Module):
     """Drop-in replacement for `torch.nn.ConvTranspose2d`; `kernel_size=n, stride=n` upsamples by n.
 
-    Arguments, parameters, initialisation and state dict are those of torch's layer. It is a
-    subclass, so that `spectral_norm` and other functions that know torch's layer know this one.
+    Arguments, parameters, initialisation and state dict are those of torch's layer. Functions that
+    ask for torch's class do not know this one: `spectral_norm` needs `dim=1`.
 
     Raises:
         ValueError: if the arguments do not fit each other.
@@ -268,6 +269,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        super().__init__()
         channels = in_channels, out_channels
         if min(*channels, groups) < 1 or any(number % groups for number in channels):
             raise ValueError(
@@ -278,19 +280,27 @@ class ConvTranspose2d(nn.ConvTranspose2d):
             raise ValueError(
                 f"ConvTranspose2d: got padding_mode {padding_mode!r}, expected 'zeros'"
             )
-        super().__init__(
-            in_channels,
-            out_channels,
-            _pair("kernel_size", kernel_size, 1),
-            _pair("stride", stride, 1),
-            _pair("padding", padding, 0),
-            _pair("output_padding", output_padding, 0),
-            groups,
-            bias,
-            _pair("dilation", dilation, 1),
-            device=device,
-            dtype=dtype,
-        )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = _pair("kernel_size", kernel_size, 1)
+        self.stride = _pair("stride", stride, 1)
+        self.padding = _pair("padding", padding, 0)
+        self.output_padding = _pair("output_padding", output_padding, 0)
+        self.groups = groups
+        self.dilation = _pair("dilation", dilation, 1)
+        self.padding_mode = padding_mode
+        shape = (in_channels, out_channels // groups, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        empty = torch.empty(out_channels, device=device, dtype=dtype) if bias else None
+        self.bias = None if empty is None else nn.Parameter(empty)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw weight and bias as torch's layer does, with the same random numbers."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(N, C, H, W) -> (N, K, H', W'); `output_size` (H', W') chooses the output_padding.
@@ -298,26 +308,29 @@ class ConvTranspose2d(nn.ConvTranspose2d):
         Raises:
             ValueError: if no output_padding gives `output_size`.
         """
-        assert not isinstance(self.padding, str)
-        padding, output_padding = self.padding, self.output_padding
+        output_padding = self.output_padding
         if output_size is not None:
             output_padding = _output_padding_for(
-                input, output_size, self.kernel_size, self.stride, padding, self.dilation
+                input, output_size, self.kernel_size, self.stride, self.padding, self.dilation
             )
-        arguments = self.stride, padding, output_padding, self.groups, self.dilation
+        arguments = self.stride, self.padding, output_padding, self.groups, self.dilation
         return conv_transpose2d(input, self.weight, self.bias, *arguments)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as torch's `extra_repr` does."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}"
+        text += f", stride={self.stride}"
+        defaults = {"padding": (0, 0), "dilation": (1, 1), "output_padding": (0, 0), "groups": 1}
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)}"
+        return text if self.bias is not None else text + ", bias=False"
 
 
 def _output_padding_for(
-    input: Tensor,
-    output_size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Size2d,
-    padding: Size2d,
-    dilation: Size2d,
+    input: Tensor, size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
 ) -> Pair:
-    size, stride = tuple(output_size[-2:]), _pair("stride", stride, 1)
-    padding, dilation = _pair("padding", padding, 0), _pair("dilation", dilation, 1)
+    size = tuple(size[-2:])
     smallest = _output_size(input.shape[-2:], kernel, stride, padding, dilation)
     largest = smallest[0] + stride[0] - 1, smallest[1] + stride[1] - 1
     fits = [low <= side <= high for low, side, high in zip(smallest, size, largest, strict=False)]
