@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from unet.cli.arguments import parse
 from unet.cli.main import main
@@ -349,6 +350,31 @@ def test_the_bar_shows_time_left_loss_and_in_a_wide_terminal_speed(
     speed = r", +[\d.]+( images/s|s/ images)" if columns == 100 else ""
     pattern = rf"epoch \d/3 \|.{{5,}}\| \d\d:\d\d left, loss \d\.\d+{speed}$"
     assert all(re.match(pattern, line) for line in steps), steps
+
+
+def test_every_fold_is_checked(
+    config: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(config), "--folds", "all"]) == 2
+    assert "--folds all: expected data.validation.folds" in capsys.readouterr().err
+    command = ["check", str(config), "--folds", "all", "data.validation={folds: 3}"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert [f"fold {i}:\n4 training and 2 validation images" in shown for i in range(4)] == [
+        True, True, True, False,
+    ]  # fmt: skip
+    with Image.open(data_root / "masks" / "0.png") as mask:
+        empty = Image.new("L", mask.size)
+    for i in range(1, 6):
+        empty.save(data_root / "masks" / f"{i}.png")
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"warning: fold \d: .*box: no training mask contains it", shown)) == 1
+    assert len(re.findall(r"warning: fold \d, \d: .*box: no validation mask", shown)) == 1
+    (data_root / "masks" / "5.png").write_bytes(b"damaged")
+    assert main(command) == 1
+    error = capsys.readouterr().err  # of all folds
+    assert re.search(r"^error: \S+5.png: cannot be read.*\n1 error found$", error.strip()), error
 
 
 def test_every_fold_is_trained_and_their_models_are_averaged(

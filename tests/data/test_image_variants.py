@@ -49,7 +49,6 @@ def draw(rng: np.random.Generator, dtype: str, bits: int, bands: int) -> np.ndar
         return rng.random(shape) < 0.5
     if kind == "f":
         return (rng.normal(0, 1000, shape)).astype(dtype)
-    bits = min(bits, 29)  # numbers beyond 1e9 are no brightness
     if kind == "u":
         return rng.integers(0, 2**bits, shape, dtype=np.uint64).astype(dtype)
     return rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(dtype)

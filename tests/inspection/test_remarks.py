@@ -6,6 +6,7 @@ from helpers import make_config
 from PIL import Image
 
 from unet.data.image_io import read_image
+from unet.data.image_types import ReadOptions
 from unet.inspection.check import CheckedData, check_data, describe
 from unet.inspection.remarks import find_nodata
 
@@ -65,6 +66,16 @@ def test_one_outlier_and_constant_images_are_no_nodata() -> None:
     binary = np.zeros((1, 8, 8), np.uint8)
     binary[0, 4:] = 255
     assert find_nodata(binary) is None
+
+
+@pytest.mark.parametrize("value", [-3.4028235e38, -7.654321e12, 1e30])
+def test_a_single_huge_value_is_likely_nodata(tmp_path: Path, value: float) -> None:
+    values = np.random.default_rng(0).random((40, 50)).astype(np.float32)
+    values[7, 8] = value
+    found = find_nodata(values[None])
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    image = read_image(tmp_path / "a.tif", 1, options=ReadOptions(nodata=float(f"{found:.9g}")))
+    assert np.argwhere(np.isnan(image[0])).tolist() == [[7, 8]]
 
 
 def test_undeclared_nodata_is_a_warning_and_the_setting_removes_it(tmp_path: Path) -> None:

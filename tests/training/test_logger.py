@@ -22,11 +22,15 @@ ROWS = [
 
 def test_curves_are_drawn_for_a_single_row_and_missing_scores(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    classes = build_classes(make_config(tmp_path))
+    name = "a class with a name of many letters"
+    classes = build_classes(make_config(tmp_path, f"data.classes={{ground: 0, {name}: 200}}"))
+    rows = [{key.replace("box", name): row[key] for key in row} for row in ROWS]
     for count in (1, 3):
-        draw_curves(tmp_path / "curves.png", ROWS[:count], "mean_iou", classes)
+        draw_curves(tmp_path / "curves.png", rows[:count], "mean_iou", classes)
         with Image.open(tmp_path / "curves.png") as picture:
-            assert picture.size == (800, 900)
+            assert picture.height == 900
+            margin = np.asarray(picture.convert("L"))[:, -10:]
+            assert (margin == 255).all()  # the legend is not cut off
             colours = {colour for _, colour in picture.convert("RGB").getcolors(10**6) or ()}
     assert set(classes.colours) <= colours  # as in the previews
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # training and validation loss

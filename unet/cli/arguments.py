@@ -194,6 +194,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
+    text = "check the split of each fold of data.validation.folds"
+    parser.add_argument("--folds", choices=["all"], help=text)
     text = "draw samples and their augmentation as this PNG"
     parser.add_argument("--pictures", type=Path, metavar="FILE", help=text)
 

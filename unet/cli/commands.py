@@ -12,6 +12,7 @@ import yaml
 from unet.cli.terminal import print_error
 from unet.config.loader import config_from_dict, load_config, load_yaml
 from unet.config.schema import Config
+from unet.config.values import configs_of_folds
 from unet.runtime.text import format_table, plural, shorten
 
 
@@ -117,32 +118,50 @@ def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     from unet.inspection.check import check_data, describe
     from unet.inspection.samples import draw_samples
 
-    try:
-        data = check_data(config)
-    except (ValueError, FileNotFoundError) as error:  # there is nothing to read at all
-        print_error(f"error: {error}\n1 error found")
-        return 1
-    if summary := describe(config, data):
-        print(summary)
-    for warning in data.warnings:
+    warnings, errors = [], []
+    configs = configs_of_folds(config) if arguments.folds else [config]
+    for i, one in enumerate(configs):
+        try:
+            data = check_data(one)
+        except (ValueError, FileNotFoundError) as error:  # there is nothing to read at all
+            print_error(f"error: {error}\n1 error found")
+            return 1
+        if summary := describe(one, data):
+            print(f"fold {i}:\n{summary}" if arguments.folds else summary)
+        warnings.append(data.warnings)
+        errors.append(data.errors)
+        if i == 0 and picture is not None and len(data.train_pairs):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw_samples(one, data, picture)
+            print(f"wrote {picture}")
+    for warning in _of_all_folds(warnings):
         print(f"warning: {warning}")
-    if picture is not None and len(data.train_pairs):
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_samples(config, data, picture)
-        print(f"wrote {picture}")
-    if not data.errors:
+    messages = _of_all_folds(errors)
+    if not messages:
         from unet.training.train import estimate_duration
 
         try:
-            print(estimate_duration(config, data))
+            print(estimate_duration(one, data))
         except ValueError as error:
             print(f"note: no training is possible on this machine: {error}")
         print("no errors found")
         return 0
-    for message in data.errors:
+    for message in messages:
         print_error(f"error: {message}")
-    print_error(f"{plural(len(data.errors), 'error')} found")
+    print_error(f"{plural(len(messages), 'error')} found")
     return 1
+
+
+def _of_all_folds(messages: Sequence[Sequence[str]]) -> list[str]:
+    """Return the messages of each fold once; those that only some folds have name them."""
+    folds: dict[str, list[str]] = {}
+    for i, found in enumerate(messages):
+        for message in dict.fromkeys(found):
+            folds.setdefault(message, []).append(str(i))
+    return [
+        message if len(where) == len(messages) else f"fold {', '.join(where)}: {message}"
+        for message, where in folds.items()
+    ]
 
 
 def run_evaluate(arguments: argparse.Namespace, settings: Sequence[str]) -> None:

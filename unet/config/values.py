@@ -1,4 +1,4 @@
-"""A config as plain values: to write it, to list it, to compare it with another."""
+"""A config as plain values: to write it, to list it, to compare it with another; and its folds."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,26 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     classes = result["data"]["classes"]
     result["data"]["classes"] = [{"name": name, "value": classes[name]} for name in classes]
     return result
+
+
+def configs_of_folds(config: Config) -> list[Config]:
+    """Return the config of each fold of `data.validation.folds`, in order."""
+    validation = config.data.validation
+    if validation.folds is None:
+        raise ValueError(
+            "all_folds=True: expected data.validation.folds, the number of folds, such as "
+            "data.validation='{folds: 5}'"
+        )
+    return [
+        dataclasses.replace(
+            config,
+            name=f"{config.name}_fold{fold}",
+            data=dataclasses.replace(
+                config.data, validation=dataclasses.replace(validation, fold=fold)
+            ),
+        )
+        for fold in range(validation.folds)
+    ]
 
 
 def flat_settings(config: Config) -> dict[str, Any]:

@@ -197,15 +197,16 @@ def _open_file(path: Path, options: ReadOptions) -> tuple[ImageFile, ExitStack]:
     with ExitStack() as files:
         with _format_errors(path):
             decoder = files.enter_context(_open_decoder(path, options))
-        mask, second = None, Path(f"{path}.msk")  # GDAL's mask of valid pixels
-        if path.suffix.lower() in {".tif", ".tiff"} and second.is_file():
+        mask, second = None, f"{path}.msk"  # GDAL's mask of valid pixels
+        is_tiff = second.lower().endswith((".tif.msk", ".tiff.msk"))
+        if is_tiff and os.path.isfile(second):  # noqa: PTH113 (a Path takes longer to make)
             mask = files.enter_context(open_image(second, options))
         return ImageFile(path, decoder, mask, options), files.pop_all()
 
 
 @contextmanager
 def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
-    with path.open("rb") as stream:
+    with io.FileIO(path) as stream:
         start = stream.read(8)
     if start.startswith(NPY_START):
         with open_npy(path, options) as npy:
@@ -223,7 +224,7 @@ def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
 def _open_plain_tiff(path: Path, files: ExitStack) -> Decoder | None:
     """Open a TIFF by Pillow if that reads it as tifffile does; return None for others."""
     try:
-        decoder = files.enter_context(open_pillow(path))
+        decoder = files.enter_context(open_pillow(path, is_tiff=True))
     except (UnidentifiedImageError, ImageTypeError):
         return None
     tags = decoder.tiff_tags

@@ -24,9 +24,6 @@ from unet.data.image_types import (
 from unet.data.pillow_decoder import pixels_of
 from unet.runtime.text import plural
 
-# Floats beyond are no brightness but mark missing data, such as -3.4e38.
-_HUGE = 1e9
-
 
 def read_header(path: str | Path, options: ReadOptions = DEFAULT_OPTIONS) -> Header:
     """Read what a file says of its image, or of its first page."""
@@ -108,8 +105,8 @@ def stored_to_channels(header: Header, pixels: Pixels, in_channels: int, where: 
     samples = _to_samples(values, 8 if header.palette is not None else header.bits, where)
     if valid is not None and not valid.all():
         samples = np.where(valid, to_float(samples), np.float32(np.nan))
-    if values.dtype.kind == "f":
-        _check_finite(values, valid, where)
+    if values.dtype.kind == "f" and np.isinf(samples).any():
+        raise _infinite(values[np.isinf(samples)], where)
     if bands != in_channels:
         samples = np.repeat(samples, in_channels, axis=2)
     return np.ascontiguousarray(samples.transpose(2, 0, 1))
@@ -203,17 +200,12 @@ def _to_samples(values: np.ndarray, bits: int, where: str) -> np.ndarray:
         return values.astype(np.float32)
 
 
-def _check_finite(values: np.ndarray, valid: np.ndarray | None, where: str) -> None:
-    with np.errstate(invalid="ignore", over="ignore"):  # float16 ends before
-        wrong = np.abs(values) >= _HUGE  # not NaN, which is missing
-    if valid is not None:
-        wrong &= valid
-    if wrong.any():
-        example = values[wrong][0]
-        advice = "correct the image"
-        if np.isfinite(example):  # as str, which gives all digits
-            advice = f"if {example} means missing data, set data.nodata={example}"
-        raise ImageTypeError(
-            f"{where}: got {plural(int(np.count_nonzero(wrong)), 'value')} of infinity or beyond "
-            f"{_HUGE:g}, expected those of an image; {advice}"
-        )
+def _infinite(values: np.ndarray, where: str) -> ImageTypeError:
+    """Describe values that are infinite as float32; float64 holds larger ones."""
+    advice = "correct the image"
+    if np.isfinite(values[0]):  # as str, which gives all digits
+        advice = f"if {values[0]} means missing data, set data.nodata={values[0]}"
+    return ImageTypeError(
+        f"{where}: got {plural(values.size, 'value')} of infinity or beyond the range of float32, "
+        f"expected those of an image; {advice}"
+    )

@@ -111,10 +111,12 @@ class _Stream(io.BufferedReader):
 
 
 @contextmanager
-def open_pillow(path: Path) -> Iterator[PillowDecoder]:
+def open_pillow(path: Path, is_tiff: bool = False) -> Iterator[PillowDecoder]:
     """Open a file by Pillow."""
+    # Pillow reads the many small tags of a TIFF one by one, and large ones in blocks.
+    kind = io.BufferedReader if is_tiff else _Stream
     # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
-    with _Stream(io.FileIO(path)) as stream, Image.open(stream, formats=FORMATS) as file:
+    with kind(io.FileIO(path)) as stream, Image.open(stream, formats=FORMATS) as file:
         yield PillowDecoder(file, path)
 
 

@@ -6,6 +6,7 @@ Pages of reduced resolution, thumbnails and internal masks are no images.
 import json
 import logging
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -263,7 +264,7 @@ def read_tags(path: Path) -> ImageFileDirectory_v2:
 def has_all_segments(path: Path, tags: ImageFileDirectory_v2) -> bool:
     """Whether the strips or tiles of one plane are all there and lie inside the file."""
     offsets, counts = _TILES if _TILES[0] in tags else _STRIPS
-    starts, sizes = (np.array(tags.get(tag, ()), np.int64) for tag in (offsets, counts))
+    starts, sizes = tags.get(offsets, ()), tags.get(counts, ())
     height, width = tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)
     if offsets == _TILES[0]:
         rows, columns = tags.get(_TILE_HEIGHT, 1), tags.get(_TILE_WIDTH, 1)
@@ -273,14 +274,16 @@ def has_all_segments(path: Path, tags: ImageFileDirectory_v2) -> bool:
     if not 0 < expected <= min(len(starts), len(sizes)):
         return False
     end = path.stat().st_size
-    return bool(((starts > 0) & (sizes > 0) & (starts + sizes <= end)).all())
+    return len(starts) == len(sizes) and all(
+        0 < start < start + size <= end for start, size in zip(starts, sizes, strict=True)
+    )
 
 
 def declared_nodata(path: Path, tag: str | None) -> float | tuple[float, ...] | None:
     """Return the nodata that GDAL's tag or its file PATH.aux.xml declares, for each band."""
-    second = Path(f"{path}.aux.xml")
     texts = [tag] if tag else []
-    if second.is_file() and second.stat().st_size < 1_000_000:
+    name = f"{path}.aux.xml"
+    if os.path.isfile(name) and (second := Path(name)).stat().st_size < 1_000_000:  # noqa: PTH113
         found = re.findall(r"<NoDataValue[^>]*>\s*([^<\s]+)", second.read_text(errors="replace"))
         texts = found or texts
     try:

@@ -10,6 +10,7 @@ from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 
 _FEWEST_PIXELS = 0.001  # of an image, for a value that may be nodata
+_HUGE = 1e9  # a value beyond is no brightness, such as -3.4e38
 
 
 def find_remarks(
@@ -26,7 +27,7 @@ def find_remarks(
         remarks.append(f"was {header.note}")
     if (value := find_nodata(image)) is not None:
         remarks.append(
-            f"has many pixels of {value:.9g}, far from all others; if they are missing, set "
+            f"has pixels of {value:.9g}, far from all others; if they are missing, set "
             f"data.nodata={value:.9g}"
         )
     if header.orientation != 1 and mask_header.orientation == 1:
@@ -46,21 +47,25 @@ def find_remarks(
 def find_nodata(image: np.ndarray) -> float | None:
     """Return the lowest or highest value if it may mean missing pixels that nothing declares.
 
-    Many pixels have it, all others are at least their own range away from it, and for integers it
-    fills half of a border of the image.
+    All others are at least their own range away from it. Unless it is huge, many pixels have it,
+    and for integers it fills half of a border of the image.
     """
     values = image[0]
     if values.dtype == np.float32 and np.isnan(values).any():
         return None
     for extreme in (values.min(), values.max()):
         same = values == extreme
-        if not _FEWEST_PIXELS * same.size <= np.count_nonzero(same) < same.size:
+        is_huge = abs(float(extreme)) >= _HUGE
+        fewest = 1 if is_huge else _FEWEST_PIXELS * same.size
+        if not fewest <= np.count_nonzero(same) < same.size:
             continue
         rest = values[~same].astype(np.float64)
         low, high, value = rest.min(), rest.max(), float(extreme)
         distance = low - value if value < low else value - high
         borders = (same[0], same[-1], same[:, 0], same[:, -1])
         at_border = values.dtype.kind == "f" or max(one.mean() for one in borders) >= 0.5
+        if is_huge and distance >= high - low:
+            return value
         if high > low and distance >= high - low and at_border:
             return value
     return None

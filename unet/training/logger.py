@@ -15,6 +15,7 @@ from unet.evaluation.scoring import PredictedImage
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime.files import atomic_path, write_csv
 from unet.runtime.optional import is_installed
+from unet.runtime.text import shorten
 from unet.visualize import draw_preview_sheet, save_picture
 
 
@@ -101,10 +102,14 @@ def draw_curves(
     from matplotlib.figure import Figure
 
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(8, 9))
+    names = [shorten(name, 30) for name in classes.names]
+    title = score_title(monitor)
+    longest = max(map(len, ("validation", title[:37], *(f"IoU of {name}" for name in names))))
+    width = 7.1 + 0.1 * longest  # inches
+    figure = Figure(figsize=(width, 9))
     loss, score, rate = figure.subplots(3, sharex=True, height_ratios=(3, 4, 2))
     # Fixed margins: computing a layout would delay each validation.
-    figure.subplots_adjust(left=0.11, right=0.8, top=0.98, bottom=0.06, hspace=0.12)
+    figure.subplots_adjust(0.9 / width, right=6.4 / width, top=0.98, bottom=0.06, hspace=0.12)
     loss.plot(epochs, [row["train_loss"] for row in history], ".-", label="training")
     loss.set_ylabel("loss")
     if monitor in history[-1]:  # else there are no validation pairs
@@ -113,11 +118,11 @@ def draw_curves(
         )
         loss.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         if len(classes.names) <= 12:
-            for name, colour in zip(classes.names, classes.colours, strict=True):
+            for name, short, colour in zip(classes.names, names, classes.colours, strict=True):
                 values, rgb = [row[f"iou_{name}"] for row in history], [x / 255 for x in colour]
-                score.plot(epochs, values, color=rgb, linewidth=2, label=f"IoU of {name}")
-        best, title = best_row(history, monitor), score_title(monitor)
-        score.plot(epochs, [row[monitor] for row in history], "k.-", label=title)
+                score.plot(epochs, values, color=rgb, linewidth=2, label=f"IoU of {short}")
+        best = best_row(history, monitor)
+        score.plot(epochs, [row[monitor] for row in history], "k.-", label=shorten(title, 37))
         score.plot(best["epoch"], best[monitor], "ko", fillstyle="none", markersize=12)
         score.set_title(
             f"best {title} {best[monitor]:.4f} in epoch {best['epoch']}", fontsize="medium"

@@ -10,6 +10,7 @@ import numpy as np
 
 from unet.checkpoint import load_checkpoint
 from unet.config.schema import Config
+from unet.config.values import configs_of_folds
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime import distributed
 from unet.runtime.files import write_csv
@@ -53,24 +54,12 @@ def train_series(
 
 def configs_of_series(config: Config, all_folds: bool) -> list[Config]:
     """Return the config of every run, in order."""
-    validation, settings = config.data.validation, config.train
-    if all_folds and validation.folds is None:
-        raise ValueError(
-            "all_folds=True: expected data.validation.folds, the number of folds, such as "
-            "data.validation='{folds: 5}'"
-        )
-    folds = range(validation.folds or 1) if all_folds else [None]
-    configs = []
-    for fold, i in product(folds, range(settings.seeds)):
-        name, data, seed = config.name, config.data, settings.seed + i
-        if fold is not None:
-            name += f"_fold{fold}"
-            data = replace(data, validation=replace(validation, fold=fold))
-        if settings.seeds > 1:
-            name += f"_seed{seed}"
-        configs.append(
-            replace(config, name=name, data=data, train=replace(settings, seed=seed, seeds=1))
-        )
+    settings, configs = config.train, []
+    folds = configs_of_folds(config) if all_folds else [config]
+    for one, i in product(folds, range(settings.seeds)):
+        seed = settings.seed + i
+        name = f"{one.name}_seed{seed}" if settings.seeds > 1 else one.name
+        configs.append(replace(one, name=name, train=replace(settings, seed=seed, seeds=1)))
     return configs
 
 
