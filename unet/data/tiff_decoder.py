@@ -271,12 +271,9 @@ def has_all_segments(path: Path, tags: ImageFileDirectory_v2) -> bool:
         expected = math.ceil(height / max(rows, 1)) * math.ceil(width / max(columns, 1))
     else:
         expected = math.ceil(height / max(min(tags.get(_ROWS_PER_STRIP, height), height), 1))
-    if not 0 < expected <= min(len(starts), len(sizes)):
-        return False
-    end = path.stat().st_size
-    return len(starts) == len(sizes) and all(
-        0 < start < start + size <= end for start, size in zip(starts, sizes, strict=True)
-    )
+    end, segments = path.stat().st_size, zip(starts, sizes, strict=False)
+    are_all = 0 < expected <= len(starts) == len(sizes)
+    return are_all and all(0 < start < start + size <= end for start, size in segments)
 
 
 def declared_nodata(path: Path, tag: str | None) -> float | tuple[float, ...] | None:
