@@ -82,17 +82,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
         splits = [(one, _splits_of(one, root)) for one in pairings]
         held_out = [one for one, names in splits if names == {"val"}]
         candidates = [one for one, names in splits if names == {"train"}] or pairings
-    # Among those with most files, the images whose patterns leave fewest files without a partner.
-    largest = [one for one in candidates if len(one.files) == len(candidates[0].files)]
-    best = largest[0]
-    if len(largest) > 1:
-        best = min(largest, key=lambda one: one.count_single())
-    enough = 0.9 * len(best.files)
-    same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
-    # A pattern that leaves out some of the same masks is no other set of masks.
-    files = [one.files.items() for one in same]
-    same = [one for one in same if not any(one.files.items() < others for others in files)]
-    best = max(same, key=rank_masks) if len(same) > 1 else same[0]
+    best, same = _choose(candidates)
     images = [image for image, _ in best.files.values()]
     stacks = any(header.pages > 1 for header in read_each(read_header, images[:9]))
     classes = find_class_masks(same, best)
@@ -134,11 +124,36 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
     if stacks:
         lines.append("  stacks: true")
     found = FoundFiles(lines, pairs, classes=[*classes])
-    if not held_out:
-        return found
+    return _add_validation(root, found, held_out, best, classes, stacks) if held_out else found
+
+
+def _choose(candidates: Sequence[Pairing]) -> tuple[Pairing, list[Pairing]]:
+    """The best pairing, and all with masks of the same images."""
+    # Among those with most files, the images whose patterns leave fewest files without a partner.
+    largest = [one for one in candidates if len(one.files) == len(candidates[0].files)]
+    best = largest[0]
+    if len(largest) > 1:
+        best = min(largest, key=lambda one: one.count_single())
+    enough = 0.9 * len(best.files)
+    same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
+    # A pattern that leaves out some of the same masks is no other set of masks.
+    files = [one.files.items() for one in same]
+    same = [one for one in same if not any(one.files.items() < others for others in files)]
+    return max(same, key=rank_masks) if len(same) > 1 else same[0], same
+
+
+def _add_validation(
+    root: Path,
+    found: FoundFiles,
+    held_out: Sequence[Pairing],
+    best: Pairing,
+    classes: Mapping[str, Pairing],
+    stacks: bool,
+) -> FoundFiles:
+    """Validate on the images of other folders; at random if some classes have no masks there."""
     style = without_split(best.masks)
     scored = max(held_out, key=lambda one: (without_split(one.masks) == style, len(one.files)))
-    masks = scored.masks
+    masks: MaskPlaces = scored.masks
     if classes:
         masks_there = [one.masks for one in held_out if one.images == scored.images]
         styles = {without_split(one): one for one in masks_there}

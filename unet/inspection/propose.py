@@ -4,7 +4,6 @@ import glob
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from unet.data.image_types import Header
 from unet.data.pairing import Pair, find_pairs
 from unet.inspection.discovery import read_each
 from unet.inspection.find_files import FoundFiles, find_files, quote
+from unet.inspection.groups import propose_split
 from unet.inspection.mask_files import read_values
 from unet.inspection.mask_values import (
     Value,
@@ -36,15 +36,6 @@ from unet.runtime.text import plural
 
 _MAX_SAMPLES = 1000
 """At most this many pairs are opened."""
-
-# What the stems of one patient's images may have in common: folders, or a part of the name, which
-# is less certain.
-_GROUPS = (
-    ("^[^/]+(?=/)", "folder"),
-    ("^[^/]+/[^/]+(?=/)", "folder"),
-    ("^[^_/.]+(?=[_/.])", "the start of the name"),
-    ("^[^/0-9]*([0-9]+)[^/]*$", "the first number in the name"),
-)
 
 
 class KnownData(NamedTuple):
@@ -137,7 +128,7 @@ def propose(folder: Path, name: str, known: KnownData | None = None) -> str:
         *exclude,
         *classes,
         *image_lines,
-        *(_propose_split(pairs) if validation is None else [validation]),
+        *(propose_split(pairs) if validation is None else [validation]),
     ]
     training = _propose_sampling(sizes, rare) + _propose_training(sizes, len(pairs), channels)
     errors = _find_errors(name, "\n".join([*data, *training]), [*some, *_spread(val_pairs)])
@@ -249,43 +240,6 @@ def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
 def _usual_channels(header: Header) -> int:
     """The channels of an image as `in_channels`: without alpha, and a palette as its colours."""
     return 3 if header.palette is not None else header.bands - header.alpha
-
-
-def _propose_split(pairs: Sequence[Pair]) -> list[str]:
-    """The lines of a random split, by groups if folders or names seem to be such.
-
-    Neighbouring pages of a stack look alike: they stay together, or a block of one is held out.
-    """
-    if pairs[0].page is not None:
-        stacks = {pair.images for pair in pairs}
-        if len(stacks) > 1:
-            return [
-                f"  # A random split of {len(stacks)} stacks: the pages of one stay together.",
-                "  validation: {fraction: 0.2, group: '^[^#]+'}",
-            ]
-        held_out = [quote(pair.stem) for pair in pairs[-max(1, min(len(pairs) // 5, 100)) :]]
-        return [
-            "  # The last pages of the stack, as neighbouring pages look alike.",
-            f"  validation: {{stems: [{', '.join(held_out)}]}}",
-        ]
-    lines = [
-        "  # A random split. Images of one patient, slide or film must not be in both training and",
-        "  # validation, or the scores are too high: set group: REGULAR EXPRESSION of what their",
-        "  # stems have in common, or list the validation images in stems: [...].",
-    ]
-    for pattern, what in _GROUPS:
-        found = [re.search(pattern, pair.stem) for pair in pairs]
-        groups = {match[match.re.groups] for match in found if match}
-        if not all(found) or not 3 <= len(groups) < len(pairs):
-            continue
-        group = f"validation: {{fraction: 0.2, group: '{pattern}'}}"
-        lines.append(f"  # {len(groups)} groups by {what}, such as {min(groups)}.")
-        if what == "folder":
-            return [*lines, f"  {group}"]
-        lines[-1] += " To keep each of them together:"
-        lines.append(f"  # {group}")
-        break
-    return [*lines, "  validation: {fraction: 0.2}"]
 
 
 def _crop_and_count(sizes: np.ndarray) -> tuple[int, int]:
