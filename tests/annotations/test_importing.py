@@ -1,17 +1,22 @@
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import files_in, values_of
+from affine import Affine
+from helpers import PLACE, draw, files_in, values_of, write_raster
 from PIL import Image
 from samples_of_annotations import (
     FORMATS,
     SIZE,
     coco,
+    cvat_text,
     expected_ids,
+    geojson_feature,
+    label_studio_task,
     labelme,
     labelme_shape,
     write_image,
@@ -373,3 +378,97 @@ def test_the_command_names_its_options_and_leaves_no_config_after_an_error(
     assert files_in(workdir / "configs") == ["mine.yaml"]
     assert main(["import", ".", "-o", "data/x", "train.epochs=3"]) == 2
     assert "change settings in the config" in capsys.readouterr().err
+
+
+def test_a_map_is_of_all_georeferenced_images(tmp_path: Path) -> None:
+    (tmp_path / "tiles").mkdir()
+    for i in (0, 1):  # two tiles of 20 x 30 pixels of 0.5 m, next to each other
+        place = {**PLACE, "transform": Affine(0.5, 0, 500_000 + 15 * i, 0, -0.5, 5_400_000)}
+        write_raster(str(tmp_path / f"tiles/{i}.tif"), draw(20, 30), **place)
+    squares = [
+        geojson_feature([[[x, y], [x + 4, y], [x + 4, y - 4], [x, y - 4], [x, y]]], type="building")
+        for x, y in ((500_013, 5_399_998), (600_000, 5_399_998))
+    ]
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    data = {"type": "FeatureCollection", "crs": crs, "features": squares}
+    source = write_json(tmp_path / "buildings.geojson", data)
+    imported = import_annotations(source, tmp_path / "tiles", tmp_path / "out")
+    left, right = (values_of(tmp_path / f"out/masks/{i}.png") for i in (0, 1))
+    assert (left[4:12, 26:] == 1).all()
+    assert (right[4:12, :4] == 1).all()
+    assert left.sum() + right.sum() == 64
+    assert "is a map of all images; 1 region of 2 outside of them" in "\n".join(imported.notes)
+
+
+def test_geojson_of_qupath_may_be_a_geometry_or_a_list_and_has_parts_and_holes(
+    tmp_path: Path,
+) -> None:
+    write_image(tmp_path / "images", "a.png")
+    ring, hole = [*BOX, BOX[0]], [[4, 5], [6, 5], [6, 7], [4, 7], [4, 5]]
+    other = [[20, 10], [24, 10], [24, 14], [20, 10]]
+    parts = [[ring, hole], [other]]
+    for i, data in enumerate(
+        (
+            {"type": "MultiPolygon", "coordinates": parts},
+            [geojson_feature(parts, "MultiPolygon", objectType="annotation")],
+            geojson_feature([0, 1], "Point")
+            | {
+                "geometry": {
+                    "type": "GeometryCollection",
+                    "geometries": [{"type": "Polygon", "coordinates": one} for one in parts],
+                }
+            },
+        )
+    ):
+        source = write_json(tmp_path / "a.json", data)
+        imported = import_annotations(source, tmp_path / "images", tmp_path / f"out{i}")
+        assert imported.classes == {"background": 0, "object": 1}
+        ids = values_of(tmp_path / f"out{i}/masks/a.png")
+        assert ids.sum() == 48 - 4 + 10  # of the triangle, with the centres on its border
+        assert not ids[5:7, 4:6].any()
+
+
+def test_projects_of_cvat_have_subsets(tmp_path: Path) -> None:
+    images = []
+    for subset in ("Train", "Validation", "Test"):
+        write_image(tmp_path, f"images/{subset}/a.png")
+        text = cvat_text('<box label="" xtl="1" ytl="1" xbr="9" ybr="9"/>')
+        images.append(
+            re.sub(".*(<image.*</image>).*", r"\1", text).replace(" id=", f' subset="{subset}" id=')
+        )
+    source = tmp_path / "annotations.xml"
+    source.write_text(f"<annotations>{''.join(images)}</annotations>")
+    imported = import_annotations(source, tmp_path, tmp_path / "out")
+    assert imported.classes == {"background": 0, "object": 1}
+    assert files_in(tmp_path / "out/masks") == ["images/Train/a.png", "images/Validation/a.png"]
+    assert (tmp_path / "out/val.txt").read_text() == "images/Validation/a\n"
+
+
+def test_yolo_with_a_list_of_classes(tmp_path: Path) -> None:
+    source = FORMATS["yolo"](tmp_path)
+    source.unlink()
+    write_image(tmp_path, "images/a.png")
+    (tmp_path / "classes.txt").write_text("cell\nnucleus\n")
+    import_annotations(tmp_path, tmp_path, tmp_path / "out")
+    assert np.array_equal(values_of(tmp_path / "out/masks/images/a.png"), expected_ids())
+
+
+@pytest.mark.parametrize("name", ["a\nb", "x" * 101])
+def test_class_names_that_no_config_can_have_are_errors(name: str, tmp_path: Path) -> None:
+    write_image(tmp_path, "a.png")
+    write_json(tmp_path / "a.json", labelme([labelme_shape(name, BOX)]))
+    with pytest.raises(ValueError, match="expected a name of 1 to 100 printable characters"):
+        import_annotations(tmp_path, tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("box", ['top="0" left="0" width="1000000" height="1000000"'])
+def test_sizes_that_no_memory_holds_are_errors(box: str, tmp_path: Path) -> None:
+    write_image(tmp_path / "images", "a.png")
+    (tmp_path / "a.xml").write_text(cvat_text(f'<mask label="cell" rle="5,{10**12 - 5}" {box}/>'))
+    with pytest.raises(ValueError, match=r"a.png: got a mask of 1000000 x 1000000 pixels"):
+        import_annotations(tmp_path / "a.xml", tmp_path / "images", tmp_path / "out")
+    task = label_studio_task([{"type": "brushlabels", "value": {"rle": [1], "brushlabels": ["x"]}}])
+    task["annotations"][0]["result"][0] |= {"original_width": 10**6, "original_height": 10**6}
+    write_json(tmp_path / "a.json", [task])
+    with pytest.raises(ValueError, match=r"a.png: got 24 x 32 pixels"):
+        import_annotations(tmp_path / "a.json", tmp_path / "images", tmp_path / "out")

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 from unet.annotations.regions import Ellipse, Runs, runs_of_counts
 from unet.annotations.source import (
+    OBJECT,
     Annotations,
     Entry,
     box_ring,
@@ -21,6 +22,7 @@ from unet.annotations.source import (
 from unet.data.classes import Colour
 
 NAME = "CVAT"
+_SPLITS = {"validation": "val", "val": "val", "test": "test"}
 _AS_IMAGES = 'export it from CVAT as "CVAT for images 1.1"'
 
 
@@ -50,6 +52,10 @@ def read(path: Path) -> Annotations:
         if name is None:
             raise wrong(where, "name", name, "the name of a file")
         size = get_size(image.attrib, "height", "width", where)
+        if subset := image.get("subset"):  # of a project, whose images are in such folders
+            name = f"{subset}/{name}"
+            if split := _SPLITS.get(subset.lower()):
+                found.splits[subset] = split
         entry = Entry(name, str(path), size)
         found.entries.append(entry)
         for j, shape in enumerate(image):
@@ -63,7 +69,7 @@ def _add(found: Annotations, entry: Entry, shape: Any, where: str) -> None:
         as_numbers: list[float] = numbers(given, ", ".join(keys), where).tolist()
         return as_numbers
 
-    name = shape.get("label") or ""
+    name = shape.get("label") or OBJECT
     group = shape.get("group_id")
     options: dict[str, Any] = {"level": values("z_order")[0] if "z_order" in shape.attrib else 0}
     if group not in (None, "0"):

@@ -70,8 +70,9 @@ def _list_annotations(folder: Path, is_excluded: Callable[[Path], bool]) -> Sequ
     paths = [path for path in map(Path, list_files(folder)) if not is_excluded(path)]
     paths.sort(key=lambda path: natural_key(str(path)))
     yamls = [path for path in paths if path.suffix.lower() in (".yaml", ".yml")]
-    if yamls := list(filter(yolo.matches, yamls)):
-        return yamls
+    lists = [path for path in paths if path.name == yolo.CLASSES_FILE]
+    if files := [*filter(yolo.matches, yamls)] or lists:
+        return files
     for suffixes in (_JSON, (".xml",), (".csv",)):
         if files := [path for path in paths if path.suffix.lower() in suffixes]:
             return files
@@ -88,6 +89,8 @@ def _read_file(path: Path) -> tuple[str, Annotations]:
     if suffix in _FILE_READERS:
         name, read = _FILE_READERS[suffix]
         return name, read(path)
+    if path.name == yolo.CLASSES_FILE:
+        return yolo.NAME, yolo.read(path)
     if suffix == ".zip":
         raise ValueError(f"{path}: is a ZIP file; unpack it first")
     if suffix in _JSON:

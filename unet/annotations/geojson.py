@@ -30,6 +30,7 @@ from unet.runtime.optional import import_extra
 NAME = "GeoJSON"
 _LONGITUDES = "OGC:CRS84"  # longitude and latitude, as RFC 7946 says
 _CLASS_PROPERTIES = ("class", "label", "category", "type", "name")
+_GEOMETRIES = ("Polygon", "MultiPolygon", "GeometryCollection")
 _FARTHEST = 1e9  # meters or feet of a map
 
 
@@ -41,7 +42,10 @@ class _Feature(NamedTuple):
 def matches(data: Any) -> bool:
     """Whether a JSON value has this format."""
     first = data[0] if isinstance(data, list) and data else data
-    return isinstance(first, dict) and first.get("type") in ("FeatureCollection", "Feature")
+    return isinstance(first, dict) and first.get("type") in (
+        *("FeatureCollection", "Feature"),
+        *_GEOMETRIES,
+    )
 
 
 def read(data: Any, path: Path) -> Annotations:
@@ -54,6 +58,8 @@ def read(data: Any, path: Path) -> Annotations:
     raw = data if isinstance(data, list) else [data]
     if isinstance(data, dict) and data.get("type") == "FeatureCollection":
         raw = get(data, "features", list, str(path))
+    if isinstance(data, dict) and data.get("type") in _GEOMETRIES:
+        raw = [{"geometry": data}]
     in_pixels = False
     for i, feature in enumerate(raw):
         where = f"{path}: features[{i}]"
@@ -76,7 +82,7 @@ def read(data: Any, path: Path) -> Annotations:
     def locate(image: Path) -> list[Shape]:
         return _locate(features, crs, image, path)
 
-    found.entries.append(Entry(path.stem, str(path), locate=locate))
+    found.entries.append(Entry(path.stem, str(path), locate=locate, everywhere=crs != ""))
     return found
 
 

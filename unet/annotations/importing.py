@@ -12,16 +12,17 @@ from unet.annotations.find_images import Matches, list_images, match_images
 from unet.annotations.formats import read_annotations
 from unet.annotations.paint import Order, Tally, paint
 from unet.annotations.regions import Size
-from unet.annotations.source import Annotations, Shape
+from unet.annotations.source import Annotations, Entry, Shape
 from unet.annotations.target import Target
 from unet.data.classes import IGNORE_INDEX, ClassMap, Colour
 from unet.data.image_io import read_header
 from unet.runtime.progress import show_progress
-from unet.runtime.text import format_list, group_messages, join_some, plural
+from unet.runtime.text import format_list, group_messages, join_some, plural, shorten
 
 BACKGROUND = "background"
 _BACKGROUNDS = ("background", "_background_")  # labelme writes the second
 _IGNORED = "__ignore__"  # likewise
+_LONGEST_NAME = 100
 _MOST_CLASSES = 253  # with the background
 
 Empty = Literal["background", "skip"]
@@ -138,6 +139,12 @@ def _list_classes(
     names = [name for name in found if name not in backgrounds and name != _IGNORED]
     if not names:
         raise ValueError(f"{source}: got no class, expected annotations of one or more")
+    for name in names:
+        if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+            raise ValueError(
+                f"{source}: got the class {shorten(repr(name))}, expected a name of 1 to "
+                f"{_LONGEST_NAME} printable characters; rename it in the annotations"
+            )
     if len(names) >= _MOST_CLASSES:
         raise ValueError(
             f"{source}: got {len(names)} classes, expected at most {_MOST_CLASSES - 1}; merge "
@@ -165,6 +172,10 @@ def _match(
     matches = match_images(found.entries, names, images)
     if matches.errors:
         raise ValueError(format_list(matches.errors))
+    if all(read_header(images / name).has_place for name in names):
+        for entry in [one for one in matches.missing if one.everywhere]:
+            matches.missing.remove(entry)
+            result.notes.append(_use_everywhere(entry, matches, images))
     missing = [entry.image for entry in matches.missing]
     if len(missing) == len(found.entries):
         raise ValueError(
@@ -182,6 +193,22 @@ def _match(
             if entry.locate is not None:
                 entry.shapes = entry.locate(images / image)
     return matches
+
+
+def _use_everywhere(entry: Entry, matches: Matches, images: Path) -> str:
+    """Add a map to the entries of all images, and return a note."""
+    assert entry.locate is not None
+    used: set[int] = set()
+    for image, entries in matches.entries.items():
+        size = read_header(images / image).upright_size
+        shapes = entry.locate(images / image)
+        inside = [i for i, one in enumerate(shapes) if one.region.fill(size).mask.any()]
+        used.update(inside)
+        entries.append(Entry(entry.image, entry.place, shapes=[shapes[i] for i in inside]))
+    return (
+        f"{entry.place} is a map of all images; {plural(len(shapes) - len(used), 'region')} of "
+        f"{len(shapes)} outside of them"
+    )
 
 
 def _choose(

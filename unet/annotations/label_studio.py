@@ -4,13 +4,14 @@ Sources: "BrushLabels" and "Label Studio JSON format" of labelstud.io: coordinat
 brush is an RGBA image in run lengths of @thi.ng/rle-pack, whose alpha is the mask.
 """
 
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from unet.annotations.regions import Bitmap, Ellipse, Size
+from unet.annotations.regions import Bitmap, Ellipse, Filled, Size
 from unet.annotations.source import (
     Annotations,
     Entry,
@@ -127,8 +128,20 @@ def _add(
             packed = counts(value.get("rle"), "rle", where)
             if packed.max(initial=0) > 255:
                 raise wrong(where, "rle", int(packed.max()), "bytes")
-            alpha = _unpack(packed.astype(np.uint8).tobytes(), entry.size, where)
-            found.add(entry, name, Bitmap(0, 0, alpha >= _HALF))
+            found.add(entry, name, _Brush(packed.astype(np.uint8).tobytes(), where))
+
+
+@dataclass(frozen=True)
+class _Brush:
+    """An RGBA image in run lengths."""
+
+    packed: bytes
+    where: str
+
+    def fill(self, size: Size) -> Filled:
+        """Return the pixels that are not transparent; see `Region`."""
+        alpha = _unpack(self.packed, size, self.where)
+        return Bitmap(0, 0, alpha >= _HALF).fill(size)
 
 
 def _unpack(packed: bytes, size: Size, where: str) -> np.ndarray:

@@ -16,6 +16,7 @@ from unet.annotations.outlines import Outline
 from unet.annotations.regions import Bitmap, Ellipse, Size
 from unet.annotations.source import (
     CLASSES,
+    OBJECT,
     Annotations,
     Entry,
     get,
@@ -49,7 +50,8 @@ def read(data: Any, path: Path) -> Annotations:
 
 
 def _read_shape(found: Annotations, entry: Entry, shape: Any, where: str) -> None:
-    name, corners = get(shape, "label", str, where), points(shape.get("points"), where)
+    name = get(shape, "label", str, where) or OBJECT
+    corners = points(shape.get("points"), where)
     group = shape.get("group_id")
     options = {} if group is None else {"group": (name, repr(group))}
     match shape.get("shape_type") or "polygon", len(corners):

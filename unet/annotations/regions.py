@@ -139,6 +139,11 @@ class Runs:
         ends = self.starts + self.lengths
         if not ends.size:
             return Filled(0, 0, np.zeros((0, 0), bool))
+        if top + height > size[0] or left + width > size[1]:
+            raise ValueError(
+                f"got a mask of {height} x {width} pixels at row {top}, column {left}, expected "
+                f"one within {size[0]} x {size[1]} pixels; correct the image or the annotation"
+            )
         if self.starts.min() < 0 or ends.max() > height * width:
             raise ValueError(
                 f"got runs of pixels up to {ends.max()}, expected at most {height * width}, as in "

@@ -42,7 +42,7 @@ class Shape:
     group: object = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     """The annotation of an image.
 
@@ -52,6 +52,7 @@ class Entry:
         size: (height, width) that the annotation was made for; None if it does not say.
         shapes: in the order of the file.
         locate: makes the shapes of an image's path where they depend on it.
+        everywhere: whether it is of all images if none has its name, as a map is.
     """
 
     image: str
@@ -59,6 +60,7 @@ class Entry:
     size: Size | None = None
     shapes: list[Shape] = field(default_factory=list)
     locate: Callable[[Path], list[Shape]] | None = None
+    everywhere: bool = False
 
 
 @dataclass(kw_only=True)

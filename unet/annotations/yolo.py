@@ -14,6 +14,7 @@ from unet.annotations.source import Annotations, Entry, numbers, wrong
 from unet.data.pairing import list_files, natural_key
 
 NAME = "YOLO"
+CLASSES_FILE = "classes.txt"
 _SPLITS = ("train", "val", "test")
 
 
@@ -24,13 +25,14 @@ def matches(path: Path) -> bool:
 
 
 def read(path: Path) -> Annotations:
-    """Read a data.yaml with the labels next to it.
+    """Read a data.yaml, or a classes.txt of one name a line, with the labels next to it.
 
     Raises:
         ValueError: if it or a label file cannot be read.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        data = yaml.safe_load(text) if path.name != CLASSES_FILE else {"names": text.splitlines()}
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read as YAML ({reason}); correct it") from error
@@ -41,7 +43,8 @@ def read(path: Path) -> Annotations:
     names = {str(key): str(name) for key, name in names.items()}
     found = Annotations(classes=dict.fromkeys(names.values()), all_listed=True)
     found.splits = {part: split for split in _SPLITS for part in _parts(data.get(split), path)}
-    labels = [one for one in map(Path, list_files(path.parent)) if _is_label_file(one)]
+    paths = map(Path, list_files(path.parent))
+    labels = [one for one in paths if one.suffix.lower() == ".txt" and "labels" in one.parts]
     for file in sorted(labels, key=lambda one: natural_key(str(one))):
         inner = file.relative_to(path.parent).with_suffix("")
         image = "/".join("images" if part == "labels" else part for part in inner.parts)
@@ -59,10 +62,6 @@ def read(path: Path) -> Annotations:
             f"{path}: got no text files in a folder labels next to it, expected one for each image"
         )
     return found
-
-
-def _is_label_file(path: Path) -> bool:
-    return path.suffix.lower() == ".txt" and "labels" in path.parts
 
 
 def _parts(value: Any, path: Path) -> Iterator[str]:
