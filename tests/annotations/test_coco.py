@@ -129,3 +129,19 @@ def test_colours_of_categories_are_those_of_the_masks(tmp_path: Path) -> None:
     assert palette is not None
     assert palette[1] == (1, 2, 3)
     assert len({*palette[:3]}) == 3
+
+
+def test_of_the_annotations_of_coco_itself_the_instances_are_read(tmp_path: Path) -> None:
+    write_image(tmp_path / "images")
+    folder = tmp_path / "annotations"
+    good = coco([{"category_id": 3, "segmentation": [[2, 2, 8, 2, 8, 8]]}])
+    write_json(folder / "instances_val.json", good)
+    write_json(folder / "person_keypoints_val.json", good)
+    imported = import_annotations(folder, tmp_path / "images", tmp_path / "out")
+    assert imported.objects == {"cell": 1}
+    keypoints = folder / "person_keypoints_val.json"
+    assert imported.warnings == [f"left out a file next to instances_*, such as in {keypoints}"]
+    for key in ("caption", "segments_info"):
+        path = write_json(tmp_path / "other.json", coco([{key: []}]))
+        with pytest.raises(ValueError, match=r"other.json: got annotations of an unknown format"):
+            read_annotations(path)

@@ -17,6 +17,7 @@ from unet.data.classes import Colour
 from unet.runtime.optional import import_extra
 
 NAME = "COCO"
+PREFIX = "instances_"  # of the files of COCO itself, next to captions and keypoints
 _CROWDS = (
     "crowds (iscrowd) are drawn below single objects, as their class, and each is numbered as one "
     "object"
@@ -24,8 +25,11 @@ _CROWDS = (
 
 
 def matches(data: Any) -> bool:
-    """Whether a JSON value has this format."""
-    return isinstance(data, dict) and {"images", "annotations", "categories"} <= data.keys()
+    """Whether a JSON value has this format; captions and panoptic masks are others."""
+    if not isinstance(data, dict) or not {"images", "annotations", "categories"} <= data.keys():
+        return False
+    first = next(iter(data["annotations"] or []), None)
+    return not (isinstance(first, dict) and {"caption", "segments_info"} & first.keys())
 
 
 def read(data: Any, path: Path) -> Annotations:

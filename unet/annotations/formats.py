@@ -44,7 +44,12 @@ def read_annotations(
         return _read_file(source)
     name, found = "", Annotations()
     unknown: list[UnknownFormatError] = []
-    for path in _list_annotations(source, is_excluded):
+    paths = _list_annotations(source, is_excluded)
+    instances = [path for path in paths if path.name.startswith(coco.PREFIX)] or paths
+    for path in paths:
+        if path not in instances:
+            found.left_out.append((str(path), f"a file next to {coco.PREFIX}*"))
+            continue
         try:
             kind, one = _read_file(path)
         except UnknownFormatError as error:
