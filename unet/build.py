@@ -161,7 +161,10 @@ def _in_class_order(config: Config, masks: MaskPlaces) -> MaskPlaces:
 
 def build_classes(config: Config) -> ClassMap:
     """Return the classes and their mask values."""
-    return ClassMap(config.data.classes, config.data.ignore, config.data.tolerance)
+    data, names = config.data, config.data.names or {}
+    classes = {names.get(name, name): value for name, value in data.classes.items()}
+    colours = {names.get(name, name): one for name, one in (data.colours or {}).items()}
+    return ClassMap(classes, data.ignore, data.tolerance, colours)
 
 
 def build_read_options(config: Config) -> ReadOptions:

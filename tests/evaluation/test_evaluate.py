@@ -15,7 +15,7 @@ from helpers import make_config, write_instances, write_pairs
 from PIL import Image
 
 import unet
-from unet import load_model, predict
+from unet import export, load_model, predict
 from unet.data.image_io import read_image, to_float
 from unet.data.label_images import connected_components
 from unet.data.pairing import find_pairs
@@ -525,3 +525,32 @@ def test_scores_without_objects_need_no_label_images(data_root: Path) -> None:
     matrix = evaluate(run / "best.pt").matrix
     assert matrix.sum() == 2 * 36 * 52
     assert matrix[1].sum() == 2 * 16 * 20  # the masks as they are
+
+
+def test_classes_are_renamed_and_coloured_after_training(
+    best: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(best.parent)
+    changes = {"data.names": {"box": "cell"}, "data.colours": {"box": [1, 2, 3]}}
+    model = load_model(best, overrides=changes)
+    assert model.classes.names == ("ground", "cell")
+    assert model.classes.values == (0, 200)
+    assert model.classes.colours[1] == (1, 2, 3)
+    scores = evaluate(best, overrides=changes)
+    assert scores.to_dict()["classes"] == ["ground", "cell"]
+    assert scores.iou == evaluate(best).iou
+    export(best, best.parent / "renamed.pt2", overrides=changes)
+    files = {"unet.json": ""}
+    torch.export.load(best.parent / "renamed.pt2", extra_files=files)
+    assert json.loads(json.loads(files["unet.json"])["classes"]) == {"ground": 0, "cell": 200}
+
+    for wrong, problem in (
+        ({"data.names": {"bax": "cell"}}, "data.names.*: got bax, expected names in data.classes"),
+        ({"data.names": {"box": "ground"}}, "data.names.*: got ground, ground, expected a diff"),
+        ({"data.colours": {"box": [1, 2]}}, "data.colours.*: got a section with keys, expected different names, each with a list of 3"),
+        ({"data.classes": {"ground": 0, "cell": 200}}, r"rename classes with data\.names"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            load_model(best, overrides=wrong)
+    with pytest.raises(ValueError, match="renames the classes of a trained model; to train, write"):
+        unet.train(make_config(best.parent / "data", "data.names={box: cell}"))

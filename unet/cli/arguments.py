@@ -74,7 +74,7 @@ def _command_parser(name: str) -> argparse.ArgumentParser:
     epilog = f"Example: {_EXAMPLES[prog]}"
     if name in ("train", "check"):
         epilog = f"KEY=VALUE changes a setting of the config, see docs/configuration.md. {epilog}"
-    elif name not in ("init", "import", "export"):
+    elif name not in ("init", "import"):
         epilog = f"KEY=VALUE changes a setting that the trained model allows to change. {epilog}"
     parser = _Parser(prog, _usage(prog), f"{text[0].upper()}{text[1:]}.", epilog)
     parser.set_defaults(run=run)
@@ -98,7 +98,7 @@ def _usage(prog: str) -> str:
         "info": "CHECKPOINT",
     }
     name = prog.removeprefix("unet ")
-    settings = "" if name in ("init", "import", "export") else " [KEY=VALUE...]"
+    settings = "" if name in ("init", "import") else " [KEY=VALUE...]"
     return f"{prog} {places[name]} [OPTIONS]{settings}"
 
 

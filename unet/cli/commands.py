@@ -226,8 +226,6 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
 def run_export(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Write a model to a file that runs without this project."""
-    if settings:
-        raise ValueError(f"export: got {' '.join(settings)}; a trained model keeps its settings")
     checkpoints = [*map(_find_checkpoint, arguments.checkpoints)]
     if len(checkpoints) > 1:
         raise ValueError(
@@ -237,7 +235,9 @@ def run_export(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from unet.inference.export import TOLERANCE, export
 
     out: Path = arguments.out
-    difference = export(checkpoints[0], out, arguments.output, arguments.overwrite)
+    difference = export(
+        checkpoints[0], out, arguments.output, arguments.overwrite, overrides=settings
+    )
     compared = {
         "probabilities": "probabilities differ from the model's",
         "classes": "classes are less probable than the model's",

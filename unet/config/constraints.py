@@ -70,6 +70,11 @@ def _check_data(config: Config) -> Iterator[Conflict]:
         yield "data.ignore", "mask values", "none with a binary mask for each class"
     if data.channels is not None and len(data.channels) != config.model.in_channels:
         yield "data.channels", f"{len(data.channels)} patterns", channels
+    for where, given in (("names", data.names), ("colours", data.colours)):
+        yield from _unknown_classes(f"data.{where}", given or (), config)
+    shown = [(data.names or {}).get(name, name) for name in data.classes]
+    if len(set(shown)) < len(shown):
+        yield "data.names", ", ".join(shown), "a different name for each class"
     if isinstance(data.normalization, FixedNormalizationConfig):
         for name, numbers in vars(data.normalization).items():
             if len(numbers) != config.model.in_channels:

@@ -149,6 +149,12 @@ class DataConfig:
         dict[str, MaskValues],
         Words("different class names with their mask values, such as {background: 0, cell: 255}"),
     ]
+    # New names for classes of a trained model, such as {cell: nucleus}. null to keep the names. The
+    # mask values and the number of classes cannot change.
+    names: InUse[dict[str, str] | None] = None
+    # Colours [R, G, B] of classes in pictures, such as {cell: [230, 0, 0]}, by their names in
+    # classes. null for the colours of the masks, or of a palette.
+    colours: Anytime[dict[str, Colour] | None] = None
     # Mask values of pixels that are neither trained on nor scored.
     ignore: tuple[MaskValues, ...] = ()
     # Maximum difference between a mask value and the nearest known value. Mask values within this

@@ -89,8 +89,11 @@ def restore_config(raw: Mapping[str, Any], overrides: Overrides, where: str) -> 
     """
     trained, config = config_from_dict(raw, (), where), config_from_dict(raw, overrides, where)
     if changes := changed_settings(trained, config, MayChange.IN_USE):
+        advice = "leave that out"
+        if any(change.startswith("data.classes.") for change in changes):
+            advice += ", or rename classes with data.names, such as data.names='{OLD: NEW}'"
         raise ValueError(
-            f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; leave that out"
+            f"{where}: a trained model keeps its settings, but {'; '.join(changes)}; {advice}"
         )
     return config
 

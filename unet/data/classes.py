@@ -62,16 +62,22 @@ class ClassMap:
 
     Values are grey values (32-bit integers) for all classes or colours for all. Pixels of the
     values `ignore` are neither trained on nor scored. Other values mean the nearest one within
-    `tolerance` (for colours the largest difference of a channel).
+    `tolerance` (for colours the largest difference of a channel). Pictures show the classes in
+    `colours`.
 
     Raises:
         ValueError: for too few or too many classes, grey values and colours, or a value twice.
     """
 
     def __init__(
-        self, classes: Mapping[str, Values], ignore: Sequence[Values] = (), tolerance: int = 0
+        self,
+        classes: Mapping[str, Values],
+        ignore: Sequence[Values] = (),
+        tolerance: int = 0,
+        colours: Mapping[str, Colour] | None = None,
     ) -> None:
         self.names = tuple(classes)
+        self._colours = colours or {}
         self.tolerance = tolerance
         if not 1 < len(self.names) < _STRAY:
             raise ValueError(
@@ -109,13 +115,16 @@ class ClassMap:
 
     @property
     def colours(self) -> tuple[Colour, ...]:
-        """A colour to draw each class in: that of its mask, else one of a palette."""
+        """A colour to draw each class in: the given one, or that of its mask, or of a palette."""
         if self.coloured:
             colours = np.array(self.values)
         else:  # after its end the palette starts again, darker
             rounds, places = np.divmod(np.arange(len(self.names)), len(_PALETTE))
             colours = np.array(_PALETTE)[places] >> rounds[:, None]
-        return tuple((r, g, b) for r, g, b in colours.tolist())
+        own = [self._colours.get(name) for name in self.names]
+        return tuple(
+            given or (r, g, b) for given, (r, g, b) in zip(own, colours.tolist(), strict=True)
+        )
 
     def exact(self) -> "ClassMap":
         """Return the same classes without tolerance."""

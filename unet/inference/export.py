@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from unet.config.loader import Overrides
 from unet.config.values import config_to_dict
 from unet.inference.predictor import Predictor, load_predictor
 from unet.models.fuse import fuse_batch_norm
@@ -80,6 +81,7 @@ def export(
     output: Output = "probabilities",
     overwrite: bool = False,
     network: nn.Module | None = None,
+    overrides: Overrides = (),
 ) -> float:
     """Write a model as ONNX or .pt2, after comparing the file with the model at three sizes.
 
@@ -94,6 +96,7 @@ def export(
         output: probabilities (N, K, H, W) float32, or classes, the class ids (N, H, W) int64.
         overwrite: whether to replace an existing file.
         network: as in `load_model`.
+        overrides: as in `load_model`, such as new names of the classes.
 
     Returns:
         The difference between file and model, see `largest_difference`.
@@ -108,7 +111,7 @@ def export(
     if output not in get_args(Output):
         raise ValueError(f"output: got {output!r}, expected one of {', '.join(get_args(Output))}")
     _check_out(out, overwrite)
-    model = load_predictor(Path(checkpoint), "cpu", network=network)
+    model = load_predictor(Path(checkpoint), "cpu", overrides, network)
     exported = ExportedModel(model, output).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary, warnings.catch_warnings():

@@ -142,6 +142,11 @@ def estimate_duration(config: Config, data: CheckedData) -> str:
 def check_processes(config: Config, device: torch.device) -> None:
     """Raise ValueError if settings do not fit the number of processes or the device."""
     settings = config.train
+    if config.data.names is not None:
+        raise ValueError(
+            "data.names: renames the classes of a trained model; to train, write the names in "
+            "data.classes"
+        )
     if settings.batch_size % distributed.world_size():
         raise ValueError(
             f"train.batch_size: got {settings.batch_size}, expected a multiple of the "
