@@ -298,7 +298,7 @@ def test_an_error_of_the_system_in_a_worker_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def remove(config: Config, _: object) -> Config:
+    def remove(config: Config, *_: object) -> Config:
         for image in (data_root / "images").iterdir():
             image.unlink()
         return config
@@ -477,7 +477,7 @@ def test_an_unexpected_error_in_a_worker_is_one_line(
     def fail(*_: object) -> None:
         raise IndexError("too far")
 
-    monkeypatch.setattr("unet.data.augmentation.Augmentation.__call__", fail)
+    monkeypatch.setattr("unet.data.augmentation.Augmentation.apply", fail)
     assert main(["train", str(config), "train.num_workers=1"]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import gaussian_blur
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +33,9 @@ class Photometric:
         if self.blur and (sigma := rng.uniform(0, self.blur)) > 0.1:
             size = 2 * math.ceil(3 * sigma) + 1
             if size // 2 < min(image.shape[-2:]):  # it is mirrored at the borders
+                # Slow to import, and most runs do not need it.
+                from torchvision.transforms.v2.functional import gaussian_blur
+
                 image = gaussian_blur(image, [size, size], [sigma, sigma])
         if self.noise:
             noise = rng.standard_normal(image.shape, np.float32) * rng.uniform(0, self.noise)
