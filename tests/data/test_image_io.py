@@ -11,6 +11,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from unet.data.image_io import read_header, read_image, to_channels, to_float
 from unet.data.image_types import ReadOptions, UnreadableError
+from unet.data.pillow_decoder import PillowDecoder
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (9, 13), dtype=np.uint8)
@@ -317,3 +318,22 @@ def test_a_lack_of_resources_does_not_make_an_image_unreadable(
     with pytest.raises(type(error)) as caught:
         read_image(tmp_path / "a.tif", 1)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_pages_of_an_animation_are_read_in_any_order_in_linear_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    path, count = tmp_path / f"a.{ending}", 40
+    frames = np.random.default_rng(0).integers(0, 4, (count, 24, 20), dtype=np.uint8) * 60
+    images = [Image.fromarray(frame).convert("RGB") for frame in frames]
+    options = {"lossless": True} if ending == "webp" else {}
+    images[0].save(path, save_all=True, append_images=images[1:], **options)
+    in_order = [read_image(path, 3, page) for page in range(count)]
+    decoded = []
+    decode = PillowDecoder._decode
+    monkeypatch.setattr(PillowDecoder, "_decode", lambda *a: (decoded.append(1), decode(*a))[1])
+    for page in np.random.default_rng(1).permutation(count).tolist():
+        assert np.array_equal(read_image(path, 3, page), in_order[page])
+        assert np.array_equal(in_order[page][0], frames[page])
+    assert len(decoded) <= 2 * count

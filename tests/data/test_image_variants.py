@@ -17,7 +17,7 @@ import pytest
 import rasterio
 import tifffile
 from affine import Affine
-from PIL import Image
+from PIL import Image, ImageOps
 from rasterio.errors import NotGeoreferencedWarning
 
 from unet.data.image_file import open_image
@@ -172,6 +172,8 @@ def write_by_pillow(path: Path, rng: np.random.Generator) -> tuple[dict[str, Any
     tags = {317: 2} if rng.integers(2) and compression in DEFLATED else {}
     if rng.integers(2):
         tags[278] = 8
+    if rng.integers(4) == 0 and compression not in {"raw", "jpeg", "webp"}:
+        tags[266] = 2  # the fill order, which libtiff writes
     try:
         image.save(path, compression=compression, tiffinfo=tags, big_tiff=bool(rng.integers(2)))
         Image.open(path).load()
@@ -285,6 +287,57 @@ def test_variants(tmp_path: Path) -> None:
     assert sum(results.values()) > COUNT / 3
     refused = sum(number for (_, result), number in results.items() if "equal" not in result)
     assert refused <= 0.03 * sum(results.values())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "lzw", "jpeg"])
+@pytest.mark.parametrize("write", ["tifffile", "Pillow"])
+def test_an_orientation_turns_the_image(
+    tmp_path: Path, orientation: int, compression: str | None, write: str
+) -> None:
+    path = tmp_path / "a.tif"
+    values = np.random.default_rng(0).integers(0, 256, (24, 20), dtype=np.uint8)
+    if write == "Pillow":
+        name = {None: "raw", "lzw": "tiff_lzw", "jpeg": "jpeg"}[compression]
+        Image.fromarray(values).save(path, compression=name, tiffinfo={274: orientation})
+    else:
+        tags = [(274, 3, 1, orientation, True)]
+        tifffile.imwrite(path, values, compression=compression, extratags=tags)
+    stored = tifffile.imread(path)
+    with Image.open(path) as image:
+        known = Image.fromarray(stored)
+        known.getexif()[274] = orientation
+        assert image.tag_v2[274] == orientation
+    upright = np.asarray(ImageOps.exif_transpose(known))
+    for windows in (False, True):
+        assert np.array_equal(read_image(path, 1, options=ReadOptions(windows=windows))[0], upright)
+    options = ReadOptions(exif="ignore", windows=True)
+    assert np.array_equal(read_image(path, 1, options=options)[0], stored)
+    window = Window(3, 9, 2, 17)
+    with open_image(path, options) as file:
+        assert np.array_equal(file.read(window=window).values[:, :, 0], stored[3:9, 2:17])
+    with open_image(path, ReadOptions(windows=True)) as file:
+        if orientation > 1:
+            with pytest.raises(ValueError, match=r"EXIF orientation, .* or set data\.exif=ignore"):
+                file.read(window=window)
+
+
+def test_the_fill_order_of_uncompressed_bits(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.tif", np.random.default_rng(0).random((24, 20)) < 0.5
+    Image.fromarray(values).save(path, tiffinfo={266: 2})  # Pillow does not turn the bits
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    contents = np.fromfile(path, np.uint8)
+    packed = contents[start : start + size]
+    packed[:] = np.packbits(np.unpackbits(packed), bitorder="little")
+    contents.tofile(path)
+    gdal = read_by_gdal(path)
+    assert gdal is not None
+    for known in (read_by_tifffile(path), gdal):
+        assert np.array_equal(known[:, :, 0] > 0, values)
+    for windows in (False, True):
+        image = read_image(path, 1, options=ReadOptions(windows=windows))[0]
+        assert np.array_equal(image, 255 * values)
 
 
 def test_a_stack_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

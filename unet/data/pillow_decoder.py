@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +42,9 @@ class PillowDecoder:
         # MPO is a phone's JPEG with a second picture, which is not meant; plain TIFFs have one.
         is_single = file.format in {"MPO", "TIFF"}
         self._pages = 1 if is_single else int(getattr(file, "n_frames", 1))
+        # Packed pages of an animation, once they are read in another order than the file's: Pillow
+        # decodes each from those before it.
+        self._packed: list[tuple[Header, bytes]] | None = None
         self._check_depth()
         self.header = replace(_read_header(file), pages=self._pages)
 
@@ -56,6 +60,23 @@ class PillowDecoder:
 
     def read(self, page: int, window: Window | None) -> Pixels:
         """Read the stored values of a page, or of a window of it."""
+        if self._packed is None and page < self._file.tell():
+            self._packed = []
+        values = self._decode(page) if self._packed is None else self._unpack(self._packed, page)
+        if window is not None:
+            values = values[window.top : window.bottom, window.left : window.right]
+        return Pixels(values, None)
+
+    def _unpack(self, packed: list[tuple[Header, bytes]], page: int) -> np.ndarray:
+        for i in range(len(packed), page + 1):
+            values = self._decode(i)
+            packed.append((self.header, zlib.compress(values.tobytes(), 1)))
+        self.header, contents = packed[page]
+        values = np.frombuffer(zlib.decompress(contents), self.header.dtype)
+        return values.reshape(*self.header.size, self.header.bands)
+
+    def _decode(self, page: int) -> np.ndarray:
+        """Decode the values (H, W, bands) of a page, and describe it."""
         file = self._file
         if self._pages > 1:
             file.seek(page)  # a GIF's pages differ in mode
@@ -73,10 +94,7 @@ class PillowDecoder:
                 low.tile = [_swap_bytes(tile) for tile in low.tile]
                 low.load()
                 values = values.astype(np.uint16) << 8 | np.asarray(low)
-        values = values.reshape(*values.shape[:2], -1)
-        if window is not None:
-            values = values[window.top : window.bottom, window.left : window.right]
-        return Pixels(values, None)
+        return values.reshape(*values.shape[:2], -1)
 
     def _check_depth(self) -> None:
         """Raise ImageTypeError for values that Pillow would cut to 8 bits."""
