@@ -46,6 +46,11 @@ class Job:
     pages: int | None
     is_raster: bool
 
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one image that is read whole."""
+        return self.pages is None and not self.is_raster
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoundImages:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,25 @@ from unet.data.image_types import SUFFIXES
 from unet.inference.jobs import FOLDERS, Job, find_images, legend_path, plan_jobs
 from unet.inference.options import OptionError, Options
 from unet.inference.origin import check_origin, describe_origin
+from unet.inference.pipeline import run_pipeline
 from unet.inference.polygons import FOLDER as POLYGONS
 from unet.inference.polygons import check_pages, polygon_files, write_polygons
 from unet.inference.predict_geotiff import check_raster, predict_raster
-from unet.inference.predict_pages import predict_pages, predict_pixels
+from unet.inference.predict_pages import (
+    predict_channels,
+    predict_pixels,
+    predict_stack,
+    read_channels,
+    write_image,
+)
 from unet.inference.predictor import Ensemble, Model, Predictor, load_model
 from unet.inference.tta import TtaMode
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.errors import UnpredictedError
 from unet.runtime.files import check_writable
-from unet.runtime.progress import show_progress
-from unet.runtime.text import plural
+from unet.runtime.progress import Progress
+from unet.runtime.text import plural, printable
 from unet.visualize import draw_legend, save_picture
 
 __all__ = ["OptionError", "Options", "predict", "predict_files"]
@@ -225,35 +233,54 @@ def _run_jobs(
     Images that are far from the training images are described in `unusual`.
     """
     errors: dict[str, str] = {}
-    for i, job in enumerate(show_progress(jobs, "predict", "image", leave=True)):
-        text, path = json.dumps({**origin, "windows": job.is_raster}), job.files[0]
-        try:
-            with memory_advice(
-                "read TIFFs in windows, which a lower tiling.size makes smaller; cut other images"
-            ):
-                if job.is_raster:
-                    note = predict_raster(
-                        model,
-                        Path(path),
-                        job.outputs["mask"],
-                        job.outputs.get("probabilities"),
-                        options.tta,
-                        options.threshold,
-                        text,
-                    )
-                else:
-                    note = predict_pages(model, job, options, text)
+    advice = "read TIFFs in windows, which a lower tiling.size makes smaller; cut other images"
+    written: list[Job] = []
+
+    def read(job: Job) -> np.ndarray | None:
+        return read_channels(model, job) if job.is_single else None
+
+    def compute(job: Job, channels: np.ndarray | None) -> Any:
+        """Predict an image; rasters and stacks, which are read in parts, are written, too."""
+        if channels is not None:
+            return predict_channels(model, channels, options, printable(Path(job.files[0]).name))
+        text = json.dumps({**origin, "windows": job.is_raster})
+        if not job.is_raster:
+            return predict_stack(model, job, options, text)
+        mask, probabilities = job.outputs["mask"], job.outputs.get("probabilities")
+        path, tta, threshold = Path(job.files[0]), options.tta, options.threshold
+        return predict_raster(model, path, mask, probabilities, tta, threshold, text)
+
+    def write(job: Job, result: Any) -> str | None:
+        if job.is_single:
+            text = json.dumps({**origin, "windows": False})
+            result = write_image(model, job, options, text, result)
+        written.append(job)
+        return None if result is None else str(result)
+
+    skips = MemoryError, ValueError  # others, such as of a full disk, end the run
+    try:
+        with (
+            Progress(len(jobs), "predict", "image", leave=True) as progress,
+            # Torch raises RuntimeError if memory runs out.
+            closing(run_pipeline(jobs, read, compute, write, (RuntimeError, *skips))) as results,
+        ):
+            for job, note, error in results:
+                path = job.files[0]
+                try:
+                    with memory_advice(advice):
+                        if error is not None:
+                            raise error
+                except skips as reason:
+                    is_memory = isinstance(reason, MemoryError)
+                    errors[path] = f"{path}: {reason}" if is_memory else str(reason)
                 if note is not None:
                     unusual[path] = note
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"interrupted; {i - len(errors)} of {len(jobs)} images have their masks, and the "
-                "same command continues"
-            ) from None
-        except MemoryError as error:
-            errors[path] = f"{path}: {error}"
-        except ValueError as error:  # others, such as of a full disk, end the run
-            errors[path] = str(error)
+                progress.update()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; {len(written)} of {len(jobs)} images have their masks, and the same "
+            "command continues"
+        ) from None
     return errors
 
 

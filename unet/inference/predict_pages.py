@@ -1,6 +1,6 @@
 """Predict images and stacks that are read page by page, and write their masks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,61 +24,102 @@ from unet.runtime.progress import show_progress
 from unet.runtime.text import printable
 from unet.visualize import image_to_rgb, mask_to_rgb, objects_to_rgb, overlay, save_picture
 
+Writers = dict[str, Callable[[Image.Image], None]]
+Scored = tuple[Tensor, np.ndarray, Tensor | None]
+"""An image (C, H, W), its class ids (H, W), and probabilities (K, H, W) if needed."""
 
-def predict_pages(model: Model, job: Job, options: Options, origin: str) -> str | None:
-    """Predict an image, or a stack page by page, and write the outputs of its job.
 
-    Returns a description of an image that is far from the training images; None for others.
+def predict_stack(model: Model, job: Job, options: Options, origin: str) -> str | None:
+    """Predict a stack page by page, and write the outputs of its job.
+
+    Returns a description of a page that is far from the training images; None for others.
 
     Raises:
         OSError: if a file cannot be written.
         ValueError: if the image cannot be read, or does not fit the model.
     """
-    pages: Sequence[int | None] = [None] if job.pages is None else range(job.pages)
-    name = printable(Path(job.files[0]).name)
-    note = None
+    assert job.pages is not None
+    name, note = printable(Path(job.files[0]).name), None
     with ExitStack() as files:
-        writers: dict[str, Callable[[Image.Image], None]] = {}
-        for page in show_progress(pages, name, "page", hide=job.pages is None):
-            image = _read(model, job, page)
-            note = note or model.members[0].compare_range(image)
-            ids, scores = predict_pixels(model, image, options, name)
-            mask = draw_mask(ids, model.classes, model.palette)
-            drawn = _draw(model, options, image, ids, scores)
-            for output, path in job.outputs.items():
-                pictures = [mask] if output == "mask" else drawn[output]
-                if output not in writers:  # not before the first page is ready
-                    num_bytes = len(pages) * sum(np.asarray(one).nbytes for one in pictures)
-                    description = origin if output == "mask" else None
-                    writer = _open_writer(path, num_bytes, description)
-                    writers[output] = files.enter_context(writer)
-                if output != "mask":
-                    for picture in pictures:
-                        writers[output](picture)
-            writers["mask"](mask)  # written last, and closed last: if it exists, all files do
+        writers: Writers = {}
+        for page in show_progress(range(job.pages), name, "page"):
+            scored = predict_channels(model, read_channels(model, job, page), options, name)
+            note = note or model.members[0].compare_range(scored[0])
+            _write_page(model, job, options, origin, scored, files, writers)
     return note
+
+
+def write_image(
+    model: Model, job: Job, options: Options, origin: str, scored: Scored
+) -> str | None:
+    """Write the outputs of the job of a single image; returns and raises as `predict_stack`."""
+    with ExitStack() as files:
+        _write_page(model, job, options, origin, scored, files, {})
+    return model.members[0].compare_range(scored[0])
+
+
+def _write_page(
+    model: Model,
+    job: Job,
+    options: Options,
+    origin: str,
+    scored: Scored,
+    files: ExitStack,
+    writers: Writers,
+) -> None:
+    image, ids, scores = scored
+    ids = _clean(ids, options)
+    mask = draw_mask(ids, model.classes, model.palette)
+    drawn = _draw(model, options, image, ids, scores)
+    for output, path in job.outputs.items():
+        pictures = [mask] if output == "mask" else drawn[output]
+        if output not in writers:  # not before the first page is ready
+            num_bytes = (job.pages or 1) * sum(np.asarray(one).nbytes for one in pictures)
+            description = origin if output == "mask" else None
+            writer = _open_writer(path, num_bytes, description)
+            writers[output] = files.enter_context(writer)
+        if output != "mask":
+            for picture in pictures:
+                writers[output](picture)
+    writers["mask"](mask)  # written last, and closed last: if it exists, all files do
+
+
+def predict_channels(
+    model: Model, channels: np.ndarray, options: Options, bar: str | None = None
+) -> Scored:
+    """Predict an image of `read_channels`; objects of the result are not yet removed."""
+    image = torch.from_numpy(to_float(channels))
+    return image, *_predict(model, image, options, bar)
 
 
 def predict_pixels(
     model: Model, image: Tensor, options: Options, bar: str | None = None
 ) -> tuple[np.ndarray, Tensor | None]:
     """Return class ids (H, W) of an image (C, H, W), and probabilities (K, H, W) if needed."""
-    scores = None
+    ids, scores = _predict(model, image, options, bar)
+    return _clean(ids, options), scores
+
+
+def _predict(
+    model: Model, image: Tensor, options: Options, bar: str | None
+) -> tuple[np.ndarray, Tensor | None]:
     if options.tta or options.threshold is not None or options.probabilities:
         scores = mean_probabilities(model, image, options.tta, bar).cpu()
-        ids = choose_classes(scores, options.threshold)
-    else:
-        ids = model.predict(image, bar).numpy()
+        return choose_classes(scores, options.threshold), scores
+    return model.predict(image, bar).numpy(), None
+
+
+def _clean(ids: np.ndarray, options: Options) -> np.ndarray:
     if options.min_size or options.keep_largest:
-        ids = clean(ids, options.min_size, options.keep_largest)
-    return ids, scores
+        return clean(ids, options.min_size, options.keep_largest)
+    return ids
 
 
-def _read(model: Model, job: Job, page: int | None) -> Tensor:
-    """Read an image (C, H, W). Errors are of the file, whatever class they have."""
+def read_channels(model: Model, job: Job, page: int | None = None) -> np.ndarray:
+    """Read an image as `read_image`. Errors are of the file, whatever class they have."""
     try:
         options, in_channels = build_read_options(model.config), model.config.model.in_channels
-        return torch.from_numpy(to_float(read_image(job.files, in_channels, page, options)))
+        return read_image(job.files, in_channels, page, options)
     except (ValueError, MemoryError):
         raise
     except Exception as error:
