@@ -112,6 +112,13 @@ def test_the_size_is_checked_before_the_values(tmp_path: Path) -> None:
         read_mask(path, ClassMap({"a": 0, "b": 1}), (9, 8))
 
 
+def test_16_bit_colours_that_are_colours_of_8_bits_are_read(tmp_path: Path) -> None:
+    colours = np.array([[(0, 0, 0), (65535, 0, 257)]], np.uint16)
+    write_png16(tmp_path / "a.png", colours)
+    classes = ClassMap({"ground": (0, 0, 0), "cell": (255, 0, 1)})
+    assert read_mask(tmp_path / "a.png", classes).tolist() == [[0, 1]]
+
+
 def test_16_bit_colours_are_an_error(tmp_path: Path) -> None:
     write_png16(tmp_path / "a.png", np.full((2, 2, 3), 9000, np.uint16))
     with pytest.raises(

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers import write_png16
+from PIL import Image, ImageFilter
 
 from unet.inspection.mask_values import are_label_images, count_values, find_classes
 
@@ -36,6 +37,21 @@ def test_pixels_and_files_of_each_value_are_counted(tmp_path: Path) -> None:
         frozenset(((0, 0, 0), (255, 255, 255))),
         frozenset(((0, 0, 0), (255, 0, 0))),
     }
+
+
+def test_colours_of_16_bits_count_as_those_of_8_bits(tmp_path: Path) -> None:
+    write_png16(tmp_path / "a.png", np.array([[(0, 0, 0), (65535, 0, 257)]], np.uint16))
+    assert count_values([(str(tmp_path / "a.png"), None)]).pixels == {(0, 0, 0): 1, (255, 0, 1): 1}
+
+
+def test_absorbed_pixels_count_for_the_class_that_absorbs_them(tmp_path: Path) -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    mask[8:40, 8:40] = 255
+    image = Image.fromarray(mask).filter(ImageFilter.BoxBlur(2))
+    found = find_classes(count_values([save(tmp_path / "a.png", image)]))
+    assert found.absorbed
+    assert sum(found.fractions.values()) == pytest.approx(1)
+    assert found.fractions["foreground"] == pytest.approx(32 * 32 / 64**2, abs=0.01)
 
 
 def test_grey_masks_among_coloured_masks_count_as_coloured(tmp_path: Path) -> None:
@@ -103,7 +119,7 @@ def test_values_along_edges_only_are_no_classes_but_those_that_fill_areas_are(
     thin = find_classes(count_values([save(tmp_path / "thin.png", ring((0, 128, 255), 1))]))
     assert [*thin.values.values()] == [[0], [255]]
     assert (thin.tolerance, thin.absorbed) == (127, [128])
-    assert "128 lies only along the edges of other values" in thin.notes[0]
+    assert "128: only along the edges of other values" in thin.notes[0]
     # Between 0 and 2, nothing is an edge.
     index = find_classes(count_values([save(tmp_path / "index.png", ring((0, 1, 2), 1))]))
     assert [*index.values.values()] == [[0], [1], [2]]

@@ -112,6 +112,13 @@ def read_codes(
     return header, values[:, :, 0] if values.shape[2] == 1 else values
 
 
+def to_8_bits(colours: np.ndarray) -> np.ndarray:
+    """Return colours (H, W, 3) of 16 bits that are colours of 8 bits as such; others unchanged."""
+    if colours.dtype != np.uint16 or (colours % 257).any():
+        return colours
+    return (colours // 257).astype(np.uint8)
+
+
 def draw_mask(
     ids: np.ndarray, classes: ClassMap, palette: Sequence[Colour] | None = None
 ) -> Image.Image:
@@ -191,6 +198,8 @@ def _colour_codes(header: Header, values: np.ndarray, path: str | Path) -> np.nd
         values = header.palette[values[:, :, 0], :3]
     if values.dtype == bool:
         values = values.astype(np.uint8) * np.uint8(255)
+    if values.shape[2] == 3:
+        values = to_8_bits(values)
     if values.shape[2] not in (1, 3) or values.dtype.kind not in "ui" or values.max() > 255:
         raise ImageTypeError(
             f"{path}: got a mask of mode {header.describe()} with "

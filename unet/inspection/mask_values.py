@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unet.data.classes import is_interior
-from unet.data.masks import read_codes
+from unet.data.masks import read_codes, to_8_bits
 from unet.inspection.discovery import read_each
 from unet.runtime.text import join_some
 
@@ -99,7 +99,7 @@ def _read_codes(mask: tuple[str, int | None]) -> tuple[np.ndarray, bool]:
     if bands.ndim == 3 and (bands == bands[..., :1]).all():
         bands = bands[..., 0]
     if bands.ndim == 3:
-        return bands.astype(np.int64) @ [1 << 16, 1 << 8, 1] + _COLOUR, is_jpeg
+        return to_8_bits(bands).astype(np.int64) @ [1 << 16, 1 << 8, 1] + _COLOUR, is_jpeg
     return bands.astype(np.int64) if bands.dtype.kind in "bf" else bands, is_jpeg
 
 
@@ -199,14 +199,16 @@ def find_classes(values: ValueCounts) -> FoundClasses:
             "ignored. To learn it, move it to the classes."
         )
     if len(groups) < 2:
-        value = groups[0][0]
-        raise ValueError(
-            f"masks: got the value {value} nearly everywhere, expected several classes"
-        )
+        got = f"masks: got the value {groups[0][0]} nearly everywhere"
+        raise ValueError(f"{got}, expected several classes")
     names = [
         f"class_{group[0] if isinstance(group[0], int) else i}" for i, group in enumerate(groups)
     ]
+    stray, tolerance, absorbed = _place_strays(values, groups, ignore)
     fractions = [sum(fraction[value] for value in group) for group in groups]
+    for one in absorbed:
+        distances = [min(_distance(one, value) for value in group) for group in groups]
+        fractions[distances.index(min(distances))] += fraction[one]
     if groups[0] == [0] and fractions[0] == max(fractions):
         names[0] = "background"
         names[1:] = ["foreground"] if len(groups) == 2 else names[1:]
@@ -216,11 +218,10 @@ def find_classes(values: ValueCounts) -> FoundClasses:
             f"{names[largest]} has most of the pixels. If it is the background, list it first: "
             "scores without background leave out the first class."
         )
-    stray, tolerance, absorbed = _place_strays(values, groups, ignore)
     if 0 < len(often := [one for one in absorbed if fraction[one] >= 0.002]) < 4:
         notes.append(
-            f"{join_some([str(one) for one in often])} lies only along the edges of other values, "
-            "as soft edges do: it is no class. If it is one, add it to the classes."
+            f"{join_some([str(one) for one in often])}: only along the edges of other values, as "
+            "soft edges are, so no class. To learn it, add it to the classes."
         )
     return FoundClasses(
         values=dict(zip(names, groups, strict=True)),
