@@ -1,7 +1,10 @@
 """Every format gives the same masks of the same scene, and says what it does not read."""
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +65,37 @@ def test_a_file_that_is_cut_off_or_of_other_types_is_an_error_with_its_name(
             errors.append(str(error))
     assert len(errors) > 10
     assert all(error.startswith(str(tmp_path)) for error in errors if "runs of pixels" not in error)
+
+
+def places(data: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The keys that lead to every value in a JSON value."""
+    yield place
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from places(value, (*place, key))
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"cvat", "yolo", "run_lengths"}))
+def test_any_value_of_another_type_is_read_or_an_error_of_our_own(
+    name: str, tmp_path: Path
+) -> None:
+    write_image(tmp_path / "images")
+    source = FORMATS[name](tmp_path)
+    text = source.read_text()
+    found = list(places(json.loads(text)))
+    errors = 0
+    for i, place in enumerate(found[:: max(1, len(found) // 60)]):
+        data = inner = [json.loads(text)]
+        for key in (0, *place)[:-1]:
+            inner = inner[key]
+        inner[(0, *place)[-1]] = [None, "x", [], {}, -1, float("nan"), True, [[1, 2]]][i % 8]
+        source.write_text(json.dumps(data[0]))
+        try:
+            import_annotations(source, tmp_path / "images", tmp_path / f"out{i}")
+        except ValueError:  # all others fail this test
+            errors += 1
+            assert not (tmp_path / f"out{i}").exists()
+    assert errors > 10
 
 
 @pytest.mark.parametrize(

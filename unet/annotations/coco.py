@@ -28,8 +28,10 @@ def matches(data: Any) -> bool:
     """Whether a JSON value has this format; captions and panoptic masks are others."""
     if not isinstance(data, dict) or not {"images", "annotations", "categories"} <= data.keys():
         return False
-    first = next(iter(data["annotations"] or []), None)
-    return not (isinstance(first, dict) and {"caption", "segments_info"} & first.keys())
+    first = data["annotations"][:1] if isinstance(data["annotations"], list) else []
+    return not any(
+        {"caption", "segments_info"} & one.keys() for one in first if isinstance(one, dict)
+    )
 
 
 def read(data: Any, path: Path) -> Annotations:

@@ -34,7 +34,7 @@ def read(path: Path) -> Annotations:
     """
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314 (expat limits the growth of entities)
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(
             f"{path}: cannot be read as XML ({error}), perhaps it is cut off; {_AS_IMAGES}"
         ) from error

@@ -63,12 +63,15 @@ def read(data: Any, path: Path) -> Annotations:
     in_pixels = False
     for i, feature in enumerate(raw):
         where = f"{path}: features[{i}]"
-        properties = feature.get("properties") if isinstance(feature, dict) else feature
-        properties = (
-            {} if properties is None else get({"properties": properties}, "properties", dict, where)
-        )
+        if not isinstance(feature, dict):
+            raise wrong(where, "a feature", feature, "an object")
+        properties = feature.get("properties")
+        if properties is None:
+            properties = {}
+        if not isinstance(properties, dict):
+            raise wrong(where, "properties", properties, "an object")
         in_pixels |= "objectType" in properties or "classification" in properties
-        if isinstance(feature, dict) and "nucleusGeometry" in feature:
+        if "nucleusGeometry" in feature:
             found.left_out.append((path.stem, "the nucleus of a cell"))
         name, colour = _classify(properties)
         parts = list(_list_parts(feature.get("geometry"), found, path.stem, name, where))

@@ -141,7 +141,9 @@ def get(data: Any, key: str, kind: type[T], where: str) -> T:
     Raises:
         ValueError: if it is missing or of another type.
     """
-    value = data.get(key) if isinstance(data, dict) else data
+    if not isinstance(data, dict):
+        raise wrong(where, "an entry", data, f"an object with {key}")
+    value = data.get(key)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {dict: "an object", list: "a list", str: "text", int: "a whole number"}
         raise wrong(where, key, value, words.get(kind, kind.__name__))

@@ -12,7 +12,7 @@ from unet.annotations.regions import Ellipse
 from unet.annotations.source import OBJECT, Annotations, Entry, box_ring, get, numbers, wrong
 
 NAME = "VIA"
-_CLASS_ATTRIBUTES = ("class", "label", "category", "type", "name", "object")
+_CLASS_ATTRIBUTES = ("class", "classes", "label", "labels", "category", "type", "name", "object")
 
 
 def matches(data: Any) -> bool:
