@@ -101,7 +101,7 @@ def test_boxes_and_short_polygons_are_left_out_and_named(tmp_path: Path) -> None
         ({"segmentation": [["a", 2, 3, 4, 5, 6]]}, "expected a list of numbers"),
         ({"segmentation": [[float("nan"), 2, 3, 4, 5, 6]]}, "expected numbers up to 1,000,000"),
         ({"segmentation": [[1e9, 2, 3, 4, 5, 6]]}, "expected numbers up to 1,000,000"),
-        ({"segmentation": "polygon"}, "got size"),
+        ({"segmentation": "polygon"}, "expected an object with size"),
         ({"segmentation": {"size": [24, 32], "counts": [1, 2]}}, "expected a sum of 768"),
         ({"segmentation": {"size": [24, 32], "counts": [-1, 769]}}, "whole numbers, 0 or more"),
         ({"segmentation": {"size": [2, 2], "counts": [1, 3]}}, "run lengths of 2 x 2 pixels"),

@@ -64,6 +64,8 @@ def read(data: Any, path: Path) -> Annotations:
 
 def _find_image(task: dict[str, Any], where: str) -> str:
     """Return the name of a task's image: that of the uploaded file, or the first of its data."""
+    if isinstance(uploaded := task.get("file_upload"), str) and uploaded:
+        return uploaded
     values = get(task, "data", dict, where)
     texts = [one for one in (values.get("image"), *values.values()) if isinstance(one, str)]
     if not texts:
