@@ -49,7 +49,7 @@ from unet.runtime.text import shorten
             "train={epochs: 9, activation_checkpointing: true, compile: true}",
             "train: got activation_checkpointing and compile",
         ),
-        ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda or cuda:N"),
+        ("train.device=gpu", "train.device: got 'gpu', expected auto, cpu, cuda, cuda:N or mps"),
         ("tiling={size: [64, 32], overlap: 17}", "tiling.size: got [64, 32], expected at least 33"),
         (
             "tiling.size=[1024, 207]",

@@ -23,7 +23,9 @@ def test_a_missing_device_raises_an_error() -> None:
 
 def test_an_unknown_device_raises_an_error() -> None:
     for name in ("gpu", "meta"):
-        with pytest.raises(ValueError, match=f"got '{name}', expected auto, cpu, cuda or cuda:N"):
+        with pytest.raises(
+            ValueError, match=f"got '{name}', expected auto, cpu, cuda, cuda:N or mps"
+        ):
             pick_device(name)
 
 
@@ -44,3 +46,19 @@ def test_the_innermost_advice_is_given_when_memory_runs_out(
 
 def test_an_explicit_precision_is_used() -> None:
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_auto_takes_mps_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="got mps, expected it on a Mac with an Apple GPU"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("mps") == torch.device("mps")
+    assert pick_dtype("auto", torch.device("mps")) == torch.float32
+    for precision in ("bfloat16", "float16"):
+        with pytest.raises(ValueError, match=f"got {precision} with train.device mps, expected fl"):
+            pick_dtype(precision, torch.device("mps"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(ValueError, match="in one process; take auto or cpu"):
+        pick_device("mps")

@@ -330,8 +330,8 @@ def _check_run(config: Config) -> Iterator[Conflict]:
         yield "train.seeds", train.seeds, "fewer: the last seed would be above 2**32 - 1"
     if train.activation_checkpointing and train.compile:
         yield "train", "activation_checkpointing and compile", "one of them"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", train.device):
-        yield "train.device", repr(train.device), "auto, cpu, cuda or cuda:N"
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", train.device):
+        yield "train.device", repr(train.device), "auto, cpu, cuda, cuda:N or mps"
 
 
 def _check_custom(config: Config) -> Iterator[Conflict]:

@@ -188,7 +188,8 @@ class TrainConfig:
     encoder_weights: str | None = None
     # Freeze the encoder and its batch norm statistics for the first N epochs.
     freeze_encoder_epochs: Count = 0
-    # auto, cpu, cuda or cuda:N. auto uses CUDA if it is available, otherwise the CPU.
+    # auto, cpu, cuda, cuda:N, or mps, Apple's GPU, which is not tested. auto uses CUDA or mps where
+    # there is one, otherwise the CPU.
     device: Anytime[str] = "auto"
     # Floating-point format of the computation. auto uses bfloat16 on CUDA (float16 on old GPUs). On
     # a CPU it times a training step in float32 and bfloat16 and uses the faster; config.yaml of the

@@ -270,7 +270,7 @@ def load_model(
 
     Args:
         path: a best.pt or last.pt; several for an `Ensemble`.
-        device: auto, cpu, cuda or cuda:N; None for the config's `train.device`.
+        device: auto, cpu, cuda, cuda:N or mps; None for the config's `train.device`.
         overrides: changes of settings that keep the model, such as `{"tiling.overlap": 64}`.
         network: the network of your own that the model was trained with, which is copied.
 

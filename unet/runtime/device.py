@@ -14,15 +14,18 @@ from unet.runtime.text import plural
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device for auto, cpu, cuda or cuda:N; auto prefers CUDA.
+    """Return the device for auto, cpu, cuda, cuda:N or mps; auto prefers CUDA, then MPS.
 
     With several processes on a machine, each gets the CUDA device of its local rank.
 
     Raises:
         ValueError: if torch does not know or find the device.
     """
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and has_mps and distributed.local_world_size() == 1:
+            name = "mps"
     if (num_processes := distributed.local_world_size()) > 1:
         if name == "cuda":
             name = f"cuda:{distributed.local_rank()}"
@@ -35,20 +38,33 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"train.device: got {name!r}, expected auto, cpu, cuda or cuda:N")
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"train.device: got {name!r}, expected auto, cpu, cuda, cuda:N or mps")
+    if device.type == "mps" and (not has_mps or distributed.local_world_size() > 1):
+        raise ValueError(
+            "train.device: got mps, expected it on a Mac with an Apple GPU, in one process; take "
+            "auto or cpu"
+        )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"train.device: got {name!r}, but torch finds "
             f"{plural(torch.cuda.device_count(), 'CUDA device')}; take auto or cpu"
         )
-    if device.index is not None:
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # torch would also open the first device otherwise
     return device
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for a precision; auto takes a 16-bit dtype on CUDA and float32 on CPUs."""
+    """Return the dtype for a precision; auto takes a 16-bit dtype on CUDA and float32 elsewhere.
+
+    Raises:
+        ValueError: if the precision is a 16-bit one on MPS, where it is not tested.
+    """
+    if device.type == "mps" and precision not in ("auto", "float32"):
+        raise ValueError(
+            f"train.precision: got {precision} with train.device mps, expected float32 or auto"
+        )
     if precision != "auto":
         dtype: torch.dtype = getattr(torch, precision)
         return dtype

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from unet.runtime import distributed
+from unet.runtime.notebook import in_notebook
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ class Progress:
         self._done, self._start = 0, time.monotonic()
         self._hide = hide or distributed.rank() > 0
         self._bar: tqdm[Any] | None = None
-        if not self._hide and sys.stderr.isatty():
+        if not self._hide and (sys.stderr.isatty() or in_notebook()):
             self._bar = _open_bar(total, title, unit, leave)
 
     def __enter__(self) -> "Progress":

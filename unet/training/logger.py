@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from unet.data.classes import ClassMap
 from unet.evaluation.scoring import PredictedImage
 from unet.metrics.monitor import best_row, score_title
 from unet.runtime.files import atomic_path, write_csv
+from unet.runtime.notebook import in_notebook, show_picture
 from unet.runtime.optional import is_installed
 from unet.runtime.text import shorten
 from unet.visualize import draw_preview_sheet, save_picture
@@ -61,6 +62,8 @@ class RunLogger:
                 sheet = draw_preview_sheet(previews, self.classes.names, self.classes.colours)
                 (self.run / "previews").mkdir(exist_ok=True)
                 save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
+                if in_notebook():
+                    show_picture(sheet, f"previews of {self.run.resolve()}")
         if self._writer is not None:
             with self._warnings("tensorboard"):
                 for name in set(row) - {"epoch", "step", "seconds", "lr", "train_loss"}:

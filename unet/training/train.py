@@ -147,6 +147,8 @@ def check_processes(config: Config, device: torch.device) -> None:
             "data.names: renames the classes of a trained model; to train, write the names in "
             "data.classes"
         )
+    if settings.compile and device.type == "mps":
+        raise ValueError("train.compile: got true with train.device mps, expected false")
     if settings.batch_size % distributed.world_size():
         raise ValueError(
             f"train.batch_size: got {settings.batch_size}, expected a multiple of the "

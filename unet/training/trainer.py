@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from unet.checkpoint import save_checkpoint
 from unet.config.schema import Config, TrainConfig, warmup_epochs
