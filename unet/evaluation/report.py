@@ -27,7 +27,7 @@ from unet.evaluation.tables import (
 )
 from unet.metrics.precision_recall import Curve
 from unet.runtime.optional import unet_version
-from unet.runtime.text import plural
+from unet.runtime.text import plural, shorten
 from unet.visualize import (
     ERROR_COLOURS,
     IGNORED_COLOUR,
@@ -222,7 +222,11 @@ def _name_files(pair: Pair) -> list[tuple[str, str]]:
         "mask": pair.masks,
         "label image": filter(None, [pair.instances]),
     }
-    return [(f"{part} {Path(one).name}", one) for part, files in parts.items() for one in files]
+    return [
+        (f"{part} {shorten(Path(one).name, 40)}", one)
+        for part, files in parts.items()
+        for one in files
+    ]
 
 
 def _link(file: str, folder: Path) -> str:
