@@ -133,3 +133,39 @@ def test_incompatible_weights_are_listed() -> None:
         "count missing, expected a whole number",
         "old unknown",
     ]
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "prefix"),
+    [
+        ("state_dict", "model."),
+        ("model_state_dict", "module."),
+        (None, "_orig_mod.module."),
+        ("model", ""),
+    ],
+)
+def test_wrapped_state_dicts_are_unwrapped_and_this_is_said(
+    weights: Path, wrapper: str | None, prefix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = load_encoder_weights(NAME, str(weights), 3)
+    assert capsys.readouterr().out == ""
+    state = {prefix + key: one for key, one in torch.load(weights, weights_only=True).items()}
+    torch.save({wrapper: state, "epoch": 5} if wrapper else state, weights)
+    found = load_encoder_weights(NAME, str(weights), 3)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert f"note: train.encoder_weights: {weights}: read without " in capsys.readouterr().out
+
+
+def test_safetensors_files_are_read(weights: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.torch", reason="needs the extra safetensors")
+    expected = load_encoder_weights(NAME, str(weights), 1)
+    path = weights.with_suffix(".safetensors")
+    safetensors.save_file(torch.load(weights, weights_only=True), path)
+    found = load_encoder_weights(NAME, str(path), 1)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors: cannot be read .*download it again"
+    ):
+        load_encoder_weights(NAME, str(path), 1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,12 @@ from torch import Tensor
 from unet.models.encoder_specs import Encoder
 from unet.models.encoders import build_backbone
 from unet.runtime.files import DamagedFileError, load_torch_file
+from unet.runtime.optional import import_extra
+
+# What other tools wrap around a state dict, and put before the names in it: DataParallel,
+# torch.compile and Lightning.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
 def load_encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[str, Tensor]:
@@ -119,15 +126,45 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             "state dict"
         )
     try:
-        found: dict[str, Tensor] = load_torch_file(path)
+        found = _load_file(path)
     except DamagedFileError as error:
         raise ValueError(f"train.encoder_weights: {error}: download it again") from error
+    if isinstance(found, dict) and "format" not in found:  # no checkpoint of unet
+        found = _unwrap(found, path)
     if isinstance(found, dict) and all(isinstance(one, Tensor) for one in found.values()):
         return found
     raise ValueError(
         f"train.encoder_weights: {path}: is not a state dict; for a checkpoint of unet set "
         "train.init_from"
     )
+
+
+def _load_file(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return load_torch_file(path)
+    safetensors = import_extra("safetensors.torch", str(path))
+    try:
+        return safetensors.load_file(path)
+    except Exception as error:  # of its own type, which its extra defines
+        raise DamagedFileError(f"{path}: cannot be read ({error})") from error
+
+
+def _unwrap(found: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the state dict in a file of another tool, without a prefix of all its keys."""
+    removed = []
+    while inner := [key for key in _WRAPPERS if isinstance(found.get(key), dict)]:
+        found = found[inner[0]]
+        removed.append(f"the entry {inner[0]}")
+    while prefix := next((p for p in _PREFIXES if found and all(_begins(k, p) for k in found)), ""):
+        found = {key.removeprefix(prefix): value for key, value in found.items()}
+        removed.append(f"the prefix {prefix}")
+    if removed:
+        print(f"note: train.encoder_weights: {path}: read without {', '.join(removed)}")
+    return found
+
+
+def _begins(key: object, prefix: str) -> bool:
+    return isinstance(key, str) and key.startswith(prefix)
 
 
 def _adapt_channels(weight: Tensor, in_channels: int) -> Tensor:
