@@ -110,8 +110,7 @@ def import_annotations(
             if instances:
                 target.write_label_image(image, painted.numbers)
             target.add_image(image)
-            ids, counts = np.unique(painted.ids, return_counts=True)
-            result.pixels.update(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+            result.pixels.update(dict(enumerate(np.bincount(painted.ids.ravel()).tolist())))
         result.objects, result.num_images = tally.objects, len(chosen)
         result.ignored = result.pixels[IGNORE_INDEX] > 0
         result.classes = dict(zip(classes.names, range(len(classes.names)), strict=True))

@@ -108,9 +108,10 @@ def paint(
         numbers[pixels.mask] = number
         pixels.of(painted.ids)[pixels.mask] = class_id
     tally.objects.update(name for _, name in objects.values())
-    visible, places = np.unique(painted.numbers, return_inverse=True)
-    tally.hidden += [image] * (len(objects) - np.count_nonzero(visible))
-    painted.numbers = (places.reshape(size) + (visible[0] > 0)).astype(np.int32)
+    is_visible = np.bincount(painted.numbers.ravel(), minlength=len(objects) + 1) > 0
+    is_visible[0] = False
+    tally.hidden += [image] * (len(objects) - int(is_visible.sum()))
+    painted.numbers = (is_visible.cumsum() * is_visible).astype(np.int32)[painted.numbers]
     return painted
 
 

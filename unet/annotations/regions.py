@@ -178,15 +178,16 @@ def fill_ring(ring: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     What a line that crosses itself goes around in any direction is inside.
     """
     height, width = shape
+    (x0, y0), (x1, y1) = ring.T, np.roll(ring, -1, axis=0).T
+    # The rows whose centres are between the ends of each edge: the upper end belongs to it.
+    ends = np.ceil(np.sort([y0, y1], axis=0) - 0.5).clip(0, height).astype(int)
+    counts = ends[1] - ends[0]
+    edges = np.repeat(np.arange(len(ring)), counts)
+    rows = np.arange(len(edges)) + np.repeat(ends[0] - counts.cumsum() + counts, counts)
+    x0, y0, x1, y1 = x0[edges], y0[edges], x1[edges], y1[edges]
+    across = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+    columns = np.ceil(across - 0.5).clip(0, width).astype(int)
     windings = np.zeros((height, width + 1), np.int32)
-    centres = np.arange(height) + 0.5
-    for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-        # Rows whose centres are between the ends: the upper end belongs to the edge.
-        low, high = sorted((y0, y1))
-        rows = slice(*np.clip(np.ceil([low - 0.5, high - 0.5]), 0, height).astype(int))
-        if rows.start < rows.stop:
-            across = x0 + (centres[rows] - y0) * ((x1 - x0) / (y1 - y0))
-            columns = np.clip(np.ceil(across - 0.5), 0, width).astype(int)
-            windings[np.arange(rows.start, rows.stop), columns] += 1 if y1 > y0 else -1
+    np.add.at(windings, (rows, columns), np.where(y1 > y0, 1, -1))
     inside: np.ndarray = windings[:, :-1].cumsum(1) != 0
     return inside
