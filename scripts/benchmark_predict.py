@@ -4,18 +4,26 @@ An untrained network with fused batch norm runs over a synthetic image with one 
 ways: with `unet.inference.sliding_window`, with MONAI's `sliding_window_inference` if it is
 installed, and bare: over one tile as often as our prediction has tiles, discarding the results.
 
+With --folder, `predict_files` over folders of PNGs is compared with the bare network, which runs as
+often on one image in memory.
+
 All candidates run in turn in one process, so that a noisy machine slows all of them down equally,
 and ratios are computed within a round. Compare the rows of one run, not rows of two runs. Peak
 memory is measured in a separate process for each candidate, without the image and the network.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import io
 import math
 import statistics
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from benchmarking import (
     MemoryMeter,
@@ -25,15 +33,22 @@ from benchmarking import (
     run_in_new_process,
     time_in_turns,
 )
+from PIL import Image
 from torch import Tensor
 
+from unet.build import build_network
+from unet.checkpoint import save_checkpoint
+from unet.config.loader import config_from_dict
+from unet.data.normalization import Normalization
+from unet.inference.predict import predict_files
+from unet.inference.predictor import Predictor
 from unet.inference.sliding_window import Tiles, sliding_window
 from unet.models.fuse import fuse_batch_norm
 from unet.models.unet import UNet, argmax_classes
 
 QUICK_SIZE, QUICK_TILES, QUICK_WIDTHS, QUICK_ROUNDS = 256, [64, 128], [4, 8], 2
 # Goals: speeds at least, memory at most.
-SPEED_OF_MONAI, MEMORY_OF_MONAI, SPEED_OF_BARE = 1.3, 0.5, 0.85
+SPEED_OF_MONAI, MEMORY_OF_MONAI, SPEED_OF_BARE, FOLDER_OF_BARE = 1.3, 0.5, 0.85, 0.9
 BARE, OURS = "bare network", "ours"
 MONAI = {mode: f"monai, {mode}" for mode in ("constant", "gaussian")}
 
@@ -212,9 +227,78 @@ def compare(
         )
 
 
+def compare_folder(widths: list[int], images: int, side: int, rounds: int) -> None:
+    """Print the speed of `predict_files` over a folder, compared with the bare network."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), np.random.default_rng(0)
+        (folder / "images").mkdir()
+        for i in range(images):
+            pixels = rng.normal(120, 40, (side // 8, side // 8, 3)).clip(0, 255).astype(np.uint8)
+            picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
+            picture.save(folder / "images" / f"{i}.png")
+        config = config_from_dict(
+            {
+                "name": "benchmark",
+                "data": {
+                    "root": name,
+                    "classes": {"ground": 0, "object": 255},
+                    "validation": {"none": True},
+                },
+                "model": {"widths": widths},
+                "train": {"epochs": 1, "device": "cpu", "precision": "float32"},
+            }
+        )
+        torch.manual_seed(0)
+        model = Predictor(
+            net=build_network(config, torch.device("cpu")),
+            config=config,
+            normalization=Normalization(mean=(0.5,) * 3, std=(0.2,) * 3),
+            image_range=None,
+            val_stems=(),
+            palette=None,
+            device=torch.device("cpu"),
+        )
+        save_checkpoint(folder / "best.pt", model.contents())
+        net = fuse_batch_norm(model.net)
+        image = torch.randn(1, 3, side, side).contiguous(memory_format=torch.channels_last)
+
+        def bare() -> None:
+            with torch.inference_mode():
+                for _ in range(images):
+                    net(image)
+
+        def ours() -> None:
+            with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+                predict_files(
+                    [folder / "best.pt"], [str(folder / "images")], folder / "out", overwrite=True
+                )
+
+        times = time_in_turns({BARE: bare, OURS: ours}, rounds, torch.device("cpu"))
+    ratios = times[BARE].ratios(times[OURS])
+    print(
+        f"{images} PNGs of {side} x {side}: {images / times[OURS].median:.1f} images/s, "
+        f"{statistics.median(ratios):.3f} times the speed of the bare network (rounds: "
+        f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}); the goal is at least {FOLDER_OF_BARE}",
+        flush=True,
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print a table for each tile size."""
     parser = make_parser(__doc__)
+    parser.add_argument(
+        "--folder",
+        action="store_true",
+        help="compare predict_files over folders of PNGs with the bare network instead",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs=2,
+        default=[1000, 100],
+        metavar="N",
+        help="of 256 x 256 and of 1024 x 1024 pixels, with --folder (default: 1000 100)",
+    )
     parser.add_argument(
         "--size", type=int, default=4096, help="height and width of the image (default: 4096)"
     )
@@ -250,6 +334,13 @@ def main(argv: list[str] | None = None) -> int:
         arguments.widths, arguments.rounds = QUICK_WIDTHS, QUICK_ROUNDS
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.folder:
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+        sides = (32, 64) if arguments.quick else (256, 1024)
+        for images, side in zip(arguments.images, sides, strict=True):
+            count = 2 if arguments.quick else images
+            compare_folder(arguments.widths, count, side, arguments.rounds)
+        return 0
     device = torch.device(arguments.device)
     network = Network(arguments.widths, arguments.classes, device)
     net = network.net

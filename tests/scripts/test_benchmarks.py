@@ -47,6 +47,11 @@ def test_the_benchmark_of_prediction_counts_tiles_and_pixels(
     assert ("monai: left out" in output) != ("ours over monai" in output)
 
 
+def test_the_benchmark_of_folders_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_predict.main(["--folder", "--quick"]) == 0
+    assert "2 PNGs of 64 x 64: " in capsys.readouterr().out
+
+
 # More than 5 seconds: three new processes train.
 def test_a_killed_and_resumed_run_has_the_same_weights() -> None:
     result = subprocess.run(
