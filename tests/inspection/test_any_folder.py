@@ -210,6 +210,8 @@ def draw_folder(root: Path, seed: int, layout: str, encoding: str, noise: str) -
     blocked = noise in {"missing", "another size"} or (
         noise == "doubled" and image.suffix != ".bmp"
     )
+    if layout == "a mask for each class":
+        blocked |= noise == "outlier"  # it has one mask
     return Drawn(pairs, true_ids, 3 if coloured else 1, blocked)
 
 

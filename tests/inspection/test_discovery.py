@@ -79,14 +79,19 @@ def test_one_folder_per_image_or_patient_is_recognised(
 @pytest.mark.parametrize(
     ("image", "mask", "images", "masks"),
     [
-        ("case{:02}/imaging/{}.png", "case{:02}/masks/{}.png", "{case}/imaging", "{case}/masks"),
+        (
+            "case{:02}/imaging/{}.png",
+            "case{:02}/masks/{}.png",
+            "case{case}/imaging",
+            "case{case}/masks",
+        ),
         (
             "case{:02}/scan/{}.png",
             "case{:02}/gt/{}_mask.png",
-            "{case}/scan",
-            "{case}/gt/{stem}_mask",
+            "case{case}/scan",
+            "case{case}/gt/{stem}_mask",
         ),
-        ("p{}/img_{}.png", "p{}/seg_{}.png", "{case}/img_{stem}", "{case}/seg_{stem}"),
+        ("p{}/img_{}.png", "p{}/seg_{}.png", "p{case}/img_{stem}", "p{case}/seg_{stem}"),
         ("s{0}/t{0}/img/{1}.png", "s{0}/t{0}/seg/{1}.png", "{case}/img", "{case}/seg"),
         ("images/p{}/s{}.png", "masks/p{}/s{}_seg.png", "images", "masks/{stem}_seg"),
         ("a{}/b{}/image.png", "a{}/b{}/mask.png", "{stem}/image", "{stem}/mask"),

@@ -35,3 +35,23 @@ def test_border_weights_are_drawn_in_the_samples(data_root: Path, tmp_path: Path
         with Image.open(tmp_path / "samples.png") as picture:
             widths.append(picture.width)
     assert widths[1] - widths[0] == 8 + round(256 * (WIDTH / HEIGHT) ** 0.5)
+
+
+def test_images_with_missing_pixels_are_drawn_augmented_too() -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        Path("data", folder).mkdir(parents=True)
+    for i in range(4):
+        pixels = rng.normal(120, 20, (HEIGHT, WIDTH)).astype(np.float32)
+        pixels[:5, :5] = np.nan
+        Image.fromarray(pixels).save(f"data/images/{i}.tif")
+        mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+        mask[8:12] = 255
+        Image.fromarray(mask).save(f"data/masks/{i}.png")
+    classes = "data.classes={ground: 0, cell: 255}"
+    config = make_config(Path("data"), classes, "model.in_channels=1")
+    draw_samples(config, check_data(config), Path("samples.png"), count=1)
+    with Image.open("samples.png") as picture:
+        pixels = np.asarray(picture.convert("L")).astype(int)
+    augmented = pixels[-100:, -200:-20]
+    assert augmented.std() > 10

@@ -26,6 +26,7 @@ _STEM_PARTS = tuple(
         r"()(.*\d)(\D*)",  # 7_img and 7_mask
         r"()(.*?)([-_ ][^-_ /]*)",  # train-volume and train-labels
         r"()(.*?)([-_ ][^-_ /]*[-_ ][^-_ /]*)",  # town_8bit and town_fine_ids
+        r"(.*?[-_ ])([^-_ /][^/]*)()",  # img_ann and mask_ann
         r"()([^/]+)(/.*)",  # 7/image and 7/mask
         r"()(.+)(/[^/]+)",  # north/7/image and north/7/mask
     )
@@ -218,18 +219,19 @@ def _pair(one: Group, other: Group, affixes: Affixes) -> Pairing | None:
 
 def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
     """Yield pairings of a mask, which is flat nearly everywhere, and an image, which is not."""
-    flatness: dict[str, float] = {}
     flatness_of = cache(_flatness)
     for pairing in pairings:
         stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 5)]
-        for i, pattern in enumerate((pairing.images, pairing.masks)):
-            if pattern not in flatness:
-                files = [pairing.files[stem][i] for stem in stems]
-                values = [*read_each(flatness_of, files)]
-                flatness[pattern] = float(np.median(values)) if values else 0.0
-        first, second = flatness[pairing.images], flatness[pairing.masks]
+        both = [pairing.files[stem] for stem in stems]
+        values = [*read_each(lambda files: [*map(flatness_of, files)], both)]
+        if not values:
+            continue
+        first, second = np.median(values, axis=0).tolist()
         apart = max(first, second) > 0.6 > min(first, second)
         if not apart and abs(first - second) < 0.25:
+            continue
+        # Two folders that both hold images and masks are no pair.
+        if np.mean([(one < other) == (first < second) for one, other in values]) < 0.7:
             continue
         if second < first:
             swapped = {stem: (b, a) for stem, (a, b) in pairing.files.items()}

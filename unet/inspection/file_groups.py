@@ -11,7 +11,7 @@ from os.path import splitext
 _NUMBER = re.compile(r"\d+")
 _MAX_FOLDERS = 12
 """Folders, or groups of similar folders, that are compared; the largest are."""
-_MANY_DOUBLED = 0.12
+_MANY_DOUBLED = 0.15
 """Fraction of the files of a group from which on equal names are no mistake."""
 _MOST_HITS = 1000
 """Stems that contain the same text; a number such as 1 is in nearly all of them."""
@@ -139,7 +139,10 @@ def group_by_stem(prefix: str, folder: str, files: Sequence[File]) -> Iterator[G
     first, end = stars[0], stars[-1] + 1
     if end == len(parts):
         yield from _group_by_ending(prefix, parts[:first], files, slice(0), slice(first, None))
-    with_case = [*parts[:first], "{case}", *parts[end:]]
+    # case07 is case{case}: no other folder is a case.
+    one_star = end - first == 1 and parts[first].count("*") == 1
+    case = parts[first].replace("*", "{case}") if one_star else "{case}"
+    with_case = [*parts[:first], case, *parts[end:]]
     yield from _group_by_ending(prefix, with_case, files, slice(first, end), slice(0))
 
 
@@ -147,13 +150,15 @@ def _group_by_ending(
     prefix: str, parts: Sequence[str], files: Sequence[File], case: slice, above: slice
 ) -> Iterator[Group]:
     """Groups of files whose folders are in part a case, or a part of the stem."""
+    affixes = next((part.split("{case}") for part in parts if "{case}" in part), ["", ""])
     endings = sorted({ending for *_, ending in files})
     for ending in ["", *endings] if len(endings) > 1 else [""]:
         group = {}
         some = [file for file in files if ending in ("", file[2])]
         for place, stem, suffix in some:
             folders = place.split("/") if place else []
-            key = "/".join(folders[case]), "/".join([*folders[above], stem])
+            its_case = "/".join(folders[case]).removeprefix(affixes[0]).removesuffix(affixes[1])
+            key = its_case, "/".join([*folders[above], stem])
             group[key] = f"{prefix}{'/'.join([*folders, stem])}{suffix}"
         # A few doubled files are errors to report; many show that endings tell files apart.
         if len(some) - len(group) <= _MANY_DOUBLED * len(some):

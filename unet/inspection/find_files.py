@@ -134,7 +134,7 @@ def _choose(candidates: Sequence[Pairing]) -> tuple[Pairing, list[Pairing]]:
     best = largest[0]
     if len(largest) > 1:
         best = min(largest, key=lambda one: one.count_single())
-    enough = 0.9 * len(best.files)
+    enough = min(0.9 * len(best.files), len(best.files) - 1)
     same = [one for one in candidates if one.images == best.images and len(one.files) >= enough]
     # A pattern that leaves out some of the same masks is no other set of masks.
     files = [one.files.items() for one in same]

@@ -72,21 +72,24 @@ def find_class_masks(same: Sequence[Pairing], best: Pairing) -> dict[str, Pairin
 
     They are binary, differ between images and do not overlap. Of several, those of `best` count.
     """
-    some = some_masks(best)
+    mask_of = {one.masks: dict(one.files.values()) for one in same}
+    some = [
+        (image, page)
+        for image, _, page in some_masks(best)
+        if all(image in masks for masks in mask_of.values())
+    ]
     drawn: dict[str, list[np.ndarray]] = {}
-    for one in same:
-        mask_of = dict(one.files.values())
-        files = [(mask_of[image], page) for image, _, page in some if image in mask_of]
-        masks = [*read_each(read_values, files)]
-        inside = [mask > 0 for mask in masks if _is_binary(mask)]
+    for pattern, masks in mask_of.items():
+        read = [*read_each(read_values, [(masks[image], page) for image, page in some])]
+        inside = [mask > 0 if _is_binary(mask) else np.zeros((0, 0), bool) for mask in read]
         changes = any(a.shape != b.shape or (a != b).any() for a, b in pairwise(inside))
         if len(inside) == len(some) and changes:
-            drawn[one.masks] = inside
+            drawn[pattern] = inside
     if best.masks not in drawn:
         return {}
     apart = [best.masks]
-    for pattern, masks in drawn.items():
-        if all(_are_apart(masks, drawn[one]) for one in apart):
+    for pattern, inside in drawn.items():
+        if all(_are_apart(inside, drawn[one]) for one in apart):
             apart.append(pattern)
     if len(apart) < 2:
         return {}
@@ -103,11 +106,12 @@ def _is_binary(mask: np.ndarray) -> bool:
 
 
 def _are_apart(ones: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
-    pairs = [*zip(ones, others, strict=True)]
-    if any(one.shape != other.shape for one, other in pairs):
-        return False
-    common = sum(np.count_nonzero(one & other) for one, other in pairs)
-    return common == 0 and any(one.any() and other.any() for one, other in pairs)
+    # Single masks may be of another size or kind, as those of a figure are.
+    pairs = [(one, other) for one, other in zip(ones, others, strict=True) if one.size]
+    alike = [(one, other) for one, other in pairs if one.shape == other.shape]
+    common = sum(np.count_nonzero(one & other) for one, other in alike)
+    filled = any(one.any() and other.any() for one, other in alike)
+    return common == 0 and filled and len(alike) >= min(0.8 * len(ones), len(ones) - 1)
 
 
 def _name_classes(patterns: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Other images with masks next to the ones found -> further places of the same data set."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from unet.data.image_io import read_header
 from unet.inspection.discovery import Pairing, read_each
 from unet.inspection.held_out import split_of
 from unet.inspection.mask_files import rank_masks, read_values, some_masks
-from unet.inspection.mask_values import Value, are_label_images, count_values
+from unet.inspection.mask_values import Value, are_label_images, count_values, find_classes
 
 _FEWEST = 2
 """Pairs of a place; a single one may be a figure and its drawing."""
@@ -42,14 +43,25 @@ def _are_alike(one: Pairing, other: Pairing) -> bool:
         some = some_masks(pairing)
         headers = read_each(read_header, [image for image, _, _ in some])
         bands.append({(header.bands - header.alpha, header.dtype) for header in headers})
-        masks = [(mask, page) for _, mask, page in some]
-        if are_label_images(read_each(read_values, masks)):
-            values.append({"numbers"})
-            continue
-        counts = count_values(masks).pixels
-        values.append({value for value, count in counts.items() if count >= 0.002 * counts.total()})
+        values.append(_find_values([(mask, page) for _, mask, page in some]))
     same_values = values[0] <= values[1] or values[1] <= values[0]
     return bool(bands[0] & bands[1]) and same_values and not _are_copies(one, other)
+
+
+def _find_values(masks: Sequence[tuple[str, int | None]]) -> set[Value | str]:
+    """The values of classes, without those of a figure among the masks."""
+    read = [*read_each(lambda mask: (mask, read_values(mask)), masks)]
+    if not read:
+        return set()
+    usual = Counter(values.ndim for _, values in read).most_common(1)[0][0]
+    read = [one for one in read if one[1].ndim == usual]
+    if are_label_images(values for _, values in read):
+        return {"numbers"}
+    counts = count_values(mask for mask, _ in read)
+    try:
+        return {value for group in find_classes(counts).values.values() for value in group}
+    except ValueError:
+        return {*counts.pixels}
 
 
 def _are_copies(one: Pairing, other: Pairing) -> bool:

@@ -28,9 +28,10 @@ def draw_samples(config: Config, data: CheckedData, path: Path, count: int = 6) 
         image = torch.from_numpy(to_float(pixels))
         normalised = normalization(image)
         # Augmented images are drawn in the colours of the original.
+        known = ~image.isnan().any(0)  # not nodata
         (mean, std), (normalised_mean, normalised_std) = (
-            (one.mean((1, 2), keepdim=True), one.std((1, 2), keepdim=True) + 1e-12)
-            for one in (image, normalised)
+            (one.mean(1)[:, None, None], one.std(1)[:, None, None] + 1e-12)
+            for one in (image[:, known], normalised[:, known])
         )
         row = [(image, ids)]
         for epoch in range(3):
