@@ -92,7 +92,7 @@ def test_every_unet_command_parses_and_its_settings_are_valid(page: str) -> None
             continue
         parsed, settings = parse(arguments)
         config = getattr(parsed, "config", None)
-        if config is not None and config != Path("configs/mine.yaml"):
+        if config not in (None, Path("configs/mine.yaml"), Path("data/mine")):
             load_config(ROOT / config, settings)
         else:
             config_from_dict(minimal_config(), settings, where=" ".join(words))

@@ -88,10 +88,6 @@ def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
         ("train.epochs=true", ": got true, expected a whole number"),
         ("train.epochs=0", ": got 0, expected a whole number from 1 to 1000000 or null"),
         ("train.epochs=", ": got nothing, expected a number such as 50; or set train.minutes"),
-        (
-            "train.minutes=5",
-            "train.minutes=5: got 5 with train.epochs 5, expected one of them; set",
-        ),
         ("train=5", ": got 5, expected a section of epochs, minutes, steps_per_epoch,"),
         ("optimizer.lr=-1", ": got -1, expected a number above 0 and at most 100"),
         ("optimizer.lr=.nan", ": got nan, expected a number"),
@@ -341,3 +337,18 @@ def test_the_quickstart_is_found_by_its_name(
     Path("quickstart").write_text("data: 5\n")  # a file of this name is meant itself
     with pytest.raises(ValueError, match="quickstart: data: got 5"):
         load_config("quickstart")
+
+
+def test_an_override_of_epochs_or_minutes_replaces_the_other(tmp_path: Path) -> None:
+    train = load(tmp_path, SMALL, "train.minutes=5").train
+    assert (train.epochs, train.minutes) == (None, 5)
+    train = load(tmp_path, SMALL.replace("epochs: 5", "minutes: 2"), "train.epochs=7").train
+    assert (train.epochs, train.minutes) == (7, None)
+    both = SMALL.replace("epochs: 5", "epochs: 5, minutes: 2")
+    for overrides in ([], ["train.epochs=7", "train.minutes=3"]):
+        with pytest.raises(ValueError, match=r"train.minutes.*: got . with train.epochs .*one of"):
+            load(tmp_path, both, *overrides)
+    with pytest.raises(
+        ValueError, match=r"mine.yaml: train.epochs: got nothing, expected a number"
+    ):
+        load(tmp_path, SMALL.replace("epochs: 5", "batch_size: 2"))

@@ -312,7 +312,7 @@ def test_a_damaged_file_is_an_error_of_the_check_only(tmp_path: Path) -> None:
     assert all("cannot be read as an image" in error for error in errors)
 
 
-def test_rare_classes_and_large_images_get_more_crops(tmp_path: Path) -> None:
+def test_rare_classes_get_half_of_the_crops(tmp_path: Path) -> None:
     for i in range(4):
         rgb = RNG.integers(0, 256, (900, 700, 3), dtype=np.uint8)
         mask = np.zeros((900, 700), np.uint8)
@@ -323,7 +323,7 @@ def test_rare_classes_and_large_images_get_more_crops(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
     config = proposed(tmp_path)
     assert config.sampling.rare_classes == ("class_1",)
-    assert config.sampling.crops_per_image == 5
+    assert config.sampling.rare_fraction == 0.5
     assert config.model.in_channels == 3
     assert config.augment.crop == (256, 256)
 

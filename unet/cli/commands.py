@@ -20,10 +20,10 @@ def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     """Train one model, or one for each fold and seed."""
     minutes = 1.0 if arguments.quick else arguments.minutes
     if minutes is not None:
-        settings = [*settings, "train.epochs=null", f"train.minutes={minutes}"]
+        settings = [*settings, f"train.minutes={minutes}"]
     proposal = None
     if _holds_data(arguments.config):
-        config, proposal = _propose_config(arguments, settings)
+        config, proposal = _propose_config(arguments, settings, minutes)
     else:
         config = _load_config(arguments, settings)
     from unet.training.series import train_series
@@ -41,12 +41,14 @@ def _holds_data(path: Path) -> bool:
     return path.is_dir() and not any([*path.glob("*.yaml"), *path.glob("*.yml")])
 
 
-def _propose_config(arguments: argparse.Namespace, settings: Sequence[str]) -> tuple[Config, str]:
+def _propose_config(
+    arguments: argparse.Namespace, settings: Sequence[str], minutes: float | None
+) -> tuple[Config, str]:
     """Return the config for a folder of images and masks, and its text as `unet init` writes it."""
     from unet.inspection.propose import propose
 
     name = _name_of(arguments.config)
-    text = propose(arguments.config, name)
+    text = propose(arguments.config, name, **({} if minutes is None else {"minutes": minutes}))
     raw = {"name": name, **yaml.safe_load(text)}
     config = config_from_dict(raw, settings, where=str(arguments.config))
     run = Path(config.runs if arguments.runs is None else arguments.runs, config.name)

@@ -110,6 +110,10 @@ def _make_config(raw: Mapping[str, Any], words: Sequence["_Override"], where: st
         raise ValueError(f"{where}: {error}") from None
     for word in words:
         raw = _with_value(raw, word.keys, word.value)
+    given = {tuple(word.keys) for word in words}
+    for name, other in (("minutes", "epochs"), ("epochs", "minutes")):
+        if ("train", name) in given and ("train", other) not in given:
+            raw = _with_value(raw, ["train", other], None)  # one replaces the other
     if isinstance(raw.get("data"), Mapping) and raw["data"].get("validation") == "none":
         raw = _with_value(raw, ["data", "validation"], {"none": True})
     errors: list[Error] = []

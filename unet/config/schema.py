@@ -144,7 +144,8 @@ class TrainConfig:
     epochs: Positive | None = None
     # Train for this many minutes on this machine, from reading the data to the last checkpoint. The
     # first steps are timed, and epochs, steps_per_epoch, validate_every and a warm-up of at most a
-    # tenth of the run are chosen and written to the config.yaml of the run. null with train.epochs.
+    # tenth of the run are chosen and written to the config.yaml of the run. null with train.epochs;
+    # an override of one replaces the other.
     minutes: Annotated[float, Range(minimum=0.1, maximum=100_000)] | None = None
     # Optimizer steps per epoch. null for one pass over the samples, rounded up. Batches are always
     # full: a new pass can start in the middle of a batch or of an epoch.

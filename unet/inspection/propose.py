@@ -2,15 +2,12 @@
 
 import glob
 import json
-import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import yaml
 
 from unet.build import build_training_reader
@@ -19,6 +16,7 @@ from unet.data.image_io import read_header
 from unet.data.image_types import Header
 from unet.data.pairing import Pair, find_pairs
 from unet.inspection.discovery import read_each
+from unet.inspection.evidence import find_evidence
 from unet.inspection.find_files import FoundFiles, find_files, quote
 from unet.inspection.groups import propose_split
 from unet.inspection.mask_files import read_values
@@ -30,6 +28,7 @@ from unet.inspection.mask_values import (
     find_classes,
 )
 from unet.inspection.outliers import find_outliers
+from unet.inspection.propose_training import MINUTES, UNEQUAL, propose_training
 from unet.inspection.statistics import collect_statistics
 from unet.runtime.progress import show_progress
 from unet.runtime.text import plural
@@ -80,13 +79,16 @@ class KnownData(NamedTuple):
         return lines, [name for name, fraction in fractions.items() if 0 < fraction < 0.02][:20]
 
 
-def propose(folder: Path, name: str, known: KnownData | None = None) -> str:
+def propose(
+    folder: Path, name: str, known: KnownData | None = None, minutes: float = MINUTES
+) -> str:
     """Examine a folder of images and masks, and write a config named `name` for it.
 
     Args:
         folder: with images and masks.
         name: of the config.
         known: what is known of the folder; None to find it out.
+        minutes: length of the training.
 
     Returns:
         YAML, with comments on what was found and what has to be checked.
@@ -130,7 +132,18 @@ def propose(folder: Path, name: str, known: KnownData | None = None) -> str:
         *image_lines,
         *(propose_split(pairs) if validation is None else [validation]),
     ]
-    training = _propose_sampling(sizes, rare) + _propose_training(sizes, len(pairs), channels)
+    given = any("normalization:" in line for line in image_lines)
+    text = "\n".join([*data, f"model: {{in_channels: {channels}}}", "train: {epochs: 1}"])
+    reader = build_training_reader(config_from_dict({"name": name, **yaml.safe_load(text)}))
+    evidence = find_evidence(some, reader)
+    is_map = any(header.has_place or header.nodata is not None for header in headers)
+    if evidence.spread > UNEQUAL and not given and not is_map:
+        data += [
+            f"  # The mean brightness of images varies {evidence.spread:.1f} times as much as the "
+            "brightness within one.",
+            "  normalization: image",
+        ]
+    training = propose_training(sizes, len(pairs), channels, rare, evidence, minutes)
     errors = _find_errors(name, "\n".join([*data, *training]), [*some, *_spread(val_pairs)])
     return "\n".join([head, *errors, "", *data, "", *training, ""])
 
@@ -240,66 +253,6 @@ def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
 def _usual_channels(header: Header) -> int:
     """The channels of an image as `in_channels`: without alpha, and a palette as its colours."""
     return 3 if header.palette is not None else header.bands - header.alpha
-
-
-def _crop_and_count(sizes: np.ndarray) -> tuple[int, int]:
-    """The side of a crop in pixels, and the number of crops of each image."""
-    largest = 512 if torch.cuda.is_available() else 256
-    crop = max(32, min(largest, int(np.median(sizes.min(1))) // 32 * 32))
-    return crop, max(1, min(16, round(float(np.median(sizes.prod(1))) / crop**2 / 2)))
-
-
-def _propose_sampling(sizes: np.ndarray, rare: Sequence[str]) -> list[str]:
-    crop, crops = _crop_and_count(sizes)
-    lines, sampling = [], []
-    if crops > 1:
-        area = float(np.median(sizes.prod(1)))
-        lines.append(f"# The images have {area / crop**2:.0f} times the area of a crop.")
-        sampling.append(f"crops_per_image: {crops}")
-    if rare:
-        lines.append(
-            "# Classes with under 2 % of the pixels: half of the crops contain one of them."
-        )
-        sampling.append(f"rare_classes: [{', '.join(rare)}], rare_fraction: 0.5")
-    return [*lines, f"sampling: {{{', '.join(sampling)}}}"] if sampling else []
-
-
-def _propose_training(sizes: np.ndarray, count: int, channels: int) -> list[str]:
-    """The sections augment, model, schedule and train."""
-    on_gpu, grey = torch.cuda.is_available(), channels == 1
-    crop, crops = _crop_and_count(sizes)
-    if on_gpu:
-        memory = torch.cuda.mem_get_info()[0]
-    elif hasattr(os, "sysconf"):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    else:  # on Windows
-        memory = 4 * 2**30
-    widths = [64, 128, 256, 512, 1024] if on_gpu and count >= 200 else [32, 64, 128, 256]
-    if count < 10:
-        widths = [16, 32, 64, 128]
-    # Training keeps about 30 values of 4 bytes for each pixel and channel of the first level.
-    sample = crop * crop * widths[0] * 30 * 4
-    batch = max(1, min(16 if on_gpu else 4, memory // 2 // sample, max(1, count // 2)))
-    steps = math.ceil(count * 0.8 * crops / batch)
-    epochs = max(10, min(300, round((20000 if on_gpu else 2000) / steps)))
-    height, width = np.median(sizes, axis=0).astype(int)
-    flips = "flip_horizontal: true"
-    if grey:
-        flips += ", flip_vertical: true, quarter_turns: true, elastic_std: 3"
-        orientation = "Grey images are assumed to have no up and down."
-    else:
-        orientation = "If the images have no up and down, add flip_vertical and quarter_turns."
-    return [
-        f"# Median size {height} x {width}. {orientation}",
-        f"augment: {{crop: [{crop}, {crop}], scale: [0.8, 1.25], {flips}, rotate: 10, "
-        "brightness: 0.2, contrast: 0.2}",
-        f"# For {count} images on {'a GPU' if on_gpu else 'a CPU'}; more images allow for more and "
-        "larger widths.",
-        f"model: {{in_channels: {channels}, widths: [{', '.join(map(str, widths))}]}}",
-        f"# {steps} steps in each epoch, {steps * epochs} in all.",
-        "schedule: {warmup_epochs: 1}",
-        f"train: {{epochs: {epochs}, batch_size: {batch}, validate_every: {max(1, epochs // 30)}}}",
-    ]
 
 
 def _to_yaml(values: Sequence[Value]) -> str:
