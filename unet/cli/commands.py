@@ -46,9 +46,10 @@ def _propose_config(
 ) -> tuple[Config, str]:
     """Return the config for a folder of images and masks, and its text as `unet init` writes it."""
     from unet.inspection.propose import propose
+    from unet.inspection.propose_training import MINUTES
 
     name = _name_of(arguments.config)
-    text = propose(arguments.config, name, **({} if minutes is None else {"minutes": minutes}))
+    text = propose(arguments.config, name, minutes=MINUTES if minutes is None else minutes)
     raw = {"name": name, **yaml.safe_load(text)}
     config = config_from_dict(raw, settings, where=str(arguments.config))
     run = Path(config.runs if arguments.runs is None else arguments.runs, config.name)

@@ -101,7 +101,9 @@ def _describe(
         return None
     mean, std = differences.mean(0), differences.std(0, ddof=1)
     effects = np.divide(np.abs(mean), std, out=np.zeros_like(mean), where=std > 1e-9)
-    best = len(names) - 1 - int(effects[::-1].argmax())  # of equal ones, not the background
+    # With two classes, what one has more of, the background has less of.
+    effects[1] *= len(names) > 3
+    best = int(effects.argmax())
     # Student's t; few images need more of it, as their standard deviation is uncertain.
     if effects[best] < smallest or effects[best] * math.sqrt(count) < 4 + 20 / count:
         return None
