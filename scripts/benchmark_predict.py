@@ -10,6 +10,9 @@ often on one image in memory.
 All candidates run in turn in one process, so that a noisy machine slows all of them down equally,
 and ratios are computed within a round. Compare the rows of one run, not rows of two runs. Peak
 memory is measured in a separate process for each candidate, without the image and the network.
+
+With --checkpoint, --onnx and --int8, the script compares a trained model with its exported files
+instead: how long each takes for one tile.
 """
 
 import argparse
@@ -40,6 +43,7 @@ from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.data.normalization import Normalization
+from unet.inference.loading import load_predictor
 from unet.inference.predict import predict_files
 from unet.inference.predictor import Predictor
 from unet.inference.sliding_window import Tiles, sliding_window
@@ -49,6 +53,8 @@ from unet.models.unet import UNet, argmax_classes
 QUICK_SIZE, QUICK_TILES, QUICK_WIDTHS, QUICK_ROUNDS = 256, [64, 128], [4, 8], 2
 # Goals: speeds at least, memory at most.
 SPEED_OF_MONAI, MEMORY_OF_MONAI, SPEED_OF_BARE, FOLDER_OF_BARE = 1.3, 0.5, 0.85, 0.9
+CHECKPOINT, ONNX = "float32 in torch", "float32 in onnxruntime"
+INT8 = "INT8 in onnxruntime"
 BARE, OURS = "bare network", "ours"
 MONAI = {mode: f"monai, {mode}" for mode in ("constant", "gaussian")}
 
@@ -283,6 +289,35 @@ def compare_folder(widths: list[int], images: int, side: int, rounds: int) -> No
     )
 
 
+def compare_files(files: dict[str, str], tile: int, rounds: int, device: torch.device) -> None:
+    """Print the time of each file for a tile, as `Predictor.logits` computes it."""
+    models = {}
+    for name, path in files.items():
+        settings = [f"tiling.size=[{tile},{tile}]"]
+        if name == CHECKPOINT:
+            settings.append("train.precision=float32")
+        models[name] = load_predictor(Path(path), device.type, settings)
+    image = torch.rand(models[CHECKPOINT].net.in_channels, tile, tile)
+    runs = {name: partial(model.logits, image) for name, model in models.items()}
+    for run in runs.values():
+        run()
+    times = time_in_turns(runs, rounds, device)
+    print(f"\n{tile} x {tile} pixels, {torch.get_num_threads()} threads, {rounds} rounds")
+    print(
+        f"{'':28} {'ms, best':>9} {'median':>8} {'of the speed of torch, best':>28} {'median':>8}"
+    )
+    for name, one in times.items():
+        print(
+            f"{name:28} {1000 * min(one.seconds):9.1f} {1000 * one.median:8.1f} "
+            f"{min(times[CHECKPOINT].seconds) / min(one.seconds):28.2f} "
+            f"{statistics.median(times[CHECKPOINT].ratios(one)):8.2f}"
+        )
+    if ONNX in times and INT8 in times:
+        best = min(times[ONNX].seconds) / min(times[INT8].seconds)
+        median = statistics.median(times[ONNX].ratios(times[INT8]))
+        print(f"{INT8} over {ONNX}: {best:.2f} times its speed (best), {median:.2f} (median)")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print a table for each tile size."""
     parser = make_parser(__doc__)
@@ -328,6 +363,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=list_devices(), default="cpu", help="(default: cpu)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch's choice)")
     parser.add_argument("--rounds", type=int, default=3, help="(default: 3)")
+    parser.add_argument("--checkpoint", metavar="FILE", help="a trained model")
+    parser.add_argument("--onnx", metavar="FILE", help="its exported file")
+    parser.add_argument("--int8", metavar="FILE", help="its file exported with --int8")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.size, arguments.tile = QUICK_SIZE, QUICK_TILES
@@ -342,6 +380,13 @@ def main(argv: list[str] | None = None) -> int:
             compare_folder(arguments.widths, count, side, arguments.rounds)
         return 0
     device = torch.device(arguments.device)
+    given = {CHECKPOINT: arguments.checkpoint, ONNX: arguments.onnx, INT8: arguments.int8}
+    if files := {name: path for name, path in given.items() if path is not None}:
+        if CHECKPOINT not in files:
+            parser.error("--onnx and --int8 need --checkpoint, the model to compare with")
+        for tile in arguments.tile:
+            compare_files(files, tile, arguments.rounds, device)
+        return 0
     network = Network(arguments.widths, arguments.classes, device)
     net = network.net
     stride = net.output_stride

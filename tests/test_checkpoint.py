@@ -18,7 +18,7 @@ from helpers import make_config, make_model, states_equal, write_pairs
 from unet.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint
 from unet.config.schema import Config
 from unet.inference.info import describe_checkpoint
-from unet.inference.predictor import load_model
+from unet.inference.loading import load_model
 from unet.runtime.signals import Stopped
 from unet.training.logger import RunLogger
 from unet.training.train import train

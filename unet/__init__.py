@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unet.config.loader import load_config
     from unet.evaluation.evaluate import evaluate
+    from unet.evaluation.quantize import export_int8
     from unet.inference.export import export
+    from unet.inference.loading import load_model
     from unet.inference.predict import predict
-    from unet.inference.predictor import Ensemble, Predictor, load_model
+    from unet.inference.predictor import Ensemble, Predictor
     from unet.models.conv_transpose import ConvTranspose2d, conv_transpose2d
     from unet.models.unet import UNet
     from unet.training.train import train
@@ -24,6 +26,7 @@ __all__ = [
     "conv_transpose2d",
     "evaluate",
     "export",
+    "export_int8",
     "load_config",
     "load_model",
     "predict",
@@ -38,8 +41,9 @@ _MODULES = {
     "conv_transpose2d": "models.conv_transpose",
     "evaluate": "evaluation.evaluate",
     "export": "inference.export",
+    "export_int8": "evaluation.quantize",
     "load_config": "config.loader",
-    "load_model": "inference.predictor",
+    "load_model": "inference.loading",
     "predict": "inference.predict",
     "train": "training.train",
 }

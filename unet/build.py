@@ -33,8 +33,9 @@ from unet.data.splits import (
     split_randomly,
 )
 from unet.data.table import read_table
-from unet.models.custom import CustomLoss, CustomNetwork, LossFunction, Network
+from unet.models.custom import CustomLoss, CustomNetwork, LossFunction
 from unet.models.losses import SegmentationLoss
+from unet.models.network import Network
 from unet.models.unet import UNet
 from unet.models.weights import encoder_normalization
 from unet.runtime import distributed

@@ -16,7 +16,7 @@ from unet.config.parsing import describe_value, parse_section
 from unet.config.schema import Config
 from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file
 
-_FORMAT, _VERSION = "unet checkpoint", 6
+FORMAT, VERSION = "unet checkpoint", 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def save_checkpoint(path: Path, contents: Mapping[str, Any]) -> None:
         contents: config, normalization, image_range, val_stems, palette and model, as
             `Predictor.contents` returns them; a training run adds optimizer, scaler, progress ...
     """
-    contents = {"format": _FORMAT, "version": _VERSION, **contents}
+    contents = {"format": FORMAT, "version": VERSION, **contents}
     # Python writes the file: its errors hold the system's message, torch's own do not.
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         try:
@@ -134,7 +134,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedFileError(
             f"{error}: take a best.pt or last.pt that 'unet train' wrote"
         ) from error
-    if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         advice = "take a best.pt or last.pt that 'unet train' wrote"
         if isinstance(contents, Mapping) and any(
             str(key).endswith("inc.double_conv.0.weight") for key in contents
@@ -144,20 +144,31 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 f"scripts/convert_pytorch_unet.py {path} -o checkpoint.pt"
             )
         raise ValueError(f"{path}: is not a checkpoint of unet; {advice}")
+    check_contents(contents, path)
+    if errors := [*_errors_in_tensors(contents)]:
+        raise _wrong(path, errors)
+    return contents
+
+
+def check_contents(contents: Mapping[str, Any], path: Path) -> None:
+    """Check all of a checkpoint except its tensors: version, config and plain values.
+
+    Raises:
+        ValueError: if something is missing or wrong.
+    """
     version = contents.get("version")
-    if not isinstance(version, int) or version != _VERSION:
+    if not isinstance(version, int) or version != VERSION:
         raise ValueError(
             f"{path}: got a checkpoint of format version {describe_value(version)},"
-            f" expected {_VERSION}; use the version of unet that wrote it"
+            f" expected {VERSION}; use the version of unet that wrote it"
         )
     _check_structure(contents, path)
     raw = contents.get("config")
     if not isinstance(raw, Mapping):
         raise _wrong(path, [f"config: got {describe_value(raw)}, expected a section"])
     config = config_from_dict(raw, (), str(path))
-    if errors := [*_errors_in_values(contents, config), *_errors_in_tensors(contents)]:
+    if errors := _errors_in_values(contents, config):
         raise _wrong(path, errors)
-    return contents
 
 
 def _wrong(path: Path, errors: Sequence[str]) -> ValueError:

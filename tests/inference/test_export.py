@@ -16,8 +16,10 @@ from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.data.normalization import Normalization
-from unet.inference.export import TOLERANCE, ExportedModel, Output, export, largest_difference
-from unet.inference.predictor import Predictor, load_model
+from unet.inference.export import TOLERANCE, export, largest_difference
+from unet.inference.exported_model import ExportedModel, Output
+from unet.inference.loading import load_model
+from unet.inference.predictor import Predictor
 
 SIZES = [(1, 1, 1), (1, 1, 9), (2, 5, 1), (1, 36, 52), (4, 17, 31), (5, 64, 8)]
 
@@ -174,7 +176,7 @@ def test_an_unpadded_network_mirrors_the_image_inside_the_file(
     for batch, height, width in SIZES[1:]:
         images = torch.rand(batch, 1, height, width)
         expected = torch.stack([loaded.logits(image).softmax(0) for image in images])
-        torch.testing.assert_close(run(images), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(run(images), expected, rtol=0, atol=TOLERANCE)
 
 
 @both
@@ -267,7 +269,7 @@ def test_models_and_names_that_cannot_be_exported_are_refused(small: Path, tmp_p
 def test_weights_too_large_for_one_onnx_file_are_refused(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unet.inference.export._MAX_ONNX_BYTES", 100)
+    monkeypatch.setattr("unet.inference.onnx_graph._MAX_BYTES", 100)
     with pytest.raises(ValueError, match=r"GiB of weights, expected at most .* write a \.pt2"):
         export(small, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())

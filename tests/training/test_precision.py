@@ -7,7 +7,8 @@ import torch
 from helpers import make_config
 
 from unet.checkpoint import load_checkpoint
-from unet.inference.predictor import Predictor, load_model
+from unet.inference.loading import load_model
+from unet.inference.predictor import Predictor
 from unet.runtime.device import time_dtypes
 from unet.training.precision import choose_precision
 from unet.training.train import train

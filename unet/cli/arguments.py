@@ -267,6 +267,10 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     add("-o", "--out", type=Path, metavar="FILE", required=True, help=text)
     text = "probabilities of all classes, or the most probable class (default: %(default)s)"
     add("--output", choices=["probabilities", "classes"], default="probabilities", help=text)
+    text = "quantize the ONNX file to 8-bit integers and compare it with the validation images"
+    add("--int8", action="store_true", help=text)
+    text = "by how much IoU may fall with --int8, the mean and each class (default: 0.002)"
+    add("--max-loss", type=_number(float, 0, 1), metavar="IOU", help=text)
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -209,7 +209,7 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     if not checkpoints or not images:
         raise ValueError(
             f"predict: got {shorten(' '.join(arguments.paths))}, expected first one or more "
-            "checkpoints, whose names end in .pt or .pth, or folders of runs, and then images"
+            "checkpoints, whose names end in .pt, .pth or .onnx, or folders of runs, then images"
         )
     try:
         given = {field.name: getattr(arguments, field.name) for field in fields(Options)}
@@ -235,12 +235,20 @@ def run_export(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
             f"export: got {len(checkpoints)} checkpoints, expected one; export each, and average "
             "their probabilities"
         )
+    out: Path = arguments.out
+    choices = (checkpoints[0], out, arguments.output, arguments.overwrite)
+    if arguments.int8:
+        from unet.evaluation.quantize import export_int8
+
+        max_loss = {} if arguments.max_loss is None else {"max_loss": arguments.max_loss}
+        quantized = export_int8(*choices, overrides=settings, **max_loss)
+        print(f"wrote {out} in INT8: {quantized}")
+        return
+    if arguments.max_loss is not None:
+        raise ValueError("export: got --max-loss without --int8, expected both or neither")
     from unet.inference.export import TOLERANCE, export
 
-    out: Path = arguments.out
-    difference = export(
-        checkpoints[0], out, arguments.output, arguments.overwrite, overrides=settings
-    )
+    difference = export(*choices, overrides=settings)
     compared = {
         "probabilities": "probabilities differ from the model's",
         "classes": "classes are less probable than the model's",
@@ -271,7 +279,7 @@ def _write_config(path: Path, text: str) -> None:
 _SMALLER_TILES = "use smaller images or a lower tiling.size"
 
 
-_CHECKPOINT = (".pt", ".pth")  # no image has such a name
+_CHECKPOINT = (".pt", ".pth", ".onnx")  # no image has such a name
 
 
 def _is_checkpoint(word: str) -> bool:

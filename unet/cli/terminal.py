@@ -15,6 +15,7 @@ _OPTIONS = {
     "label_images=DIR": "--labels DIR",
     "images=DIR": "--images DIR",
     "masks=DIR": "--masks DIR",
+    "max_loss=IOU": "--max-loss IOU",
     "objects=CLASS": "--instances CLASS",
     "objects=True": "--instances",
     "order=area": "--order area",

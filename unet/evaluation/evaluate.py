@@ -23,7 +23,8 @@ from unet.evaluation.report import choose_examples, make_example, render_report
 from unet.evaluation.results import UnwrittenError, check_results, write_results
 from unet.evaluation.scoring import gather, predict_pairs
 from unet.evaluation.summary import Summary, summarize
-from unet.inference.predictor import Model, load_model
+from unet.inference.loading import load_model
+from unet.inference.predictor import Model
 from unet.inference.tta import TtaMode, list_views
 from unet.inspection.statistics import collect_statistics
 from unet.models.unet import argmax_classes
@@ -93,7 +94,7 @@ def evaluate(
         pairs, errors = _other_pairs(model, images, masks, label_images)
     else:
         source, errors = "the validation split", []
-        pairs = _validation_pairs(model, instances=object_class is not None)
+        pairs = validation_pairs(model, instances=object_class is not None)
     measures = Measures(
         class_names=model.classes.names,
         boundary_tolerance=boundary_tolerance if is_installed("scipy") else None,
@@ -190,7 +191,7 @@ def _other_pairs(
     return find_pairs(Path(), [str(images)], str(masks), data.stacks, instances=labels)
 
 
-def _validation_pairs(model: Model, instances: bool) -> list[Pair]:
+def validation_pairs(model: Model, instances: bool) -> list[Pair]:
     """Find the validation images of the run, even if the folders have other files by now."""
     stems = [member.val_stems for member in model.members]
     if differing := sum(one != stems[0] for one in stems):

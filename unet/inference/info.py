@@ -11,12 +11,12 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet.build import build_network
-from unet.checkpoint import load_checkpoint
 from unet.config.loader import restore_config
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
+from unet.inference.loading import load_contents
 from unet.metrics.monitor import best_row
-from unet.models.custom import Network
+from unet.models.network import Network
 from unet.models.receptive_field import receptive_field
 
 _COLUMNS = 80
@@ -29,14 +29,14 @@ def describe_checkpoint(
     """Describe a checkpoint within 80 columns: first its scores and costs, then its config as YAML.
 
     Args:
-        path: a best.pt or last.pt.
+        path: a best.pt or last.pt, or an exported ONNX file.
         size: (H, W) of the image to count multiply-adds for; None for the training crop, without
             the context of an unpadded network, or 512 x 512.
         overrides: as in `load_model`, with the same errors.
     """
     if size is not None and min(size) < 1:
         raise ValueError(f"size: got {size[0]} x {size[1]}, expected at least 1 x 1")
-    contents = load_checkpoint(path)
+    contents = load_contents(path)
     config = restore_config(contents["config"], overrides, str(path))
     shown = config_to_dict(config)
     if size is None:

@@ -4,7 +4,7 @@ import torch
 
 from unet.build import memory_format
 from unet.config.schema import Config
-from unet.models.custom import Network
+from unet.models.network import Network
 from unet.runtime.device import pick_dtype, time_dtypes
 
 

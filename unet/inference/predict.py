@@ -17,6 +17,7 @@ from unet.config.loader import Overrides
 from unet.data.image_io import read_image, to_channels, to_float
 from unet.data.image_types import SUFFIXES
 from unet.inference.jobs import FOLDERS, Job, find_images, legend_path, plan_jobs
+from unet.inference.loading import load_model
 from unet.inference.options import OptionError, Options
 from unet.inference.origin import check_origin, describe_origin
 from unet.inference.pipeline import run_pipeline
@@ -30,7 +31,7 @@ from unet.inference.predict_pages import (
     read_channels,
     write_image,
 )
-from unet.inference.predictor import Ensemble, Model, Predictor, load_model
+from unet.inference.predictor import Ensemble, Model, Predictor
 from unet.inference.tta import TtaMode
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice

@@ -1,33 +1,25 @@
-"""Trained models, loaded from checkpoints: images -> logits and class ids."""
+"""Trained models: images -> logits and class ids."""
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from unet.build import build_classes, build_network, build_normalization, memory_format
-from unet.checkpoint import load_checkpoint
-from unet.config.loader import Overrides, overridden, restore_config
+from unet.build import build_classes, memory_format
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
 from unet.data.classes import ClassMap, Colour
 from unet.data.image_range import ImageRange
 from unet.data.normalization import Normalization, normalize
 from unet.data.resize import resize_area, scaled_size
-from unet.inference.precision import pick_inference_dtype
 from unet.inference.sliding_window import Tiles, sliding_window
-from unet.models.custom import CustomNetwork, Network, check_network
-from unet.models.fuse import fuse_batch_norm
+from unet.models.network import Network
 from unet.models.unet import argmax_classes
-from unet.models.weights import incompatible_weights
-from unet.runtime.device import memory_advice, pick_device
-from unet.runtime.text import format_list
+from unet.runtime.device import memory_advice
 
 # Above, a batch is slower on a CPU than its images one by one: its activations leave the cache.
 _CPU_BATCH_PIXELS = 128 * 128
@@ -38,13 +30,13 @@ class Predictor:
     """A network with everything that its images and masks need.
 
     Args:
-        net: the network, on `device`.
+        net: the network, on `device`, or an `OnnxNetwork`.
         config: the config of its run.
         normalization: applied to every image, on the CPU.
         image_range: brightness of the training images; None if it is unknown.
         val_stems: stems of the run's validation images.
         palette: palette of the training masks; None if they have none.
-        device: where the network runs.
+        device: where the network takes images.
         weights: the state dict before batch norm was fused in `net`; None if it is not fused.
         dtype: in which the network computes.
     """
@@ -75,7 +67,7 @@ class Predictor:
         return Tiles(
             self.config.tiling.size,
             tile_overlap(self.config),
-            align=1 if isinstance(self.net, CustomNetwork) else self.net.output_stride,
+            align=self.net.geometry.output_stride,
             blend=tiles_blend(self.config),
             context=self.net.context,
             remainder=self.net.geometry.remainder,
@@ -212,7 +204,7 @@ class Ensemble:
     members: tuple[Predictor, ...]
 
     def __post_init__(self) -> None:
-        _check_agreement(self.members, [f"member {i}" for i in range(len(self.members))])
+        check_agreement(self.members, [f"member {i}" for i in range(len(self.members))])
 
     @property
     def config(self) -> Config:
@@ -258,74 +250,9 @@ class Ensemble:
 Model = Predictor | Ensemble
 
 
-def load_model(
-    path: str | Path | Sequence[str | Path],
-    device: str | None = None,
-    overrides: Overrides = (),
-    network: nn.Module | None = None,
-) -> Model:
-    """Load a trained model to predict with; to continue its training, set `train.init_from`.
+def check_agreement(models: Sequence[Predictor], names: Sequence[str]) -> None:
+    """Raise ValueError if models differ in classes, mask values or channels."""
 
-    Batch norm is fused into the convolutions, which makes a U-Net 1.17 times as fast on two cores.
-
-    Args:
-        path: a best.pt or last.pt; several for an `Ensemble`.
-        device: auto, cpu, cuda, cuda:N or mps; None for the config's `train.device`.
-        overrides: changes of settings that keep the model, such as `{"tiling.overlap": 64}`.
-        network: the network of your own that the model was trained with, which is copied.
-
-    Raises:
-        FileNotFoundError: if a file does not exist.
-        TypeError: if `path` is neither a path nor a list of paths.
-        ValueError: if a file is no checkpoint, an override does not fit it, or several models
-            differ in classes, mask values or channels.
-    """
-    paths = [path] if isinstance(path, str | Path) else path
-    if not isinstance(paths, list | tuple) or not all(isinstance(x, str | Path) for x in paths):
-        raise TypeError(f"path: got {path!r:.100}, expected the path of a checkpoint, or several")
-    if not paths:
-        raise ValueError("path: got an empty list, expected one checkpoint or more")
-    members = [load_predictor(Path(one), device, overrides, network) for one in paths]
-    _check_agreement(members, list(map(str, paths)))
-    return members[0] if len(members) == 1 else Ensemble(tuple(members))
-
-
-def load_predictor(
-    path: Path,
-    device: str | None = None,
-    overrides: Overrides = (),
-    network: nn.Module | None = None,
-) -> Predictor:
-    """Load one model, as `load_model`."""
-    contents = load_checkpoint(path)
-    config = restore_config(contents["config"], overrides, str(path))
-    chosen = pick_device(device or config.train.device)
-    check_network(network, config.custom.network, str(path))
-    # Without values first: the settings of a changed checkpoint may describe a huge network.
-    own = build_network(config, torch.device("meta"), copy.deepcopy(network)).state_dict()
-    if wrong := incompatible_weights(contents["model"], own, own):
-        raise ValueError(
-            f"{path}: the weights do not fit the network of the checkpoint's config; it was "
-            f"changed after training, or they are another network's:\n{format_list(wrong, 3)}"
-        )
-    net = build_network(config, chosen, copy.deepcopy(network))
-    net.load_state_dict(contents["model"])
-    net = fuse_batch_norm(net)
-    is_given = "train.precision" in overridden(overrides)
-    return Predictor(
-        net=net,
-        config=config,
-        normalization=build_normalization(config) or Normalization(**contents["normalization"]),
-        image_range=ImageRange(**images) if (images := contents["image_range"]) else None,
-        val_stems=tuple(contents["val_stems"]),
-        palette=contents["palette"],
-        device=chosen,
-        weights=contents["model"],
-        dtype=pick_inference_dtype(net, config, chosen, is_given),
-    )
-
-
-def _check_agreement(models: Sequence[Predictor], names: Sequence[str]) -> None:
     def describe(model: Predictor) -> str:
         pairs = zip(model.classes.names, model.classes.values, strict=True)
         classes = ", ".join(f"{name}: {value}" for name, value in pairs)

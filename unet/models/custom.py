@@ -5,16 +5,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from unet.models.network import Network
 from unet.models.receptive_field import Geometry
-from unet.models.unet import UNet
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Logits (N, K, H, W), target (N, H, W) int64 with 255 for ignored pixels -> scalar."""
 
 
-class CustomNetwork(nn.Module):
+# The layers are unknown: tiles lie on no grid, and no overlap is exact.
+UNKNOWN_GEOMETRY = Geometry(output_stride=1, context=0, remainder=0, margin=0, exact_overlap=None)
+
+
+class CustomNetwork(Network):
     """A network of the user: images (N, C, H, W) -> logits (N, K, H, W).
 
     Images are padded to 2, 3, ... times `network.output_stride`, or 32 without this attribute. The
@@ -26,17 +29,11 @@ class CustomNetwork(nn.Module):
     """
 
     def __init__(self, network: nn.Module, in_channels: int, num_classes: int) -> None:
-        super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"network: got {network!r:.100}, expected an instance of nn.Module")
+        super().__init__(in_channels, num_classes, UNKNOWN_GEOMETRY)
         self.network = network
-        self.in_channels, self.num_classes = in_channels, num_classes
         self.output_stride = int(getattr(network, "output_stride", 32))
-        self.context = 0
-        # The layers are unknown: tiles lie on no grid, and no overlap is exact.
-        self.geometry = Geometry(
-            output_stride=1, context=0, remainder=0, margin=0, exact_overlap=None
-        )
         self._check()
 
     @torch.no_grad()
@@ -57,13 +54,9 @@ class CustomNetwork(nn.Module):
             for module, mode in modes:
                 module.training = mode
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Image (N, C, H, W) -> logits (N, K, H, W)."""
-        height, width = image.shape[-2:]
-        stride = self.output_stride
-        bottom, right = (max(-side % stride, 2 * stride - side) for side in (height, width))
-        x = F.pad(image, (0, right, 0, bottom), mode="replicate")
-        logits = self.forward_on_grid(x)
+    def forward_on_grid(self, x: Tensor) -> Tensor:
+        """Image with H and W multiples of `output_stride` -> logits (N, K, H, W)."""
+        logits = self.network(x)
         if not isinstance(logits, Tensor):
             raise TypeError(
                 f"network: got an output of type {type(logits).__name__}, expected a tensor of "
@@ -74,15 +67,6 @@ class CustomNetwork(nn.Module):
                 f"network: got logits of shape {tuple(logits.shape)} for images of shape "
                 f"{tuple(x.shape)}, expected {tuple(expected)}: one for each class and pixel"
             )
-        return logits[..., :height, :width]
-
-    def mirror_context(self, image: Tensor) -> Tensor:
-        """Return the image, as `UNet.mirror_context` of a padded network."""
-        return image
-
-    def forward_on_grid(self, x: Tensor) -> Tensor:
-        """Image with H and W multiples of `output_stride` -> logits (N, K, H, W)."""
-        logits: Tensor = self.network(x)
         return logits
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,9 +76,6 @@ class CustomNetwork(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load a state dict of the network."""
         return self.network.load_state_dict(state_dict, *args, **kwargs)
-
-
-Network = UNet | CustomNetwork
 
 
 def part_name(part: object) -> str:

@@ -1,4 +1,4 @@
-"""Batch norm fused into convolutions: a network that only predicts needs none."""
+"""Layers of a network that only predicts, rewritten for speed: the logits stay the same."""
 
 import copy
 from collections import Counter
@@ -7,7 +7,9 @@ from itertools import pairwise
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from unet.models.custom import CustomNetwork, Network
+from unet.models.conv_transpose import ConvTranspose2d
+from unet.models.custom import CustomNetwork
+from unet.models.network import Network
 
 
 def fuse_batch_norm(net: Network) -> Network:
@@ -48,3 +50,26 @@ def _fuse_graph(graph_module: fx.GraphModule) -> None:
         ):
             graph_module.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
             graph_module.set_submodule(node.target, nn.Identity())
+
+
+def shuffle_pixels(net: Network) -> None:
+    """Replace each transposed convolution by the 1 x 1 convolution and pixel shuffle that it is.
+
+    Exported like this, both can be quantized.
+    """
+    for module in list(net.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, ConvTranspose2d):
+                setattr(module, name, _shuffled(layer))
+
+
+def _shuffled(layer: ConvTranspose2d) -> nn.Sequential:
+    stride, channels = layer.stride[0], layer.in_channels
+    assert layer.kernel_size == layer.stride == (stride, stride)  # blocks do not overlap
+    assert layer.groups == 1
+    assert layer.bias is not None
+    conv = nn.Conv2d(channels, layer.out_channels * stride**2, 1)
+    # (C, K, kH, kW) -> (K * kH * kW, C, 1, 1)
+    conv.weight = nn.Parameter(layer.weight.detach().flatten(1).t()[..., None, None].contiguous())
+    conv.bias = nn.Parameter(layer.bias.detach().repeat_interleave(stride**2))
+    return nn.Sequential(conv, nn.PixelShuffle(stride)).to(layer.weight.device)

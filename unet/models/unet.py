@@ -8,7 +8,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unet.models.blocks import (
     Downsampling,
@@ -18,15 +17,15 @@ from unet.models.blocks import (
     Upsampling,
     check_option,
     initialize_as_in_paper,
-    mirrored,
     run_level,
 )
 from unet.models.encoder_specs import ENCODER_SPECS, Encoder
 from unet.models.encoders import TorchvisionEncoder, UNetEncoder
+from unet.models.network import Network
 from unet.models.receptive_field import unet_geometry
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The U-Net for images of any size.
 
     Args:
@@ -67,7 +66,6 @@ class UNet(nn.Module):
         encoder: Encoder = "none",
         activation_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
         if min(in_channels, num_classes, *widths, len(widths)) < 1:
             raise ValueError(
                 f"UNet: got in_channels {in_channels}, num_classes {num_classes}, widths "
@@ -81,14 +79,10 @@ class UNet(nn.Module):
             )
         if encoder != "none":
             _check_arguments_of(encoder, widths, downsampling, padding, dropout)
-        self.in_channels = in_channels
-        self.num_classes = num_classes
+        geometry = unet_geometry(encoder, len(widths), norm, upsampling, padding)
+        super().__init__(in_channels, num_classes, geometry)
         self.padding = padding
         self.activation_checkpointing = activation_checkpointing
-        self.geometry = unet_geometry(encoder, len(widths), norm, upsampling, padding)
-        self.output_stride = self.geometry.output_stride
-        self.margin = self.geometry.margin
-        self.context = self.geometry.context
         self.encoder: UNetEncoder | TorchvisionEncoder
         if encoder == "none":
             self.encoder = UNetEncoder(
@@ -118,50 +112,8 @@ class UNet(nn.Module):
             self.encoder.backbone.eval()
         return self
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Image (N, C, H, W) -> logits (N, K, H, W); with padding valid smaller by 2 * `context`.
-
-        Raises:
-            ValueError: if padding is valid and the levels cannot halve H and W evenly.
-        """
-        height, width = image.shape[-2:]
-        if self.context:
-            smallest = self.geometry.input_side(1)
-            if any(
-                side < smallest or (side - smallest) % self.output_stride
-                for side in (height, width)
-            ):
-                raise ValueError(
-                    f"UNet: got an image of {height} x {width} pixels, expected sides of {smallest}"
-                    f" plus multiples of {self.output_stride} with padding valid; pad the image "
-                    "with UNet.mirror_context"
-                )
-            return self.forward_on_grid(image)
-        # Each level halves evenly, and the deepest has at least 2 x 2 pixels, as norms need.
-        bottom, right = (
-            max(-side % self.output_stride, 2 * self.output_stride - side)
-            for side in (height, width)
-        )
-        x = F.pad(image, (0, right, 0, bottom), mode="replicate")
-        return self.forward_on_grid(x)[..., :height, :width]
-
-    def mirror_context(self, image: Tensor) -> Tensor:
-        """Mirror an image (..., H, W) at its borders for padding valid; otherwise return it.
-
-        The logits of the result start at the image's first pixel and have at least its size.
-        """
-        if self.context:
-            for axis in (-2, -1):
-                side = image.shape[axis]
-                indices = torch.arange(self.geometry.input_side(side), device=image.device)
-                image = image.index_select(axis, mirrored(indices - self.context, side))
-        return image
-
     def forward_on_grid(self, x: Tensor) -> Tensor:
-        """Image with H and W 2, 3, ... times `output_stride` -> logits (N, K, H, W).
-
-        With padding valid as `forward`.
-        """
+        """Compute the network, see `Network`."""
         checkpointing = self.activation_checkpointing and self.training
         features = self.encoder(x)
         x = features.pop()

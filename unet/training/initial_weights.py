@@ -10,7 +10,7 @@ from unet.checkpoint import load_checkpoint
 from unet.config.parsing import named_items
 from unet.config.schema import Config
 from unet.data.normalization import Normalization
-from unet.models.custom import Network
+from unet.models.network import Network
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights, load_encoder_weights
 from unet.runtime import distributed

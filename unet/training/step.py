@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from unet.models.blocks import centre_crop
-from unet.models.custom import Network
+from unet.models.network import Network
 from unet.runtime import distributed
 
 # GradScaler's initial scale of 2**16, halved 30 times.

@@ -24,7 +24,7 @@ from unet.inference.predictor import Predictor
 from unet.inspection.check import CheckedData
 from unet.metrics.confusion import scores
 from unet.metrics.monitor import monitored, score_columns
-from unet.models.custom import Network
+from unet.models.network import Network
 from unet.models.unet import UNet
 from unet.models.weights import incompatible_weights
 from unet.runtime import distributed
