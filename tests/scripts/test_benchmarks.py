@@ -8,6 +8,7 @@ from pathlib import Path
 import benchmark_conv_transpose
 import benchmark_data
 import benchmark_predict
+import benchmark_results
 import benchmark_step
 import benchmark_training
 import pytest
@@ -76,3 +77,10 @@ def test_a_signal_ends_a_series_that_resumes_to_the_same_weights() -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "1 of 1: ended in time, same weights" in result.stdout
+
+
+def test_the_benchmark_of_results_runs(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_results.main([str(data_root), "--quick", "--candidates", "ours"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-2:]] == ["candidate", "ours"]
+    assert 0 < float(lines[-1].split()[1]) <= 1
