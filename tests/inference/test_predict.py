@@ -204,9 +204,9 @@ def test_missing_pixels_get_the_mean_of_the_training_images(checkpoint: Path) ->
 
 def test_infinite_values_are_an_error(checkpoint: Path) -> None:
     pixels = np.full((20, 30), 0.5, np.float32)
-    pixels[3, 4] = -3.4e38
+    pixels[3, 4] = -np.inf
     Image.fromarray(pixels).save("a.tif")
-    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 value of .* set data.nodata="):
+    with pytest.raises(UnpredictedError, match=r"a\.tif: got 1 value of infinity or beyond"):
         predict_files([checkpoint], ["a.tif"], Path("out"))
     assert not Path("out").exists()
     with pytest.raises(ValueError, match=r"image: got 1 value of infinity or beyond"):

@@ -41,7 +41,7 @@ class Strategy:
     name: str
     keep_ends: bool = True
     method: str = "MinMax"
-    images: int = 32  # more do not lower the loss of IoU, see docs/benchmarks.md
+    images: int = 32  # with two data sets, more did not help; see docs/benchmarks.md
     options: tuple[tuple[str, Any], ...] = ()
 
 

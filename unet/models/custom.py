@@ -62,7 +62,7 @@ class CustomNetwork(Network):
                 f"network: got an output of type {type(logits).__name__}, expected a tensor of "
                 "logits (N, K, H, W); return that tensor alone"
             )
-        if logits.shape != (expected := (len(x), self.num_classes, *x.shape[-2:])):
+        if logits.shape != (expected := (x.shape[0], self.num_classes, *x.shape[-2:])):
             raise ValueError(
                 f"network: got logits of shape {tuple(logits.shape)} for images of shape "
                 f"{tuple(x.shape)}, expected {tuple(expected)}: one for each class and pixel"
