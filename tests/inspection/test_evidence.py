@@ -92,5 +92,12 @@ def test_the_evidence_decides_flips_and_norm() -> None:
     assert "flip_vertical: true" in lines_for(Evidence(4, 0.3, None, None), channels=1)
 
 
+def test_crops_of_scenes_are_large_if_there_is_time() -> None:
+    scene = Evidence(40, 0.3, "upper halves are brighter", None)
+    for minutes, crop in ((5, 128), (20, 256)):
+        assert f"crop: [{crop}, {crop}]" in lines_for(scene, minutes=minutes)
+    assert "crop: [128, 128]" in lines_for(Evidence(40, 0.3, None, None), minutes=20)
+
+
 def test_the_length_is_as_asked() -> None:
     assert "train: {minutes: 5," in lines_for(Evidence(40, 0.3, None, None), minutes=5)

@@ -34,9 +34,10 @@ def propose_training(
     """
     on_gpu = torch.cuda.is_available()
     side = int(np.median(sizes.min(1)))
-    # On a CPU, more steps with small crops reach more than fewer steps with large ones, except in
-    # scenes, whose parts say what is where.
-    wanted = side if evidence.upright is not None else max(128, side // 2)
+    # On a CPU, more steps with small crops reach more than fewer steps with large ones. In scenes
+    # it matters what lies around, once there is time for it.
+    is_scene = evidence.upright is not None and minutes > 10
+    wanted = side if is_scene else max(128, side // 2)
     wanted = min(512, side) if on_gpu else min(256, wanted)
     crop = max(32, min(wanted, side) // 32 * 32)
     deep = crop >= 192
