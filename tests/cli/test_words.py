@@ -130,6 +130,8 @@ def test_what_was_meant_is_suggested(
     ("word", "meant"),
     [
         ("epochs=3", "train.epochs=3"),
+        ("device=gpu", "train.device=cuda"),
+        ("device=0", "train.device=cuda:0"),
         ("lr=0.1", "optimizer.lr=0.1"),
         ("train.lr=0.1", "optimizer.lr=0.1"),
         ("device=cuda", "train.device=cuda"),

@@ -70,6 +70,8 @@ def suggest(path: str, value: Any = None, text: str | None = None) -> str:
     if (setting := _find(path)) is None:
         inside = [one for one in types if one.rpartition(".")[0] == section]
         return f"known: {', '.join(one.rpartition('.')[2] for one in inside) or ', '.join(types)}"
+    if setting == "train.device" and text is not None and (text == "gpu" or text.isdecimal()):
+        value = text = "cuda" if text == "gpu" else f"cuda:{text}"  # as other tools name it
     if text is not None and isinstance(value, int) and not fits(types[setting], value):
         value, text = [value, value], f"[{text},{text}]"
     if text is not None and fits(types[setting], value):
