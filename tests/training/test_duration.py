@@ -50,7 +50,7 @@ def test_a_time_that_is_too_short_is_an_error_with_the_least(tmp_path: Path) -> 
 def test_the_plan_of_minutes_is_in_the_run_and_is_kept_on_resume(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("unet.training.train.measure_costs", lambda _: Costs(0.9, 6.0))
+    monkeypatch.setattr("unet.training.train.measure_costs", lambda *_: Costs(0.9, 6.0))
     timed = make_config(data_root, "train.epochs=null", "train.minutes=0.5")
     run = train(timed)
     config = load_config(run / "config.yaml")
@@ -60,7 +60,7 @@ def test_the_plan_of_minutes_is_in_the_run_and_is_kept_on_resume(
     assert 20 <= steps <= 26  # less the time to read the data
     before = load_checkpoint(run / "last.pt")
     assert before["progress"]["step"] == steps
-    monkeypatch.setattr("unet.training.train.measure_costs", lambda _: Costs(0.1, 6.0))
+    monkeypatch.setattr("unet.training.train.measure_costs", lambda *_: Costs(0.1, 6.0))
     assert train(timed, resume=True) == run
     assert "keeps the number of steps that was chosen at its start" in capsys.readouterr().out
     assert states_equal(before, load_checkpoint(run / "last.pt"))
@@ -72,7 +72,7 @@ def test_measuring_leaves_no_trace_in_the_run(
 ) -> None:
     settings = ["model={in_channels: 1, widths: [4, 8], dropout: 0.3}", override]
     measured = train(make_config(data_root, "name=a", *settings))
-    monkeypatch.setattr("unet.training.train.measure_costs", lambda _: Costs(1, 1))
+    monkeypatch.setattr("unet.training.train.measure_costs", lambda *_: Costs(1, 1))
     assert_same_run(measured, train(make_config(data_root, "name=b", *settings)))
 
 

@@ -117,7 +117,7 @@ def test_a_signal_during_validation_ends_it(
             signal.raise_signal(signal.SIGTERM)
         return logits(model, image)
 
-    monkeypatch.setattr("unet.training.train.measure_costs", lambda _: Costs(1, 1))
+    monkeypatch.setattr("unet.training.train.measure_costs", lambda *_: Costs(1, 1))
     monkeypatch.setattr(Predictor, "batch_size", lambda *_: 1)
     monkeypatch.setattr(Predictor, "logits", stopping)
     config = make_config(data_root, "name=parts", *settings)

@@ -32,8 +32,14 @@ class Costs:
         return epochs * steps_per_epoch * self.step + -(-epochs // every) * self.validation
 
 
-def measure_costs(trainer: Trainer, seconds: float = 2.0) -> Costs:
-    """Time a few steps, for about `seconds`, and a few validation images; undo the steps."""
+def timing_seconds(config: Config) -> float:
+    """Return how long to time steps: longer if the number of steps depends on it."""
+    minutes = config.train.minutes
+    return 2.0 if minutes is None else min(10.0, 2.0 * minutes)
+
+
+def measure_costs(trainer: Trainer, seconds: float) -> Costs:
+    """Time steps for about `seconds`, and a few validation images; undo the steps."""
     saved = {
         name: copy.deepcopy(component.state_dict()) for name, component in trainer.stateful.items()
     }
@@ -112,19 +118,21 @@ def _time_step(trainer: Trainer, seconds: float, stop: StopRequest) -> float:
     with memory_advice(smaller_step(trainer.config)):
         try:
             times = [time.monotonic()]
-            # The first step is slower, and samples that are loaded ahead make the next ones faster.
-            for _ in range(min(trainer.num_steps, 12)):
+            for _ in range(trainer.num_steps):
                 training_step.gradients(islice(batches, accumulate))
                 training_step.update(0.0)
                 if trainer.average is not None:
                     trainer.average.update(trainer.net, 0)
                 times.append(time.monotonic())
                 stop.check()
-                if distributed.any_rank(len(times) > 3 and times[-1] - times[1] > seconds):
+                if distributed.any_rank(len(times) > 3 and times[-1] - times[0] > seconds):
                     break
         finally:
             batches.close()
-    return (times[-1] - times[1]) / (len(times) - 2) if len(times) > 2 else times[1] - times[0]
+    # The first steps are slower: workers start, kernels are prepared, no sample is loaded ahead.
+    third = times[0] + (times[-1] - times[0]) / 3
+    first = next(i for i, now in enumerate(times[:-1]) if now >= third or i == len(times) - 2)
+    return (times[-1] - times[first]) / (len(times) - 1 - first)
 
 
 def _time_validation(trainer: Trainer, stop: StopRequest) -> float:

@@ -30,7 +30,12 @@ from unet.runtime import distributed
 from unet.runtime.device import deterministic, memory_advice, pick_device, pick_dtype
 from unet.runtime.text import format_list
 from unet.training.custom_parts import CustomParts
-from unet.training.duration import describe_duration, measure_costs, plan_minutes
+from unet.training.duration import (
+    describe_duration,
+    measure_costs,
+    plan_minutes,
+    timing_seconds,
+)
 from unet.training.initial_weights import InitialWeights, read_initial_weights
 from unet.training.messages import start_text, summary_text
 from unet.training.precision import choose_precision
@@ -97,7 +102,7 @@ def train(
         trainer = build_trainer(run, config, data, device, initial, state, parts)
         if state is None:
             with worker_errors():
-                costs = measure_costs(trainer)
+                costs = measure_costs(trainer, timing_seconds(config))
             if config.train.minutes is not None:
                 config = plan_minutes(config, costs, time.monotonic() - start)
                 trainer.model = replace(trainer.model, config=config)
@@ -130,7 +135,7 @@ def estimate_duration(config: Config, data: CheckedData) -> str:
     config = choose_precision(config, device)
     run = Path(config.runs) / config.name
     trainer = build_trainer(run, config, data, device, InitialWeights(), None)
-    costs = measure_costs(trainer)
+    costs = measure_costs(trainer, timing_seconds(config))
     if config.train.minutes is not None:
         config = plan_minutes(config, costs, time.monotonic() - start)
         trainer.model = replace(trainer.model, config=config)
