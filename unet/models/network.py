@@ -1,5 +1,7 @@
 """What every network has, whatever computes it: images of any size on the network's grid."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,7 +10,7 @@ from unet.models.blocks import mirrored
 from unet.models.receptive_field import Geometry
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network that computes images whose sides fit its grid; this class takes those of any size.
 
     Args:
@@ -65,9 +67,9 @@ class Network(nn.Module):
                 image = image.index_select(axis, mirrored(indices - self.context, side))
         return image
 
+    @abstractmethod
     def forward_on_grid(self, x: Tensor) -> Tensor:
         """Image with H and W 2, 3, ... times `output_stride` -> logits (N, K, H, W).
 
         With padding valid as `forward`.
         """
-        raise NotImplementedError
