@@ -11,10 +11,10 @@ from helpers import PLACE, draw, make_model, values_of, write_raster
 from PIL import Image
 
 from unet import load_model
-from unet.annotations.importing import import_annotations
-from unet.annotations.outlines import trace
-from unet.annotations.regions import Polygon
 from unet.cli.main import main
+from unet.data.annotations.importing import import_annotations
+from unet.data.annotations.outlines import trace
+from unet.data.annotations.regions import Polygon
 from unet.data.classes import ClassMap
 from unet.data.masks import draw_mask
 from unet.inference.jobs import Job

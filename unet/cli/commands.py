@@ -85,8 +85,8 @@ def run_import(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     out: Path = arguments.out
     config = Path("configs", f"{_name_of(out)}.yaml")
     _refuse_existing(config, arguments, "or another -o DIR")
-    from unet.annotations.importing import import_annotations
-    from unet.annotations.target import source_folder
+    from unet.data.annotations.importing import import_annotations
+    from unet.data.annotations.target import source_folder
     from unet.inspection.propose import KnownData, propose
 
     source: Path = arguments.annotations

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from unet.annotations import coco, geojson, labelme
-from unet.annotations.outlines import Outline, trace
-from unet.annotations.regions import Size
 from unet.build import build_read_options
+from unet.data.annotations import coco, geojson, labelme
+from unet.data.annotations.outlines import Outline, trace
+from unet.data.annotations.regions import Size
 from unet.data.image_io import read_stored
 from unet.data.masks import read_mask
 from unet.inference.jobs import Job

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from unet.annotations.regions import Filled, Size
-from unet.annotations.source import Shape
+from unet.data.annotations.regions import Filled, Size
+from unet.data.annotations.source import Shape
 from unet.data.classes import IGNORE_INDEX
 from unet.runtime.text import plural
 

@@ -7,8 +7,8 @@ start and length, numbered from 1, from top to bottom, then from left to right.
 import csv
 from pathlib import Path
 
-from unet.annotations.regions import Runs
-from unet.annotations.source import OBJECT, Annotations, Entry, counts, wrong
+from unet.data.annotations.regions import Runs
+from unet.data.annotations.source import OBJECT, Annotations, Entry, counts, wrong
 
 NAME = "run lengths"
 

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from unet.annotations.regions import Bitmap, Ellipse, Filled, Size
-from unet.annotations.source import (
+from unet.data.annotations.regions import Bitmap, Ellipse, Filled, Size
+from unet.data.annotations.source import (
     Annotations,
     Entry,
     box_ring,

@@ -5,7 +5,7 @@ import pytest
 from helpers import values_of
 from samples_of_annotations import label_studio_task, write_image, write_json
 
-from unet.annotations.importing import Imported, import_annotations
+from unet.data.annotations.importing import Imported, import_annotations
 
 POLYGON = {
     "type": "polygonlabels",

@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from unet.annotations.regions import Bitmap, Ellipse, Polygon, Runs, fill_ring, runs_of_counts
+from unet.data.annotations.regions import Bitmap, Ellipse, Polygon, Runs, fill_ring, runs_of_counts
 
 
 def polygon(*rings: list[list[float]], unit: float | None = 1.0) -> Polygon:

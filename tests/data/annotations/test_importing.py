@@ -23,9 +23,9 @@ from samples_of_annotations import (
     write_json,
 )
 
-from unet.annotations.importing import import_annotations
-from unet.annotations.target import Target
 from unet.cli.main import main
+from unet.data.annotations.importing import import_annotations
+from unet.data.annotations.target import Target
 
 BOX = [[2, 3], [10, 3], [10, 9], [2, 9]]
 

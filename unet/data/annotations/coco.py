@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from unet.annotations.outlines import Outline
-from unet.annotations.regions import Filled, Size, is_outside
-from unet.annotations.source import Annotations, Entry, counts, get, get_size, numbers, wrong
+from unet.data.annotations.outlines import Outline
+from unet.data.annotations.regions import Filled, Size, is_outside
+from unet.data.annotations.source import Annotations, Entry, counts, get, get_size, numbers, wrong
 from unet.data.classes import Colour
 from unet.runtime.optional import import_extra
 

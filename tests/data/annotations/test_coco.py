@@ -7,8 +7,8 @@ from helpers import values_of
 from pycocotools import mask as tools
 from samples_of_annotations import SIZE, coco, counts_of, write_image, write_json
 
-from unet.annotations.formats import read_annotations
-from unet.annotations.importing import Imported, import_annotations
+from unet.data.annotations.formats import read_annotations
+from unet.data.annotations.importing import Imported, import_annotations
 
 
 def import_coco(folder: Path, annotations: list[dict[str, Any]], **options: Any) -> Imported:

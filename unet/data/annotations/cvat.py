@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from unet.annotations.regions import Ellipse, Runs, runs_of_counts
-from unet.annotations.source import (
+from unet.data.annotations.regions import Ellipse, Runs, runs_of_counts
+from unet.data.annotations.source import (
     OBJECT,
     Annotations,
     Entry,

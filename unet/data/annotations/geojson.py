@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unet.annotations.outlines import Outline
-from unet.annotations.regions import Polygon
-from unet.annotations.source import (
+from unet.data.annotations.outlines import Outline
+from unet.data.annotations.regions import Polygon
+from unet.data.annotations.source import (
     CLASSES,
     OBJECT,
     Annotations,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unet.annotations.regions import Filled, Polygon
+from unet.data.annotations.regions import Filled, Polygon
 from unet.runtime.optional import import_extra
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from unet.annotations.regions import Polygon, Region, Size
+from unet.data.annotations.regions import Polygon, Region, Size
 from unet.data.classes import Colour
 from unet.runtime.text import shorten
 

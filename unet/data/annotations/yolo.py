@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from unet.annotations.source import Annotations, Entry, numbers, wrong
+from unet.data.annotations.source import Annotations, Entry, numbers, wrong
 from unet.data.pairing import list_files, natural_key
 
 NAME = "YOLO"

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from unet.annotations.find_images import Matches, list_images, match_images
-from unet.annotations.formats import read_annotations
-from unet.annotations.paint import Order, Tally, paint
-from unet.annotations.regions import Size
-from unet.annotations.source import Annotations, Entry, Shape
-from unet.annotations.target import Target
+from unet.data.annotations.find_images import Matches, list_images, match_images
+from unet.data.annotations.formats import read_annotations
+from unet.data.annotations.paint import Order, Tally, paint
+from unet.data.annotations.regions import Size
+from unet.data.annotations.source import Annotations, Entry, Shape
+from unet.data.annotations.target import Target
 from unet.data.classes import IGNORE_INDEX, ClassMap, Colour
 from unet.data.image_io import read_header
 from unet.runtime.progress import show_progress

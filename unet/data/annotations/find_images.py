@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unet.annotations.label_studio import without_upload_number
-from unet.annotations.source import Entry
+from unet.data.annotations.label_studio import without_upload_number
+from unet.data.annotations.source import Entry
 from unet.data.image_types import SUFFIXES
 from unet.data.pairing import list_files, natural_key
 from unet.runtime.text import join_some

@@ -11,8 +11,8 @@ import pytest
 from helpers import values_of
 from samples_of_annotations import FORMATS, expected_ids, write_image
 
-from unet.annotations.formats import read_annotations
-from unet.annotations.importing import import_annotations
+from unet.data.annotations.formats import read_annotations
+from unet.data.annotations.importing import import_annotations
 
 
 @pytest.mark.parametrize("name", FORMATS)

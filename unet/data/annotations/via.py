@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from unet.annotations.regions import Ellipse
-from unet.annotations.source import OBJECT, Annotations, Entry, box_ring, get, numbers, wrong
+from unet.data.annotations.regions import Ellipse
+from unet.data.annotations.source import OBJECT, Annotations, Entry, box_ring, get, numbers, wrong
 
 NAME = "VIA"
 _CLASS_ATTRIBUTES = ("class", "classes", "label", "labels", "category", "type", "name", "object")

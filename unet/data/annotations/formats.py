@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unet.annotations import coco, cvat, geojson, label_studio, labelme, run_lengths, via, yolo
-from unet.annotations.source import Annotations, load_json
+from unet.data.annotations import coco, cvat, geojson, label_studio, labelme, run_lengths, via, yolo
+from unet.data.annotations.source import Annotations, load_json
 from unet.data.pairing import list_files, natural_key
 
 _JSON_FORMATS = (coco, labelme, geojson, label_studio, via)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from unet.annotations.outlines import Outline
-from unet.annotations.regions import Bitmap, Ellipse, Size
-from unet.annotations.source import (
+from unet.data.annotations.outlines import Outline
+from unet.data.annotations.regions import Bitmap, Ellipse, Size
+from unet.data.annotations.source import (
     CLASSES,
     OBJECT,
     Annotations,
