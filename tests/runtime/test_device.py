@@ -1,3 +1,4 @@
+import platform
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,17 @@ def test_auto_is_the_cpu_and_float32_without_cuda() -> None:
 def test_a_missing_device_raises_an_error() -> None:
     with pytest.raises(ValueError, match="got 'cuda', but torch finds 0 CUDA device"):
         pick_device("cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept with glibc alone")
+def test_memory_of_freed_tensors_on_a_cpu_is_used_again() -> None:
+    resource = pytest.importorskip("resource")
+    pick_device("cpu")
+    for _ in range(10):
+        torch.ones(40_000_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(40_000_000)  # 39,063 pages
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1_000
 
 
 def test_an_unknown_device_raises_an_error() -> None:

@@ -34,6 +34,14 @@ def test_ten_validations_and_the_steps_between_them_fill_the_minutes(tmp_path: P
     assert costs.total(config, 100) + 10 == 120
 
 
+def test_steps_are_slower_until_the_images_are_decoded(tmp_path: Path) -> None:
+    for num_decoding, steps in ((200, 800), (100_000, 500)):
+        costs = Costs(step=0.1, validation=1.0, decoding=0.1, num_decoding=num_decoding)
+        config = planned(tmp_path, costs, elapsed=10)
+        assert 10 * (config.train.steps_per_epoch or 0) == steps
+        assert costs.total(config, steps // 10) == pytest.approx(110)
+
+
 @pytest.mark.parametrize(("validation", "epochs"), [(2.0, 6), (30.0, 1)])
 def test_slow_validations_are_fewer(tmp_path: Path, validation: float, epochs: int) -> None:
     costs = Costs(step=0.1, validation=validation)

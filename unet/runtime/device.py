@@ -1,10 +1,11 @@
 """Choice of device and dtype, deterministic algorithms, errors when memory runs out."""
 
+import ctypes
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -52,7 +53,21 @@ def pick_device(name: str) -> torch.device:
         )
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # torch would also open the first device otherwise
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones; do nothing without glibc.
+
+    By default it returns large blocks to the system, which then fills them with zeros, page by
+    page, each time they are allocated again: 15 to 25 % of the time of a training step on a CPU.
+    """
+    trim_threshold, mmap_max = -1, -4  # of malloc.h
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(mmap_max, 0)
+        ctypes.CDLL(None).mallopt(trim_threshold, -1)
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -2,8 +2,11 @@
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import astuple, dataclass, replace
 from itertools import islice
+from typing import Any
 
 from unet.config.schema import Config
 from unet.data.loader import load_samples
@@ -23,13 +26,24 @@ _SAVING = 1.0
 class Costs:
     """The time of the parts of a training in seconds."""
 
-    step: float  # one update, with its samples
+    step: float  # one update, with samples of decoded images
     validation: float  # scores of all validation images, pictures and checkpoints
+    decoding: float = 0.0  # what a step takes longer until the images are in the cache
+    num_decoding: int = 0  # steps until then
 
     def total(self, config: Config, steps_per_epoch: int) -> float:
         """The time of all epochs."""
         epochs, every = config.train.epochs or 0, config.train.validate_every
-        return epochs * steps_per_epoch * self.step + -(-epochs // every) * self.validation
+        steps, validations = epochs * steps_per_epoch, -(-epochs // every)
+        decoding = min(steps, self.num_decoding) * self.decoding
+        return decoding + steps * self.step + validations * self.validation
+
+    def num_steps(self, seconds: float) -> int:
+        """The number of steps that end in time."""
+        all_decoded = self.num_decoding * (self.step + self.decoding)
+        if seconds < all_decoded:
+            return int(seconds / (self.step + self.decoding))
+        return self.num_decoding + int((seconds - all_decoded) / self.step)
 
 
 def timing_seconds(config: Config) -> float:
@@ -45,13 +59,14 @@ def measure_costs(trainer: Trainer, seconds: float) -> Costs:
     }
     try:
         with stop_request() as stop:
-            costs = Costs(_time_step(trainer, seconds, stop), _time_validation(trainer, stop))
+            step, decoding, num_decoding = _time_step(trainer, seconds, stop)
+            costs = Costs(step, _time_validation(trainer, stop), decoding, num_decoding)
     finally:
         for name, component in trainer.stateful.items():
             component.load_state_dict(saved[name])
     # The slowest process decides, and all processes need the same numbers.
     everywhere = distributed.all_gather(costs)
-    return Costs(max(one.step for one in everywhere), max(one.validation for one in everywhere))
+    return Costs(*(max(values) for values in zip(*map(astuple, everywhere), strict=True)))
 
 
 def plan_minutes(config: Config, costs: Costs, elapsed: float) -> Config:
@@ -71,9 +86,9 @@ def plan_minutes(config: Config, costs: Costs, elapsed: float) -> Config:
     assert minutes is not None
     left = 60 * minutes - elapsed
     num_validations = max(1, min(10, int(0.1 * left / costs.validation)))
-    steps = int((left - num_validations * costs.validation) / costs.step)
+    steps = costs.num_steps(left - num_validations * costs.validation)
     if steps < 10:
-        least = elapsed + costs.validation + 10 * costs.step
+        least = elapsed + costs.validation + 10 * (costs.step + costs.decoding)
         raise ValueError(
             f"train.minutes: got {minutes:g}, expected at least {1.1 * least / 60:.1f}: the "
             f"preparation took {format_duration(elapsed)}, a validation takes "
@@ -107,32 +122,44 @@ def describe_duration(config: Config, costs: Costs, steps_per_epoch: int) -> str
     return text
 
 
-def _time_step(trainer: Trainer, seconds: float, stop: StopRequest) -> float:
+def _time_step(trainer: Trainer, seconds: float, stop: StopRequest) -> tuple[float, float, int]:
+    """Return the fields of `Costs` that concern steps."""
     training_step, accumulate = trainer.training_step, trainer.settings.accumulate
-    batches = load_samples(
+    with closing(_load(trainer)) as batches:
+        start, count = time.monotonic(), 0
+        for count, _ in enumerate(batches, 1):
+            stop.check()
+            if count >= 4 * accumulate and time.monotonic() - start > seconds / 2:
+                break
+        decoding = (time.monotonic() - start) / count * accumulate
+    with memory_advice(smaller_step(trainer.config)), closing(_load(trainer)) as batches:
+        times = [time.monotonic()]
+        for _ in range(max(1, count // accumulate)):
+            training_step.gradients(islice(batches, accumulate))
+            training_step.update(0.0)
+            if trainer.average is not None:
+                trainer.average.update(trainer.net, 0)
+            times.append(time.monotonic())
+            stop.check()
+            if distributed.any_rank(len(times) > 3 and times[-1] - times[0] > seconds):
+                break
+    # The first steps are slower: workers start, kernels are prepared, no sample is loaded ahead.
+    third = times[0] + (times[-1] - times[0]) / 3
+    first = next(i for i, now in enumerate(times[:-1]) if now >= third or i == len(times) - 2)
+    step = (times[-1] - times[first]) / (len(times) - 1 - first)
+    cache = trainer.dataset.cache
+    num_cached = 0 if cache is None else cache.num_cached
+    return step, decoding, num_cached // trainer.samples_per_step
+
+
+def _load(trainer: Trainer) -> Generator[Any, None, None]:
+    """Load the first batches of the training."""
+    return load_samples(
         trainer.dataset,
         batch_sampler=trainer.sampler(),
         num_workers=trainer.settings.num_workers,
         pin_memory=trainer.model.device.type == "cuda",
     )
-    with memory_advice(smaller_step(trainer.config)):
-        try:
-            times = [time.monotonic()]
-            for _ in range(trainer.num_steps):
-                training_step.gradients(islice(batches, accumulate))
-                training_step.update(0.0)
-                if trainer.average is not None:
-                    trainer.average.update(trainer.net, 0)
-                times.append(time.monotonic())
-                stop.check()
-                if distributed.any_rank(len(times) > 3 and times[-1] - times[0] > seconds):
-                    break
-        finally:
-            batches.close()
-    # The first steps are slower: workers start, kernels are prepared, no sample is loaded ahead.
-    third = times[0] + (times[-1] - times[0]) / 3
-    first = next(i for i, now in enumerate(times[:-1]) if now >= third or i == len(times) - 2)
-    return (times[-1] - times[first]) / (len(times) - 1 - first)
 
 
 def _time_validation(trainer: Trainer, stop: StopRequest) -> float:
