@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unet.models.conv_transpose import ConvTranspose2d
+from unet.models.group_norm import GroupNorm
 
 Norm = Literal["batch", "group", "instance", "none"]
 Downsampling = Literal["max_pool", "conv"]
@@ -153,7 +154,7 @@ def _norm(norm: Norm, channels: int) -> nn.Module:
         case "batch":
             return nn.BatchNorm2d(channels)
         case "group":
-            return nn.GroupNorm(math.gcd(8, channels), channels)
+            return GroupNorm(math.gcd(8, channels), channels)
         case "instance":
             return nn.InstanceNorm2d(channels, affine=True)
         case "none":
