@@ -13,7 +13,8 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 def test_an_image_in_both_training_and_validation_is_an_error(data_root: Path) -> None:
     write_pairs(data_root / "held_out", 2, seed=9)
-    shutil.copy(data_root / "images" / "3.png", data_root / "held_out" / "images" / "1.png")
+    for folder in ("images", "masks"):
+        shutil.copy(data_root / folder / "3.png", data_root / "held_out" / folder / "1.png")
     config = make_config(
         data_root, "data.validation={images: held_out/images, masks: held_out/masks}"
     )

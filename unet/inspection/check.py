@@ -23,12 +23,8 @@ from unet.data.normalization import Normalization, normalization_from_sums
 from unet.data.pairing import PackedPairs, Pair, is_excluded, list_files
 from unet.data.splits import TRAIN, UNUSED, VAL
 from unet.data.synthetic import draw_quickstart
-from unet.inspection.findings import (
-    find_duplicates,
-    find_errors,
-    find_palette_errors,
-    find_warnings,
-)
+from unet.inspection.duplicates import find_duplicates, warn_of_similar
+from unet.inspection.findings import find_errors, find_palette_errors, find_warnings
 from unet.inspection.statistics import CACHE_VERSION, Collected, PairStatistics, collect_statistics
 from unet.runtime.text import format_table, join_some, plural
 
@@ -115,7 +111,9 @@ def check_data(config: Config) -> CheckedData:
     errors += find_duplicates(train_pairs, val_pairs, train, val)
     errors += find_palette_errors(reader.classes, all_pairs_read, collected.statistics)
     # Some pairs do not tell what holds for all of them.
-    warnings += [] if errors else find_warnings(config, train_pairs, val_pairs, train, val)
+    if not errors:
+        split = train_pairs, val_pairs, train, val
+        warnings += find_warnings(config, *split) + warn_of_similar(config, reader, *split)
     return CheckedData(
         train_pairs=train_pairs,
         val_pairs=val_pairs,

@@ -92,28 +92,6 @@ def find_palette_errors(
     return group_messages(messages, "masks")
 
 
-def find_duplicates(
-    train_pairs: Sequence[Pair],
-    val_pairs: Sequence[Pair],
-    train: PairStatistics,
-    val: PairStatistics,
-) -> list[str]:
-    """List images that are in both training and validation; constant images do not count."""
-    _, train_rows, val_rows = np.intersect1d(train.contents, val.contents, return_indices=True)
-    variance = train.squares * train.sizes.prod(1)[:, None] - train.sums**2
-    varied = (variance > 1e-9 * train.sums**2).any(1)[train_rows]
-    messages = [
-        (
-            train_pairs[i].images[0],
-            f"got the same pixels in the validation image {val_pairs[j].images[0]}, expected no "
-            "image in both training and validation; remove one, or keep them together with "
-            "data.validation.group",
-        )
-        for i, j in zip(train_rows[varied].tolist(), val_rows[varied].tolist(), strict=True)
-    ]
-    return group_messages(messages)
-
-
 def find_warnings(
     config: Config,
     train_pairs: Sequence[Pair],

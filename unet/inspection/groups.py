@@ -8,7 +8,7 @@ from unet.inspection.find_files import quote
 
 # What the stems of one patient's images may have in common: folders, or a part of the name, which
 # is less certain.
-_GROUPS = (
+GROUPS = (
     ("^[^/]+(?=/)", "folder"),
     ("^[^/]+/[^/]+(?=/)", "folder"),
     ("^[^_/.]+(?=[_/.])", "the start of the name"),
@@ -38,7 +38,7 @@ def propose_split(pairs: Sequence[Pair]) -> list[str]:
         "  # validation, or the scores are too high: set group: REGULAR EXPRESSION of what their",
         "  # stems have in common, or list the validation images in stems: [...].",
     ]
-    for pattern, what in _GROUPS:
+    for pattern, what in GROUPS:
         found = [re.search(pattern, pair.stem) for pair in pairs]
         groups = {match[match.re.groups] for match in found if match}
         if not all(found) or not 3 <= len(groups) < len(pairs):

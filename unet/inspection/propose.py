@@ -16,6 +16,7 @@ from unet.data.image_io import read_header
 from unet.data.image_types import Header
 from unet.data.pairing import Pair, find_pairs
 from unet.inspection.discovery import read_each
+from unet.inspection.duplicates import find_similar, propose_group
 from unet.inspection.evidence import find_evidence
 from unet.inspection.find_files import FoundFiles, find_files, quote
 from unet.inspection.groups import propose_split
@@ -144,8 +145,8 @@ def propose(
             "  normalization: image",
         ]
     training = propose_training(sizes, len(pairs), channels, rare, evidence, minutes)
-    errors = _find_errors(name, "\n".join([*data, *training]), [*some, *_spread(val_pairs)])
-    return "\n".join([head, *errors, "", *data, "", *training, ""])
+    notes = _find_errors(name, "\n".join([*data, *training]), [*some, *_spread(val_pairs)])
+    return "\n".join([head, *notes, "", *data, "", *training, ""])
 
 
 def _leave_out(folder: Path, pairs: Sequence[Pair]) -> tuple[list[str], list[Pair]]:
@@ -165,11 +166,17 @@ def _leave_out(folder: Path, pairs: Sequence[Pair]) -> tuple[list[str], list[Pai
 
 
 def _find_errors(name: str, text: str, pairs: Sequence[Pair]) -> list[str]:
-    """Comments on what `unet check` would refuse in the examined pairs."""
+    """Comments on what `unet check` would refuse in the examined pairs, and on similar images."""
     config = config_from_dict({"name": name, **yaml.safe_load(text)})
-    collected = collect_statistics(pairs, build_training_reader(config))
+    reader = build_training_reader(config)
+    collected = collect_statistics(pairs, reader)
     errors = [*collected.unreadable, *collected.errors]
-    return [f"# Error: {' '.join(error.split())}" for error in errors]
+    readable, statistics = [pairs[i] for i in collected.kept], collected.statistics
+    similar = find_similar(reader, readable, readable, statistics, statistics)
+    return [
+        *(f"# Error: {' '.join(error.split())}" for error in errors),
+        *propose_group(config, readable, similar),
+    ]
 
 
 def _spread(pairs: Sequence[Pair]) -> list[Pair]:

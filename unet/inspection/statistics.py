@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from unet.data.classes import Colour, StrayValueError
 from unet.data.image_file import OUT_OF_RESOURCES
@@ -20,6 +21,7 @@ from unet.data.image_types import UnreadableError
 from unet.data.masks import read_class_masks, read_mask
 from unet.data.pairing import Pair
 from unet.data.reader import PairReader
+from unet.data.resize import resize_area
 from unet.inspection.remarks import find_remarks
 from unet.runtime.files import atomic_path
 from unet.runtime.progress import Progress
@@ -28,8 +30,11 @@ from unet.runtime.text import group_messages, join_some
 _QUEUE_SIZE = 1024
 """Pairs that wait for a thread; a queue of all pairs would be large."""
 
-CACHE_VERSION = 9
+CACHE_VERSION = 10
 """Increased whenever the columns of `PairStatistics` or their computation change."""
+
+THUMBNAIL_SIDE = 16
+"""Pixels."""
 
 PairStatistics = np.recarray[Any, Any]
 """Statistics of N pairs, one row each, with the columns of `empty_statistics`."""
@@ -49,6 +54,7 @@ def empty_statistics(count: int, num_classes: int, channels: int) -> PairStatist
         ("sums", np.float64, (channels,)),  # of these values, as `to_float` scales them
         ("squares", np.float64, (channels,)),  # sums of the squared values
         ("contents", "S16"),  # hash of the image's pixels
+        ("thumbnails", np.uint8, (THUMBNAIL_SIDE, THUMBNAIL_SIDE)),  # from 0, darkest, to 255
         ("targets", "S16"),  # hash of the class ids
         ("palettes", "S16"),  # hash of the mask's palette; empty if its colours do not matter
         ("remarks", "S200"),  # of `find_remarks`
@@ -155,8 +161,9 @@ def _summarize(pair: Pair, reader: PairReader) -> tuple[Any, ...] | Exception:
     num_missing = 0 if missing is None else np.count_nonzero(missing)
     class_pixels = np.bincount(ids.ravel(), minlength=256)[: len(reader.classes.names)]
     row = (ids.shape, header.describe(), num_bytes, resized, absorbed, class_pixels, num_missing)
-    hashes = (_hash(image), _hash(ids), b"" if palette is None else _hash(palette))
-    return (*row, values, sums, squares, *hashes, remarks, cells, num_cells)
+    contents = _hash(image), _thumbnail(image), _hash(ids)
+    palette_hash = b"" if palette is None else _hash(palette)
+    return (*row, values, sums, squares, *contents, palette_hash, remarks, cells, num_cells)
 
 
 def _count_absorbed(pair: Pair, reader: PairReader) -> int:
@@ -187,6 +194,17 @@ def _sum_values(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sums += values.sum(1)
         squares += np.square(values).sum(1)
     return counts, sums, squares
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """The mean of the channels of an image (C, H, W) in a few pixels, uint8."""
+    step = max(1, min(image.shape[1:]) // 512)
+    some = torch.from_numpy(to_float(np.ascontiguousarray(image[:, ::step, ::step])))
+    small = resize_area(some.mean(0, keepdim=True), (THUMBNAIL_SIDE, THUMBNAIL_SIDE))[0].numpy()
+    small = np.where(np.isnan(small), np.nanmean(small) if np.isfinite(small).any() else 0, small)
+    spread = max(float(np.ptp(small)), 1e-6)
+    thumbnail: np.ndarray = ((small - small.min()) / spread * 255).round().astype(np.uint8)
+    return thumbnail
 
 
 def _split(message: str, pair: Pair) -> tuple[str, str]:
