@@ -5,7 +5,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -23,7 +23,7 @@ from unet.config.schema import Config
 from unet.data.image_range import ImageRange
 from unet.data.normalization import Normalization
 from unet.inference.predictor import Predictor
-from unet.models.encoder_specs import Encoder
+from unet.models.encoder_specs import ENCODER_SPECS, encoder_spec
 from unet.models.unet import UNet
 
 HEIGHT, WIDTH = 36, 52
@@ -194,13 +194,13 @@ PAPER = (
 ENCODER = ["model={encoder: efficientnet_b0, widths: [4, 4, 4, 4, 4], in_channels: 1}"]
 
 
-ENCODERS = sorted({*get_args(Encoder)} - {"none", "resnet101", "convnext_small"})
+ENCODERS = sorted({*ENCODER_SPECS} - {"resnet101", "convnext_small"})
 
 
 def with_encoder(encoder: str, **settings: object) -> UNet:
-    """A small network whose encoder is one of torchvision's."""
+    """A small network whose encoder is one of torchvision's or timm's."""
     torch.manual_seed(0)
-    widths = (4, 6, 8, 8) if encoder.startswith("convnext") else (4, 4, 6, 8, 8)
+    widths = (4, 4, 6, 8, 8)[-len(encoder_spec(encoder).channels) :]
     return UNet(num_classes=2, widths=widths, encoder=encoder, **settings)
 
 

@@ -1,23 +1,17 @@
-from typing import get_args
-
 import pytest
 import torch
 from torchvision.models import get_model_weights
 
-from unet.models.encoder_specs import ENCODER_SPECS, Encoder
-from unet.models.encoders import TorchvisionEncoder, UNetEncoder, build_backbone
+from unet.models.encoder_specs import ENCODER_SPECS
+from unet.models.encoders import BackboneEncoder, UNetEncoder, build_backbone
 from unet.models.receptive_field import receptive_field, unet_geometry
 
 
-def test_every_encoder_name_has_a_spec() -> None:
-    assert ("none", *ENCODER_SPECS) == get_args(Encoder)
-
-
-@pytest.mark.parametrize("name", get_args(Encoder))
+@pytest.mark.parametrize("name", ["none", *ENCODER_SPECS])
 def test_an_encoder_gives_a_list_of_features(name: str) -> None:
     with torch.device("meta"):
         own = name == "none"
-        encoder = UNetEncoder(2, (4, 6, 8)) if own else TorchvisionEncoder(name, 2, 5)
+        encoder = UNetEncoder(2, (4, 6, 8)) if own else BackboneEncoder(name, 2, 5)
         features = encoder.eval()(torch.empty(1, 2, 128, 192))
     assert isinstance(features, list)
     assert [tuple(feature.shape) for feature in features] == [

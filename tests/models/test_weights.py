@@ -95,7 +95,7 @@ def test_a_download_with_a_wrong_checksum_raises_an_error(
 
 
 def test_weights_of_another_network_raise_an_error(weights: Path) -> None:
-    with pytest.raises(ValueError, match=r"weights\.pth: is not a state dict of torchvision's res"):
+    with pytest.raises(ValueError, match=r"weights\.pth: is not a state dict of res"):
         load_encoder_weights("resnet18", str(weights), 3)
     # A deeper resnet has all weights of a shallower one.
     torch.save(get_model("resnet34", weights=None).state_dict(), weights)

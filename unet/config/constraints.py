@@ -12,7 +12,7 @@ from unet.config.schema import Config, tile_overlap
 from unet.data.classes import ClassMap
 from unet.data.image_types import SUFFIXES
 from unet.metrics.confusion import Scores
-from unet.models.encoder_specs import ENCODER_SPECS
+from unet.models.encoder_specs import encoder_spec
 from unet.runtime.text import join_some, shorten
 
 
@@ -28,6 +28,11 @@ Conflict = tuple[str, object, str]  # (where, got, expected), the parts of an er
 
 def find_conflicts(config: Config) -> list[Error]:
     """Describe each setting that does not fit the others."""
+    if config.model.encoder != "none":
+        try:
+            encoder_spec(config.model.encoder)
+        except ValueError as error:  # the other checks need its strides
+            return [("model.encoder", str(error).removeprefix("encoder: "))]
     checks = (
         _check_data,
         _check_places,
@@ -212,12 +217,12 @@ def _check_encoder(config: Config) -> Iterator[Conflict]:
             ("train.freeze_encoder_epochs", train.freeze_encoder_epochs or None),
         ):
             if setting is not None:
-                expected = "a model.encoder from torchvision, such as resnet34"
+                expected = "a model.encoder, such as resnet34"
                 if config.custom.network is not None:
                     expected = "null with a network of your own"
                 yield name, setting, expected
         return
-    num_levels = len(ENCODER_SPECS[model.encoder].channels)
+    num_levels = len(encoder_spec(model.encoder).channels)
     if len(model.widths) != num_levels:
         expected = (
             f"{num_levels} numbers with model.encoder {model.encoder}, one for each level of the "

@@ -22,8 +22,8 @@ from unet.config.data_schema import (
     Seed,
     UpTo1000,
 )
-from unet.config.parsing import Range
-from unet.models.encoder_specs import Encoder
+from unet.config.parsing import Range, Words
+from unet.models.encoder_specs import ENCODER_SPECS
 from unet.models.receptive_field import Geometry, unet_geometry
 
 Width = Annotated[int, Range(minimum=1, maximum=8192)]
@@ -36,10 +36,10 @@ class ModelConfig:
 
     # Channels of the images: 1 for grey, 3 for colour.
     in_channels: UpTo1000 = 3
-    # Channels of each level, starting at full resolution. With an encoder from torchvision, these
-    # are the channels of the decoder levels: five numbers, or four for convnext.
+    # Channels of each level, starting at full resolution. With another encoder, these are
+    # the channels of the decoder levels, for most encoders five numbers.
     widths: Annotated[tuple[Width, ...], Range(minimum=1, maximum=10)] = (64, 128, 256, 512, 1024)
-    # Normalization layer after each convolution. An encoder from torchvision keeps its own layers.
+    # Normalization layer after each convolution. Other encoders keep their own layers.
     norm: Literal["batch", "group", "instance", "none"] = "batch"
     # Layer between two levels of the encoder: max pooling or a strided convolution.
     downsampling: Literal["max_pool", "conv"] = "max_pool"
@@ -52,10 +52,10 @@ class ModelConfig:
     padding: Literal["same", "valid"] = "same"
     # Dropout probability after each of the two deepest levels.
     dropout: Annotated[float, Range(minimum=0, maximum=0.95)] = 0.0
-    # none for the U-Net's own encoder, or the name of a classification network in torchvision. Its
-    # weights are random unless train.encoder_weights is set. Such an encoder has its own
-    # downsampling and supports neither padding valid nor dropout.
-    encoder: Encoder = "none"
+    # none for the U-Net's own encoder, or the name of a classification network in torchvision or,
+    # after timm/, in timm. Its weights are random unless train.encoder_weights is set. Such an
+    # encoder has its own downsampling and supports neither padding valid nor dropout.
+    encoder: Annotated[str, Words(f"one of none, {', '.join(ENCODER_SPECS)}, timm/NAME")] = "none"
 
     @property
     def geometry(self) -> Geometry:
@@ -108,7 +108,7 @@ class OptimizerConfig:
     name: Literal["adamw", "sgd"] = "adamw"
     # Peak learning rate of the schedule.
     lr: LearningRate = 1e-3
-    # Peak learning rate of an encoder from torchvision, with the same schedule. null for lr.
+    # Peak learning rate of model.encoder, with the same schedule. null for lr.
     encoder_lr: LearningRate | None = None
     # Weight decay of AdamW (decoupled) or SGD.
     weight_decay: Annotated[float, Range(minimum=0, maximum=100)] = 1e-2
@@ -183,9 +183,8 @@ class TrainConfig:
     seeds: UpTo1000 = 1
     # Checkpoint with the initial weights of a new run. null for random weights.
     init_from: str | None = None
-    # Initial weights of model.encoder: DEFAULT for torchvision's ImageNet weights, which are
-    # downloaded once, or a file with a state dict of the torchvision network. null for random
-    # weights.
+    # Initial weights of model.encoder: DEFAULT for the weights of torchvision or timm, which
+    # are downloaded once, or a file with a state dict of the network. null for random weights.
     encoder_weights: str | None = None
     # Freeze the encoder and its batch norm statistics for the first N epochs.
     freeze_encoder_epochs: Count = 0
@@ -224,9 +223,9 @@ class TilingConfig:
     # model.padding valid, the size includes the context.
     size: tuple[Positive, Positive] = (1024, 1024)
     # Minimum overlap of neighbouring tiles in pixels. null uses the overlap with which the result
-    # equals that of the whole image: 192 with five levels, 4 with model.padding valid. For an
-    # encoder from torchvision, whose receptive field is usually larger than a tile, null uses a
-    # quarter of size. Tiles are blended over the overlap if no overlap gives an equal result (norm
+    # equals that of the whole image: 192 with five levels, 4 with model.padding valid. For
+    # another encoder, whose receptive field is usually larger than a tile, null uses a quarter of
+    # size. Tiles are blended over the overlap if no overlap gives an equal result (norm
     # group or instance), or if the overlap of such an encoder is too small.
     overlap: Count | None = None
     # Number of tiles of an image, or of images of one size, that pass through the network together.

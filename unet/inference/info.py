@@ -16,6 +16,7 @@ from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
 from unet.inference.loading import load_contents
 from unet.metrics.monitor import best_row
+from unet.models.encoder_specs import TIMM
 from unet.models.network import Network
 from unet.models.receptive_field import receptive_field
 
@@ -134,6 +135,8 @@ def _describe_receptive_field(config: Config) -> str:
     field = receptive_field(encoder, len(model.widths), model.upsampling)
     if field is None:
         text = f"the whole image, by squeeze-and-excitation of {encoder}"
+        if encoder.startswith(TIMM):
+            text = f"not known for {encoder}, at most the whole image"
     else:
         side, distance = field
         text = f"at most {_pixels((side, side))}, up to {distance} to one side"

@@ -1,33 +1,21 @@
 """The encoders by name and the layers of their levels. Imports no torch: the config needs it."""
 
+import difflib
 from dataclasses import dataclass
-from typing import Literal
 
-Encoder = Literal[
-    "none",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "convnext_tiny",
-    "convnext_small",
-    "efficientnet_b0",
-    "efficientnet_v2_s",
-    "mobilenet_v3_large",
-]
 Level = tuple[tuple[int, int], ...]
 """(kernel, stride) of the layers on the longest path through a level; padding keeps H and W."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A classification network of torchvision as an encoder.
+    """A classification network of torchvision or timm as an encoder.
 
     Args:
-        nodes: names of the modules whose outputs are the features, from the largest down.
+        nodes: modules of torchvision whose outputs are the features, from the largest down.
         channels: channels of each feature map.
         levels: the layers before each feature map; with global_field only those with a stride.
-        global_field: whether each output pixel depends on the whole image.
+        global_field: whether each output pixel depends on the whole image, or may do so.
     """
 
     nodes: tuple[str, ...]
@@ -76,9 +64,31 @@ ENCODER_SPECS: dict[str, EncoderSpec] = {
 """By the names in torchvision. None has features at the image's full resolution."""
 
 
-def encoder_levels(encoder: Encoder, num_widths: int) -> tuple[Level, ...]:
-    """Return the levels from the full resolution down; torchvision has no layers at the first."""
+TIMM = "timm/"
+"""The prefix of the names of timm's networks."""
+
+
+def encoder_spec(encoder: str) -> EncoderSpec:
+    """Return the spec of an encoder other than none.
+
+    Raises:
+        ValueError: if there is no such encoder, or its package is not installed.
+    """
+    if encoder.startswith(TIMM):
+        from unet.models.timm_backbone import timm_spec  # imports torch
+
+        return timm_spec(encoder)
+    if encoder not in ENCODER_SPECS:
+        near = difflib.get_close_matches(encoder, ENCODER_SPECS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        names = ", ".join(["none", *ENCODER_SPECS])
+        raise ValueError(f"encoder: got {encoder!r}, expected one of {names}, timm/NAME{hint}")
+    return ENCODER_SPECS[encoder]
+
+
+def encoder_levels(encoder: str, num_widths: int) -> tuple[Level, ...]:
+    """Return the levels from the full resolution down; other encoders have no layers at it."""
     if encoder != "none":
-        return (), *ENCODER_SPECS[encoder].levels
+        return (), *encoder_spec(encoder).levels
     convolutions = (3, 1), (3, 1)
     return convolutions, *(((2, 2), *convolutions),) * (num_widths - 1)

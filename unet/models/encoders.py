@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.models.blocks import DoubleConv, Down, Downsampling, Norm, Padding, run_level
-from unet.models.encoder_specs import ENCODER_SPECS, Encoder, encoder_levels
+from unet.models.encoder_specs import TIMM, encoder_levels, encoder_spec
 from unet.models.receptive_field import level_strides
 
 
@@ -57,8 +57,8 @@ class UNetEncoder(nn.Module):
         return features
 
 
-class TorchvisionEncoder(nn.Module):
-    """A classification network of torchvision with random weights, and a stem next to it.
+class BackboneEncoder(nn.Module):
+    """A classification network of torchvision or timm with random weights, next to a stem.
 
     Such a network divides the image's size by 2 or 4 in its first layer: finer details are only in
     the stem's features. For activation_checkpointing it is one level. Arguments as `UNet`.
@@ -66,14 +66,14 @@ class TorchvisionEncoder(nn.Module):
 
     def __init__(
         self,
-        name: Encoder,
+        name: str,
         in_channels: int,
         stem_width: int,
         norm: Norm = "batch",
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = (stem_width, *ENCODER_SPECS[name].channels)
+        self.channels = (stem_width, *encoder_spec(name).channels)
         self.strides = tuple(accumulate(level_strides(encoder_levels(name, 0)), mul))
         self.activation_checkpointing = activation_checkpointing
         self.frozen = False
@@ -89,9 +89,13 @@ class TorchvisionEncoder(nn.Module):
         return [full, *features.values()]
 
 
-def build_backbone(name: Encoder, in_channels: int) -> nn.Module:
-    """Make a network of torchvision that returns a dict of features, by the nodes of its spec."""
+def build_backbone(name: str, in_channels: int) -> nn.Module:
+    """Make a network of torchvision or timm that returns a dict of features."""
     # Not at the top: these imports take as long as that of torch, and few runs need them.
+    if name.startswith(TIMM):
+        from unet.models.timm_backbone import TimmBackbone
+
+        return TimmBackbone(name, in_channels)
     from torchvision.models import get_model
     from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -101,5 +105,5 @@ def build_backbone(name: Encoder, in_channels: int) -> nn.Module:
         conv.in_channels = in_channels
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
         conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
-    graph: nn.Module = create_feature_extractor(net, list(ENCODER_SPECS[name].nodes))
+    graph: nn.Module = create_feature_extractor(net, list(encoder_spec(name).nodes))
     return graph

@@ -10,23 +10,45 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from unet.models.conv_transpose import ConvTranspose2d
 from unet.models.custom import CustomNetwork
 from unet.models.network import Network
+from unet.models.timm_backbone import TimmBackbone
 
 
 def fuse_batch_norm(net: Network) -> Network:
     """Copy a network for prediction and fuse each batch norm into the convolution before it.
 
     The logits stay the same up to rounding. Other norms depend on the image and stay. A custom
-    network is only copied: its modules need not be called in their order.
+    network, or one of timm that cannot be traced, is only copied: its modules need not be called in
+    their order.
     """
     fused = copy.deepcopy(net).eval().requires_grad_(False)
     if isinstance(fused, CustomNetwork):
         return fused
-    for module in list(fused.modules()):
-        if isinstance(module, fx.GraphModule):
-            _fuse_graph(module)
-        elif isinstance(module, nn.Sequential):
-            _fuse_sequence(module)
+    _fuse(fused)
     return fused
+
+
+def _fuse(module: nn.Module) -> None:
+    if isinstance(module, TimmBackbone):
+        try:
+            module.net = fx.GraphModule(module.net, _Tracer().trace(module.net))
+        except Exception:  # of the network's own checks, whatever the type
+            return
+        _fuse_graph(module.net)
+        return
+    if isinstance(module, fx.GraphModule):
+        _fuse_graph(module)
+    elif isinstance(module, nn.Sequential):
+        _fuse_sequence(module)
+    for child in module.children():
+        _fuse(child)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps a batch norm whole that computes an activation, too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        is_norm = isinstance(m, nn.BatchNorm2d)
+        return is_norm or super().is_leaf_module(m, module_qualified_name)
 
 
 def _fuse_sequence(layers: nn.Sequential) -> None:
@@ -45,11 +67,12 @@ def _fuse_graph(graph_module: fx.GraphModule) -> None:
         conv = modules.get(before.target) if before in calls else None
         if (
             isinstance(norm, nn.BatchNorm2d)
-            and isinstance(conv, nn.Conv2d)
+            and type(conv) is nn.Conv2d  # others compute their weights
             and len(before.users) == num_calls[before.target] == num_calls[node.target] == 1
         ):
             graph_module.set_submodule(before.target, fuse_conv_bn_eval(conv, norm))
-            graph_module.set_submodule(node.target, nn.Identity())
+            # A batch norm of timm may contain an activation.
+            graph_module.set_submodule(node.target, getattr(norm, "act", nn.Identity()))
 
 
 def shuffle_pixels(net: Network) -> None:

@@ -7,7 +7,7 @@ grid unit, `output_stride` pixels wide.
 from dataclasses import dataclass
 from math import prod
 
-from unet.models.encoder_specs import ENCODER_SPECS, Encoder, Level, encoder_levels
+from unet.models.encoder_specs import Level, encoder_levels, encoder_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Geometry:
 
 
 def unet_geometry(
-    encoder: Encoder = "none",
+    encoder: str = "none",
     num_widths: int = 5,
     norm: str = "batch",
     upsampling: str = "conv_transpose",
@@ -71,7 +71,7 @@ def unet_geometry(
 
 
 def receptive_field(
-    encoder: Encoder = "none", num_widths: int = 5, upsampling: str = "conv_transpose"
+    encoder: str = "none", num_widths: int = 5, upsampling: str = "conv_transpose"
 ) -> tuple[int, int] | None:
     """Compute the largest receptive field of an output pixel.
 
@@ -86,8 +86,8 @@ def receptive_field(
     return max(left + 1 + right for left, right in sides), max(map(max, sides))
 
 
-def _has_global_field(encoder: Encoder) -> bool:
-    return encoder != "none" and ENCODER_SPECS[encoder].global_field
+def _has_global_field(encoder: str) -> bool:
+    return encoder != "none" and encoder_spec(encoder).global_field
 
 
 def level_strides(levels: tuple[Level, ...]) -> list[int]:

@@ -19,8 +19,8 @@ from unet.models.blocks import (
     initialize_as_in_paper,
     run_level,
 )
-from unet.models.encoder_specs import ENCODER_SPECS, Encoder
-from unet.models.encoders import TorchvisionEncoder, UNetEncoder
+from unet.models.encoder_specs import encoder_spec
+from unet.models.encoders import BackboneEncoder, UNetEncoder
 from unet.models.network import Network
 from unet.models.receptive_field import unet_geometry
 
@@ -31,17 +31,18 @@ class UNet(Network):
     Args:
         in_channels: channels of the image.
         num_classes: channels of the logits, background included.
-        widths: channels of each level from the full resolution down; with an encoder of torchvision
-            of the decoder's levels, one fewer than the encoder has.
+        widths: channels of each level from the full resolution down; with another encoder of the
+            decoder's levels, one fewer than the encoder has.
         norm: batch; group (gcd(8, width) groups); instance; or none, with which all weights start
-            with the paper's standard deviation. Encoders of torchvision keep their own norm.
+            with the paper's standard deviation. Other encoders keep their own norm.
         downsampling: max_pool, or conv: a 2 x 2 convolution with stride 2.
         upsampling: conv_transpose, or bilinear interpolation after a 1 x 1 convolution.
         padding: same: 3 x 3 convolutions are padded with zeros; or valid: they are unpadded as in
             the paper, so that logits have `context` pixels less on each side, 388 x 388 for
             572 x 572. `mirror_context` pads an image of any size for that.
         dropout: probability of zeroing a value after the two deepest levels of the encoder.
-        encoder: none for the U-Net's own, or a network of torchvision with random weights.
+        encoder: none for the U-Net's own, or with random weights a network of torchvision, such as
+            resnet34, or of timm, such as timm/resnet10t.
         activation_checkpointing: whether training keeps only the inputs of each level and computes
             its activations again in the backward pass.
 
@@ -63,7 +64,7 @@ class UNet(Network):
         upsampling: Upsampling = "conv_transpose",
         padding: Padding = "same",
         dropout: float = 0.0,
-        encoder: Encoder = "none",
+        encoder: str = "none",
         activation_checkpointing: bool = False,
     ) -> None:
         if min(in_channels, num_classes, *widths, len(widths)) < 1:
@@ -72,7 +73,6 @@ class UNet(Network):
                 f"{tuple(widths)}, expected positive numbers and at least one width"
             )
         check_option("padding", padding, Padding)
-        check_option("encoder", encoder, Encoder)
         if padding == "valid" and upsampling == "bilinear":
             raise ValueError(
                 "UNet: got upsampling bilinear and padding valid, expected padding same"
@@ -83,13 +83,13 @@ class UNet(Network):
         super().__init__(in_channels, num_classes, geometry)
         self.padding = padding
         self.activation_checkpointing = activation_checkpointing
-        self.encoder: UNetEncoder | TorchvisionEncoder
+        self.encoder: UNetEncoder | BackboneEncoder
         if encoder == "none":
             self.encoder = UNetEncoder(
                 in_channels, widths, norm, downsampling, padding, dropout, activation_checkpointing
             )
         else:
-            self.encoder = TorchvisionEncoder(
+            self.encoder = BackboneEncoder(
                 encoder, in_channels, widths[0], norm, activation_checkpointing
             )
         *skips, deeper = self.encoder.channels
@@ -124,10 +124,10 @@ class UNet(Network):
 
 
 def _check_arguments_of(
-    encoder: Encoder, widths: Sequence[int], downsampling: str, padding: str, dropout: float
+    encoder: str, widths: Sequence[int], downsampling: str, padding: str, dropout: float
 ) -> None:
-    """Check the arguments that depend on an encoder of torchvision."""
-    num_levels = len(ENCODER_SPECS[encoder].channels)
+    """Check the arguments that depend on an encoder."""
+    num_levels = len(encoder_spec(encoder).channels)
     if len(widths) != num_levels:
         raise ValueError(
             f"widths: got {tuple(widths)}, expected {num_levels} numbers, one for each level of "

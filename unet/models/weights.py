@@ -1,14 +1,15 @@
-"""Pretrained weights for an encoder of torchvision. Only the start of a training needs them."""
+"""Pretrained weights for an encoder. Only the start of a training needs them."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unet.models.encoder_specs import Encoder
+from unet.models.encoder_specs import TIMM
 from unet.models.encoders import build_backbone
+from unet.models.timm_backbone import download_timm_weights
 from unet.runtime.files import DamagedFileError, load_torch_file
 from unet.runtime.optional import import_extra
 
@@ -18,16 +19,16 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 
 
-def load_encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> dict[str, Tensor]:
-    """Load a state dict for the backbone of a `TorchvisionEncoder`.
+def load_encoder_weights(encoder: str, weights: str, in_channels: int) -> dict[str, Tensor]:
+    """Load a state dict for the backbone of a `BackboneEncoder`.
 
     The first convolution is adapted to images with C channels. For C = 1 its weights are summed:
     features are those of a grey image shown in three channels. For others they are repeated or cut
     off, and scaled by 3 / C to keep the size of the features.
 
     Args:
-        encoder: a network of torchvision.
-        weights: DEFAULT for torchvision's, downloaded unless they are in torch.hub's folder; or a
+        encoder: a network of torchvision or timm.
+        weights: DEFAULT for those of torchvision or timm, downloaded unless they were before; or a
             file with a state dict of the network.
         in_channels: C of the images.
 
@@ -35,39 +36,51 @@ def load_encoder_weights(encoder: Encoder, weights: str, in_channels: int) -> di
         FileNotFoundError: if there is no such file.
         ValueError: if the weights cannot be downloaded or read, or do not fit the network.
     """
-    from torchvision.models import get_model  # slow to import, see `build_backbone`
-
+    if weights == "DEFAULT" and encoder.startswith(TIMM):
+        return download_timm_weights(encoder, in_channels)
     path = _download(encoder) if weights == "DEFAULT" else Path(weights)
     found = _read_state_dict(path)
     with torch.device("meta"):  # names and shapes without values
         own = build_backbone(encoder, in_channels).state_dict()
-        whole = get_model(encoder, weights=None).state_dict()
-    first = next(iter(own))
-    if first in found and found[first].shape == whole[first].shape != own[first].shape:
-        found[first] = _adapt_channels(found[first], in_channels)
+        colour = build_backbone(encoder, 3).state_dict()
+        whole = _build_whole(encoder).state_dict()
+    if encoder.startswith(TIMM):
+        names = {key.removeprefix("net.").replace(".", "_"): key for key in own}
+        found, whole = (
+            {names.get(key.replace(".", "_"), key): one for key, one in state.items()}
+            for state in (found, whole)
+        )
     for key in own:
+        if key in found and found[key].shape == colour[key].shape != own[key].shape:
+            found[key] = _adapt_channels(found[key], in_channels)
         if key.endswith("num_batches_tracked"):  # missing from older files
             found.setdefault(key, torch.tensor(0))
     if wrong := incompatible_weights(found, own, whole):
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"train.encoder_weights: {path}: is not a state dict of torchvision's {encoder}: "
+            f"train.encoder_weights: {path}: is not a state dict of {encoder}: "
             f"{'; '.join(wrong[:3])}{more}; for a checkpoint of unet set train.init_from"
         )
     return {key: found[key] for key in own}
 
 
 def encoder_normalization(
-    encoder: Encoder, in_channels: int
+    encoder: str, in_channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return the mean and standard deviation of the images that torchvision's weights expect.
+    """Return the mean and standard deviation of the images that pretrained weights expect.
 
     For grey images both are averaged over the colours. None for other numbers of channels.
     """
-    from torchvision.models import get_model_weights
+    if encoder.startswith(TIMM):
+        pretrained = import_extra("timm", encoder).get_pretrained_cfg(encoder.removeprefix(TIMM))
+        if pretrained is None:
+            return None
+        mean, std = tuple(pretrained.mean), tuple(pretrained.std)
+    else:
+        from torchvision.models import get_model_weights
 
-    transforms = get_model_weights(encoder).DEFAULT.transforms()
-    mean, std = tuple(transforms.mean), tuple(transforms.std)
+        transforms = get_model_weights(encoder).DEFAULT.transforms()
+        mean, std = tuple(transforms.mean), tuple(transforms.std)
     if in_channels == 1:
         return (sum(mean) / 3,), (sum(std) / 3,)
     return (mean, std) if in_channels == 3 else None
@@ -98,7 +111,17 @@ def _describe(weight: Tensor) -> str:
     return " x ".join(map(str, weight.shape)) + ("" if weight.is_floating_point() else " integers")
 
 
-def _download(encoder: Encoder) -> Path:
+def _build_whole(encoder: str) -> nn.Module:
+    """Make a network with its classifier."""
+    if encoder.startswith(TIMM):
+        net: nn.Module = import_extra("timm", encoder).create_model(encoder.removeprefix(TIMM))
+        return net
+    from torchvision.models import get_model  # slow to import, see `build_backbone`
+
+    return get_model(encoder, weights=None)  # type: ignore[no-any-return]
+
+
+def _download(encoder: str) -> Path:
     """Download torchvision's weights into torch.hub's folder unless they are there."""
     from torchvision.models import get_model_weights
 
