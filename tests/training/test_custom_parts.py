@@ -16,8 +16,10 @@ from unet.config.loader import load_config
 from unet.config.schema import ModelConfig
 from unet.inference.info import describe_checkpoint
 from unet.inference.predict import predict_files
+from unet.inspection.check import check_data
 from unet.runtime.signals import Stopped
 from unet.training.custom_parts import CustomParts
+from unet.training.train import estimate_duration
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
@@ -164,3 +166,9 @@ def test_a_crop_of_the_transform_needs_no_crop_of_the_config(data_root: Path) ->
     unet.train(config, transform=v2.RandomCrop(16))
     with pytest.raises(ValueError, match=r"^augment.crop: got null for samples of .* pixels"):
         unet.train(config, transform=v2.Identity(), overwrite=True)
+
+
+def test_the_time_of_a_training_with_own_parts_is_not_that_of_a_unet(data_root: Path) -> None:
+    config = CustomParts(network=Tiny()).record(make_config(data_root))
+    text = estimate_duration(config, check_data(config))
+    assert text == "the time of a training is not known: Tiny is only given in Python"

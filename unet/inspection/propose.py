@@ -12,6 +12,7 @@ import yaml
 
 from unet.build import build_training_reader
 from unet.config.loader import config_from_dict
+from unet.data.annotations.target import MARK, VALIDATION
 from unet.data.image_io import read_header
 from unet.data.image_types import Header
 from unet.data.pairing import Pair, find_pairs
@@ -39,7 +40,7 @@ _MAX_SAMPLES = 1000
 
 
 class KnownData(NamedTuple):
-    """What `unet import` knows of the folder that it has written.
+    """What `unet import` knows of a folder that it has written.
 
     Args:
         classes: names and mask values.
@@ -52,6 +53,17 @@ class KnownData(NamedTuple):
     ignored: bool
     instances: bool
     validation: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "KnownData | None":
+        """Return what an import wrote down; None if it has not written the folder."""
+        try:
+            mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+            classes, ignored = dict[str, int](mark["classes"]), bool(mark["ignored"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        validation = VALIDATION if (folder / VALIDATION).is_file() else None
+        return cls(classes, ignored, (folder / "instances").is_dir(), validation)
 
     def find_files(self, folder: Path) -> FoundFiles:
         """Return the lines and pairs of the folder."""
@@ -88,7 +100,7 @@ def propose(
     Args:
         folder: with images and masks.
         name: of the config.
-        known: what is known of the folder; None to find it out.
+        known: what is known of the folder; None to find it out, or read what an import knew.
         minutes: length of the training.
 
     Returns:
@@ -100,6 +112,7 @@ def propose(
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
+    known = known or KnownData.read(folder)
     lines, pairs, validation, val_pairs, class_names = (
         find_files(folder) if known is None else known.find_files(folder)
     )

@@ -130,6 +130,8 @@ def estimate_duration(config: Config, data: CheckedData) -> str:
     Raises:
         ValueError: if the machine lacks the device, or the time is too short for a training.
     """
+    if own := [name for name in vars(config.custom).values() if name is not None]:
+        return f"the time of a training is not known: {', '.join(own)} is only given in Python"
     start = time.monotonic()
     device = pick_device(config.train.device)
     config = choose_precision(config, device)

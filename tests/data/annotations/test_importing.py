@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from affine import Affine
 from helpers import PLACE, draw, files_in, values_of, write_raster
 from PIL import Image
@@ -26,6 +27,7 @@ from samples_of_annotations import (
 from unet.cli.main import main
 from unet.data.annotations.importing import import_annotations
 from unet.data.annotations.target import Target
+from unet.inspection.propose import propose
 
 BOX = [[2, 3], [10, 3], [10, 9], [2, 9]]
 
@@ -472,3 +474,20 @@ def test_sizes_that_no_memory_holds_are_errors(box: str, tmp_path: Path) -> None
     write_json(tmp_path / "a.json", [task])
     with pytest.raises(ValueError, match=r"a.png: got 24 x 32 pixels"):
         import_annotations(tmp_path / "a.json", tmp_path / "images", tmp_path / "out")
+
+
+def test_a_config_for_an_imported_folder_has_its_classes_and_validation_images(
+    tmp_path: Path,
+) -> None:
+    for name in ("1.png", "2.png"):
+        write_image(tmp_path / "images", name)
+    write_labelme(tmp_path / "json", "1.png", "2.png")
+    out = tmp_path / "out"
+    imported = import_annotations(tmp_path / "json", tmp_path / "images", out, instances=True)
+    (out / "val.txt").write_text("2\n", encoding="utf-8")
+    data = yaml.safe_load(propose(out, "out"))["data"]
+    assert data["classes"] == imported.classes == {"background": 0, "cell": 1}
+    assert data["instances"] == "instances"
+    assert data["validation"] == {"stems": "val.txt"}
+    (out / "imported.json").write_text("[]", encoding="utf-8")  # not of an import
+    assert "cell" not in yaml.safe_load(propose(out, "out"))["data"]["classes"]

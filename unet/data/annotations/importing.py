@@ -126,7 +126,8 @@ def import_annotations(
             raise ValueError("\n".join([f"{source}: got no region in any image", *result.warnings]))
         held_out = [one for one in chosen if _split_of(found, images, one) == "val"]
         result.validation = target.write_validation(held_out)
-        target.finish({"source": str(source), "format": name, "classes": result.classes})
+        mark = {"source": str(source), "format": name, "classes": result.classes}
+        target.finish({**mark, "ignored": result.ignored})
     return result
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from unet.data.classes import Colour
 from unet.runtime.files import check_writable
 
-_MARK = "imported.json"
-_VALIDATION = "val.txt"
-_OWN = ("images", "masks", "instances", _VALIDATION, _MARK)
+MARK = "imported.json"
+VALIDATION = "val.txt"
+_OWN = ("images", "masks", "instances", VALIDATION, MARK)
 _BESIDE = ("", ".msk", ".aux.xml")  # files that belong to an image: itself, and GDAL's
 
 
@@ -89,15 +89,15 @@ class Target:
         if not images:
             return None
         lines = "".join(f"{image.rpartition('.')[0]}\n" for image in images)
-        path = self._folder / _VALIDATION
+        path = self._folder / VALIDATION
         path.write_text(lines, encoding="utf-8", errors="surrogateescape")
-        return _VALIDATION
+        return VALIDATION
 
     def finish(self, mark: Mapping[str, Any]) -> None:
         """Move all files into their place; `mark` says what they are."""
         mark = {**mark, "images_in_place": self.in_place}
         text = json.dumps(mark, indent=2)
-        (self._folder / _MARK).write_text(f"{text}\n", encoding="utf-8")
+        (self._folder / MARK).write_text(f"{text}\n", encoding="utf-8")
         self.out.mkdir(parents=True, exist_ok=True)
         old = self._folder / "old"
         old.mkdir()
@@ -117,7 +117,7 @@ class Target:
 def _is_ours(out: Path, in_place: bool) -> bool:
     """Whether an earlier import wrote all of its files, so that they may be replaced."""
     try:
-        mark = json.loads((out / _MARK).read_text(encoding="utf-8"))
+        mark = json.loads((out / MARK).read_text(encoding="utf-8"))
         return in_place or not mark["images_in_place"]
     except (OSError, ValueError, TypeError, KeyError):
         return False
