@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import make_config, small_config
+from helpers import HEIGHT, WIDTH, make_config, small_config
+from PIL import Image
 
 from unet.build import (
     build_classes,
@@ -20,6 +21,7 @@ from unet.build import (
     list_validation_pairs,
     memory_format,
 )
+from unet.inspection.check import check_data
 from unet.models.unet import UNet
 
 
@@ -146,3 +148,34 @@ def test_the_loss_has_the_settings_of_the_config() -> None:
     assert loss.class_weights is not None
     assert loss.class_weights.tolist() == [1, 3]
     assert build_loss(small_config(), np.array([1, 1])).class_weights is None
+
+
+@pytest.mark.usefixtures("workdir")
+def test_regions_to_ignore_become_unlabelled_pixels(data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "disputed").mkdir()
+    regions = np.zeros((HEIGHT, WIDTH), np.uint8)
+    regions[3:9, 10:30] = 7
+    Image.fromarray(regions).save(tmp_path / "disputed" / "2.png")
+    config = make_config(data_root, f"data.ignore_regions={tmp_path / 'disputed'}")
+    plain, pairs = list_pairs(make_config(data_root))[0], list_pairs(config)[0]
+    for before, pair in zip(plain, pairs, strict=True):
+        ids, old = build_reader(config)(pair)[1], build_reader(config)(before)[1]
+        ignored = regions > 0 if pair.stem == "2" else np.zeros_like(regions, bool)
+        assert (ids[ignored] == 255).all()
+        assert np.array_equal(ids[~ignored], old[~ignored])
+    # The statistics of `unet check` are of the same pixels, also where they were cached before.
+    checked = [check_data(one) for one in (make_config(data_root), config)]
+    whole, rest = (one.train.class_pixels.sum() + one.val.class_pixels.sum() for one in checked)
+    assert whole - rest == 6 * 20
+
+
+@pytest.mark.usefixtures("workdir")
+def test_a_folder_of_regions_that_is_missing_or_does_not_fit_is_an_error(
+    data_root: Path, tmp_path: Path
+) -> None:
+    config = make_config(data_root, f"data.ignore_regions={tmp_path / 'disputed'}")
+    with pytest.raises(FileNotFoundError, match="data.ignore_regions: there is no folder"):
+        list_pairs(config)
+    (tmp_path / "disputed").mkdir()
+    Image.new("L", (4, 4)).save(tmp_path / "disputed" / "3.png")
+    assert "3.png: got a mask of 4 x 4 pixels" in check_data(config).errors[0]

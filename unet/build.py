@@ -22,7 +22,7 @@ from unet.data.custom_transform import Transform
 from unet.data.dataset import SegmentationDataset
 from unet.data.image_types import ReadOptions
 from unet.data.normalization import Normalization
-from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs
+from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs, list_files
 from unet.data.reader import PairReader
 from unet.data.splits import (
     TRAIN,
@@ -78,8 +78,12 @@ def list_pairs(
     masks = _in_class_order(config, data.masks)
     options = build_read_options(config)
     if data.csv is not None:
-        return read_table(root, data.csv, data.stacks, options)
-    return find_pairs(root, images, masks, data.stacks, warnings, labels, options, data.exclude)
+        pairs, errors = read_table(root, data.csv, data.stacks, options)
+    else:
+        pairs, errors = find_pairs(
+            root, images, masks, data.stacks, warnings, labels, options, data.exclude
+        )
+    return _add_regions(config, pairs), errors
 
 
 def list_validation_pairs(
@@ -93,7 +97,24 @@ def list_validation_pairs(
     masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
     options, exclude = build_read_options(config), config.data.exclude
     images = [validation.images]
-    return find_pairs(root, images, masks, stacks, warnings, labels, options, exclude)
+    pairs, errors = find_pairs(root, images, masks, stacks, warnings, labels, options, exclude)
+    return _add_regions(config, pairs), errors
+
+
+def _add_regions(config: Config, pairs: list[Pair]) -> list[Pair]:
+    """Add the masks of `data.ignore_regions` to the pairs that have one."""
+    if (folder := config.data.ignore_regions) is None:
+        return pairs
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(
+            f"data.ignore_regions: there is no folder {folder}; correct it, or set it to null"
+        )
+    files = {one for one in list_files(folder) if one.lower().endswith(".png")}
+    paths = {pair.stem: (Path(folder) / f"{pair.stem}.png").as_posix() for pair in pairs}
+    return [
+        pair._replace(regions=paths[pair.stem]) if paths[pair.stem] in files else pair
+        for pair in pairs
+    ]
 
 
 def list_all_pairs(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:

@@ -157,6 +157,10 @@ class DataConfig:
     colours: Anytime[dict[str, Colour] | None] = None
     # Mask values of pixels that are neither trained on nor scored.
     ignore: tuple[MaskValues, ...] = ()
+    # Folder of masks of regions to ignore, such as the disputed/ of `unet review`, relative to the
+    # current directory. Pixels that are not 0 in its STEM.png are neither trained on nor scored.
+    # Images without such a file are used whole.
+    ignore_regions: InUse[str | None] = None
     # Maximum difference between a mask value and the nearest known value. Mask values within this
     # distance are read as the known value; other values are errors.
     tolerance: InUse[Annotated[int, Range(minimum=0, maximum=65535)]] = 0

@@ -104,6 +104,13 @@ def read_label_image(
     return _fit(numbers, size, path, options, "label image")
 
 
+def read_regions(
+    path: str | Path, size: Size, options: ReadOptions = DEFAULT_OPTIONS
+) -> np.ndarray:
+    """Read a mask of regions as bool (H, W): whether a value is not 0."""
+    return _fit(_codes(_read(path, None, options)[1], path), size, path, options) != 0
+
+
 def read_codes(
     path: str | Path, page: int | None = None, options: ReadOptions = DEFAULT_OPTIONS
 ) -> tuple[Header, np.ndarray]:

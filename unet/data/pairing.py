@@ -37,11 +37,12 @@ class Pair(NamedTuple):
     page: int | None = None  # of a stack, from 0
     split: str = ""  # from the table's column split
     instances: str | None = None  # a label image
+    regions: str | None = None  # a mask of pixels to ignore
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Images, masks and, if there is one, the label image."""
-        return self.images + self.masks + ((self.instances,) if self.instances else ())
+        """Images, masks and, if there are, the label image and the mask of pixels to ignore."""
+        return self.images + self.masks + tuple(filter(None, (self.instances, self.regions)))
 
 
 class PackedPairs(Sequence[Pair]):

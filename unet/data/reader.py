@@ -10,7 +10,7 @@ from unet.data.classes import IGNORE_INDEX, ClassMap
 from unet.data.image_io import missing_pixels, read_header, read_image, to_float
 from unet.data.image_types import DEFAULT_OPTIONS, ReadOptions, Window
 from unet.data.label_images import number_objects
-from unet.data.masks import read_class_masks, read_label_image, read_mask
+from unet.data.masks import read_class_masks, read_label_image, read_mask, read_regions
 from unet.data.pairing import Pair
 from unet.data.resize import resize_area, resize_nearest, scaled_size
 from unet.runtime.optional import is_installed
@@ -48,6 +48,7 @@ class PairReader:
         if (
             self.scale != 1
             or self.border is not None
+            or pair.regions is not None
             or not is_installed("imagecodecs", "tifffile")
         ):
             return None
@@ -73,6 +74,13 @@ class PairReader:
         return resized.numpy(), resize_nearest(ids, size)
 
     def _read_unscaled(self, pair: Pair, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
+        image, ids = self._read_pair(pair, window)
+        if pair.regions is not None:
+            regions = read_regions(pair.regions, (ids.shape[0], ids.shape[1]), self.options)
+            ids[regions] = IGNORE_INDEX
+        return image, ids
+
+    def _read_pair(self, pair: Pair, window: Window | None) -> tuple[np.ndarray, np.ndarray]:
         options = replace(self.options, windows=window is not None)
         image = read_image(pair.images, self.in_channels, pair.page, options, window)
         size, classes = (image.shape[1], image.shape[2]), self.classes
