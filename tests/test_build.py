@@ -174,7 +174,7 @@ def test_a_folder_of_regions_that_is_missing_or_does_not_fit_is_an_error(
     data_root: Path, tmp_path: Path
 ) -> None:
     config = make_config(data_root, f"data.ignore_regions={tmp_path / 'disputed'}")
-    with pytest.raises(FileNotFoundError, match="data.ignore_regions: there is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"data.ignore_regions: there is no folder"):
         list_pairs(config)
     (tmp_path / "disputed").mkdir()
     Image.new("L", (4, 4)).save(tmp_path / "disputed" / "3.png")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unet.config.loader import load_config
     from unet.evaluation.evaluate import evaluate
     from unet.evaluation.quantize import export_int8
+    from unet.evaluation.review import review
     from unet.inference.export import export
     from unet.inference.loading import load_model
     from unet.inference.predict import predict
@@ -30,6 +31,7 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "review",
     "train",
 ]
 
@@ -45,6 +47,7 @@ _MODULES = {
     "load_config": "config.loader",
     "load_model": "inference.loading",
     "predict": "inference.predict",
+    "review": "evaluation.review",
     "train": "training.train",
 }
 

@@ -22,8 +22,9 @@ from unet.data.custom_transform import Transform
 from unet.data.dataset import SegmentationDataset
 from unet.data.image_types import ReadOptions
 from unet.data.normalization import Normalization
-from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs, list_files
+from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs
 from unet.data.reader import PairReader
+from unet.data.regions import add_regions
 from unet.data.splits import (
     TRAIN,
     VAL,
@@ -83,7 +84,7 @@ def list_pairs(
         pairs, errors = find_pairs(
             root, images, masks, data.stacks, warnings, labels, options, data.exclude
         )
-    return _add_regions(config, pairs), errors
+    return add_regions(pairs, config.data.ignore_regions), errors
 
 
 def list_validation_pairs(
@@ -98,23 +99,7 @@ def list_validation_pairs(
     options, exclude = build_read_options(config), config.data.exclude
     images = [validation.images]
     pairs, errors = find_pairs(root, images, masks, stacks, warnings, labels, options, exclude)
-    return _add_regions(config, pairs), errors
-
-
-def _add_regions(config: Config, pairs: list[Pair]) -> list[Pair]:
-    """Add the masks of `data.ignore_regions` to the pairs that have one."""
-    if (folder := config.data.ignore_regions) is None:
-        return pairs
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"data.ignore_regions: there is no folder {folder}; correct it, or set it to null"
-        )
-    files = {one for one in list_files(folder) if one.lower().endswith(".png")}
-    paths = {pair.stem: (Path(folder) / f"{pair.stem}.png").as_posix() for pair in pairs}
-    return [
-        pair._replace(regions=paths[pair.stem]) if paths[pair.stem] in files else pair
-        for pair in pairs
-    ]
+    return add_regions(pairs, config.data.ignore_regions), errors
 
 
 def list_all_pairs(config: Config, warnings: list[str]) -> tuple[list[Pair], list[Pair], list[str]]:

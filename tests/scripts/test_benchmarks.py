@@ -9,6 +9,7 @@ import benchmark_conv_transpose
 import benchmark_data
 import benchmark_predict
 import benchmark_results
+import benchmark_review
 import benchmark_step
 import benchmark_training
 import pytest
@@ -84,3 +85,12 @@ def test_the_benchmark_of_results_runs(data_root: Path, capsys: pytest.CaptureFi
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-2:]] == ["candidate", "ours"]
     assert 0 < float(lines[-1].split()[1]) <= 1
+
+
+def test_the_benchmark_of_the_review_runs(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark_review.main([str(data_root), "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("data ")
+    assert lines[-1].split()[:3] == ["data", "0", "3"]

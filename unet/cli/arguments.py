@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from unet.cli import commands
+from unet.cli.review import run_review
 from unet.cli.words import find_command, sort_words
 from unet.runtime.optional import unet_version
 from unet.runtime.text import shorten
@@ -94,6 +95,7 @@ def _usage(prog: str) -> str:
         "import": "ANNOTATIONS [IMAGES] -o DIR",
         "evaluate": "CHECKPOINT...",
         "predict": "CHECKPOINT... IMAGES...",
+        "review": "CONFIG|RUN...",
         "export": "CHECKPOINT -o FILE",
         "info": "CHECKPOINT",
     }
@@ -259,6 +261,20 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_review(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = (
+        "a YAML file, whose folds are trained if they are not yet; or the runs of the folds, of "
+        "which one is enough"
+    )
+    add("paths", nargs="+", metavar="CONFIG|RUN", help=text)
+    add("--runs", metavar="DIR", help="folder of all runs (default: the setting runs)")
+    text = "train each fold for this long, instead of train.epochs"
+    add("--minutes", type=_number(float, 0.1, 100_000), metavar="N", help=text)
+    text = "folder of the review (default: NAME_review in the folder of the runs)"
+    add("-o", "--out", type=Path, metavar="DIR", help=text)
+
+
 def _add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     text = "best.pt or last.pt, or the folder of a run"
@@ -288,6 +304,7 @@ _COMMANDS = {
     "train": (commands.run_train, _add_train, "train the model of a config"),
     "evaluate": (commands.run_evaluate, _add_evaluate, "score a trained model"),
     "predict": (commands.run_predict, _add_predict, "write masks for images"),
+    "review": (run_review, _add_review, "find masks that are probably wrong"),
     "export": (commands.run_export, _add_export, "write a model to a file that runs without unet"),
     "info": (commands.run_info, _add_info, "show the scores, costs and config of a checkpoint"),
 }
@@ -299,6 +316,7 @@ _EXAMPLES = {
     "unet train": "unet train configs/mine.yaml train.epochs=20 'augment.crop=[128,128]'",
     "unet evaluate": "unet evaluate runs/mine/best.pt",
     "unet predict": "unet predict runs/mine/best.pt images/ 'tiling.size=[512,512]'",
+    "unet review": "unet review configs/mine.yaml --minutes 2",
     "unet export": "unet export runs/mine/best.pt -o model.onnx",
     "unet info": "unet info runs/mine/best.pt",
 }

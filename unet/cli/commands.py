@@ -25,7 +25,7 @@ def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     if _holds_data(arguments.config):
         config, proposal = _propose_config(arguments, settings, minutes)
     else:
-        config = _load_config(arguments, settings)
+        config = load_config_file(arguments, settings)
     from unet.training.series import train_series
     from unet.training.train import train
 
@@ -112,7 +112,7 @@ def run_import(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
 def run_check(arguments: argparse.Namespace, settings: Sequence[str]) -> int:
     """Describe the data of a config; return 1 if there are errors."""
-    config = _load_config(arguments, settings)
+    config = load_config_file(arguments, settings)
     picture: Path | None = arguments.pictures
     if picture is not None:
         if picture.suffix.lower() != ".png":
@@ -204,7 +204,7 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from unet.inference.predict import OptionError, Options, predict_files
     from unet.runtime.device import memory_advice
 
-    checkpoints = [*map(_find_checkpoint, takewhile(_is_checkpoint, arguments.paths))]
+    checkpoints = [*map(_find_checkpoint, takewhile(is_checkpoint, arguments.paths))]
     images = arguments.paths[len(checkpoints) :]
     if not checkpoints or not images:
         raise ValueError(
@@ -282,7 +282,7 @@ _SMALLER_TILES = "use smaller images or a lower tiling.size"
 _CHECKPOINT = (".pt", ".pth", ".onnx")  # no image has such a name
 
 
-def _is_checkpoint(word: str) -> bool:
+def is_checkpoint(word: str) -> bool:
     """Whether a word names a checkpoint or the folder of a run."""
     names = ("best.pt", "last.pt", "config.yaml")
     return word.endswith(_CHECKPOINT) or any(Path(word, name).exists() for name in names)
@@ -297,7 +297,8 @@ def _find_checkpoint(word: str) -> Path:
     return path
 
 
-def _load_config(arguments: argparse.Namespace, settings: Sequence[str]) -> Config:
+def load_config_file(arguments: argparse.Namespace, settings: Sequence[str]) -> Config:
+    """Load the config that a command was given, with --runs."""
     path: Path = arguments.config
     if path.suffix in _CHECKPOINT:
         advice = f"give the config of its run, such as {path.parent / 'config.yaml'}"

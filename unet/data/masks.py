@@ -108,7 +108,10 @@ def read_regions(
     path: str | Path, size: Size, options: ReadOptions = DEFAULT_OPTIONS
 ) -> np.ndarray:
     """Read a mask of regions as bool (H, W): whether a value is not 0."""
-    return _fit(_codes(_read(path, None, options)[1], path), size, path, options) != 0
+    regions: np.ndarray = (
+        _fit(_codes(_read(path, None, options)[1], path), size, path, options) != 0
+    )
+    return regions
 
 
 def read_codes(

@@ -105,7 +105,7 @@ def make_example(
         score=score,
         errors=dict(zip(names, errors.tolist(), strict=False)),
         pictures=draw_example(*arrays, colours),
-        files=[(title, _link(file, folder)) for title, file in _name_files(pair)],
+        files=link_files(pair, folder),
     )
 
 
@@ -117,18 +117,17 @@ def draw_example(
     Returns:
         Title, CSS class and data URL of each picture.
     """
-    nearest = Image.Resampling.NEAREST  # the colours of masks are not mixed
-    small, ignored = _shrink(image, Image.Resampling.BOX), target == IGNORE_INDEX
+    small, ignored = shrink(image), target == IGNORE_INDEX
     errors = np.stack(
         [_shrink_errors(one, small.shape[:2]) for one in find_errors(target, prediction)]
     )
-    masks = [_shrink(mask_to_rgb(ids, colours), nearest) for ids in (target, prediction)]
-    wrong = errors_to_rgb(small, errors, _shrink(ignored, nearest))
+    masks = [shrink(mask_to_rgb(ids, colours), nearest=True) for ids in (target, prediction)]
+    wrong = errors_to_rgb(small, errors, shrink(ignored, nearest=True))
     return [
-        ("image", "photo", _data_url(small, "JPEG")),
-        ("target", "mask", _data_url(masks[0], "PNG")),
-        ("prediction", "mask", _data_url(masks[1], "PNG")),
-        ("errors", "photo", _data_url(wrong, "JPEG")),
+        ("image", "photo", data_url(small, "JPEG")),
+        ("target", "mask", data_url(masks[0], "PNG")),
+        ("prediction", "mask", data_url(masks[1], "PNG")),
+        ("errors", "photo", data_url(wrong, "JPEG")),
     ]
 
 
@@ -160,37 +159,45 @@ def render_report(
         "mean Dice": "mean_dice",
         "pixel accuracy": "pixel_accuracy",
     }
-    environment = Environment(
+    return (
+        make_environment()
+        .get_template("report.html")
+        .render(
+            summary=summary,
+            facts=facts,
+            version=unet_version(),
+            settings=settings,
+            numbers={title: show_score(name, summary[name]) for title, name in numbers.items()}
+            | {"images": len(summary.sizes)},
+            files=[name for name in result_files(summary) if name != "report.html"],
+            scores=score_rows(summary),
+            colours=colours,
+            errors=ERROR_COLOURS,
+            objects=object_rows(summary),
+            objects_are=object_title(summary),
+            rules=rules(summary.measures),
+            matrix=list(zip(matrix.tolist(), row_fractions(matrix).tolist(), strict=True)),
+            histogram=make_histogram(scored) if scored else None,
+            ignored=len(summary.sizes) - len(scored),
+            curve=summary.curve,
+            points=_curve_points(summary.curve),
+            at_thresholds=threshold_rows(summary),
+            longest_side=LONGEST_SIDE,
+            legend=legend,
+            examples=examples,
+            plural=plural,
+        )
+    )
+
+
+def make_environment() -> Environment:
+    """Return what fills in the templates next to this file."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-    )
-    return environment.get_template("report.html").render(
-        summary=summary,
-        facts=facts,
-        version=unet_version(),
-        settings=settings,
-        numbers={title: show_score(name, summary[name]) for title, name in numbers.items()}
-        | {"images": len(summary.sizes)},
-        files=[name for name in result_files(summary) if name != "report.html"],
-        scores=score_rows(summary),
-        colours=colours,
-        errors=ERROR_COLOURS,
-        objects=object_rows(summary),
-        objects_are=object_title(summary),
-        rules=rules(summary.measures),
-        matrix=list(zip(matrix.tolist(), row_fractions(matrix).tolist(), strict=True)),
-        histogram=make_histogram(scored) if scored else None,
-        ignored=len(summary.sizes) - len(scored),
-        curve=summary.curve,
-        points=_curve_points(summary.curve),
-        at_thresholds=threshold_rows(summary),
-        longest_side=LONGEST_SIDE,
-        legend=legend,
-        examples=examples,
-        plural=plural,
     )
 
 
@@ -215,15 +222,15 @@ def _num_errors(colours: Sequence[Colour]) -> int:
     return 3 if len(colours) > 2 else 2
 
 
-def _name_files(pair: Pair) -> list[tuple[str, str]]:
-    """Return what each file is, and its path."""
+def link_files(pair: Pair, folder: Path) -> list[tuple[str, str]]:
+    """Return what each file is, and its address relative to the folder of the report."""
     parts = {
         "image": pair.images,
         "mask": pair.masks,
         "label image": filter(None, [pair.instances]),
     }
     return [
-        (f"{part} {shorten(Path(one).name, 40)}", one)
+        (f"{part} {shorten(Path(one).name, 40)}", _link(one, folder))
         for part, files in parts.items()
         for one in files
     ]
@@ -248,8 +255,12 @@ def _curve_points(curve: Curve | None) -> list[tuple[float, float]]:
     return points
 
 
-def _shrink(pixels: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
-    """Scale a picture (H, W, 3) uint8 or a mask (H, W) to at most `LONGEST_SIDE`."""
+def shrink(pixels: np.ndarray, nearest: bool = False) -> np.ndarray:
+    """Scale a picture (H, W, 3) uint8 or a mask (H, W) to at most `LONGEST_SIDE`.
+
+    `nearest` keeps the colours of masks, others are averaged.
+    """
+    resampling = Image.Resampling.NEAREST if nearest else Image.Resampling.BOX
     scale = min(1.0, LONGEST_SIDE / max(pixels.shape))
     height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
     return np.asarray(Image.fromarray(pixels).resize((width, height), resampling))
@@ -269,10 +280,11 @@ def _shrink_errors(errors: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     if small.mean() < 0.05:
         grown = Image.fromarray(small.astype(np.uint8)).filter(ImageFilter.MaxFilter(3))
         return np.asarray(grown, bool)
-    return _shrink(errors.astype(np.uint8) * 255, Image.Resampling.BOX) / 255
+    return shrink(errors.astype(np.uint8) * 255) / 255
 
 
-def _data_url(pixels: np.ndarray, image_format: str) -> str:
+def data_url(pixels: np.ndarray, image_format: str) -> str:
+    """Return the address that holds a picture itself, as JPEG or PNG."""
     file = io.BytesIO()
     options = {"quality": 82, "subsampling": 0} if image_format == "JPEG" else {"optimize": True}
     Image.fromarray(pixels).save(file, image_format, **options)
