@@ -108,7 +108,7 @@ def test_overrides_are_yaml_and_checked(tmp_path: Path) -> None:
         ("tiling.batch_size=0", ": got 0, expected a whole number from 1 to 65536"),
         ("data.normalization=all", ": got the text 'all', expected one of"),
         ("data.normalization={mean: [1]}", "data.normalization.std: missing, expected a list"),
-        ("model.encoder=resnet", ": got the text 'resnet', expected one of none, res"),
+        ("model.encoder=resnet", ": got 'resnet', expected one of none, res"),
         ("optimizer.lr=1e999", ": got the text '1e999', expected a number"),
         (f"optimizer.lr={10**400}", "0000: got 1000"),
         ("epochs", "epochs: expected an override such as train.epochs=5"),
