@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from PIL import Image
 
 import unet
 from unet import export, load_model, predict
+from unet.data.image_file import ImageFile
 from unet.data.image_io import read_image, to_float
+from unet.data.image_types import Pixels
 from unet.data.label_images import connected_components
 from unet.data.pairing import find_pairs
 from unet.evaluation.evaluate import evaluate
@@ -148,6 +152,56 @@ def test_unknown_mask_values_are_an_error_before_anything_is_written(
 ) -> None:
     Image.fromarray(np.full((36, 52), 77, np.uint8)).save(Path(new["masks"]) / "0.png")
     with pytest.raises(ValueError, match=r"0\.png: got the mask value 77"):
+        evaluate(best, **new, out="scores")
+    assert not Path("scores").exists()
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file has been decoded, by its name in its folder."""
+    counts: Counter[str] = Counter()
+    read = ImageFile.read
+
+    def count(file: ImageFile, *args: Any) -> Pixels:
+        counts["/".join(file.path.parts[-2:])] += 1
+        return read(file, *args)
+
+    monkeypatch.setattr(ImageFile, "read", count)
+    return counts
+
+
+def test_every_file_is_decoded_once(
+    best: Path, copied: Path, new: dict[str, str], decoded: Counter[str]
+) -> None:
+    evaluate(best, **new, out="scores")
+    expected = {f"{folder}/{i}.png": 1 for folder in ("images", "masks") for i in range(5)}
+    assert decoded == expected
+
+    decoded.clear()
+    write_instances(copied)
+    settings = {"data.root": copied, "data.instances": "instances"}
+    summary = evaluate(best, objects=True, out="objects", overrides=settings)
+    folders = ("images", "masks", "instances")
+    assert decoded == {f"{folder}/{s}.png": 1 for folder in folders for s in summary.stems}
+
+
+def test_images_that_are_not_kept_are_decoded_again_for_the_same_report(
+    best: Path, new: dict[str, str], decoded: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(best, **new, out="kept")
+    monkeypatch.setattr("unet.evaluation.evaluate._MOST_KEPT", 0)
+    decoded.clear()
+    evaluate(best, **new, out="again")
+    reports = [Path(folder, "report.html").read_text() for folder in ("kept", "again")]
+    assert reports[0] == reports[1]
+    assert decoded["images/0.png"] == 2
+
+
+def test_the_errors_of_all_files_are_shown_together(best: Path, new: dict[str, str]) -> None:
+    Path(new["images"], "1.png").write_bytes(b"no image")
+    Path(new["masks"], "3.png").unlink()
+    Image.fromarray(np.full((36, 52), 9, np.uint8)).save(Path(new["masks"], "3.png"))
+    with pytest.raises(ValueError, match=r"(?s)1\.png: cannot be read.*3\.png: .*9"):
         evaluate(best, **new, out="scores")
     assert not Path("scores").exists()
 

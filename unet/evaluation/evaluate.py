@@ -5,9 +5,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
 from unet.build import build_reader, list_pairs, list_validation_pairs
@@ -32,6 +33,9 @@ from unet.runtime import distributed
 from unet.runtime.optional import import_extra, is_installed
 from unet.runtime.text import format_list, plural
 from unet.visualize import image_to_rgb
+
+_MOST_KEPT = 2**29
+"""Bytes of images that are kept for the pictures of the report; images beyond are read again."""
 
 
 def evaluate(
@@ -103,15 +107,9 @@ def evaluate(
         thresholds=thresholds,
     )
     distributed.initialize()
-
-    @distributed.on_first_rank
-    def check() -> None:
-        collected = collect_statistics(pairs, build_reader(model.config))
-        if all_errors := errors + collected.unreadable + collected.errors:
-            raise ValueError(format_list(all_errors))
-
-    check()
-    measurements, predictions = _measure_pairs(model, pairs, measures, tta)
+    if errors:
+        _check_files(model, pairs, errors)
+    measurements, drawings = _measure_pairs(model, pairs, measures, tta, draws=out is not None)
     who = str(paths[0]) if len(paths) == 1 else f"ensemble of {len(paths)} checkpoints"
     how = f", with {' and '.join(tta)}" if tta else ""
     title = f"{who} on {plural(len(pairs), 'image')} of {source}{how}"
@@ -119,7 +117,7 @@ def evaluate(
     if out is not None:
         facts = {"checkpoints": [*map(str, paths)], "tta": [*tta], "source": source}
         try:
-            _write_report(Path(out), model, pairs, summary, predictions, facts)
+            _write_report(Path(out), model, pairs, summary, drawings, facts)
         except OSError as error:
             raise UnwrittenError(summary, Path(out), error) from error
     return summary
@@ -219,26 +217,61 @@ def validation_pairs(model: Model, instances: bool) -> list[Pair]:
     return [by_stem[stem] for stem in model.val_stems]
 
 
+@distributed.on_first_rank
+def _check_files(model: Model, pairs: Sequence[Pair], errors: Sequence[str] = ()) -> None:
+    """Raise ValueError with `errors` and those of all files, if there are any."""
+    collected = collect_statistics(pairs, build_reader(model.config))
+    if all_errors := [*errors, *collected.unreadable, *collected.errors]:
+        raise ValueError(format_list(all_errors))
+
+
+class _Drawing(NamedTuple):
+    """What the pictures of an image in the report are drawn from."""
+
+    image: np.ndarray | None
+    """(H, W, 3) uint8; None if it is read again."""
+    target: bytes
+    """Class ids (H, W) uint8, compressed to about a hundredth of their size."""
+    prediction: bytes
+
+
 @worker_errors()
 def _measure_pairs(
-    model: Model, pairs: Sequence[Pair], measures: Measures, tta: Sequence[TtaMode]
-) -> tuple[list[ImageMeasurements], dict[int, bytes]]:
-    """Measure every image; the measurements of all and this process's predictions, compressed."""
+    model: Model,
+    pairs: Sequence[Pair],
+    measures: Measures,
+    tta: Sequence[TtaMode],
+    draws: bool,
+) -> tuple[list[ImageMeasurements], dict[int, _Drawing]]:
+    """Measure every image; return the measurements of all, and the drawings of this process.
+
+    Files are decoded once. An error in one is raised together with those of all other files.
+    """
     measured: dict[int, ImageMeasurements] = {}
-    predictions: dict[int, bytes] = {}
-    reader = build_reader(model.config)
-    for i, _, scores, target in predict_pairs(model, pairs, "evaluate", tta=tta):
-        prediction = argmax_classes(scores).cpu()
-        probabilities, label_image = None, None
-        if measures.thresholds:
-            probabilities = (scores if tta else scores.softmax(0)).cpu()
-        if measures.labelled and measures.objects is not None:
-            label_image = _read_label_image(reader, pairs[i], target.numpy(), measures.objects)
-        measured[i] = measure_image(prediction, target, measures, probabilities, label_image)
-        # Kept to draw some of them: masks compress to about a hundredth of their size.
-        predictions[i] = zlib.compress(prediction.numpy().tobytes(), 1)
+    drawings: dict[int, _Drawing] = {}
+    reader, free, problem = build_reader(model.config), _MOST_KEPT, None
+    try:
+        for i, image, scores, target in predict_pairs(model, pairs, "evaluate", tta=tta):
+            prediction = argmax_classes(scores).cpu()
+            probabilities, label_image = None, None
+            if measures.thresholds:
+                probabilities = (scores if tta else scores.softmax(0)).cpu()
+            if measures.labelled and measures.objects is not None:
+                label_image = _read_label_image(reader, pairs[i], target.numpy(), measures.objects)
+            measured[i] = measure_image(prediction, target, measures, probabilities, label_image)
+            if draws:
+                pixels = image_to_rgb(image) if 3 * target.numel() <= free else None
+                free -= 0 if pixels is None else pixels.nbytes
+                masks = target.to(torch.uint8), prediction
+                drawings[i] = _Drawing(pixels, *(zlib.compress(ids.numpy(), 1) for ids in masks))
+    except (ValueError, OSError) as error:
+        problem = error
+    if distributed.any_rank(problem is not None):
+        _check_files(model, pairs)
+    if problem is not None:
+        raise problem
     everything = gather(measured)
-    return [everything[i] for i in range(len(pairs))], predictions
+    return [everything[i] for i in range(len(pairs))], drawings
 
 
 def _read_label_image(
@@ -261,18 +294,20 @@ def _write_report(
     model: Model,
     pairs: Sequence[Pair],
     summary: Summary,
-    predictions: Mapping[int, bytes],
+    drawings: Mapping[int, _Drawing],
     facts: Mapping[str, Any],
 ) -> None:
     """Write all results; each process draws those of the shown images that it has predicted."""
     chosen = choose_examples(summary.ranking)
     dataset = SegmentationDataset(pairs, build_reader(model.config), normalization=None)
     drawn, colours, scores = {}, model.classes.colours, summary.columns["mean_iou"].tolist()
-    for i in (i for members in chosen.values() for i in members if i in predictions):
-        image, target = dataset[0, i]
-        prediction = np.frombuffer(zlib.decompress(predictions[i]), np.uint8)
-        arrays = image_to_rgb(image), target.numpy(), prediction.reshape(summary.sizes[i])
-        drawn[i] = make_example(pairs[i], folder, scores[i], arrays, colours)
+    for i in (i for members in chosen.values() for i in members if i in drawings):
+        image, *masks = drawings[i]
+        target, prediction = (
+            np.frombuffer(zlib.decompress(ids), np.uint8).reshape(summary.sizes[i]) for ids in masks
+        )
+        pixels = image_to_rgb(dataset[0, i][0]) if image is None else image
+        drawn[i] = make_example(pairs[i], folder, scores[i], (pixels, target, prediction), colours)
     everything = gather(drawn)
     if distributed.rank() == 0:
         examples = {group: [everything[i] for i in members] for group, members in chosen.items()}
