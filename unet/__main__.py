@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     try:
-        from unet.cli.main import main
+        from unet.cli.main import run
     except ModuleNotFoundError as error:  # a clone that is not installed
         from unet.runtime.optional import install_command
 
@@ -14,4 +14,4 @@ if __name__ == "__main__":
             file=sys.stderr,
         )
         sys.exit(2)
-    sys.exit(main())
+    run()

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from unet.cli.arguments import parse
+from unet.cli import main as main_module
 from unet.cli.main import main
 from unet.config.schema import Config
 from unet.runtime.optional import install_command
@@ -228,6 +229,19 @@ def test_a_signal_saves_the_step_and_ends_with_its_code(
     monkeypatch.chdir(config.parent)
     assert main(["train", str(config), "--resume"]) == 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("code", "at_once"), [(0, False), (2, False), (130, True), (143, True)])
+def test_after_a_signal_the_process_ends_without_the_cleanup_of_python(
+    code: int, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(main_module, "main", lambda: code)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(SystemExit) as error:
+        main_module.run()
+    assert error.value.code == code
+    assert ended == [code] * at_once
 
 
 def test_a_setting_without_equals_gets_a_suggestion(

@@ -102,7 +102,7 @@ def test_a_run_stopped_within_epochs_equals_an_uninterrupted_one(
     assert_same_run(whole, parts)
 
 
-@pytest.mark.parametrize(("times", "validations"), [(1, 0), (5, 1)])
+@pytest.mark.parametrize(("times", "validations"), [(1, 0), (4, 0), (5, 1)])
 def test_a_signal_during_validation_ends_it(
     data_root: Path, monkeypatch: pytest.MonkeyPatch, times: int, validations: int
 ) -> None:

@@ -42,6 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + getattr(error, "signum", signal.SIGINT)
 
 
+def run() -> None:
+    """Run the command of this process and exit."""
+    code = main()
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        # Python would take a second of CPU time to delete what torch has made.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _run(words: Sequence[str]) -> int:
     """Run one command, print its errors, and return the exit code."""
     rank = os.environ.get("RANK", "0")

@@ -263,7 +263,9 @@ def _measure_pairs(
                 pixels = image_to_rgb(image) if 3 * target.numel() <= free else None
                 free -= 0 if pixels is None else pixels.nbytes
                 masks = target.to(torch.uint8), prediction
-                drawings[i] = _Drawing(pixels, *(zlib.compress(ids.numpy(), 1) for ids in masks))
+                drawings[i] = _Drawing(
+                    pixels, *(zlib.compress(ids.numpy().data, 1) for ids in masks)
+                )
     except (ValueError, OSError) as error:
         problem = error
     if distributed.any_rank(problem is not None):

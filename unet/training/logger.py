@@ -95,6 +95,14 @@ class RunLogger:
             self._warned.add(name)
 
 
+def load_extras() -> None:
+    """Import the packages of pictures and logs: in a run, a signal would wait for their import."""
+    if is_installed("matplotlib"):
+        import matplotlib.figure  # noqa: F401
+    if is_installed("tensorboard"):
+        import torch.utils.tensorboard.writer  # noqa: F401
+
+
 def draw_curves(
     path: Path, history: Sequence[dict[str, Any]], monitor: str, classes: ClassMap
 ) -> None:

@@ -37,6 +37,7 @@ from unet.training.duration import (
     timing_seconds,
 )
 from unet.training.initial_weights import InitialWeights, read_initial_weights
+from unet.training.logger import load_extras
 from unet.training.messages import start_text, summary_text
 from unet.training.precision import choose_precision
 from unet.training.run_folder import find_state, locked, prepare_folder
@@ -119,6 +120,7 @@ def train(
         if trainer.is_finished:
             print("the run is complete: there is nothing left to train")
         else:
+            load_extras()
             trainer.fit()
         print(summary_text(config, run, trainer.progress.history, data.skipped))
     return run
