@@ -20,8 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unet.cli.arguments import parse
 from unet.cli import main as main_module
+from unet.cli.arguments import parse
 from unet.cli.main import main
 from unet.config.schema import Config
 from unet.runtime.optional import install_command

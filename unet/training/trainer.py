@@ -190,7 +190,6 @@ class Trainer:
                 while not self.is_finished:
                     if self._validation_is_due:
                         bar.write(self._validate(logger, stop))
-                        stop.check()
                         continue
                     epoch = progress.step // self.steps_per_epoch + 1
                     loss, lr, norm = self._update(batches)
@@ -283,8 +282,7 @@ class Trainer:
             "skipped_steps": progress.skipped,
         }
         if self.settings.score_raw_weights and has_scores:
-            raw_columns, _ = self._score(replace(self.model, net=self.net), stop)
-            row[f"raw_{monitor}"] = raw_columns[monitor]
+            row[f"raw_{monitor}"] = self._score(replace(self.model, net=self.net), stop)[0][monitor]
         stop.check()  # after a signal, pictures and logs would take too long
         row["seconds"] = round(time.monotonic() - self._start, 1)
         is_best = not has_scores or monitored(row, monitor) > max(self._scores, default=-math.inf)
