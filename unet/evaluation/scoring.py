@@ -18,6 +18,7 @@ from unet.inference.tta import TtaMode, mean_probabilities
 from unet.metrics.confusion import confusion_matrix
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
+from unet.runtime.device import num_cores
 from unet.runtime.progress import Progress
 from unet.runtime.signals import StopRequest
 
@@ -99,7 +100,8 @@ def predict_pairs(
     samples = load_samples(
         SegmentationDataset(pairs, build_reader(model.config), normalization=None),
         sampler=[(0, index) for index in indices],  # one by one, as their sizes may differ
-        num_workers=model.config.train.num_workers,
+        # A model may come from a machine with more cores; torch warns of more workers than cores.
+        num_workers=min(model.config.train.num_workers, num_cores()),
     )
     # Processes with fewer images make as many rounds, as all of them must check for a signal.
     rounds = range(math.ceil(len(pairs) / distributed.world_size()))

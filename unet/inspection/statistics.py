@@ -23,6 +23,7 @@ from unet.data.pairing import Pair
 from unet.data.reader import PairReader
 from unet.data.resize import resize_area
 from unet.inspection.remarks import find_remarks
+from unet.runtime.device import num_cores
 from unet.runtime.files import atomic_path
 from unet.runtime.progress import Progress
 from unet.runtime.text import group_messages, join_some
@@ -114,8 +115,7 @@ def _summarize_all(
 ) -> Iterator[tuple[int, tuple[Any, ...] | Exception]]:
     """Yield the index of each pair to read and what `_summarize` returns for it."""
     # One thread for each core: each thread holds a whole image.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(cores)
+    pool = ThreadPoolExecutor(num_cores())
     try:
         with Progress(len(todo), "check", "image", hide=not todo) as progress:
             for start in range(0, len(todo), _QUEUE_SIZE):

@@ -3,6 +3,7 @@
 import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +13,11 @@ import torch
 from unet.runtime import distributed
 from unet.runtime.errors import OutOfMemoryError, is_out_of_memory
 from unet.runtime.text import plural
+
+
+def num_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def pick_device(name: str) -> torch.device:
