@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from helpers import assert_same_run, make_config, states_equal, write_instances, write_pairs
 from PIL import Image
@@ -267,3 +268,17 @@ def test_a_stopped_process_is_named_by_the_others(config: Path) -> None:
         os.kill(victim, signal.SIGKILL)  # torchrun would wait for it for half a minute
     process.communicate(timeout=100)
     assert process.returncode != 0
+
+
+def test_gpus_without_nccl_as_on_windows_use_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: started.append(backend))
+    monkeypatch.setattr(distributed, "_start_heartbeat", lambda *_: None)
+    monkeypatch.setattr("atexit.register", lambda _: None)
+    for has_nccl in (True, False):
+        monkeypatch.setattr(dist, "is_nccl_available", lambda has_nccl=has_nccl: has_nccl)
+        distributed.initialize()
+    assert started == ["cpu:gloo,cuda:nccl", "gloo"]

@@ -64,13 +64,14 @@ def disable_progress() -> bool | None:
 
 
 def initialize(timeout_minutes: float = 10.0) -> None:
-    """Join the process group, once; with gloo for CPUs and nccl for GPUs.
+    """Join the process group, once; with gloo for CPUs and, where there is nccl, nccl for GPUs.
 
     Then each process ends with a message as soon as another has not run for `timeout_minutes`. A
     process that computes or reads for longer is not meant: its heartbeat goes on.
     """
     if world_size() > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        has_nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
+        backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         store: Store
         store, number, count = next(rendezvous("env://"))
         # After a restart, torchrun's store still has the addresses of the ended processes. (Several
