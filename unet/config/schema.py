@@ -173,6 +173,9 @@ class TrainConfig:
     patience: Positive | None = None
     # Number of validation images that are drawn into previews/ at each validation.
     previews: OnResume[Annotated[int, Range(minimum=0, maximum=1000)]] = 4
+    # Where to watch the run: any of tensorboard, mlflow and wandb (Weights & Biases, offline unless
+    # WANDB_MODE says otherwise). null for TensorBoard if it is installed.
+    loggers: OnResume[tuple[Literal["tensorboard", "mlflow", "wandb"], ...] | None] = None
     # Save last.pt when it is this many minutes old. It is also saved at each validation.
     save_every_minutes: OnResume[NotNegative] = 10.0
     # Also save last.pt each time this many steps have passed. null to save only at the times above.

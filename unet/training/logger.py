@@ -1,4 +1,4 @@
-"""What a run shows of its progress: metrics.csv, curves.png, previews and TensorBoard's files."""
+"""What a run shows of its progress: metrics.csv, curves.png, previews, entries of loggers."""
 
 import math
 import sys
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
+from unet.config.schema import TrainConfig
 from unet.data.classes import ClassMap
 from unet.evaluation.scoring import PredictedImage
 from unet.metrics.monitor import best_row, score_title
@@ -17,34 +17,35 @@ from unet.runtime.files import atomic_path, write_csv
 from unet.runtime.notebook import in_notebook, show_picture
 from unet.runtime.optional import is_installed
 from unet.runtime.text import shorten
+from unet.training.loggers import LOGGERS, Logger
 from unet.visualize import draw_preview_sheet, save_picture
 
 
 class RunLogger:
-    """Logs to a run's folder; to TensorBoard and curves.png if their extras are installed.
+    """Logs to a run's folder and to `train.loggers`; to curves.png if Matplotlib is installed.
 
-    `monitor` is the score to mark in the curves. TensorBoard forgets its entries after `step`.
+    A run that continues after `step` continues in its loggers.
     """
 
-    def __init__(self, run: Path, classes: ClassMap, monitor: str, step: int = 0) -> None:
-        self.run, self.classes, self.monitor = run, classes, monitor
-        self._writer: Any = None
+    def __init__(self, run: Path, classes: ClassMap, settings: TrainConfig, step: int = 0) -> None:
+        self.run, self.classes, self.monitor = run, classes, settings.monitor
+        self._loggers: dict[str, Logger] = {}
         self._warned: set[str] = set()
-        if is_installed("tensorboard"):
-            with self._warnings("tensorboard"):
-                from torch.utils.tensorboard.writer import SummaryWriter
-
-                self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
-                settings = (run / "config.yaml").read_text(encoding="utf-8")
-                self._writer.add_text("config", f"```yaml\n{settings}```", step)
+        loggers: Sequence[str] | None = settings.loggers
+        if loggers is None:
+            loggers = ["tensorboard"] if is_installed("tensorboard") else []
+        for name in loggers:
+            with self._warnings(name):
+                config = (run / "config.yaml").read_text(encoding="utf-8")
+                self._loggers[name] = LOGGERS[name](run, config, step)
 
     def step(self, step: int, loss: float, learning_rate: float, gradient_norm: float) -> None:
         """Log an update, counted from 1."""
-        if self._writer is not None:
-            with self._warnings("tensorboard"):
-                self._writer.add_scalar("train/loss", loss, step)
-                self._writer.add_scalar("train/learning_rate", learning_rate, step)
-                self._writer.add_scalar("train/gradient_norm", gradient_norm, step)
+        numbers = {"loss": loss, "learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        named = {f"train/{name}": value for name, value in numbers.items()}
+        for name, logger in list(self._loggers.items()):
+            with self._warnings(name):
+                logger.numbers(named, step)
 
     def validation(
         self, history: Sequence[dict[str, Any]], previews: Sequence[PredictedImage]
@@ -64,30 +65,28 @@ class RunLogger:
                 save_picture(self.run / "previews" / f"epoch_{row['epoch']:04d}.png", sheet)
                 if in_notebook():
                     show_picture(sheet, f"previews of {self.run.resolve()}")
-        if self._writer is not None:
-            with self._warnings("tensorboard"):
-                for name in set(row) - {"epoch", "step", "seconds", "lr", "train_loss"}:
-                    tag = f"validation/{name.removeprefix('val_')}"
-                    self._writer.add_scalar(tag, row[name], row["step"])
+        others = {"epoch", "step", "seconds", "lr", "train_loss"}
+        scores = {f"validation/{k.removeprefix('val_')}": row[k] for k in row if k not in others}
+        for name, logger in list(self._loggers.items()):
+            with self._warnings(name):
+                logger.numbers(scores, row["step"])
                 if sheet is not None:
-                    picture = np.asarray(sheet)
-                    self._writer.add_image("previews", picture, row["step"], dataformats="HWC")
-                self._writer.flush()
+                    logger.picture(sheet, row["step"])
+                logger.flush()
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        if self._writer is not None:
-            with self._warnings("tensorboard"):
-                self._writer.close()
+        """Close the loggers."""
+        for name, logger in list(self._loggers.items()):
+            with self._warnings(name):
+                logger.close()
 
     @contextmanager
     def _warnings(self, name: str) -> Iterator[None]:
         """Warn, once for each name, if pictures and logs cannot be written; training goes on."""
         try:
             yield
-        except Exception as error:  # of Matplotlib, Pillow or TensorBoard, whatever their reason
-            if name == "tensorboard":
-                self._writer = None
+        except Exception as error:  # of Matplotlib, Pillow or a logger, whatever their reason
+            self._loggers.pop(name, None)
             if name not in self._warned:
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 message = f"warning: {self.run / name}: cannot be written ({reason})"

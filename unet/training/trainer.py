@@ -224,7 +224,7 @@ class Trainer:
         )
         logger, step = None, self.progress.step
         if distributed.rank() == 0:
-            logger = RunLogger(self.run, self.model.classes, self.settings.monitor, step)
+            logger = RunLogger(self.run, self.model.classes, self.settings, step)
         try:
             yield batches, logger
         finally:
