@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from helpers import write_pairs
 
-from unet.data.pairing import find_pairs
+from unet.data.pairing import find_pairs, list_files
 from unet.inspection.held_out import describe_split_lists
 from unet.inspection.propose import propose
 
@@ -29,7 +29,9 @@ def test_lists_of_a_split_are_named_with_the_line_that_uses_them(
     (data_root / name).write_text(text)
     (data_root / "train.txt").write_text("0\n2\n4\n5\n")
     (data_root / "notes.txt").write_text("Scanned in May.\n")
-    lines = describe_split_lists(data_root, find_pairs(data_root, ["images"], "masks")[0])
+    lines = describe_split_lists(
+        data_root, list_files(data_root), find_pairs(data_root, ["images"], "masks")[0]
+    )
     assert len(lines) == 2
     assert f"  # {name}" in lines[0]
     assert "lists 2 of the pairs" in lines[0]

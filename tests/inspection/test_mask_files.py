@@ -3,10 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from unet.build import build_training_reader
 from unet.config.loader import config_from_dict
 from unet.inspection.check import check_data
+from unet.inspection.mask_files import are_label_images
 from unet.inspection.propose import propose
 
 RNG = np.random.default_rng(0)
@@ -79,3 +81,60 @@ def test_masks_of_a_second_annotator_are_no_class(tmp_path: Path) -> None:
     text = propose(tmp_path, "mine")
     assert "masks: a" in text
     assert "Other masks of the same images; to use them: masks: b" in text
+
+
+@pytest.mark.parametrize("second", ["annotator2", "masks_2", "second_labels", "a_expert_b"])
+def test_the_masks_of_the_first_annotator_are_proposed(tmp_path: Path, second: str) -> None:
+    for i in range(6):
+        cell, nucleus = draw(i)
+        other = np.where(nucleus > 0, 200, np.roll(cell, 2, 0))  # also with more values
+        write(tmp_path, "images/{}.png", {"masks/{}.png": cell, second + "/{}.png": other}, i)
+    text = propose(tmp_path, "mine")
+    assert "\n  masks: masks\n" in text
+    assert f"Other masks of the same images; to use them: masks: {second}" in text
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_class_masks_with_soft_edges_may_overlap_along_them(tmp_path: Path, ending: str) -> None:
+    for i in range(6):
+        cell, nucleus = np.zeros((2, *SIZE), np.uint8)
+        cell[4 + i : 20 + i, 5:30] = 255
+        nucleus[20 + i : 40, 5:30] = 255
+        masks = {"cell": cell, "nucleus": nucleus}
+        write(tmp_path, "images/{}.png", {}, i)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        for name, mask in masks.items():
+            image = Image.fromarray(mask)
+            if ending == "png":
+                image = image.filter(ImageFilter.GaussianBlur(0.8))
+            image.save(tmp_path / f"masks/{i}_{name}.{ending}", quality=80)
+    config = config_from_dict({"name": "mine", **yaml.safe_load(propose(tmp_path, "mine"))})
+    assert config.data.masks == {name: f"masks/{{stem}}_{name}" for name in masks}
+    assert config.data.tolerance == 127
+    data = check_data(config)
+    assert not data.errors
+    ids = build_training_reader(config).read(data.train_pairs[0])[1]
+    top = 4 + int(data.train_pairs[0].stem)
+    assert [ids[top + 8, 15], ids[top + 18, 15], ids[1, 1]] == [1, 2, 0]
+
+
+def test_label_images_have_each_number_in_one_place() -> None:
+    squares = np.kron(np.arange(30, dtype=np.uint8).reshape(5, 6), np.ones((8, 8), np.uint8))
+    assert are_label_images([squares])
+    assert not are_label_images([np.tile(squares, (1, 2))])  # each in two places
+    assert not are_label_images([np.minimum(squares, 3)])  # three classes in 8 bits
+    assert are_label_images([np.where(squares < 4, squares, 0).astype(np.uint16)])  # from 1 on
+    assert not are_label_images([np.where(squares < 4, 9 * squares, 0).astype(np.uint16)])
+    assert not are_label_images([np.stack([squares] * 3, axis=2)])
+    assert are_label_images([squares.astype(np.float32)])
+    assert not are_label_images([squares + np.float32(0.5)])
+    soft = Image.fromarray(np.where(squares % 2, 255, 0).astype(np.uint8)).resize((97, 83), 2)
+    assert not are_label_images([np.asarray(soft)])
+    assert not are_label_images([squares * 0])
+    # Classes that are each in one place, but the same in all masks.
+    few = np.where(squares < 4, squares, 0).astype(np.uint16)
+    assert not are_label_images([few, few[::-1]])
+    apart = np.zeros((40, 40), np.float32)
+    apart[2:8, 2:8] = apart[20:28, 20:28] = 1
+    assert not are_label_images([apart, 2 * apart.T])
+    assert not are_label_images([])

@@ -5,7 +5,7 @@ import pytest
 from helpers import write_png16
 from PIL import Image, ImageFilter
 
-from unet.inspection.mask_values import are_label_images, count_values, find_classes
+from unet.inspection.mask_values import count_values, find_classes
 
 
 def save(path: Path, mask: Image.Image | np.ndarray) -> tuple[str, None]:
@@ -176,19 +176,3 @@ def test_255_above_consecutive_values_is_ignored(tmp_path: Path) -> None:
     assert [*found.values.values()] == [[0], [1], [2]]
     assert found.ignore == [255]
     assert found.notes[0].startswith("255 stands apart from the other values")
-
-
-def test_label_images_have_each_number_in_one_place() -> None:
-    squares = np.kron(np.arange(30, dtype=np.uint8).reshape(5, 6), np.ones((8, 8), np.uint8))
-    assert are_label_images([squares])
-    assert not are_label_images([np.tile(squares, (1, 2))])  # each in two places
-    assert not are_label_images([np.minimum(squares, 3)])  # three classes in 8 bits
-    assert are_label_images([np.where(squares < 4, squares, 0).astype(np.uint16)])  # from 1 on
-    assert not are_label_images([np.where(squares < 4, 9 * squares, 0).astype(np.uint16)])
-    assert not are_label_images([np.stack([squares] * 3, axis=2)])
-    assert are_label_images([squares.astype(np.float32)])
-    assert not are_label_images([squares + np.float32(0.5)])
-    soft = Image.fromarray(np.where(squares % 2, 255, 0).astype(np.uint8)).resize((97, 83), 2)
-    assert not are_label_images([np.asarray(soft)])
-    assert not are_label_images([squares * 0])
-    assert not are_label_images([])

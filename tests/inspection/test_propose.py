@@ -66,6 +66,19 @@ def test_the_places_of_the_files_are_found(
     assert data.classes == {"background": 0, "foreground": 255}
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_masks_of_half_the_size_are_resized_and_counted(tmp_path: Path, step: int) -> None:
+    for i in range(6):
+        write(tmp_path / "data", f"images/{i}.png", f"masks/{i}.png", [0, 255])
+        with Image.open(path := tmp_path / "data" / f"masks/{i}.png") as file:
+            smaller = file.reduce(2) if i % step == 0 else file.copy()
+        smaller.point(lambda value: 255 * (value > 127)).save(path)
+    text = propose(tmp_path / "data", "mine")
+    assert f"# {6 // step} of 6 masks have another size than their image." in text
+    assert "\n  resize_masks: true\n" in text
+    assert check_data(proposed(tmp_path / "data")).errors == []
+
+
 def test_stacks_are_recognised(tmp_path: Path) -> None:
     pages = [draw([0, 255]) for _ in range(5)]
     for i, name in enumerate(("volume", "labels")):
@@ -202,6 +215,7 @@ def test_classes_follow_the_mask_values(tmp_path: Path) -> None:
         write(tmp_path / "d", f"images/{i}.png", f"masks/{i}.png", [0, 1, 2, 3])
         with Image.open(tmp_path / f"d/masks/{i}.png") as mask:
             numbers = np.array(mask).astype(np.uint16)
+        numbers[numbers > 3 - i % 2] = 0  # not as many objects in each mask
         Image.fromarray(numbers).save(tmp_path / f"d/masks/{i}.png")
     assert proposed(tmp_path / "a").data.classes == {
         "background": 0,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unet.data.classes import IGNORE_INDEX, ClassMap, Colour
+from unet.data.classes import IGNORE_INDEX, ClassMap, Colour, is_interior
 from unet.data.image_io import read_stored
 from unet.data.image_types import DEFAULT_OPTIONS, Header, ImageTypeError, ReadOptions, Window
 from unet.runtime.text import plural
@@ -62,9 +62,11 @@ def read_class_masks(
 ) -> np.ndarray:
     """Read a binary mask for each class except the first as class ids (H, W) uint8.
 
-    In each mask, 1, 255 or 65535 means the class, 0 all others. No two may claim the same pixel.
+    In each mask, 1, 255 or 65535 means the class, 0 all others. No two may claim the same pixel;
+    but with a tolerance, masks may overlap along their edges, where the higher value decides.
     """
     ids: np.ndarray = np.empty(0)
+    highest_codes: np.ndarray = np.empty(0)
     for i, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         codes = _codes(_read(path, page, options, window)[1], path)
         codes = _fit(codes, size, path, options)
@@ -73,12 +75,18 @@ def read_class_masks(
         inside = ClassMap({f"not {name}": 0, name: value}, (), tolerance).decode(codes, path) == 1
         if i == 1:
             ids, size = np.zeros(codes.shape, np.uint8), (codes.shape[0], codes.shape[1])
-        if len(taken := ids[inside & (ids != 0)]):
+            highest_codes = np.zeros_like(codes)
+        both = inside & (ids != 0)
+        if tolerance:
+            both &= is_interior(both)
+            inside &= codes > np.where(ids, highest_codes, 0)
+        if len(taken := ids[both]):
             raise ValueError(
                 f"{path}: got {plural(len(taken), 'pixel')} that {names[int(taken[0]) - 1]} claims "
                 "too, expected one class for each pixel; correct one of the masks"
             )
         ids[inside] = i
+        highest_codes = np.where(inside, codes, highest_codes)
     return ids
 
 
@@ -180,8 +188,7 @@ def _fit(
     if size is None or codes.shape == size:
         return codes
     (height, width), advice = codes.shape, "correct the one that is wrong"
-    # Rounding changes each side by less than a pixel.
-    alike = abs(height * size[1] - width * size[0]) <= max(height, width, *size)
+    alike = are_alike((height, width), size)
     if alike and options.resize_masks:
         rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
         columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
@@ -195,6 +202,11 @@ def _fit(
         f"{path}: got a {what} of {height} x {width} pixels (height x width), expected {size[0]} x "
         f"{size[1]} as its image; {advice}"
     )
+
+
+def are_alike(one: Size, other: Size) -> bool:
+    """Whether two sizes have the same aspect ratio; rounding changes a side by less than 1."""
+    return abs(one[0] * other[1] - one[1] * other[0]) <= max(*one, *other)
 
 
 def _colour_codes(header: Header, values: np.ndarray, path: str | Path) -> np.ndarray:

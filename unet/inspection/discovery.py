@@ -51,18 +51,20 @@ class Pairing:
     count_single: Callable[[], int]  # files that the patterns describe, but that are in no pair
 
 
-def find_pairings(root: Path) -> list[Pairing]:
+def find_pairings(root: Path, paths: Iterable[str] | None = None) -> list[Pairing]:
     """Find images and masks with similar names; the pairing with most files comes first.
 
     They may be in two folders, in one folder, in one folder for each image, or in folders whose
-    paths differ only in numbers or (three or more folders) in one component.
+    paths differ only in numbers or (three or more folders) in one component. `paths` are all files
+    in `root`; None lists them.
 
     Raises:
         ValueError: if files have similar names, but none of them looks like a mask.
     """
     prefix = f"{root.as_posix().rstrip('/')}/" if root != Path() else ""
     # Sorted, because the order in which a disk lists files varies.
-    paths = sorted(path for path in list_files(root) if path.lower().endswith(tuple(SUFFIXES)))
+    paths = list_files(root) if paths is None else paths
+    paths = sorted(path for path in paths if path.lower().endswith(tuple(SUFFIXES)))
     files = [split_name(path.removeprefix(prefix)) for path in paths]
     folders = group_by_folder(prefix, files)
     whole = [*group_by_stem(prefix, "", files)]

@@ -11,7 +11,7 @@ import yaml
 
 from unet.data.image_io import read_header
 from unet.data.image_types import SUFFIXES
-from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs
+from unet.data.pairing import MaskPlaces, Pair, Places, find_pairs, list_files
 from unet.data.table import read_table
 from unet.inspection.discovery import Pairing, find_pairings, read_each
 from unet.inspection.held_out import (
@@ -47,8 +47,9 @@ def find_files(root: Path) -> FoundFiles:
             header = next(csv.reader(file), [])
         if {"image", "mask"} <= set(header):
             return _from_table(root, path.name)
-    if pairings := find_pairings(root):
-        return _from_folders(root, pairings)
+    paths = [*list_files(root)]
+    if pairings := find_pairings(root, paths):
+        return _from_folders(root, paths, pairings)
     raise ValueError(
         f"{root}: got no images and masks with corresponding names, expected files of the same "
         "names in two folders, names that differ by a suffix such as _mask, or a folder for each "
@@ -75,7 +76,7 @@ def _from_table(root: Path, name: str) -> FoundFiles:
     return FoundFiles(lines, pairs)
 
 
-def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
+def _from_folders(root: Path, paths: Sequence[str], pairings: Sequence[Pairing]) -> FoundFiles:
     held_out, candidates = list[Pairing](), pairings
     if any(split_of(one.images) == "train" for one in pairings):
         # Images of one split and masks of another may have the same names.
@@ -114,7 +115,7 @@ def _from_folders(root: Path, pairings: Sequence[Pairing]) -> FoundFiles:
             for one in unlike
         ),
         *describe_test_folders(root, [one for one in pairings if one.images != best.images]),
-        *describe_split_lists(root, pairs),
+        *describe_split_lists(root, paths, pairs),
         f"  images: {_to_yaml(image_places)}",
         f"  masks: {_to_yaml(masks)}",
     ]

@@ -1,13 +1,13 @@
 """Lists of a split and labelled test folders -> comments that say how to use them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unet.data.pairing import Pair, list_files
+from unet.data.pairing import Pair
 from unet.data.splits import find_stems
 from unet.inspection.discovery import Pairing
 
@@ -47,12 +47,12 @@ def describe_test_folders(root: Path, pairings: Sequence[Pairing]) -> list[str]:
     ]
 
 
-def describe_split_lists(root: Path, pairs: Sequence[Pair]) -> list[str]:
-    """Comments on files that list some of the pairs, as ImageSets/val.txt does."""
+def describe_split_lists(root: Path, paths: Iterable[str], pairs: Sequence[Pair]) -> list[str]:
+    """Comments on those of `paths` that list some of the pairs, as ImageSets/val.txt does."""
     lines = []
     known = {pair.stem for pair in pairs}
     endings = (".txt", ".lst", ".yaml", ".yml", ".json")
-    for path in sorted(path for path in list_files(root) if path.lower().endswith(endings)):
+    for path in sorted(path for path in paths if path.lower().endswith(endings)):
         for key, names in _read_lists(Path(path)).items():
             found = [stem for stem in find_stems(pairs, names) if stem in known]
             if not (0 < len(set(found)) < len(known) and 2 * len(found) > len(names)):

@@ -13,7 +13,7 @@ from unet.data.masks import read_codes, to_8_bits
 from unet.inspection.discovery import read_each
 from unet.runtime.text import join_some
 
-_MANY_OBJECTS = 10
+MANY_OBJECTS = 10
 """A mask with more numbers than this likely numbers objects, not classes."""
 _MANY_VALUES = 40
 """A mask with more values than this holds no classes, or was smoothed or saved as JPEG."""
@@ -64,7 +64,7 @@ def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
         in_mask = _count(codes)
         pixels.update(in_mask)
         files.update(in_mask.keys())
-        places = _find_places(codes)
+        places = find_places(codes)
         for counter, where in zip((interior, smooth, edge), places, strict=True):
             counter.update(_count(codes[where]))
         most, jpeg = max(most, len(in_mask)), jpeg or is_jpeg
@@ -117,7 +117,7 @@ def _count(codes: np.ndarray) -> dict[Value, int]:
     }
 
 
-def _find_places(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_places(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where (H, W) pixels are inside areas of one value, of similar values, and on edges.
 
     On an edge, a pixel has a lower and a higher neighbour, or a similar one.
@@ -148,36 +148,6 @@ def _bands(codes: np.ndarray) -> np.ndarray:
     shifts = [16, 8, 0] if codes.size and codes.max() >= _COLOUR else None
     codes = codes.astype(np.int64)[..., None]
     return codes if shifts is None else codes >> shifts & 255
-
-
-def are_label_images(masks: Iterable[np.ndarray]) -> bool:
-    """Whether masks number their objects: many numbers, each in one place.
-
-    Few are enough in files of more than 8 bits, if they are 1, 2, 3 ... or above 65535.
-    """
-    verdicts = []
-    for mask in masks:
-        if mask.ndim != 2 or (mask.dtype.kind == "f" and not (mask == np.round(mask)).all()):
-            return False
-        mask = mask.astype(np.int64) if mask.dtype.kind in "bf" else mask
-        numbers, counts = np.unique(mask[mask > 0], return_counts=True)
-        if not len(numbers):
-            continue
-        # A number in one place has one run in each row; smoothed or JPEG edges have many runs.
-        starts = np.diff(mask.astype(np.int64), axis=1, prepend=0) != 0
-        rows, columns = np.nonzero(starts & (mask > 0))
-        runs = np.stack((rows, mask[rows, columns]), axis=1)
-        single = len(np.unique(runs, axis=0)) / len(runs)
-        many = len(numbers) > _MANY_OBJECTS and counts.max() < 0.5 * counts.sum()
-        few = mask.dtype.itemsize > 1 and (numbers[-1] == len(numbers) or numbers[0] > 65535)
-        interior, _, edge = _find_places(mask)
-        on_edges = np.setdiff1d(mask[edge], mask[interior])
-        is_soft = 2 * len(on_edges) > len(numbers)
-        verdicts.append((single > 0.8, (many or few) and not is_soft))
-    if not verdicts:
-        return False
-    in_one_place, enough = np.mean(verdicts, axis=0)
-    return bool(in_one_place > 0.8 and enough > 0.1)
 
 
 def find_classes(values: ValueCounts) -> FoundClasses:
@@ -244,15 +214,15 @@ def _find_known(values: ValueCounts, fraction: dict[Value, float]) -> list[Value
     solid = [one for one in frequent if 20 * values.interior[one] >= values.pixels[one]]
     thin = [one for one in frequent if one not in solid]
     firm = [one for one in thin if 2 * values.edge[one] < values.pixels[one]]
-    if len(thin) > _MANY_OBJECTS:
+    if len(thin) > MANY_OBJECTS:
         most = max(values.pixels[one] for one in thin)
         firm = [one for one in firm if 2 * values.pixels[one] >= most] if len(solid) < 2 else []
     anchors = [*solid, *firm]
     peaks = _find_peaks(values, fraction)
-    if len(peaks) > 1 and (values.jpeg or (len(thin) > _MANY_OBJECTS and _gap(anchors) <= _NOISE)):
+    if len(peaks) > 1 and (values.jpeg or (len(thin) > MANY_OBJECTS and _gap(anchors) <= _NOISE)):
         return peaks
     known = sorted(anchors)
-    if len(thin) <= _MANY_OBJECTS and (len(anchors) < 2 or _gap(anchors) <= _NOISE):
+    if len(thin) <= MANY_OBJECTS and (len(anchors) < 2 or _gap(anchors) <= _NOISE):
         known = frequent  # no noise is between such values
     covered = sum(fraction[one] for one in known)
     edges = sum(values.edge[one] for one in fraction if one not in known) / values.pixels.total()

@@ -8,8 +8,8 @@ import numpy as np
 from unet.data.image_io import read_header
 from unet.inspection.discovery import Pairing, read_each
 from unet.inspection.held_out import split_of
-from unet.inspection.mask_files import rank_masks, read_values, some_masks
-from unet.inspection.mask_values import Value, are_label_images, count_values, find_classes
+from unet.inspection.mask_files import are_label_images, rank_masks, read_values, some_masks
+from unet.inspection.mask_values import Value, count_values, find_classes
 
 _FEWEST = 2
 """Pairs of a place; a single one may be a figure and its drawing."""
@@ -30,7 +30,12 @@ def find_other_places(
         if len(one.files) < _FEWEST or is_held_out or used & files:
             continue
         same = [other for other in candidates if one.images == other.images]
-        same = [other for other in same if len(other.files) == len(one.files)]
+        same = [
+            other
+            for other in same
+            if len(other.files) == len(one.files)
+            and not any(mask in used for _, mask in other.files.values())
+        ]
         place = max(same, key=rank_masks) if len(same) > 1 else one
         used |= {path for both in place.files.values() for path in both}
         (alike if _are_alike(best, place) else unlike).append(place)

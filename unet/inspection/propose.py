@@ -15,17 +15,22 @@ from unet.config.loader import config_from_dict
 from unet.data.annotations.target import MARK, VALIDATION
 from unet.data.image_io import read_header
 from unet.data.image_types import Header
+from unet.data.masks import are_alike
 from unet.data.pairing import Pair, find_pairs
 from unet.inspection.discovery import read_each
 from unet.inspection.duplicates import find_similar, propose_group
 from unet.inspection.evidence import find_evidence
 from unet.inspection.find_files import FoundFiles, find_files, quote
 from unet.inspection.groups import propose_split
-from unet.inspection.mask_files import read_values
+from unet.inspection.mask_files import (
+    are_label_images,
+    has_soft_edges,
+    may_number_objects,
+    read_values,
+)
 from unet.inspection.mask_values import (
     Value,
     ValueCounts,
-    are_label_images,
     count_values,
     find_classes,
 )
@@ -132,8 +137,15 @@ def propose(
         classes, rare = _propose_class_masks(class_names, some)
     else:
         few = [(pair.masks[0], pair.page) for pair in some[:: max(1, len(some) // 30)]]
-        classes, rare = _propose_classes(values, are_label_images(read_each(read_values, few)))
-    channels, image_lines = _propose_channels([pair.images[0] for pair in some])
+        drawn = [*read_each(read_values, few)]
+        classes, rare = _propose_classes(values, are_label_images(drawn))
+        if may_number_objects(drawn) and not any("object:" in line for line in classes):
+            classes.insert(
+                0,
+                "  # Each number is in one place of its mask. If they number objects: classes: "
+                '{background: 0, object: "1-65535"}',
+            )
+    channels, image_lines = _propose_channels(headers)
     head = f"# {name}: proposed by unet init. Check it; class names, for example, are guesses."
     if known is not None:
         head = f"# {name}: proposed by unet import."
@@ -142,6 +154,7 @@ def propose(
         f"  root: {quote(folder.as_posix())}",
         *lines,
         *exclude,
+        *_propose_resize(some),
         *classes,
         *image_lines,
         *(propose_split(pairs) if validation is None else [validation]),
@@ -178,6 +191,23 @@ def _leave_out(folder: Path, pairs: Sequence[Pair]) -> tuple[list[str], list[Pai
     return lines, [pair for pair in pairs if pair.stem not in left_out]
 
 
+def _propose_resize(pairs: Sequence[Pair]) -> list[str]:
+    """The lines of `resize_masks`, if several masks are smaller or larger copies of their size."""
+    sizes = read_each(
+        lambda pair: [read_header(one).upright_size for one in (pair.images[0], pair.masks[0])],
+        pairs,
+    )
+    unequal = [(image, mask) for image, mask in sizes if image != mask]
+    if not sum(are_alike(*both) for both in unequal) > 1:
+        return []
+    return [
+        f"  # {len(unequal)} of {len(pairs)} masks have another size than their image. To those of "
+        "the same aspect",
+        "  # ratio, the nearest pixel applies; check that they show the same part of the image.",
+        "  resize_masks: true",
+    ]
+
+
 def _find_errors(name: str, text: str, pairs: Sequence[Pair]) -> list[str]:
     """Comments on what `unet check` would refuse in the examined pairs, and on similar images."""
     config = config_from_dict({"name": name, **yaml.safe_load(text)})
@@ -202,10 +232,15 @@ def _propose_classes(values: ValueCounts, numbered: bool) -> tuple[list[str], li
     if numbered:
         highest = max(value for value in values.pixels if isinstance(value, int))
         most = 65535 if highest <= 65535 else 2**31 - 1
-        return [
+        lines = [
             f"  # The masks number their objects, up to {highest}: every number is foreground.",
             f'  classes: {{background: 0, object: "1-{most}"}}',
-        ], []
+        ]
+        if highest <= 10:
+            lines.insert(
+                1, "  # If they are classes, give each a name: {class_1: 1, class_2: 2 ...}"
+            )
+        return lines, []
     found = find_classes(values)
     total = values.pixels.total()
     shown = ", ".join(f"{name} {fraction:.1%}" for name, fraction in found.fractions.items())
@@ -239,19 +274,29 @@ def _propose_class_masks(
     fractions = {}
     for i, name in enumerate(names):
         pixels = count_values((pair.masks[i], pair.page) for pair in pairs).pixels
-        fractions[name] = 1 - pixels[0] / pixels.total()
+        large = sum(
+            count
+            for value, count in pixels.items()
+            if isinstance(value, int) and (value == 1 or value > 127)
+        )
+        fractions[name] = large / pixels.total()
     shown = ", ".join(f"{name} {fraction:.1%}" for name, fraction in fractions.items())
     given = ", ".join(f"{quote(name)}: {i}" for i, name in enumerate(["background", *names]))
     lines = [
         f"  # One mask file for each class and image. Fractions of the pixels: {shown}.",
         f"  classes: {{{given}}}",
     ]
+    few = ((mask, pair.page) for pair in pairs[:: max(1, len(pairs) // 10)] for mask in pair.masks)
+    if any(map(has_soft_edges, read_each(read_values, few))):
+        lines += [
+            "  # They have soft edges, as JPEG makes them: 128 and above is the class.",
+            "  tolerance: 127",
+        ]
     return lines, [name for name, fraction in fractions.items() if fraction < 0.02]
 
 
-def _propose_channels(paths: Sequence[str]) -> tuple[int, list[str]]:
+def _propose_channels(headers: Sequence[Header]) -> tuple[int, list[str]]:
     """in_channels, and the lines about the images."""
-    headers = list(read_each(read_header, paths))
     modes = Counter(f"{header.mode}, {header.dtype}" for header in headers)
     # The values of a map mean the same in all images, and prediction in windows cannot clip them.
     is_map = any(header.has_place or header.nodata is not None for header in headers)
