@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unet.config.loader import load_config
+    from unet.evaluation.calibrate import calibrate
     from unet.evaluation.evaluate import evaluate
     from unet.evaluation.quantize import export_int8
     from unet.evaluation.review import review
@@ -24,6 +25,7 @@ __all__ = [
     "Ensemble",
     "Predictor",
     "UNet",
+    "calibrate",
     "conv_transpose2d",
     "evaluate",
     "export",
@@ -40,6 +42,7 @@ _MODULES = {
     "Ensemble": "inference.predictor",
     "Predictor": "inference.predictor",
     "UNet": "models.unet",
+    "calibrate": "evaluation.calibrate",
     "conv_transpose2d": "models.conv_transpose",
     "evaluate": "evaluation.evaluate",
     "export": "inference.export",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from unet.config.data_schema import AboveZero, Colour, Count, NotNegative, Positive
 from unet.config.loader import config_from_dict
-from unet.config.parsing import describe_value, parse_section
+from unet.config.parsing import Range, describe_value, parse_section
 from unet.config.schema import Config
 from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file
 
@@ -60,6 +60,47 @@ class _Scaler:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Promise:
+    """A threshold at which few pixels of a class are missed in 95 % of images."""
+
+    class_id: Count
+    threshold: Annotated[float, Range(0, 1)]  # of the class are pixels of at least this probability
+    images: Positive  # with the class, on which it rests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What `unet calibrate` adds to a checkpoint.
+
+    Args:
+        temperature: the logits are divided by it.
+        source: the images that it was fitted on.
+        errors: expected calibration error on these images, before and after.
+        max_missed: largest fraction of the pixels of a class that may be missed; None without
+            promises.
+        promises: at most one for each class.
+    """
+
+    temperature: AboveZero
+    source: str
+    errors: tuple[float, float]
+    max_missed: Annotated[float, Range(0, 1)] | None = None
+    promises: tuple[Promise, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"temperature {self.temperature:.4g}, fitted on {self.source}; expected calibration "
+            f"error {self.errors[0]:.4f} before, {self.errors[1]:.4f} after",
+            *(
+                f"class {one.class_id} from a probability of {one.threshold:g}: in 95 % of images "
+                f"at most {self.max_missed:.4g} of its pixels are missed, by {one.images} images"
+                for one in self.promises
+            ),
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Contents:
     """The plain values of a checkpoint; those of the training state only in a last.pt."""
 
@@ -67,6 +108,7 @@ class _Contents:
     image_range: _ImageRange | None
     val_stems: tuple[str, ...]
     palette: tuple[Colour, ...] | None
+    calibration: Calibration | None = None
     progress: _Progress | None = None
     identity: _Identity | None = None
     scaler: _Scaler | None = None
@@ -171,6 +213,12 @@ def check_contents(contents: Mapping[str, Any], path: Path) -> None:
         raise _wrong(path, errors)
 
 
+def restore_calibration(contents: Mapping[str, Any]) -> Calibration | None:
+    """Return the calibration in checked contents."""
+    value = contents.get("calibration")
+    return None if value is None else cast("Calibration", parse_section(Calibration, value, "", []))
+
+
 def _wrong(path: Path, errors: Sequence[str]) -> ValueError:
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return ValueError(
@@ -224,6 +272,12 @@ def _errors_in_values(contents: Mapping[str, Any], config: Config) -> list[str]:
     for name in ("mean", "std"):
         if (got := len(getattr(normalization, name))) != count:
             errors.append(f"normalization.{name}: got {got} numbers, expected {count}")
+    if parsed.calibration is not None:
+        ids = [promise.class_id for promise in parsed.calibration.promises]
+        if len({*ids}) < len(ids) or max(ids, default=0) >= len(config.data.classes):
+            errors.append(f"calibration.promises: got classes {ids}, expected different ids")
+        if ids and parsed.calibration.max_missed is None:
+            errors.append("calibration.max_missed: missing, but there are promises")
     if parsed.progress is not None:
         errors += _errors_in_history(history, parsed.progress.step, config)
     return errors

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from unet.cli import commands
+from unet.cli.calibrate import run_calibrate
 from unet.cli.review import run_review
 from unet.cli.words import find_command, sort_words
 from unet.runtime.optional import unet_version
@@ -94,6 +95,7 @@ def _usage(prog: str) -> str:
         "init": "DIR",
         "import": "ANNOTATIONS [IMAGES] -o DIR",
         "evaluate": "CHECKPOINT...",
+        "calibrate": "CHECKPOINT",
         "predict": "CHECKPOINT... IMAGES...",
         "review": "CONFIG|RUN...",
         "export": "CHECKPOINT -o FILE",
@@ -227,6 +229,22 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--threshold", action="store_true", help=text)
 
 
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    text = "best.pt or last.pt, or the folder of a run"
+    add("checkpoint", metavar="CHECKPOINT", help=text)
+    text = "file to write (default: NAME-calibrated.pt next to NAME.pt)"
+    add("-o", "--out", type=Path, metavar="FILE", help=text)
+    text = (
+        "promise for 95 %% of images that at most this fraction of the pixels of a class is "
+        "missed, such as 0.05"
+    )
+    add("--max-missed", type=_number(float, 1e-6, 0.999), metavar="RATE", help=text)
+    text = "calibrate on this folder or pattern instead of the validation split"
+    add("--images", metavar="DIR", help=text)
+    add("--masks", metavar="DIR", help="masks of --images")
+
+
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
@@ -250,6 +268,8 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("--polygons", choices=["geojson", "coco", "labelme"], help=text)
     text = "choose the second of two classes where its probability is at least P"
     add("--threshold", type=_number(float, 0, 1), metavar="P", help=text)
+    text = "class whose promised threshold is used, see unet calibrate (default: the second of two)"
+    add("--promise", metavar="CLASS", help=text)
     text = "remove objects with fewer pixels: they become the first class, the background"
     add("--min-size", type=_number(int, 0, 10**9), default=0, metavar="PIXELS", help=text)
     add("--keep-largest", action="store_true", help="keep only the largest object of each class")
@@ -303,6 +323,7 @@ _COMMANDS = {
     "check": (commands.run_check, _add_check, "read all data of a config and report errors"),
     "train": (commands.run_train, _add_train, "train the model of a config"),
     "evaluate": (commands.run_evaluate, _add_evaluate, "score a trained model"),
+    "calibrate": (run_calibrate, _add_calibrate, "make the probabilities of a model calibrated"),
     "predict": (commands.run_predict, _add_predict, "write masks for images"),
     "review": (run_review, _add_review, "find masks that are probably wrong"),
     "export": (commands.run_export, _add_export, "write a model to a file that runs without unet"),
@@ -315,6 +336,7 @@ _EXAMPLES = {
     "unet check": "unet check configs/mine.yaml --pictures samples.png",
     "unet train": "unet train configs/mine.yaml train.epochs=20 'augment.crop=[128,128]'",
     "unet evaluate": "unet evaluate runs/mine/best.pt",
+    "unet calibrate": "unet calibrate runs/mine/best.pt --max-missed 0.05",
     "unet predict": "unet predict runs/mine/best.pt images/ 'tiling.size=[512,512]'",
     "unet review": "unet review configs/mine.yaml --minutes 2",
     "unet export": "unet export runs/mine/best.pt -o model.onnx",

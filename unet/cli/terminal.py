@@ -16,6 +16,7 @@ _OPTIONS = {
     "images=DIR": "--images DIR",
     "masks=DIR": "--masks DIR",
     "max_loss=IOU": "--max-loss IOU",
+    "max_missed=RATE": "--max-missed RATE",
     "objects=CLASS": "--instances CLASS",
     "objects=True": "--instances",
     "order=area": "--order area",

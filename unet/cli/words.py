@@ -21,6 +21,7 @@ _OTHER_COMMANDS = {
     "check": "verify validate_data lint inspect",
     "train": "fit run start",
     "evaluate": "eval val test validate score benchmark",
+    "calibrate": "calibration temperature conformal",
     "predict": "infer inference segment apply detect",
     "export": "convert onnx save",
     "info": "show describe summary model version",

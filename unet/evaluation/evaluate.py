@@ -25,8 +25,9 @@ from unet.evaluation.results import UnwrittenError, check_results, write_results
 from unet.evaluation.scoring import gather, predict_pairs
 from unet.evaluation.summary import Summary, summarize
 from unet.inference.loading import load_model
+from unet.inference.options import Options, describe_promise
 from unet.inference.predictor import Model
-from unet.inference.tta import TtaMode, list_views
+from unet.inference.tta import TtaMode, choose_classes, list_views
 from unet.inspection.statistics import collect_statistics
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
@@ -91,14 +92,12 @@ def evaluate(
     paths = [find_checkpoint(path) for path in checkpoint]
     model = load_model(paths, overrides=overrides, network=network)
     object_class = _object_class(model, objects, thresholds)
+    promise = Options(tta=tta).find_promise(model)
     if out is not None:
         check_results(Path(out), overwrite)
-    if images is not None and masks is not None:
-        source = f"{images} and {masks}"
-        pairs, errors = _other_pairs(model, images, masks, label_images)
-    else:
-        source, errors = "the validation split", []
-        pairs = validation_pairs(model, instances=object_class is not None)
+    source, pairs, errors = find_scored_pairs(
+        model, images, masks, label_images, instances=object_class is not None
+    )
     measures = Measures(
         class_names=model.classes.names,
         boundary_tolerance=boundary_tolerance if is_installed("scipy") else None,
@@ -112,6 +111,7 @@ def evaluate(
     measurements, drawings = _measure_pairs(model, pairs, measures, tta, draws=out is not None)
     who = str(paths[0]) if len(paths) == 1 else f"ensemble of {len(paths)} checkpoints"
     how = f", with {' and '.join(tta)}" if tta else ""
+    how += f"; {describe_promise(model, promise)}" if promise is not None else ""
     title = f"{who} on {plural(len(pairs), 'image')} of {source}{how}"
     summary = summarize(measurements, measures, [pair.stem for pair in pairs], title)
     if out is not None:
@@ -175,10 +175,19 @@ def _object_class(model: Model, objects: str | bool, thresholds: bool) -> int | 
     return names.index(objects)
 
 
-def _other_pairs(
-    model: Model, images: str | Path, masks: str | Path, label_images: str | Path | None
-) -> tuple[Sequence[Pair], list[str]]:
-    """Return the pairs of other images, and the errors of files that do not pair."""
+def find_scored_pairs(
+    model: Model,
+    images: str | Path | None,
+    masks: str | Path | None,
+    label_images: str | Path | None = None,
+    instances: bool = False,
+) -> tuple[str, Sequence[Pair], list[str]]:
+    """Return the source of the pairs to score, the pairs, and the errors of files that do not pair.
+
+    Without `images` and `masks`, they are the validation images of the run.
+    """
+    if images is None or masks is None:
+        return "the validation split", validation_pairs(model, instances), []
     data = model.config.data
     if data.channels is not None or isinstance(data.masks, dict):
         raise ValueError(
@@ -186,7 +195,8 @@ def _other_pairs(
             "for each image or mask; set data.root=DIR, or data.channels and data.masks, instead"
         )
     labels = None if label_images is None else str(label_images)
-    return find_pairs(Path(), [str(images)], str(masks), data.stacks, instances=labels)
+    found = find_pairs(Path(), [str(images)], str(masks), data.stacks, instances=labels)
+    return f"{images} and {masks}", *found
 
 
 def validation_pairs(model: Model, instances: bool) -> list[Pair]:
@@ -249,13 +259,16 @@ def _measure_pairs(
     """
     measured: dict[int, ImageMeasurements] = {}
     drawings: dict[int, _Drawing] = {}
+    promise = Options(tta=tta).find_promise(model)
     reader, free, problem = build_reader(model.config), _MOST_KEPT, None
     try:
         for i, image, scores, target in predict_pairs(model, pairs, "evaluate", tta=tta):
-            prediction = argmax_classes(scores).cpu()
-            probabilities, label_image = None, None
-            if measures.thresholds:
-                probabilities = (scores if tta else scores.softmax(0)).cpu()
+            probabilities, label_image = (scores if tta else scores.softmax(0)).cpu(), None
+            if promise is None:
+                prediction = argmax_classes(scores).cpu()
+            else:
+                ids = choose_classes(probabilities, promise.threshold, promise.class_id)
+                prediction = torch.from_numpy(ids)
             if measures.labelled and measures.objects is not None:
                 label_image = _read_label_image(reader, pairs[i], target.numpy(), measures.objects)
             measured[i] = measure_image(prediction, target, measures, probabilities, label_image)

@@ -16,6 +16,7 @@ from unet.data.classes import IGNORE_INDEX
 from unet.data.label_images import connected_components
 from unet.inference.tta import choose_classes
 from unet.metrics.boundary import boundary_f1, boundary_measures
+from unet.metrics.calibration import calibration_errors, reliability_counts
 from unet.metrics.confusion import confusion_matrix
 from unet.metrics.instances import IOU_THRESHOLDS, average_precision
 from unet.metrics.isbi2012 import membrane_scores
@@ -73,6 +74,8 @@ class ImageMeasurements:
     """Counts (K, 4), see `boundary_measures`."""
     probability: np.ndarray | None
     """Counts (2, NUM_BINS), see `probability_counts`."""
+    reliability: np.ndarray | None
+    """Counts (K + 1, 3, NUM_BINS), see `reliability_counts`; None without probabilities."""
     values: Mapping[str, float | list[float]]
     """Measures by name: a number, or a list of K; NaN where there is no score."""
     at_thresholds: Mapping[float, Mapping[str, float]]
@@ -92,12 +95,15 @@ def measure_image(
         prediction: class ids (H, W).
         target: class ids (H, W).
         measures: what to measure.
-        probabilities: (K, H, W), which `measures.thresholds` needs.
+        probabilities: (K, H, W), which `measures.thresholds` needs; None for no calibration error.
         label_image: (H, W), the objects of the target, cropped to the pixels of their class;
             None for the connected components of the class.
     """
     predicted, truth, num_classes = prediction.numpy(), target.numpy(), len(measures.class_names)
     values: dict[str, float | list[float]] = {}
+    reliability = None if probabilities is None else reliability_counts(probabilities, target)
+    if reliability is not None:
+        values["expected_calibration_error"] = calibration_errors(reliability)[-1]
     boundary, counts, at_thresholds = None, None, {}
     if measures.boundary_tolerance is not None:
         boundary, hausdorff = boundary_measures(
@@ -111,7 +117,7 @@ def measure_image(
         true_mask, counted = truth == measures.objects, truth != IGNORE_INDEX
         objects = _true_objects(true_mask, counted, label_image)
         values |= _measure_objects(predicted == measures.objects, true_mask, objects, counted)
-        if probabilities is not None:
+        if measures.thresholds and probabilities is not None:
             for threshold in OBJECT_THRESHOLDS:
                 mask = choose_classes(probabilities, threshold) == measures.objects
                 at_thresholds[threshold] = _measure_objects(mask, true_mask, objects, counted)
@@ -120,6 +126,7 @@ def measure_image(
         matrix=confusion_matrix(prediction, target, num_classes),
         boundary=boundary,
         probability=counts,
+        reliability=reliability,
         values=values,
         at_thresholds=at_thresholds,
     )

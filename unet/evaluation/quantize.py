@@ -126,6 +126,8 @@ def export_int8(
         raise ValueError(f"max_loss: got {max_loss:g}, expected 0 to 1")
     check_out(out, overwrite)
     model = load_predictor(Path(checkpoint), "cpu", overrides)
+    if model.calibration is not None:  # other probabilities keep no promise
+        model = replace(model, calibration=replace(model.calibration, promises=()))
     if not model.val_stems:
         raise ValueError(
             f"{checkpoint}: got a model without validation images, expected some to compare INT8 "

@@ -25,6 +25,7 @@ from unet.evaluation.tables import (
     show_score,
     threshold_rows,
 )
+from unet.metrics.calibration import reliability_curve
 from unet.metrics.precision_recall import Curve
 from unet.runtime.optional import unet_version
 from unet.runtime.text import plural, shorten
@@ -159,6 +160,8 @@ def render_report(
         "mean Dice": "mean_dice",
         "pixel accuracy": "pixel_accuracy",
     }
+    if summary.reliability is not None:
+        numbers["calibration error"] = "expected_calibration_error"
     return (
         make_environment()
         .get_template("report.html")
@@ -179,6 +182,7 @@ def render_report(
             matrix=list(zip(matrix.tolist(), row_fractions(matrix).tolist(), strict=True)),
             histogram=make_histogram(scored) if scored else None,
             ignored=len(summary.sizes) - len(scored),
+            reliability=_reliability(summary, colours),
             curve=summary.curve,
             points=_curve_points(summary.curve),
             at_thresholds=threshold_rows(summary),
@@ -215,6 +219,27 @@ def make_histogram(scores: Sequence[float]) -> Histogram:
     step = math.ceil((last - first) / 5)
     ticks = [(i / len(counts), texts[i]) for i in range(0, len(texts), step)]
     return Histogram(counts, texts, ticks, lowest, float(np.median(scores)), highest)
+
+
+def _reliability(summary: Summary, colours: Sequence[Colour]) -> list[dict[str, Any]]:
+    """Describe the diagrams of the most probable class and of each class.
+
+    Points are places from 0 to 1, a label, and the fraction of the pixels.
+    """
+    if summary.reliability is None or not summary.ranking:
+        return []
+    names = [*zip(summary.class_names, colours, strict=True), ("most probable class", None)]
+    errors = [*summary["calibration_error"], summary["expected_calibration_error"]]
+    diagrams = []
+    for (name, colour), error, counts in zip(names, errors, summary.reliability, strict=True):
+        curve, total = reliability_curve(counts), counts[0].sum()
+        points = [
+            (mean, fraction, f"{pixels:,} pixels", pixels / total)
+            for pixels, mean, fraction in zip(*curve.values(), strict=True)
+            if pixels
+        ]
+        diagrams.append({"name": name, "colour": colour, "error": error, "points": points})
+    return [diagrams[-1], *diagrams[:-1]]
 
 
 def _num_errors(colours: Sequence[Colour]) -> int:

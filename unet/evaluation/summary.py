@@ -14,6 +14,7 @@ from torch import Tensor
 from unet.evaluation.measure import OBJECT_MEASURES, ImageMeasurements, Measures, rules
 from unet.evaluation.tables import describe, object_rows, score_rows, show_score, to_html
 from unet.metrics.boundary import boundary_f1
+from unet.metrics.calibration import calibration_errors, reliability_curve
 from unet.metrics.confusion import score_values, scores, spread
 from unet.metrics.precision_recall import Curve, precision_recall
 
@@ -47,6 +48,8 @@ class Summary(Mapping[str, Any]):
     columns: Mapping[str, Tensor]
     """Scores of each image by name: (N,) or, if each class has one, (N, K)."""
     sizes: Sequence[tuple[int, int]]
+    reliability: np.ndarray | None
+    """Counts (K + 1, 3, NUM_BINS), see `reliability_counts`; None without probabilities."""
     curve: Curve | None
     """Over the thresholds of the second class's probability."""
     at_thresholds: Mapping[float, Mapping[str, float]]
@@ -141,6 +144,12 @@ class Summary(Mapping[str, Any]):
             "boundary_tolerance": measures.boundary_tolerance,
             "confusion_matrix": self.matrix.tolist(),
         }
+        if self.reliability is not None:
+            *by_class, most_probable = map(reliability_curve, self.reliability)
+            numbers["reliability"] = {
+                "most_probable_class": most_probable,
+                "classes": dict(zip(self.class_names, by_class, strict=True)),
+            }
         if measures.objects is not None:
             numbers["objects"] = self.class_names[measures.objects]
             numbers["objects_are"] = "label images" if measures.labelled else "connected components"
@@ -190,6 +199,11 @@ def summarize(
         overall["boundary_f1"] = f1
         overall["mean_boundary_f1"] = _mean(f1)
         overall["mean_boundary_f1_foreground"] = _mean(f1[1:])
+    some = [image.reliability for image in images if image.reliability is not None]
+    reliability = np.sum(some, axis=0) if some else None
+    if reliability is not None:
+        *by_class, overall["expected_calibration_error"] = calibration_errors(reliability)
+        overall["calibration_error"] = by_class
     counts = [image.probability for image in images if image.probability is not None]
     return Summary(
         title=title,
@@ -199,6 +213,7 @@ def summarize(
         overall=overall,
         columns=columns,
         sizes=[image.size for image in images],
+        reliability=reliability,
         curve=precision_recall(np.sum(counts, axis=0)) if counts else None,
         at_thresholds={
             threshold: {

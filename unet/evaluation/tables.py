@@ -106,6 +106,13 @@ def describe(summary: "Summary", width: int | None = None) -> str:
         )
     if ignored := len(summary.sizes) - len(summary.ranking):
         lines.append(f"no score for {plural(ignored, 'image')}: all pixels are ignored")
+    if summary.reliability is not None:
+        worst, name = max(zip(summary["calibration_error"], summary.class_names, strict=True))
+        lines.append(
+            "expected calibration error "
+            f"{show_score('', summary['expected_calibration_error'])} of the most probable class; "
+            f"the largest of a class is {show_score('', worst)}, of {name}"
+        )
     tolerance = summary.measures.boundary_tolerance
     lines.append(
         f"boundary F1 and HD95 need scipy: {install_command('metrics')}"

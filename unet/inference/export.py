@@ -114,7 +114,8 @@ def largest_difference(model: Predictor, run: Callable[[Tensor], Tensor], output
     for batch, height, width in sizes:
         images = torch.rand(batch, net.in_channels, height, width, generator=random)
         logits = net(net.mirror_context(model.normalization(images)))[..., :height, :width]
-        expected, result = logits.softmax(1), run(images)
+        temperature = 1.0 if model.calibration is None else model.calibration.temperature
+        expected, result = (logits / temperature).softmax(1), run(images)
         if output == "classes":
             result = result.unsqueeze(1)
             if result.shape == expected[:, :1].shape:

@@ -41,6 +41,7 @@ class ExportedModel(nn.Module):
                 "exported network does not resize images; train without it"
             )
         self.output = output
+        self.temperature = 1.0 if model.calibration is None else model.calibration.temperature
         self.net = fuse_batch_norm(model.net)
         shuffle_pixels(self.net)
         self.net.to(memory_format=torch.contiguous_format)
@@ -64,7 +65,9 @@ class ExportedModel(nn.Module):
         """Crop logits (N, K, h, w) to the images and return probabilities or classes."""
         rows, columns = self._pixels(images)
         logits = logits.index_select(2, rows).index_select(3, columns)
-        return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
+        if self.output == "classes":
+            return logits.argmax(1)
+        return (logits if self.temperature == 1 else logits / self.temperature).softmax(1)
 
     @staticmethod
     def _pixels(images: Tensor) -> tuple[Tensor, Tensor]:

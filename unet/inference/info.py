@@ -11,6 +11,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from unet.build import build_network
+from unet.checkpoint import restore_calibration
 from unet.config.loader import restore_config
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
@@ -39,7 +40,7 @@ def describe_checkpoint(
         raise ValueError(f"size: got {size[0]} x {size[1]}, expected at least 1 x 1")
     contents = load_contents(path)
     config = restore_config(contents["config"], overrides, str(path))
-    shown = config_to_dict(config)
+    shown, calibration = config_to_dict(config), restore_calibration(contents)
     if size is None:
         context = config.model.geometry.context
         height, width = config.augment.crop or (512 + 2 * context, 512 + 2 * context)
@@ -55,6 +56,7 @@ def describe_checkpoint(
         _row("checkpoint", str(path)),
         _row("classes", *classes),
         _row("scores", *_describe_scores(contents.get("progress", {}).get("history", []), config)),
+        *([_row("calibration", *str(calibration).splitlines())] if calibration else []),
         *_describe_network(config, size),
     ]
     return "\n".join([*rows, "", settings.rstrip()])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unet.build import build_network, build_normalization
-from unet.checkpoint import find_checkpoint, load_checkpoint
+from unet.checkpoint import find_checkpoint, load_checkpoint, restore_calibration
 from unet.config.loader import Overrides, overridden, restore_config
 from unet.config.schema import Config
 from unet.data.image_range import ImageRange
@@ -91,6 +91,7 @@ def load_predictor(
         device=chosen,
         weights=contents.get("model"),
         dtype=dtype,
+        calibration=restore_calibration(contents),
     )
 
 

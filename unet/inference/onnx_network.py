@@ -19,7 +19,16 @@ from unet.runtime.optional import import_extra
 IMAGES, GRID, LOGITS = "images", "grid", "logits"
 """Names in the graph: the input of the file, and the input and output of the network in it."""
 
-CONTENTS = ("format", "version", "config", "normalization", "image_range", "val_stems", "palette")
+CONTENTS = (
+    "format",
+    "version",
+    "config",
+    "normalization",
+    "image_range",
+    "val_stems",
+    "palette",
+    "calibration",
+)
 """Keys of the metadata, JSON each: what a checkpoint holds, without weights."""
 
 STRIDE = "output_stride"

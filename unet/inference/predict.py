@@ -18,7 +18,7 @@ from unet.data.image_io import read_image, to_channels, to_float
 from unet.data.image_types import SUFFIXES
 from unet.inference.jobs import FOLDERS, Job, find_images, legend_path, plan_jobs
 from unet.inference.loading import load_model
-from unet.inference.options import OptionError, Options
+from unet.inference.options import OptionError, Options, describe_promise
 from unet.inference.origin import check_origin, describe_origin
 from unet.inference.pipeline import run_pipeline
 from unet.inference.polygons import FOLDER as POLYGONS
@@ -53,6 +53,7 @@ def predict(
     probabilities: bool = False,
     tta: Sequence[TtaMode] = (),
     threshold: float | None = None,
+    promise: str | None = None,
     min_size: int = 0,
     keep_largest: bool = False,
     network: nn.Module | None = None,
@@ -65,7 +66,8 @@ def predict(
         probabilities: whether to return the probabilities of all classes, (K, H, W) float32,
             instead of class ids.
         tta: modes of test-time augmentation, see `list_views`.
-        threshold: as in `Options`, as are the next two.
+        threshold: as in `Options`, as are the next three.
+        promise: a class.
         min_size: in pixels.
         keep_largest: whether to keep only the largest object of each class.
         network: as in `load_model`, if `model` is a path.
@@ -86,6 +88,7 @@ def predict(
         probabilities=probabilities,
         tta=tta,
         threshold=threshold,
+        promise=promise,
         min_size=min_size,
         keep_largest=keep_largest,
     )
@@ -164,7 +167,7 @@ def predict_files(
     )
     _check_jobs(model, jobs, out, options)
     distributed.initialize()
-    names = ("tta", "threshold", "min_size", "keep_largest")
+    names = ("tta", "threshold", "promise", "min_size", "keep_largest")
     chosen = {name: getattr(options, name) for name in names}
     origin = describe_origin(list(map(find_checkpoint, checkpoints)), model, chosen)
 
@@ -193,7 +196,9 @@ def predict_files(
         write_polygons(model, done, out, options.polygons)
         print(f"wrote polygons of {plural(len(done), 'image')} into {out / POLYGONS}")
     if len(errors) < len(work):
-        _finish(model, out, extras, f"predicted {len(work) - len(errors)} of {total} images")
+        _finish(
+            model, out, options, extras, f"predicted {len(work) - len(errors)} of {total} images"
+        )
     if failures and distributed.rank() == 0:
         raise UnpredictedError(
             "\n".join(failures) + f"\n{len(failures)} of {total} images were not predicted"
@@ -201,7 +206,9 @@ def predict_files(
     return [job.outputs["mask"] for job in jobs if job.files[0] not in errors]
 
 
-def _finish(model: Model, out: Path, extras: Sequence[str], predicted: str) -> None:
+def _finish(
+    model: Model, out: Path, options: Options, extras: Sequence[str], predicted: str
+) -> None:
     """Draw the legend of overlays, and print what was written."""
     print(f"{predicted} into {out}")
     if extras:
@@ -210,6 +217,8 @@ def _finish(model: Model, out: Path, extras: Sequence[str], predicted: str) -> N
     if "overlay" in extras and distributed.rank() == 0:
         labels = list(zip(classes.names, classes.colours, strict=True))
         save_picture(legend_path(out), draw_legend(labels))
+    if (promise := options.find_promise(model)) is not None:
+        print(f"classes: {describe_promise(model, promise)}")
     values = zip(classes.names, classes.values, strict=True)
     print("mask values: " + ", ".join(f"{name} {value}" for name, value in values))
 
@@ -248,7 +257,7 @@ def _run_jobs(
         if not job.is_raster:
             return predict_stack(model, job, options, text)
         mask, probabilities = job.outputs["mask"], job.outputs.get("probabilities")
-        path, tta, threshold = Path(job.files[0]), options.tta, options.threshold
+        path, tta, threshold = Path(job.files[0]), options.tta, options.find_threshold(model)
         return predict_raster(model, path, mask, probabilities, tta, threshold, text)
 
     def write(job: Job, result: Any) -> str | None:

@@ -76,7 +76,7 @@ def predict_raster(
     mask: Path | None,
     probabilities: Path | None = None,
     tta: Sequence[TtaMode] = (),
-    threshold: float | None = None,
+    threshold: tuple[float | None, int] = (None, 1),
     description: str | None = None,
 ) -> str | None:
     """Predict a raster that passed `check_raster`; write tiled GeoTIFFs with its georeference.
@@ -92,7 +92,7 @@ def predict_raster(
         probabilities: the file to write with a float32 band for each class, nodata NaN; None for
             none.
         tta: modes of test-time augmentation.
-        threshold: as in `choose_classes`.
+        threshold: of a class, and its id, as in `choose_classes`.
         description: text for the mask's tag ImageDescription.
 
     Returns:
@@ -125,7 +125,7 @@ def predict_raster(
             scored = _score_blocks(members, source, steps, tta)
         for block, scores, valid in scored:
             if mask is not None:
-                write_mask(block, choose_classes(scores, threshold), valid)
+                write_mask(block, choose_classes(scores, *threshold), valid)
             if probabilities is not None:
                 bands.write(np.where(valid, scores.numpy(), np.float32(math.nan)), window=block)
     return note

@@ -103,9 +103,10 @@ def predict_pixels(
 def _predict(
     model: Model, image: Tensor, options: Options, bar: str | None
 ) -> tuple[np.ndarray, Tensor | None]:
-    if options.tta or options.threshold is not None or options.probabilities:
+    threshold, class_id = options.find_threshold(model)
+    if options.tta or threshold is not None or options.probabilities:
         scores = mean_probabilities(model, image, options.tta, bar).cpu()
-        return choose_classes(scores, options.threshold), scores
+        return choose_classes(scores, threshold, class_id), scores
     return model.predict(image, bar).numpy(), None
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unet.build import build_classes, memory_format
+from unet.checkpoint import Calibration
 from unet.config.schema import Config, tile_overlap, tiles_blend
 from unet.config.values import config_to_dict
 from unet.data.classes import ClassMap, Colour
@@ -39,6 +40,7 @@ class Predictor:
         device: where the network takes images.
         weights: the state dict before batch norm was fused in `net`; None if it is not fused.
         dtype: in which the network computes.
+        calibration: what `unet calibrate` found; None without.
     """
 
     net: Network
@@ -50,6 +52,7 @@ class Predictor:
     device: torch.device
     weights: Mapping[str, Tensor] | None = None
     dtype: torch.dtype = torch.float32
+    calibration: Calibration | None = None
 
     @property
     def classes(self) -> ClassMap:
@@ -102,6 +105,7 @@ class Predictor:
             "image_range": self.image_range and self.image_range.to_dict(),
             "val_stems": list(self.val_stems),
             "palette": self.palette,
+            "calibration": self.calibration and asdict(self.calibration),
             "model": self.net.state_dict() if self.weights is None else dict(self.weights),
         }
 
@@ -148,7 +152,7 @@ class Predictor:
     def _run(self, images: Tensor) -> Tensor:
         layout = memory_format(self.config)
         logits: Tensor = self.net.eval()(images.to(self.device, memory_format=layout))
-        return logits
+        return logits if self.calibration is None else logits / self.calibration.temperature
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

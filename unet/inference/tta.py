@@ -75,13 +75,19 @@ def mean_probabilities(
     return probabilities
 
 
-def choose_classes(probabilities: Tensor, threshold: float | None = None) -> np.ndarray:
-    """Choose the class of every pixel: probabilities (K, H, W) -> (H, W) uint8.
+def choose_classes(
+    probabilities: Tensor, threshold: float | None = None, class_id: int = 1
+) -> np.ndarray:
+    """Choose the most probable class of every pixel: probabilities (K, H, W) -> (H, W) uint8.
 
-    With a threshold, it is the second of two classes where its probability is at least that.
+    With a threshold, a pixel is of the class `class_id` if the probability of this class is at
+    least that, and otherwise of the most probable other class.
     """
-    chosen = argmax_classes(probabilities) if threshold is None else probabilities[1] >= threshold
-    ids: np.ndarray = chosen.to("cpu", torch.uint8).numpy()
+    if threshold is not None:
+        probabilities = probabilities.clone()
+        # Above or below all probabilities.
+        probabilities[class_id] = torch.where(probabilities[class_id] >= threshold, 2.0, -1.0)
+    ids: np.ndarray = argmax_classes(probabilities).to("cpu", torch.uint8).numpy()
     return ids
 
 
