@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark_calibration
 import benchmark_conv_transpose
 import benchmark_data
 import benchmark_predict
@@ -94,3 +95,10 @@ def test_the_benchmark_of_the_review_runs(
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("data ")
     assert lines[-1].split()[:3] == ["data", "0", "3"]
+
+
+def test_the_benchmark_of_calibration_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark_calibration.main(["--quick"]) == 0
+    output = capsys.readouterr().out
+    assert "4 images, 5 halves: expected calibration error " in output
+    assert "no promise: half of the images is less than 19" in output
