@@ -98,7 +98,7 @@ def test_no_word_of_a_command_line_gives_a_traceback(
         (["a.yaml"], "a.yaml: unknown command; did you mean unet train a.yaml?"),
         (["best.pt", "images"], "did you mean unet evaluate best.pt or unet predict best.pt IM"),
         (["help"], "did you mean unet --help?"),
-        (["xyzzy"], "expected one of init, import, check, train, evaluate, predict, review"),
+        (["xyzzy"], "expected one of init, import, check, train, evaluate, calibrate, predict"),
         ([], "expected a command: init, import, check"),
         (["train", "--epochs", "3", "a.yaml"], "have no dashes: did you mean train.epochs=3?"),
         (["train", "a.yaml", "--lr=0.1"], "did you mean optimizer.lr=0.1?"),
