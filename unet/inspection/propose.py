@@ -97,6 +97,12 @@ class KnownData(NamedTuple):
         return lines, [name for name, fraction in fractions.items() if 0 < fraction < 0.02][:20]
 
 
+_IF_OBJECTS = (
+    "  # Each number is in one place of its mask. If they number objects: classes: "
+    '{background: 0, object: "1-65535"}'
+)
+
+
 def propose(
     folder: Path, name: str, known: KnownData | None = None, minutes: float = MINUTES
 ) -> str:
@@ -140,11 +146,7 @@ def propose(
         drawn = [*read_each(read_values, few)]
         classes, rare = _propose_classes(values, are_label_images(drawn))
         if may_number_objects(drawn) and not any("object:" in line for line in classes):
-            classes.insert(
-                0,
-                "  # Each number is in one place of its mask. If they number objects: classes: "
-                '{background: 0, object: "1-65535"}',
-            )
+            classes.insert(0, _IF_OBJECTS)
     channels, image_lines = _propose_channels(headers)
     head = f"# {name}: proposed by unet init. Check it; class names, for example, are guesses."
     if known is not None:
