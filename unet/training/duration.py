@@ -132,9 +132,10 @@ def _time_step(trainer: Trainer, seconds: float, stop: StopRequest) -> tuple[flo
             if count >= 4 * accumulate and time.monotonic() - start > seconds / 2:
                 break
         decoding = (time.monotonic() - start) / count * accumulate
+    num_steps = min(distributed.all_gather(max(1, count // accumulate)))  # a gradient needs all
     with memory_advice(smaller_step(trainer.config)), closing(_load(trainer)) as batches:
         times = [time.monotonic()]
-        for _ in range(max(1, count // accumulate)):
+        for _ in range(num_steps):
             training_step.gradients(islice(batches, accumulate))
             training_step.update(0.0)
             if trainer.average is not None:
