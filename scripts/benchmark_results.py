@@ -121,12 +121,11 @@ def main(argv: list[str] | None = None) -> int:
     """Compare the candidates on one folder."""
     parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path, help="images and masks, as unet init takes them")
-    parser.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="changes for all candidates"
-    )
     parser.add_argument("--minutes", type=float, default=5.0, help="(default: %(default)g)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=[*CANDIDATES])
+    text = "changes for all candidates"
+    parser.add_argument("--settings", nargs="+", default=[], metavar="KEY=VALUE", help=text)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.minutes, arguments.seeds = 0.15, [0]

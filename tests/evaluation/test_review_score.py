@@ -5,7 +5,7 @@ from scipy import ndimage
 
 from unet.data.pairing import Pair
 from unet.evaluation.folds import Predicted
-from unet.evaluation.review_score import SUSPECT, Verdict, calibrate, collect_evidence, judge
+from unet.evaluation.review_score import SUSPECT, Verdict, collect_evidence, estimate_noise, judge
 
 NAMES = ("background", "cell", "nucleus")
 
@@ -38,7 +38,7 @@ def review(masks: dict[int, np.ndarray], count: int = 20) -> list[Verdict]:
         image = torch.zeros(1, *truth.shape)
         pair = Pair(str(i), (f"{i}.png",), (f"{i}.png",))
         images.append(Predicted.of(pair, image, predict(truth, i), masks.get(i, truth)))
-    evidence = collect_evidence(images, calibrate(images))
+    evidence = collect_evidence(images, estimate_noise(images))
     return judge(evidence, NAMES, [str(i) for i in range(count)])
 
 
@@ -107,4 +107,4 @@ def test_probabilities_are_calibrated(temperature: float) -> None:
         target = (rng.random((96, 110)) > p.cumsum(0)[:2, ...]).sum(0).astype(np.uint8)
         pair = Pair(str(i), (f"{i}.png",), (f"{i}.png",))
         images.append(Predicted.of(pair, torch.zeros(1, 96, 110), logits / temperature, target))
-    assert calibrate(images).temperature == pytest.approx(1 / temperature, rel=0.2)
+    assert estimate_noise(images).temperature == pytest.approx(1 / temperature, rel=0.2)

@@ -137,7 +137,9 @@ def test_a_killed_worker_is_reported(
     Path("tiny.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     assert main(["train", "tiny.yaml"]) == 2
     error = capsys.readouterr().err
-    assert re.search(r"error: DataLoader worker \(pid.*(killed|exited).*lower train\.num", error)
+    assert re.search(
+        r"(^|\r)error: DataLoader worker \(pid.*(killed|exited).*lower train\.num", error
+    )
     assert "Traceback" not in error
 
 

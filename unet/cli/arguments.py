@@ -323,7 +323,7 @@ _COMMANDS = {
     "check": (commands.run_check, _add_check, "read all data of a config and report errors"),
     "train": (commands.run_train, _add_train, "train the model of a config"),
     "evaluate": (commands.run_evaluate, _add_evaluate, "score a trained model"),
-    "calibrate": (run_calibrate, _add_calibrate, "make the probabilities of a model calibrated"),
+    "calibrate": (run_calibrate, _add_calibrate, "calibrate the probabilities of a model"),
     "predict": (commands.run_predict, _add_predict, "write masks for images"),
     "review": (run_review, _add_review, "find masks that are probably wrong"),
     "export": (commands.run_export, _add_export, "write a model to a file that runs without unet"),

@@ -21,7 +21,9 @@ def run_review(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     trained = all(map(is_checkpoint, arguments.paths))
     if trained:
         if arguments.minutes is not None or arguments.runs is not None:
-            raise ValueError("review: got runs with --minutes or --runs, expected a config")
+            raise ValueError(
+                "review: got runs with --minutes or --runs, which are for a config; leave them out"
+            )
         run = runs[0].parent if runs[0].is_file() else runs[0]
         beside = (run if run.name else run.resolve()).with_name(run.name.partition("_fold")[0])
     elif len(runs) == 1:

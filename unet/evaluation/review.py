@@ -19,11 +19,11 @@ from unet.evaluation.folds import Predicted, find_folds, predict_folds
 from unet.evaluation.report import data_url, link_files, make_environment, shrink
 from unet.evaluation.review_score import (
     SUSPECT,
-    Calibration,
     Evidence,
+    LabelNoise,
     Verdict,
-    calibrate,
     collect_evidence,
+    estimate_noise,
     judge,
 )
 from unet.inference.predictor import Model
@@ -86,14 +86,14 @@ def review(
     folder = Path(out)
     check_review(folder, overwrite)
     model, images = predict_folds(find_folds(runs), overrides)
-    calibration = calibrate(images)
-    evidence = collect_evidence(images, calibration)
+    noise = estimate_noise(images)
+    evidence = collect_evidence(images, noise)
     stems = [image.pair.stem for image in images]
     verdicts = judge(evidence, model.classes.names, stems)
     order = sorted(range(len(images)), key=lambda i: -verdicts[i].score)
     result = Review(tuple(stems[i] for i in order), tuple(verdicts[i] for i in order), folder)
     images, evidence = [images[i] for i in order], [evidence[i] for i in order]
-    _write(result, model, calibration, images, evidence)
+    _write(result, model, noise, images, evidence)
     return result
 
 
@@ -117,7 +117,7 @@ def check_review(folder: Path, overwrite: bool) -> None:
 def _write(
     result: Review,
     model: Model,
-    calibration: Calibration,
+    noise: LabelNoise,
     images: Sequence[Predicted],
     evidence: Sequence[Evidence],
 ) -> None:
@@ -138,7 +138,7 @@ def _write(
         ):
             if i >= max(shown, result.num_suspects):
                 break
-            region = _disputed(image, one, verdict, calibration)
+            region = _disputed(image, one, verdict)
             if verdict.score >= SUSPECT:
                 path = new / "disputed" / f"{image.pair.stem}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _write(
             if i < shown:
                 picture = image_to_rgb(dataset[0, i][0])
                 examples.append(_example(image, verdict, picture, region, model, folder))
-        text = _render(result, model, calibration, images, examples)
+        text = _render(result, model, noise, images, examples)
         (new / "review.html").write_text(text, encoding="utf-8", errors="surrogateescape")
         for name in _FILES:
             old = folder / name
@@ -169,13 +169,11 @@ def _rows(result: Review, names: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _disputed(
-    image: Predicted, evidence: Evidence, verdict: Verdict, calibration: Calibration
-) -> np.ndarray:
+def _disputed(image: Predicted, evidence: Evidence, verdict: Verdict) -> np.ndarray:
     """Where the mask is disputed, bool (H, W): its regions, or all that the model has otherwise."""
     p, target = image.arrays()
     if not verdict.of_regions:
-        found: np.ndarray = (calibration.apply(p).argmax(0) != target) & (target != IGNORE_INDEX)
+        found: np.ndarray = (p.argmax(0) != target) & (target != IGNORE_INDEX)
         return found
     found = np.zeros(target.shape, bool)
     for region in evidence.regions:
@@ -212,14 +210,14 @@ def _example(
 def _render(
     result: Review,
     model: Model,
-    calibration: Calibration,
+    noise: LabelNoise,
     images: Sequence[Predicted],
     examples: Sequence[Mapping[str, Any]],
 ) -> str:
     names = model.classes.names
-    noise = [("mask", *names)]
-    for name, row in zip(names, calibration.noise, strict=True):
-        noise.append((name, *(f"{100 * x:.1f}" if x == x else "-" for x in row.tolist())))
+    confused = [("mask", *names)]
+    for name, row in zip(names, noise.fractions, strict=True):
+        confused.append((name, *(f"{100 * x:.1f}" if x == x else "-" for x in row.tolist())))
     return (
         make_environment()
         .get_template("review.html")
@@ -230,7 +228,7 @@ def _render(
             legend=[*zip(names, model.classes.colours, strict=True), ("disputed", _DISPUTED)],
             examples=examples,
             groups=_group_rows(result, images, names),
-            noise=noise,
+            confused=confused,
         )
     )
 

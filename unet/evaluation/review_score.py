@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from unet.data.classes import IGNORE_INDEX
 from unet.evaluation.folds import Predicted
+from unet.metrics.calibration import fit_temperature
 from unet.metrics.label_errors import (
     WIDTHS,
     Region,
@@ -30,16 +32,21 @@ _FLOORS = np.array([0.08, 0.12, 0.15, 0.015])  # of shift, width, exchange and r
 _REGION = 3
 
 
-class Calibration(NamedTuple):
-    """What the errors of all images say of the probabilities."""
+def _logarithms() -> np.ndarray:
+    """Of p for 255 p from 0 to 255."""
+    return np.log(np.maximum(np.arange(256), 0.5) / 255)
+
+
+class LabelNoise(NamedTuple):
+    """What the disagreement on all images says of the probabilities and of the masks."""
 
     temperature: float
     thresholds: np.ndarray  # (K,) mean probability of a class where the mask has it
-    noise: np.ndarray  # (K, K) estimated fraction of a class of the masks that is another class
+    fractions: np.ndarray  # (K, K) estimated fraction of a class of the masks that is another class
 
-    def apply(self, p: np.ndarray) -> np.ndarray:
+    def calibrate(self, p: np.ndarray) -> np.ndarray:
         """Calibrate probabilities 255 p (K, ...) uint8; returns float32."""
-        table = (np.maximum(np.arange(256), 0.5) / 255) ** (1 / self.temperature)
+        table = np.exp(_logarithms() / self.temperature)
         scaled = table.astype(np.float32)[p]
         calibrated: np.ndarray = scaled / scaled.sum(0)
         return calibrated
@@ -49,7 +56,6 @@ class Calibration(NamedTuple):
 class Evidence:
     """How well a mask and changed masks fit the prediction; costs per pixel of boundary."""
 
-    expected: float  # cost that the model expects of a right mask
     shifts: np.ndarray  # (2 r + 1, 2 r + 1), of `shift_costs`
     widths: np.ndarray  # (K, len(WIDTHS)), of `width_costs`
     maps: tuple[np.ndarray, np.ndarray]  # `coarse` of mask and prediction
@@ -85,7 +91,7 @@ class Verdict(NamedTuple):
     of_regions: bool  # the reason concerns single regions, not the whole mask
 
 
-def calibrate(images: Sequence[Predicted]) -> Calibration:
+def estimate_noise(images: Sequence[Predicted]) -> LabelNoise:
     """Fit a temperature to the masks, and count the pixels whose class the model is sure of.
 
     Source: Northcutt, Jiang and Chuang 2021, "Confident learning", JAIR 70: thresholds and noise.
@@ -100,30 +106,26 @@ def calibrate(images: Sequence[Predicted]) -> Calibration:
         labels.append(target.ravel()[chosen])
     p, y = np.concatenate(samples, 1), np.concatenate(labels).astype(np.intp)
     k = len(p)
-
-    def loss(temperature: float) -> float:
-        q = Calibration(temperature, np.empty(0), np.empty(0)).apply(p)
-        return float(-np.log(q[y, np.arange(len(y))]).mean())
-
-    temperature = min(np.geomspace(0.3, 6, 40).tolist(), key=loss)
-    q = Calibration(temperature, np.empty(0), np.empty(0)).apply(p)
+    logits = torch.from_numpy(_logarithms().astype(np.float32)[p].T)
+    temperature = fit_temperature(logits, torch.from_numpy(y))
+    q = LabelNoise(temperature, np.empty(0), np.empty(0)).calibrate(p)
     thresholds = np.array([q[i, y == i].mean() if (y == i).any() else 1.0 for i in range(k)])
     sure = q >= thresholds[:, None]
     chosen = np.where(sure, q, 0).argmax(0)
     is_sure = sure.any(0)
     joint = np.bincount(y[is_sure] * k + chosen[is_sure], minlength=k * k).reshape(k, k)
     with np.errstate(invalid="ignore"):
-        noise = joint / joint.sum(1, keepdims=True)
-    return Calibration(temperature, thresholds, noise)
+        fractions = joint / joint.sum(1, keepdims=True)
+    return LabelNoise(temperature, thresholds, fractions)
 
 
-def collect_evidence(images: Sequence[Predicted], calibration: Calibration) -> list[Evidence]:
+def collect_evidence(images: Sequence[Predicted], noise: LabelNoise) -> list[Evidence]:
     """Compare every mask, changed in many ways, with its prediction."""
     found = []
     for image in show_progress(images, "compare", "mask"):
         p, target = image.arrays()
-        q = calibration.apply(p)
-        cost, expected = (float(one.sum()) for one in pixel_costs(target, q))
+        q = noise.calibrate(p)
+        cost = float(pixel_costs(target, q).sum())
         prediction = q.argmax(0).astype(np.uint8)
         # An image without objects still has some boundary that could be wrong.
         length = (boundary_length(target) + boundary_length(prediction)) / 2
@@ -131,7 +133,6 @@ def collect_evidence(images: Sequence[Predicted], calibration: Calibration) -> l
         masks = np.stack([target == i for i in range(len(q))]).astype(np.float32)
         found.append(
             Evidence(
-                expected=expected / length,
                 shifts=shift_costs(target, q) / length,
                 widths=width_costs(target, q) / length,
                 maps=(coarse(masks), coarse(q)),
@@ -144,7 +145,7 @@ def collect_evidence(images: Sequence[Predicted], calibration: Calibration) -> l
     depth = max(2.0, 1 + float(np.median([one.cost for one in found])))
     for image, one in zip(images, found, strict=True):
         p, target = image.arrays()
-        one.regions = disputed_regions(target, calibration.apply(p), calibration.thresholds, depth)
+        one.regions = disputed_regions(target, noise.calibrate(p), noise.thresholds, depth)
     return found
 
 

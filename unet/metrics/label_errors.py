@@ -28,13 +28,12 @@ def boundary_length(ids: np.ndarray) -> int:
     )
 
 
-def pixel_costs(target: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return 1 - p of the target's class, (H, W), 0 where ignored; and the cost that p expects."""
+def pixel_costs(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return 1 - p of the target's class, (H, W), and 0 where the target is ignored."""
     counted = target != IGNORE_INDEX
     ids = np.where(counted, target, 0).astype(np.intp)
     own = np.take_along_axis(probabilities, ids[None], 0)[0]
-    expected = 1 - np.square(probabilities).sum(0)
-    return np.where(counted, 1 - own, 0), np.where(counted, expected, 0)
+    return np.where(counted, 1 - own, 0)
 
 
 def shift_costs(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
