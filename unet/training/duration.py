@@ -129,13 +129,13 @@ def _time_step(trainer: Trainer, seconds: float, stop: StopRequest) -> tuple[flo
         start, count = time.monotonic(), 0
         for count, _ in enumerate(batches, 1):
             stop.check()
-            if count >= 4 * accumulate and time.monotonic() - start > seconds / 2:
+            late = count >= 4 * accumulate and time.monotonic() - start > seconds / 2
+            if distributed.any_rank(late):  # all processes check for a signal equally often
                 break
         decoding = (time.monotonic() - start) / count * accumulate
-    num_steps = min(distributed.all_gather(max(1, count // accumulate)))  # a gradient needs all
     with memory_advice(smaller_step(trainer.config)), closing(_load(trainer)) as batches:
         times = [time.monotonic()]
-        for _ in range(num_steps):
+        for _ in range(max(1, count // accumulate)):
             training_step.gradients(islice(batches, accumulate))
             training_step.update(0.0)
             if trainer.average is not None:
