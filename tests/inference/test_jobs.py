@@ -14,6 +14,7 @@ from unet import load_model, predict
 from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.data.normalization import Normalization
+from unet.inference.jobs import find_images
 from unet.inference.predict import Options, UnpredictedError, predict_files
 
 pytestmark = pytest.mark.usefixtures("workdir")
@@ -159,20 +160,68 @@ def test_label_files_of_a_data_set_are_left_out_and_said_so(
         for i in range(3):
             Image.effect_noise((30, 20), 50).save(f"{root}/scans/{i}.jpg")
             Image.new("L", (30, 20)).save(f"{root}/scans/{i}.png")
-        Image.effect_noise((30, 20), 50).save(f"{root}/scans/new.png")  # no mask: it has no image
+        Image.effect_noise((30, 20), 50).save(f"{root}/scans/new.png")  # is where no images are
     patterns = {"images": "scans/{stem}.jpg", "masks": "scans/{stem}.png"}
     checkpoint = save_model(tmp_path, root="set", **patterns)
     masks = predict_files([checkpoint], [folders[place]], Path("out"))
-    assert [path.name for path in masks] == ["0.png", "1.png", "2.png", "new.png"]
+    assert [path.name for path in masks] == ["0.png", "1.png", "2.png"]
+    notes = capsys.readouterr().out
     assert re.search(
         r"note: .*: left out 3 label files of the data set \(.*0\.png, .*1\.png, .*2\.png\); name ",
-        capsys.readouterr().out,
+        notes,
     )
+    assert re.search(r"left out 1 file next to label files .* \(.*scans/new\.png\)", notes)
     subfolder = f"{folders[place]}/scans" if place != "a folder above" else "set/scans"
-    if place != "a copy":  # which is not known by the layout of its subfolder
-        assert len(predict_files([checkpoint], [subfolder], Path("other"))) == 4
+    assert len(predict_files([checkpoint], [subfolder], Path("other"))) == 3
     given = sorted(map(str, Path("set/scans").glob("*.png")))
     assert len(predict_files([checkpoint], given, Path("given"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/{stem}.jpg", "masks/{stem}.png"),
+        ("{stem}.jpg", "{stem}.png"),
+        ("all/{stem}", "all/{stem}_mask"),
+        ("images", "masks/{stem}_mask.png"),
+        ("{case}/img_{stem}", "{case}/seg_{stem}"),
+    ],
+)
+def test_images_beside_their_masks_are_predicted_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], images: str, masks: str
+) -> None:
+    checkpoint = save_model(tmp_path, root="elsewhere", images=images, masks=masks)
+    names = [(Path(one).name if "{stem}" in one else "{stem}") for one in (images, masks)]
+    image, mask = (name if Path(name).suffix else f"{name}.png" for name in names)
+    for stem in ("x", "y.2", "unlabelled"):
+        for folder in ("new", "new/more"):
+            Path(folder).mkdir(exist_ok=True)
+            Image.effect_noise((30, 20), 50).save(f"{folder}/{image.format(stem=stem)}")
+            if stem != "unlabelled":
+                Image.new("L", (30, 20)).save(f"{folder}/{mask.format(stem=stem)}")
+    Image.new("L", (30, 20)).save(f"new/{mask.format(stem='alone')}")  # a mask without an image
+    written = predict_files([checkpoint], ["new"], Path("out"))
+    expected = [image.format(stem=stem) for stem in ("unlabelled", "x", "y.2")] * 2
+    assert sorted(path.stem for path in written) == sorted(Path(name).stem for name in expected)
+    notes = capsys.readouterr().out
+    assert "left out 4 label files" in notes
+    assert "left out 1 file next to label files" in notes
+
+
+def test_label_files_of_other_classes_are_left_out_and_named(tmp_path: Path) -> None:
+    names = ("1_sem", "2_sem", "3_sem", "labels/1_seg-all", "labels/2_seg-all", "labels/1_seg-axon")
+    for name in names:
+        (tmp_path / f"data/{name}").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (20, 20)).save(tmp_path / f"data/{name}.png")
+    patterns = "data.images='{stem}_sem'", "data.masks=labels/{stem}_seg-all"
+    config = make_config(tmp_path / "data", *patterns)
+    found = find_images([str(tmp_path / "data")], config, Path("out"))
+    assert [Path(name).name for name, _ in found.images] == ["1_sem", "2_sem", "3_sem"]
+    assert "left out 2 label files" in found.notes[0]
+    assert "describe (labels/1_seg-axon.png)" in found.notes[1]
+    # A file that the user names is predicted.
+    alone = find_images([str(tmp_path / "data/labels/1_seg-axon.png")], config, Path("out"))
+    assert len(alone.images) == 1
 
 
 def test_label_files_of_one_of_several_places_are_left_out(tmp_path: Path) -> None:

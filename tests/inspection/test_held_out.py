@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers import write_pairs
 
+from unet.config.loader import config_from_dict
 from unet.data.pairing import find_pairs, list_files
+from unet.inspection.check import check_data
 from unet.inspection.held_out import describe_split_lists
 from unet.inspection.propose import propose
 
@@ -46,3 +49,26 @@ def test_a_labelled_test_folder_is_named_with_the_command_that_uses_it(tmp_path:
     assert "# 6 labelled test images are not used here." in text
     place = f"{tmp_path}/test"
     assert f"--images {place}/images --masks {place}/masks" in text
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"), [("{}/images/{}.png", "{}/masks/{}.png"), ("{}/{}.png", "{}/{}_mask.png")]
+)
+def test_a_labelled_test_folder_is_no_case_among_others(
+    tmp_path: Path, image: str, mask: str
+) -> None:
+    write_pairs(tmp_path / "drawn", 6)
+    for place in ("north", "south", "west", "Test"):
+        for i in range(6):
+            for pattern, kind in ((image, "images"), (mask, "masks")):
+                path = tmp_path / "data" / pattern.format(place, i)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes((tmp_path / f"drawn/{kind}/{i}.png").read_bytes())
+    text = propose(tmp_path / "data", "mine")
+    config = config_from_dict({"name": "mine", **yaml.safe_load(text)})
+    assert config.data.exclude == ("Test/*",)
+    assert "# 6 labelled test images are not used here." in text
+    assert "unet evaluate RUN/best.pt --images" in text
+    assert f"{tmp_path}/data/Test" in text
+    checked = check_data(config)
+    assert len(checked.train_pairs) + len(checked.val_pairs) == 18

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -208,6 +209,12 @@ def list_files(folder: str | Path, above: tuple[str | Path, ...] = ()) -> Iterat
                     yield path
 
 
+def is_at(path: str | Path, root: Path, places: Places) -> bool:
+    """Whether a file in `root` is one that a pattern describes, or one of several."""
+    patterns = [places] if isinstance(places, str) else places
+    return any(_compile(root, pattern).fullmatch(Path(path).as_posix()) for pattern in patterns)
+
+
 def is_excluded(path: str, root: Path, patterns: Sequence[str]) -> bool:
     """Whether the path of a file in `root`, or its name, matches a pattern; * is any text."""
     inside = path.removeprefix(f"{root.as_posix()}/")
@@ -309,6 +316,7 @@ def _complete_stems(
     return set.intersection(*(set(files) for files in found))
 
 
+@cache
 def _compile(root: Path, pattern: str) -> re.Pattern[str]:
     """The regular expression of whole paths, with a group `stem`."""
     path = (root / pattern).as_posix()

@@ -2,19 +2,19 @@
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from unet.build import list_pairs, list_validation_pairs
-from unet.config.data_schema import DataConfig, ValidationConfig
+from unet.build import list_pairs
+from unet.config.data_schema import DataConfig
 from unet.config.schema import Config
 from unet.data.image_file import other_format
 from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions
-from unet.data.pairing import find_pairs, list_files, natural_key
+from unet.data.pairing import find_pairs, is_at, list_files, natural_key
 from unet.inference.geotiff import is_raster
 from unet.runtime.text import join_some, plural
 
@@ -23,7 +23,6 @@ FOLDERS = {"overlay": "overlays", "probabilities": "probabilities", "instances":
 
 # Other formats that can hold several pages are read as a single image, or refused.
 _STACK_SUFFIXES = frozenset({".tif", ".tiff", ".gif"})
-Files = TypeVar("Files", DataConfig, ValidationConfig)
 
 _MAX_NAME_BYTES = 255  # of all common file systems
 
@@ -128,16 +127,25 @@ def _list_folder(folder: Path, config: Config, out: Path, found: FoundImages) ->
             found.errors.append(f"{path}: {problem}")
         else:
             (images if path.suffix.lower() in SUFFIXES else others).append(path)
-    labels = _list_labels(folder, config) if images else set()
-    masks = [path for path in images if os.path.realpath(path) in labels]
+    labels, unlike = _list_labels(folder, config) if images else (set(), set())
+    real = [Path(os.path.realpath(path)) for path in images]
+    masks = [path for path, whole in zip(images, real, strict=True) if str(whole) in labels]
+    beside = [path for path, whole in zip(images, real, strict=True) if whole in unlike]
+    left_out = {*masks, *beside}
     notes = _describe_unread(folder, others)
     if masks:
         notes.append(
             f"note: {folder}: left out {plural(len(masks), 'label file')} of the data set "
             f"({_join(folder, masks)}); name files or a pattern to predict them"
         )
+    if beside:
+        notes.append(
+            f"note: {folder}: left out {plural(len(beside), 'file')} next to label files that "
+            f"data.images does not describe ({_join(folder, beside)}); name files or a pattern to "
+            "predict them"
+        )
     found.notes.extend(notes)
-    images = [path for path in images if os.path.realpath(path) not in labels] if masks else images
+    images = [path for path in images if path not in left_out]
     if not images and not found.errors:
         raise ValueError(
             "\n".join(
@@ -151,45 +159,80 @@ def _list_folder(folder: Path, config: Config, out: Path, found: FoundImages) ->
     return images
 
 
-def _list_labels(folder: Path, config: Config) -> set[str]:
-    """List masks and label images: of a folder laid out as the data set, and of the data set."""
-    root, here = Path(config.data.root), folder.resolve()
-    roots = [folder]
+def _list_labels(folder: Path, config: Config) -> tuple[set[str], set[Path]]:
+    """List the label files of a folder, and other files next to them that are no images.
+
+    The folder may be laid out as the data set, or be near it, or have images and masks side by
+    side, which the patterns then tell apart by the names.
+    """
+    data, here = replace(config.data, stacks=False), folder.resolve()
+    root, validation = Path(data.root), data.validation
+    layouts = [data]
+    if validation.images is not None and validation.masks is not None:
+        names = {name: getattr(validation, name) for name in _PLACES}
+        layouts.append(replace(data, **names))
+    layouts = [one for layout in layouts for one in _single_places(layout)]
+    laid_out = [replace(one, root=str(folder)) for one in layouts]
+    if data.csv is None:
+        laid_out += [_map_places(one, _without_folders) for one in laid_out]
     if here.is_relative_to(root.resolve()) or root.resolve().is_relative_to(here):
-        roots.append(root)
+        laid_out += layouts
     labels: set[str] = set()
-    for place in roots:
-        data = replace(config.data, root=str(place), stacks=False)
-        places = [(list_pairs, replace(config, data=one)) for one in _single_places(data)]
-        places += [
-            (list_validation_pairs, replace(config, data=replace(data, validation=one)))
-            for one in _single_places(data.validation)
-        ]
-        for list_some, laid_out in places:
-            try:
-                pairs, _ = list_some(laid_out, instances=True)
-            except (ValueError, OSError):  # the folder has another layout
-                continue
-            for pair in pairs:
-                files = (*pair.masks, *([pair.instances] if pair.instances else []))
-                labels.update(map(os.path.realpath, files))
-    return labels
+    found = list[DataConfig]()
+    for one in laid_out:
+        try:
+            pairs, _ = list_pairs(replace(config, data=one), instances=True)
+        except (ValueError, OSError):  # the folder has another layout
+            continue
+        if pairs:
+            found.append(one)
+        for pair in pairs:
+            labels.update(map(os.path.realpath, pair.masks + tuple(filter(None, [pair.instances]))))
+    near = {Path(label).parent for label in labels} if data.csv is None else set()
+    files = [path for place in near for path in place.iterdir() if str(path) not in labels]
+    return labels, {path for path in files if not _is_image(path, found)}
 
 
-def _single_places(data: Files) -> list[Files]:
+def _is_image(path: Path, layouts: Sequence[DataConfig]) -> bool:
+    """Whether a file is where one of the layouts has images, and not named like a mask."""
+    for data in layouts:
+        root = Path(data.root).resolve()
+        masks = [*data.masks.values()] if isinstance(data.masks, dict) else [data.masks]
+        at_masks = any(is_at(path, root, one) for one in masks)
+        if is_at(path, root, data.images) and not at_masks:
+            return True
+    return False
+
+
+_PLACES = ("images", "masks", "instances")
+
+
+def _map_places(data: DataConfig, change: Callable[[Any], Any]) -> DataConfig:
+    """Change each place of images, masks and label images, which may be by class."""
+
+    def apply(places: Any) -> Any:
+        if isinstance(places, dict):
+            return {name: change(one) for name, one in places.items()}
+        return None if places is None else change(places)
+
+    return replace(data, **{name: apply(getattr(data, name)) for name in _PLACES})
+
+
+def _without_folders(place: Any) -> Any:
+    """The last name of a pattern, or any name for a folder."""
+    if isinstance(place, tuple):
+        return tuple(map(_without_folders, place))
+    return place.rpartition("/")[2] if "{stem}" in place else "{stem}"
+
+
+def _single_places(data: DataConfig) -> list[DataConfig]:
     """Settings for each of several places, as a folder may have one of them."""
     count = len(data.images) if isinstance(data.images, tuple) else 1
 
-    def pick(place: Any, i: int) -> Any:
-        if isinstance(place, dict):
-            return {name: pick(one, i) for name, one in place.items()}
-        return place[i] if isinstance(place, tuple) and len(place) == count else place
+    def pick(i: int) -> Callable[[Any], Any]:
+        return lambda place: place[i] if isinstance(place, tuple) and len(place) == count else place
 
-    names = ("images", "masks", "instances")
-    return [
-        replace(data, **{name: pick(getattr(data, name), i) for name in names})
-        for i in range(count)
-    ]
+    return [_map_places(data, pick(i)) for i in range(count)]
 
 
 def _describe_unread(folder: Path, paths: Sequence[Path]) -> list[str]:

@@ -17,6 +17,8 @@ from unet.inspection.discovery import Pairing, find_pairings, read_each
 from unet.inspection.held_out import (
     describe_split_lists,
     describe_test_folders,
+    exclude_tests,
+    set_tests_apart,
     split_of,
     without_split,
 )
@@ -34,6 +36,8 @@ class FoundFiles(NamedTuple):
     val_pairs: Sequence[Pair] = ()
     classes: Sequence[str] = ()
     """Classes with a mask file each, except for the background."""
+    exclude: Sequence[str] = ()
+    """Patterns of files to leave out, such as folders for testing."""
 
 
 def find_files(root: Path) -> FoundFiles:
@@ -48,8 +52,11 @@ def find_files(root: Path) -> FoundFiles:
         if {"image", "mask"} <= set(header):
             return _from_table(root, path.name)
     paths = [*list_files(root)]
-    if pairings := find_pairings(root, paths):
-        return _from_folders(root, paths, pairings)
+    tests, others = set_tests_apart(root, paths)
+    if pairings := find_pairings(root, others):
+        return _from_folders(root, paths, pairings, tests)
+    if tests:
+        return _from_folders(root, paths, find_pairings(root, paths), [])
     raise ValueError(
         f"{root}: got no images and masks with corresponding names, expected files of the same "
         "names in two folders, names that differ by a suffix such as _mask, or a folder for each "
@@ -76,7 +83,10 @@ def _from_table(root: Path, name: str) -> FoundFiles:
     return FoundFiles(lines, pairs)
 
 
-def _from_folders(root: Path, paths: Sequence[str], pairings: Sequence[Pairing]) -> FoundFiles:
+def _from_folders(
+    root: Path, paths: Sequence[str], pairings: Sequence[Pairing], tests: Sequence[Pairing]
+) -> FoundFiles:
+    """Propose the largest of the pairings; `tests` are those in folders for testing."""
     held_out, candidates = list[Pairing](), pairings
     if any(split_of(one.images) == "train" for one in pairings):
         # Images of one split and masks of another may have the same names.
@@ -95,7 +105,13 @@ def _from_folders(root: Path, paths: Sequence[str], pairings: Sequence[Pairing])
     if classes:
         masks = {name: one.masks for name, one in classes.items()}
     warnings: list[str] = []
-    pairs, errors = find_pairs(root, [image_places], masks, stacks, warnings, labels)
+    used_places = [one.images for one in places] + [
+        one.masks for one in (*places, *classes.values())
+    ]
+    exclude = exclude_tests(root, tests, used_places)
+    pairs, errors = find_pairs(
+        root, [image_places], masks, stacks, warnings, labels, exclude=exclude
+    )
     # Several patterns may describe the same files: one of them is enough.
     others = {frozenset(one.files.values()): one.masks for one in reversed(same)}
     others.pop(frozenset(best.files.values()), None)
@@ -114,7 +130,7 @@ def _from_folders(root: Path, paths: Sequence[str], pairings: Sequence[Pairing])
             f"images: {quote(one.images)}, masks: {quote(one.masks)}"
             for one in unlike
         ),
-        *describe_test_folders(root, [one for one in pairings if one.images != best.images]),
+        *describe_test_folders(root, tests, best, is_plain=not classes),
         *describe_split_lists(root, paths, pairs),
         f"  images: {_to_yaml(image_places)}",
         f"  masks: {_to_yaml(masks)}",
@@ -124,7 +140,7 @@ def _from_folders(root: Path, paths: Sequence[str], pairings: Sequence[Pairing])
         lines.append(f"  instances: {_to_yaml(labels)}")
     if stacks:
         lines.append("  stacks: true")
-    found = FoundFiles(lines, pairs, classes=[*classes])
+    found = FoundFiles(lines, pairs, classes=[*classes], exclude=exclude)
     return _add_validation(root, found, held_out, best, classes, stacks) if held_out else found
 
 

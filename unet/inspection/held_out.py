@@ -1,15 +1,18 @@
 """Lists of a split and labelled test folders -> comments that say how to use them."""
 
+import glob
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unet.data.pairing import Pair
+from unet.data.pairing import Pair, Places, is_at
 from unet.data.splits import find_stems
-from unet.inspection.discovery import Pairing
+from unet.inspection.discovery import Pairing, find_pairings
 
 _LARGEST_LIST = 20_000_000  # bytes
 
@@ -31,19 +34,68 @@ def without_split(name: str) -> str:
     return _SPLIT.sub("", name)
 
 
-def describe_test_folders(root: Path, pairings: Sequence[Pairing]) -> list[str]:
-    """Comments on images with masks in folders for testing."""
-    folders = [
-        one
-        for one in pairings
-        if split_of(one.images) == split_of(one.masks) == "test" and "{" not in one.images
-    ]
-    if not folders:
+def is_for_testing(folder: str) -> bool:
+    """Whether a folder, or one that contains it, is named as one for testing."""
+    return any(split_of(part) == "test" for part in folder.split("/"))
+
+
+def set_tests_apart(root: Path, paths: Sequence[str]) -> tuple[list[Pairing], list[str]]:
+    """Return the labelled images in folders for testing, and all other paths.
+
+    If there are no such images with their masks, all paths are returned.
+    """
+    start = len(f"{root.as_posix().rstrip('/')}/") if root != Path() else 0
+    are_tests = cache(is_for_testing)
+    verdicts = [are_tests(path[start:].rpartition("/")[0]) for path in paths]
+    tests = [path for path, verdict in zip(paths, verdicts, strict=True) if verdict]
+    try:
+        pairings = find_pairings(root, tests) if 0 < len(tests) < len(paths) else []
+    except ValueError:  # files of similar names without a mask among them
+        pairings = []
+    if not pairings:
+        return [], [*paths]
+    return pairings, [path for path, verdict in zip(paths, verdicts, strict=True) if not verdict]
+
+
+def exclude_tests(root: Path, pairings: Sequence[Pairing], places: Sequence[Places]) -> list[str]:
+    """Patterns of the folders for testing whose files are at one of the places, too."""
+    paths = {path for one in pairings for both in one.files.values() for path in both}
+    patterns = set[str]()
+    for path in paths:
+        parts = Path(path).relative_to(root).parts
+        tested = next(i for i, part in enumerate(parts) if split_of(part) == "test")
+        pattern = f"{glob.escape('/'.join(parts[: tested + 1]))}/*"
+        if pattern not in patterns and any(is_at(path, root, place) for place in places):
+            patterns.add(pattern)
+    return sorted(patterns)
+
+
+def describe_test_folders(
+    root: Path, pairings: Sequence[Pairing], best: Pairing, is_plain: bool
+) -> list[str]:
+    """Comments on images in folders for testing with masks like those of `best`.
+
+    `is_plain` is whether each image and mask is one file, as `unet evaluate` needs it.
+    """
+    if not pairings:
         return []
-    test = max(folders, key=lambda one: len(one.files))
+    images, masks = without_split(best.images), without_split(best.masks)
+
+    def rank(one: Pairing) -> tuple[bool, bool, int]:
+        like_masks, like_images = (
+            without_split(one.masks) == masks,
+            without_split(one.images) == images,
+        )
+        return like_masks, like_images, len(one.files)
+
+    test = max(pairings, key=rank)
+    places = [shlex.quote(str(root / place)) for place in (test.images, test.masks)]
+    lines = [f"  # {len(test.files)} labelled test images are not used here"]
+    if not is_plain:
+        return [f"{lines[0]}: images: {test.images}, masks: {test.masks}"]
     return [
-        f"  # {len(test.files)} labelled test images are not used here. To score a model on them:",
-        f"  # unet evaluate RUN/best.pt --images {root / test.images} --masks {root / test.masks}",
+        f"{lines[0]}. To score a model on them:",
+        f"  # unet evaluate RUN/best.pt --images {places[0]} --masks {places[1]}",
     ]
 
 

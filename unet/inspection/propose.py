@@ -124,12 +124,12 @@ def propose(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
     known = known or KnownData.read(folder)
-    lines, pairs, validation, val_pairs, class_names = (
+    lines, pairs, validation, val_pairs, class_names, tests = (
         find_files(folder) if known is None else known.find_files(folder)
     )
     if not pairs:
         raise ValueError(f"{folder}: got no image with a mask; {' '.join(lines)}")
-    exclude, pairs = _leave_out(folder, pairs) if known is None else ([], pairs)
+    exclude, pairs = _leave_out(folder, pairs, tests) if known is None else ([], pairs)
     some = _spread(pairs)
     examined = show_progress([*some, *_spread(val_pairs)], "examine", "mask")
     values = count_values((pair.masks[0], pair.page) for pair in examined)
@@ -177,10 +177,12 @@ def propose(
     return "\n".join([head, *notes, "", *data, "", *training, ""])
 
 
-def _leave_out(folder: Path, pairs: Sequence[Pair]) -> tuple[list[str], list[Pair]]:
+def _leave_out(
+    folder: Path, pairs: Sequence[Pair], tests: Sequence[str]
+) -> tuple[list[str], list[Pair]]:
     """The lines of `exclude`, and the pairs without those that are unlike all others."""
     outliers = find_outliers(_spread(pairs))
-    lines, patterns = [], list[str]()
+    lines, patterns = [], [*tests]
     for pair, unlike in outliers:
         files = [Path(path).relative_to(folder).as_posix() for path in pair.files]
         patterns += map(glob.escape, files)
