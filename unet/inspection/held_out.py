@@ -77,6 +77,8 @@ def describe_test_folders(
 
     `is_plain` is whether each image and mask is one file, as `unet evaluate` needs it.
     """
+    # Patterns of the whole data set describe the test images, too.
+    pairings = [one for one in pairings if is_for_testing(one.images) and is_for_testing(one.masks)]
     if not pairings:
         return []
     images, masks = without_split(best.images), without_split(best.masks)
