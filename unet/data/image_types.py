@@ -1,16 +1,24 @@
 """What the readers of image files have in common: options, headers, pixels and errors."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-SUFFIXES = frozenset(
-    {
-        *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".avif"),
-        *(".jp2", ".j2k", ".npy"),
-    }
-)
+PILLOW_FORMATS = {
+    "PNG": [".png"],
+    "JPEG": [".jpg", ".jpeg"],
+    "TIFF": [".tif", ".tiff"],  # plain ones
+    "BMP": [".bmp"],
+    "GIF": [".gif"],
+    "WEBP": [".webp"],
+    "AVIF": [".avif"],
+    "JPEG2000": [".jp2", ".j2k"],
+}
+"""Formats that Pillow reads, by its names, and the endings of their files."""
+
+SUFFIXES = frozenset({".npy", *chain.from_iterable(PILLOW_FORMATS.values())})
 
 
 class UnreadableError(ValueError):

@@ -16,9 +16,7 @@ from PIL.ExifTags import Base
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from unet.data.image_types import Header, ImageTypeError, Pixels, Window
-
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "AVIF", "JPEG2000")
+from unet.data.image_types import PILLOW_FORMATS, Header, ImageTypeError, Pixels, Window
 
 # `ReadOptions.max_pixels` is the limit: Pillow's own is the same for all files of a process.
 Image.MAX_IMAGE_PIXELS = None
@@ -90,7 +88,7 @@ class PillowDecoder:
             self.header = replace(self.header, orientation=_orientation(file))
         values = _to_array(file, packing)
         if file.mode in {"RGB", "RGBA"} and ";16" in packing:
-            with Image.open(self._path, formats=FORMATS) as low:
+            with Image.open(self._path, formats=tuple(PILLOW_FORMATS)) as low:
                 low.tile = [_swap_bytes(tile) for tile in low.tile]
                 low.load()
                 values = values.astype(np.uint16) << 8 | np.asarray(low)
@@ -134,7 +132,7 @@ def open_pillow(path: Path, is_tiff: bool = False) -> Iterator[PillowDecoder]:
     # Pillow reads the many small tags of a TIFF one by one, and large ones in blocks.
     kind = io.BufferedReader if is_tiff else _Stream
     # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
-    with kind(io.FileIO(path)) as stream, Image.open(stream, formats=FORMATS) as file:
+    with kind(io.FileIO(path)) as stream, Image.open(stream, formats=tuple(PILLOW_FORMATS)) as file:
         yield PillowDecoder(file, path)
 
 

@@ -106,8 +106,6 @@ def predict_raster(
     with open_raster(path, channels, read_options) as source, ExitStack() as files:
         # A file that claims a size that it does not have is found before others are created.
         source.read(Block(*(Span(side - 1, side) for side in source.size)))
-        # A file that claims a size that it does not have is found before others are created.
-        source.read(Block(*(Span(side - 1, side) for side in source.size)))
         note = model.members[0].compare_range(source.image(_middle(source.size)))
         members = _with_image_statistics(model.members, source)
         steps = [min(_room(axis, member) for member in members) for axis in (0, 1)]

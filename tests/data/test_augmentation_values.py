@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from unet.data.augmentation import Augmentation
-from unet.data.photometric import Photometric
 
 ALL = {"gamma": 0.5, "color": 0.3, "blur": 1.5, "noise": 0.3, "jpeg": 30}
 
@@ -16,7 +15,7 @@ def picture(channels: int = 3) -> torch.Tensor:
 
 def test_the_defaults_change_nothing_and_draw_no_random_number() -> None:
     rng = np.random.default_rng(0)
-    assert torch.equal(Photometric()(picture(), rng), picture())
+    assert torch.equal(Augmentation().change_values(picture(), rng), picture())
     assert rng.random() == np.random.default_rng(0).random()
 
 
@@ -24,7 +23,7 @@ def test_the_defaults_change_nothing_and_draw_no_random_number() -> None:
 @pytest.mark.parametrize("name", list(ALL))
 def test_each_change_is_random_repeatable_and_of_its_size(name: str, channels: int) -> None:
     image = picture(channels)
-    change = Photometric(**{name: ALL[name]})
+    change = Augmentation(**{name: ALL[name]}).change_values
     one, same, other = (change(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert one.dtype == torch.float32
     assert one.shape == image.shape
@@ -38,7 +37,7 @@ def test_each_change_is_random_repeatable_and_of_its_size(name: str, channels: i
 
 def test_gamma_keeps_the_darkest_and_the_brightest_value_and_the_order() -> None:
     image = picture(1)
-    bent = Photometric(gamma=1.0)(image, np.random.default_rng(0))
+    bent = Augmentation(gamma=1.0).change_values(image, np.random.default_rng(0))
     assert float(bent.min()) == pytest.approx(float(image.min()), abs=1e-5)
     assert float(bent.max()) == pytest.approx(float(image.max()), abs=1e-5)
     order = image.flatten().argsort()
@@ -47,13 +46,13 @@ def test_gamma_keeps_the_darkest_and_the_brightest_value_and_the_order() -> None
 
 def test_color_changes_channels_differently() -> None:
     image = picture(1).expand(3, -1, -1)
-    changed = Photometric(color=0.5)(image, np.random.default_rng(0))
+    changed = Augmentation(color=0.5).change_values(image, np.random.default_rng(0))
     assert not torch.allclose(changed[0], changed[1])
 
 
 def test_a_constant_image_stays_finite() -> None:
     for image in (torch.zeros(3, 20, 20), torch.ones(1, 3, 3)):
-        changed = Photometric(**ALL)(image, np.random.default_rng(0))
+        changed = Augmentation(**ALL).change_values(image, np.random.default_rng(0))
         assert changed.isfinite().all()
 
 
@@ -62,7 +61,9 @@ def test_a_lower_quality_loses_more() -> None:
         np.random.default_rng(0).normal(0, 0.5, (3, 48, 40)).astype(np.float32)
     )
     losses = [
-        (Photometric(jpeg=quality)(image, np.random.default_rng(0)) - image).abs().mean()
+        (Augmentation(jpeg=quality).change_values(image, np.random.default_rng(0)) - image)
+        .abs()
+        .mean()
         for quality in (5, 60, 100)
     ]
     assert losses[0] > losses[1] > losses[2]
