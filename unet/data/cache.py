@@ -86,8 +86,7 @@ class _SharedArrays:
         self._block = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        array: np.ndarray = self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
-        return array
+        return self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
 
 
 def _checksum(arrays: Sequence[np.ndarray]) -> int:

@@ -198,8 +198,7 @@ def _read_palette(file: Image.Image) -> np.ndarray:
     strip = Image.fromarray(indices[None])
     strip.putpalette(data, packing)
     strip.info = {key: file.info[key] for key in ("transparency",) if key in file.info}
-    colours: np.ndarray = np.asarray(strip.convert(mode))[0]
-    return colours
+    return np.asarray(strip.convert(mode))[0]
 
 
 def _packing(file: Image.Image) -> str:

@@ -173,8 +173,7 @@ def _disputed(image: Predicted, evidence: Evidence, verdict: Verdict) -> np.ndar
     """Where the mask is disputed, bool (H, W): its regions, or all that the model has otherwise."""
     p, target = image.arrays()
     if not verdict.of_regions:
-        found: np.ndarray = (p.argmax(0) != target) & (target != IGNORE_INDEX)
-        return found
+        return (p.argmax(0) != target) & (target != IGNORE_INDEX)
     found = np.zeros(target.shape, bool)
     for region in evidence.regions:
         found[region.box] |= region.pixels

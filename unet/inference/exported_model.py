@@ -121,8 +121,7 @@ class _Part(nn.Module):
         self.module, self.method = module, method
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        result: Tensor = getattr(self.module, self.method)(*inputs)
-        return result
+        return getattr(self.module, self.method)(*inputs)
 
 
 def _example(exported: ExportedModel) -> Tensor:

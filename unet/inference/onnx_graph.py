@@ -93,5 +93,4 @@ def join(parts: Parts, metadata: dict[str, str]) -> bytes:
     )
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    contents: bytes = model.SerializeToString()
-    return contents
+    return model.SerializeToString()

@@ -30,8 +30,7 @@ def describe_origin(
     members = [flat_settings(member.config) for member in model.members]
     settings = {name: [values[name] for values in members] for name in _SETTINGS}
     values = {"checkpoints": digests, **options, **settings}
-    origin: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists
-    return origin
+    return json.loads(json.dumps(values))  # tuples become lists
 
 
 def check_origin(mask: Path, origin: dict[str, Any]) -> None:

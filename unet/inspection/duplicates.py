@@ -171,8 +171,7 @@ def _describe(thumbnails: np.ndarray) -> np.ndarray:
     order = np.arange(THUMBNAIL_SIDE)
     frequencies[:, order[:, None] + order < 3] = 0
     lengths = np.sqrt((frequencies**2).sum((1, 2), keepdims=True))
-    described: np.ndarray = matrix.T @ (frequencies / np.maximum(lengths, 1e-6)) @ matrix
-    return described
+    return matrix.T @ (frequencies / np.maximum(lengths, 1e-6)) @ matrix
 
 
 def _symmetric(described: np.ndarray) -> np.ndarray:
@@ -182,8 +181,7 @@ def _symmetric(described: np.ndarray) -> np.ndarray:
     """
     frequencies = _cosines() @ described @ _cosines().T
     squares = (frequencies**2 + frequencies.transpose(0, 2, 1) ** 2) / 2
-    symmetric: np.ndarray = np.sqrt(squares).reshape(len(described), THUMBNAIL_SIDE**2)
-    return symmetric
+    return np.sqrt(squares).reshape(len(described), THUMBNAIL_SIDE**2)
 
 
 def _cosines() -> np.ndarray:
@@ -203,5 +201,4 @@ def _details(reader: PairReader, pair: Pair) -> np.ndarray:
     image = torch.from_numpy(to_float(reader.read(pair)[0])).mean(0, keepdim=True).nan_to_num()
     small = resize_area(image, (_DETAIL_SIDE, _DETAIL_SIDE))
     details = small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)
-    unit: np.ndarray = (details / details.norm().clamp(min=1e-6))[0].numpy()
-    return unit
+    return (details / details.norm().clamp(min=1e-6))[0].numpy()

@@ -37,8 +37,7 @@ def reliability_counts(probabilities: Tensor, target: Tensor) -> np.ndarray:
     bins = (bins + torch.arange(rows)[:, None] * NUM_BINS).flatten()
     weights = torch.ones_like(predicted), predicted, right
     columns = [bins.bincount(one.flatten(), size).view(rows, NUM_BINS) for one in weights]
-    counts: np.ndarray = torch.stack(columns, dim=1).numpy()
-    return counts
+    return torch.stack(columns, dim=1).numpy()
 
 
 def calibration_errors(counts: np.ndarray) -> list[float]:
@@ -49,8 +48,7 @@ def calibration_errors(counts: np.ndarray) -> list[float]:
     pixels, probabilities, right = counts.transpose(1, 0, 2)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         errors = np.abs(right - probabilities).sum(1) / pixels.sum(1)
-    result: list[float] = errors.tolist()
-    return result
+    return errors.tolist()
 
 
 def reliability_curve(counts: np.ndarray) -> dict[str, list[float]]:

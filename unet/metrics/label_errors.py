@@ -55,8 +55,7 @@ def shift_costs(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     fits = fft.irfft2(spectrum, size)  # [d]: sum of p(x + d) over pixels x of the mask
     rolled = np.roll(fits, (r, r), (0, 1))[: 2 * r + 1, : 2 * r + 1]
     # The mask is moved by d, so it lay at -d.
-    costs: np.ndarray = np.count_nonzero(inner != IGNORE_INDEX) - rolled[::-1, ::-1]
-    return costs
+    return np.count_nonzero(inner != IGNORE_INDEX) - rolled[::-1, ::-1]
 
 
 def width_costs(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -95,8 +94,7 @@ def coarse(maps: np.ndarray) -> np.ndarray:
     means = means / np.maximum(np.outer(np.diff(rows), np.diff(columns)), 1)
     means -= means.mean((1, 2), keepdims=True)
     norm = np.sqrt(np.square(means).sum())
-    flat: np.ndarray = (means / max(norm, 1e-9)).astype(np.float32).ravel()
-    return flat
+    return (means / max(norm, 1e-9)).astype(np.float32).ravel()
 
 
 class Region(NamedTuple):

@@ -56,8 +56,7 @@ class Down(nn.Module):
         self.conv = DoubleConv(in_channels, out_channels, norm, padding)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        out: Tensor = self.conv(self.halve(x))
-        return out
+        return self.conv(self.halve(x))
 
 
 class Up(nn.Module):

@@ -31,8 +31,7 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: f
     )
     if not is_slow:
         return nn.functional.group_norm(x, num_groups, weight, bias, eps)
-    out: Tensor = _GroupNorm.apply(x, weight, bias, num_groups, eps)
-    return out
+    return _GroupNorm.apply(x, weight, bias, num_groups, eps)
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -119,8 +119,7 @@ class UNet(Network):
         x = features.pop()
         for up in self.decoder:
             x = run_level(up, x, features.pop(), checkpointing=checkpointing)
-        logits: Tensor = self.head(x)
-        return logits
+        return self.head(x)
 
 
 def _check_arguments_of(

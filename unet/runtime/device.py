@@ -87,8 +87,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
             f"train.precision: got {precision} with train.device mps, expected float32 or auto"
         )
     if precision != "auto":
-        dtype: torch.dtype = getattr(torch, precision)
-        return dtype
+        return getattr(torch, precision)
     if device.type != "cuda":
         return torch.float32
     native = torch.cuda.is_bf16_supported(including_emulation=False)

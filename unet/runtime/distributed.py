@@ -164,8 +164,7 @@ def on_first_rank(function: Callable[P, T]) -> Callable[P, T]:
                 dist.broadcast_object_list(message)
         if not message[1]:
             raise SystemExit(2)
-        result: T = message[0]
-        return result
+        return message[0]
 
     return run
 
@@ -206,8 +205,7 @@ def all_reduce_sum_with_gradient(numbers: Tensor) -> Tensor:
     """
     if world_size() == 1 or not torch.is_grad_enabled():
         return numbers
-    result: Tensor = _AllReduceSum.apply(numbers)
-    return result
+    return _AllReduceSum.apply(numbers)
 
 
 class _AllReduceSum(torch.autograd.Function):

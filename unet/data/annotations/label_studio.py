@@ -109,8 +109,7 @@ def _add(
     percent = np.array([width, height]) / 100
 
     def values(*keys: str) -> list[float]:
-        given: list[float] = numbers([value.get(key, 0) for key in keys], "value", where).tolist()
-        return given
+        return numbers([value.get(key, 0) for key in keys], "value", where).tolist()
 
     match shape:
         case "polygon":

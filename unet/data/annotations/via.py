@@ -80,10 +80,7 @@ def _class_name(region: dict[str, Any], attribute: str) -> str:
 
 def _add(found: Annotations, entry: Entry, name: str, shape: dict[str, Any], place: str) -> None:
     def values(*keys: str) -> list[float]:
-        given: list[float] = numbers(
-            [shape.get(key) for key in keys], ", ".join(keys), place
-        ).tolist()
-        return given
+        return numbers([shape.get(key) for key in keys], ", ".join(keys), place).tolist()
 
     match kind := shape.get("name"):
         case "polygon":
