@@ -418,7 +418,7 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     assert main(["evaluate", *both, *images]) == 2
     assert "several checkpoints, expected a folder for the scores: -o" in capsys.readouterr().err
     assert main(["evaluate", *both, "-o", "scores2"]) == 2
-    assert "got checkpoints with different validation images (1 of 2" in capsys.readouterr().err
+    assert "1 of 2 checkpoints have other validation images" in capsys.readouterr().err
     for arguments in (both[:1], [str(data_root / "images")]):
         assert main(["predict", *arguments, "-o", "masks2"]) == 2
         assert "first one or more checkpoints, whose names end in .pt" in capsys.readouterr().err
@@ -458,13 +458,10 @@ def test_evaluate_prints_the_scores_and_names_its_options_in_errors(
 
     images = ["--images", str(data_root / "images")]
     assert main([*evaluate, *images]) == 2
-    assert "got --images DIR without --masks DIR, expected both" in capsys.readouterr().err
+    assert "got --images DIR without --masks DIR; give both" in capsys.readouterr().err
     for wrong in (["--instances"], [*images, "--masks", str(data_root / "masks")]):
         assert main([*evaluate, "--labels", "cells", *wrong]) == 2
-        assert (
-            "got --labels DIR without --images DIR or without --instances, expected both"
-            in capsys.readouterr().err
-        )
+        assert "--labels DIR needs --images DIR and --instances" in capsys.readouterr().err
 
 
 def test_scores_that_cannot_be_written_are_printed(

@@ -82,7 +82,7 @@ from unet.runtime.text import shorten
         ("data.validation={fraction: 0.1, group: '('}", "expected a regular expression"),
         (
             "data.validation={stems: ['7'], group: a}",
-            "group: got 'a', expected it with fraction or folds only",
+            "group: got 'a', expected null without fraction or folds",
         ),
         (
             "data.validation={images: a, masks: {cell: b}}",
@@ -106,7 +106,7 @@ from unet.runtime.text import shorten
         ),
         (
             "model={encoder: resnet34, downsampling: conv}",
-            "model.downsampling: got conv, expected it not to be set: model.encoder resnet34 has i",
+            "model.downsampling: got conv, expected the default, max_pool: model.encoder resnet34 ",
         ),
         (
             "model={upsampling: bilinear, padding: valid}",
@@ -114,11 +114,11 @@ from unet.runtime.text import shorten
         ),
         (
             "model={encoder: resnet34, padding: valid}",
-            "model.padding: got valid, expected it not to be set: model.encoder resnet34 is padded",
+            "model.padding: got valid, expected the default, same: model.encoder resnet34 is pa",
         ),
         (
             "model={encoder: resnet34, dropout: 0.5}",
-            "model.dropout: got 0.5, expected it not to be set: model.encoder resnet34 takes none",
+            "model.dropout: got 0.5, expected the default, 0: model.encoder resnet34 takes none",
         ),
         ("sampling={crops_per_image: 2}", "sampling: got no augment.crop, expected one"),
         ("data.ignore=[255]", "data.classes: got the value 255 twice"),

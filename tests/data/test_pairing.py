@@ -106,8 +106,14 @@ def test_an_image_without_mask_and_a_mask_without_image_are_errors(tmp_path: Pat
     pairs, errors = find_pairs(tmp_path, ["images"], "masks")
     assert [pair.stem for pair in pairs] == ["1"]
     assert len(errors) == 2
-    assert f"{tmp_path}/images: got nothing for {tmp_path}/masks/5.png, expected" in errors[0]
-    assert f"{tmp_path}/masks: got nothing for {tmp_path}/images/3.png, expected" in errors[1]
+    assert (
+        f"{tmp_path}/images: there is no file of the same stem for {tmp_path}/masks/5.png"
+        in errors[0]
+    )
+    assert (
+        f"{tmp_path}/masks: there is no file of the same stem for {tmp_path}/images/3.png"
+        in errors[1]
+    )
 
 
 def test_a_stem_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
@@ -248,11 +254,17 @@ def test_label_images_join_the_pairs_of_their_stem(tmp_path: Path) -> None:
     assert pairs[0].files[2] == f"{tmp_path}/1_cells.png"
     assert list(PackedPairs(pairs)) == pairs
     assert len(errors) == 1
-    assert f"{tmp_path}/{{stem}}_cells.png: got nothing for {tmp_path}/2_mask.png, " in errors[0]
+    assert (
+        f"{tmp_path}/{{stem}}_cells.png: there is no file of the same stem for {tmp_path}/2_m"
+        in errors[0]
+    )
     # A missing mask is named by its image.
     (tmp_path / "1_mask.png").unlink()
     _, errors = find_pairs(tmp_path, *patterns, instances="{stem}_cells.png")
-    assert f"{tmp_path}/{{stem}}_mask.png: got nothing for {tmp_path}/1.png, " in errors[0]
+    assert (
+        f"{tmp_path}/{{stem}}_mask.png: there is no file of the same stem for {tmp_path}/1.png"
+        in errors[0]
+    )
     write(tmp_path, "1_mask.png")
     # Masks may themselves be label images.
     pairs, errors = find_pairs(tmp_path, *patterns, instances="{stem}_mask.png")
@@ -314,7 +326,9 @@ def test_files_of_several_places_without_counterpart_are_reported(tmp_path: Path
     write(tmp_path, "a/1.png", "b/2.png", "x/1.png", "y/2.png", "y/3.png")
     _, errors = find_pairs(tmp_path, [("a", "b")], ("x", "y"))
     assert len(errors) == 1
-    assert errors[0].startswith(f"{tmp_path / 'b'}: got nothing for {tmp_path / 'y' / '3.png'}")
+    assert errors[0].startswith(
+        f"{tmp_path / 'b'}: there is no file of the same stem for {tmp_path / 'y' / '3.png'}"
+    )
     write(tmp_path, "b/1.png")
     _, errors = find_pairs(tmp_path, [("a", "b")], "x")
     assert "have the same stem" in errors[0]

@@ -46,9 +46,8 @@ def test_errors_of_a_table_name_the_line(tmp_path: Path) -> None:
     _, errors = read_table(tmp_path, "pairs.csv")
     assert [error.removeprefix(f"{table}: line ") for error in errors] == [
         f"3: there is no file {tmp_path}/2.png; correct the path",
-        "4: got no image or no mask, expected both; complete it",
-        f"5: {tmp_path}/1.png has the stem of {tmp_path}/1.png, expected each once; remove or "
-        "rename one",
+        "4: lacks an image or a mask; complete it",
+        f"5: {tmp_path}/1.png has the same stem as {tmp_path}/1.png; remove or rename one",
     ]
     table.write_text("image;mask\n1.png;a.png\n")
     with pytest.raises(ValueError, match="got the columns image;mask, expected image and mask too"):
@@ -57,7 +56,7 @@ def test_errors_of_a_table_name_the_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as CSV"):
         read_table(tmp_path, "pairs.csv")
     table.write_text("image,mask\n")
-    with pytest.raises(ValueError, match="got no rows"):
+    with pytest.raises(ValueError, match="has no rows"):
         read_table(tmp_path, "pairs.csv")
     with pytest.raises(FileNotFoundError, match="there is no such table"):
         read_table(tmp_path, "other.csv")

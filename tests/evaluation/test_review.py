@@ -70,7 +70,7 @@ def test_an_existing_review_is_replaced_only_on_request(series: list[Path]) -> N
 def test_a_missing_fold_is_an_error(series: list[Path], data_root: Path) -> None:
     config = make_config(data_root, *FOLDS, "train.epochs=1", "name=alone")
     run = train(configs_of_series(config, all_folds=True)[1])
-    with pytest.raises(FileNotFoundError, match="got no run of fold 0, expected all 2 folds"):
+    with pytest.raises(FileNotFoundError, match="no run of fold 0; train all 2 folds"):
         find_folds([run])
     with pytest.raises(ValueError, match="has other folds or classes than"):
         find_folds([series[0], _with_other_classes(data_root)])
@@ -84,7 +84,7 @@ def _with_other_classes(data_root: Path) -> Path:
 
 def test_a_model_without_folds_is_an_error(data_root: Path) -> None:
     run = train(make_config(data_root, "train.epochs=1"))
-    with pytest.raises(ValueError, match=r"best.pt: is no fold of a cross-validation, expected"):
+    with pytest.raises(ValueError, match=r"best.pt: is not a fold of a cross-validation"):
         review([run], "review")
     assert not Path("review").exists()
 

@@ -194,7 +194,7 @@ def more_channels(config: dict) -> dict:
         (lambda m: rename(m, "logits"), "onnxruntime cannot load it"),
         (
             lambda m: m.graph.ClearField("value_info"),
-            "got no network from grid to logits; the file",
+            "has no network from grid to logits; the file",
         ),
         (lambda m: m.graph.node.pop(len(m.graph.node) // 2), "onnxruntime cannot load it"),
         (

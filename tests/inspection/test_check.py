@@ -44,7 +44,7 @@ def test_every_error_is_reported_at_once(data_root: Path) -> None:
     shutil.copy(images / "0.png", images / "lonely.png")
     errors = check_data(make_config(data_root)).errors
     expected = [
-        "got nothing for",
+        "no file of the same stem for",
         "4.png: cannot be read as an image (0 bytes); replace or remove the file",
         "2 masks hold 5, 6, which are no classes; data.classes that would fit: {ground: 0, box: "
         "200, new_1: 5, new_2: 6}",
@@ -96,7 +96,7 @@ def test_validation_folders_that_do_not_pair_are_an_error(data_root: Path) -> No
     shutil.copy(data_root / "masks" / "1.png", data_root / "valm" / "9.png")
     errors = check_data(make_config(data_root, "data.validation={images: val, masks: valm}")).errors
     assert len(errors) == 2
-    assert all("got nothing for" in error for error in errors)
+    assert all("no file of the same stem for" in error for error in errors)
 
 
 def test_a_broken_link_is_one_error_among_others(data_root: Path) -> None:
@@ -177,9 +177,7 @@ def test_folds_and_tables_split(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.validation={stems: val.txt}"))
     assert [pair.stem for pair in data.val_pairs] == ["2", "3"]
     data = check_data(make_config(data_root, "data.csv=pairs.csv", "data.validation={split: dev}"))
-    assert (
-        "got no row whose column split is 'dev', expected some (test, train, val)" in data.errors[0]
-    )
+    assert "no row has 'dev' in the column split (test, train, val)" in data.errors[0]
 
 
 def test_one_mask_file_per_class_is_read(data_root: Path) -> None:
@@ -231,7 +229,9 @@ def test_cells_are_counted_and_invalid_label_images_are_errors(data_root: Path) 
     assert all(pair.instances is None for pair in check_data(make_config(data_root)).train_pairs)
     assert check_data(make_config(data_root, BORDER[0])).train.num_cells.tolist() == [0] * 4
     classes = make_config(data_root, BORDER[0], "loss.border={classes: [box], sigma: 3}")
-    assert check_data(classes).errors[0].startswith("loss.border: got no training image with two")
+    assert (
+        check_data(classes).errors[0].startswith("loss.border: the weights lie between two cells")
+    )
     cells = data_root / "instances"
     (cells / "1.png").unlink()
     (cells / "2.png").write_text("no image")
@@ -240,7 +240,7 @@ def test_cells_are_counted_and_invalid_label_images_are_errors(data_root: Path) 
     assert errors == check_data(make_config(data_root, BORDER[0])).errors  # needed by unet evaluate
     assert errors == check_data(classes).errors
     assert len(errors) == 3
-    assert f"{cells}: got nothing for {data_root}/masks/1.png, expected a file of" in errors[0]
+    assert f"{cells}: there is no file of the same stem for {data_root}/masks/1.png" in errors[0]
     assert f"{cells}/2.png: cannot be read as an image" in errors[1]
     assert f"{cells}/3.png: got a label image of 8 x 9 pixels (height x width)" in errors[2]
 

@@ -44,17 +44,14 @@ def test_likely_mistakes_are_warnings(data_root: Path) -> None:
 
 def test_masks_with_only_ignored_pixels_are_an_error(data_root: Path) -> None:
     data = check_data(make_config(data_root, "data.classes={a: 1, b: 2}", "data.ignore=[0, 200]"))
-    assert "got training masks in which every pixel is ignored" in data.errors[0]
+    assert "every pixel of the training masks is ignored" in data.errors[0]
 
 
 def test_an_empty_validation_set_is_an_error(data_root: Path) -> None:
     (data_root / "images" / "4.png").write_text("no image")
     config = make_config(data_root, "data.skip_unreadable=true", "data.validation={stems: ['4']}")
     errors = check_data(config).errors
-    assert errors == [
-        "data.validation: leaves no validation image, expected some for training and some for "
-        "validation; correct it, or add images"
-    ]
+    assert errors == ["data.validation: leaves no validation image; correct it, or add images"]
 
 
 def test_a_stack_in_both_training_and_validation_is_a_warning(tmp_path: Path) -> None:
@@ -84,7 +81,7 @@ def test_a_stack_in_both_training_and_validation_is_a_warning(tmp_path: Path) ->
 def test_border_weights_need_an_image_with_two_cells(data_root: Path) -> None:
     errors = check_data(make_config(data_root, "loss.border={classes: [box]}")).errors
     assert len(errors) == 1
-    assert errors[0].startswith("loss.border: got no training image with two cells, expected some")
+    assert errors[0].startswith("loss.border: the weights lie between two cells, and no training")
     assert errors[0].endswith("correct loss.border.classes")
 
 

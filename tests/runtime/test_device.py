@@ -70,7 +70,7 @@ def test_an_explicit_precision_is_used() -> None:
 
 def test_auto_takes_mps_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="got mps, expected it on a Mac with an Apple GPU"):
+    with pytest.raises(ValueError, match="got mps, which needs a Mac with an Apple GPU"):
         pick_device("mps")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert pick_device("auto") == pick_device("mps") == torch.device("mps")

@@ -180,7 +180,7 @@ def test_a_converted_checkpoint_is_scored_exported_and_described(
     assert "mean: [0.0]" in shown
     assert main(["evaluate", "ours.pt", "data.root=new"]) == 2
     assert (
-        "without validation images, expected --images DIR and --masks DIR"
+        "without validation images; give the images to score with --images DIR and --masks DIR"
         in capsys.readouterr().err
     )
 

@@ -50,9 +50,8 @@ class _Parser(argparse.ArgumentParser):
             words = shorten(message.removeprefix(unknown))
             message = f"{words}: settings have the form KEY=VALUE, such as train.epochs=5"
         if message.startswith(required):
-            message = (
-                f"got no {message.removeprefix(required)}, expected such as: {_EXAMPLES[self.prog]}"
-            )
+            missing = message.removeprefix(required)
+            message = f"{self.prog}: expected {missing}, for example: {_EXAMPLES[self.prog]}"
         raise ValueError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 

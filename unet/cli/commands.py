@@ -13,7 +13,7 @@ from unet.cli.terminal import print_error
 from unet.config.loader import config_from_dict, load_config, load_yaml
 from unet.config.schema import Config
 from unet.config.values import configs_of_folds
-from unet.runtime.text import format_table, plural, shorten
+from unet.runtime.text import format_table, plural
 
 
 def run_train(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
@@ -206,10 +206,14 @@ def run_predict(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
     checkpoints = [*map(_find_checkpoint, takewhile(is_checkpoint, arguments.paths))]
     images = arguments.paths[len(checkpoints) :]
-    if not checkpoints or not images:
+    if not checkpoints:
         raise ValueError(
-            f"predict: got {shorten(' '.join(arguments.paths))}, expected first one or more "
-            "checkpoints, whose names end in .pt, .pth or .onnx, or folders of runs, then images"
+            f"{images[0]}: is neither a checkpoint (.pt, .pth or .onnx) nor the folder of a run; "
+            "give one before the images, for example: unet predict runs/mine/best.pt images/"
+        )
+    if not images:
+        raise ValueError(
+            f"predict: got no images; add them, for example: unet predict {checkpoints[-1]} images/"
         )
     try:
         given = {field.name: getattr(arguments, field.name) for field in fields(Options)}

@@ -156,7 +156,7 @@ def _check_validation(config: Config) -> Iterator[Conflict]:
         yield "data.validation.instances", "no data.validation.images", expected
     if validation.group is not None:
         if validation.fraction is None and validation.folds is None:
-            yield "data.validation.group", repr(validation.group), "it with fraction or folds only"
+            yield "data.validation.group", repr(validation.group), "null without fraction or folds"
         try:
             re.compile(validation.group)
         except re.error as error:
@@ -235,7 +235,7 @@ def _check_encoder(config: Config) -> Iterator[Conflict]:
         ("dropout", 0, "takes none"),
     ):
         if (got := getattr(model, name)) != default:
-            expected = f"it not to be set: model.encoder {model.encoder} {reason}"
+            expected = f"the default, {default}: model.encoder {model.encoder} {reason}"
             yield f"model.{name}", got, expected
     if train.encoder_weights is not None and train.init_from is not None:
         expected = "one of them: init_from contains an encoder"

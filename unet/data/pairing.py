@@ -310,8 +310,8 @@ def _complete_stems(
             names = join_some([file_of[key] for key in keys])
             where = patterns[place : place + 1] if apart else patterns
             errors.append(
-                f"{' or '.join(str(root / one) for one in where)}: got nothing for {names}, "
-                "expected a file of the same stem: add or move the files, or correct the pattern"
+                f"{' or '.join(str(root / one) for one in where)}: there is no file of the same "
+                f"stem for {names}; add or move the files, or correct the pattern"
             )
     return set.intersection(*(set(files) for files in found))
 

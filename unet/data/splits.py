@@ -80,7 +80,7 @@ def split_by_stems(pairs: Sequence[Pair], stems: Sequence[str]) -> np.ndarray:
             f"images such as {pairs[0].images[0]} ({pairs[0].stem!r}){hint}"
         )
     if set(stems) == set(known):
-        raise ValueError("data.validation.stems: got every image, expected some left to train on")
+        raise ValueError("data.validation.stems: lists every image; leave some to train on")
     return np.isin(known, list(stems))
 
 
@@ -126,8 +126,8 @@ def split_by_table(pairs: Sequence[Pair], val_split: str) -> np.ndarray:
         if name not in names:
             known = ", ".join(sorted(set(names)))
             raise ValueError(
-                f"data.validation.split: got no row whose column split is {name!r}, expected some "
-                f"({known or 'the column is empty'}); correct it or the table"
+                f"data.validation.split: no row has {name!r} in the column split ("
+                f"{known or 'which is empty'}); correct it or the table"
             )
     return np.array([{"train": TRAIN, val_split: VAL}.get(name, UNUSED) for name in names])
 

@@ -26,14 +26,14 @@ def read_table(
     for number, row in rows:
         image, mask, where = row["image"], row["mask"], f"{path}: line {number}"
         if not (image and mask):
-            wrong.append((where, "got no image or no mask, expected both; complete it"))
+            wrong.append((where, "lacks an image or a mask; complete it"))
             continue
         stem = Path(image).with_suffix("").as_posix()
         if missing := [name for name in (image, mask) if not (root / name).is_file()]:
             wrong.append((where, f"there is no file {root / missing[0]}; correct the path"))
         elif stem in pairs:
             first = pairs[stem].images[0]
-            text = f"{root / image} has the stem of {first}, expected each once; remove or rename"
+            text = f"{root / image} has the same stem as {first}; remove or rename"
             wrong.append((where, f"{text} one"))
         elif mask in used:
             text = f"{root / mask} occurs twice, expected every file once; correct one"
@@ -65,5 +65,5 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     if len(set(columns)) < len(columns):
         raise ValueError(f"{path}: got a column twice in {', '.join(columns)}; remove one")
     if not rows:
-        raise ValueError(f"{path}: got no rows, expected one for each image")
+        raise ValueError(f"{path}: has no rows, expected one for each image")
     return rows

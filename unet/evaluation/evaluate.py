@@ -32,7 +32,7 @@ from unet.inspection.statistics import collect_statistics
 from unet.models.unet import argmax_classes
 from unet.runtime import distributed
 from unet.runtime.optional import import_extra, is_installed
-from unet.runtime.text import format_list, plural
+from unet.runtime.text import format_list, join_some, plural
 from unet.visualize import image_to_rgb
 
 _MOST_KEPT = 2**29
@@ -134,11 +134,11 @@ def _check_arguments(
     """Raise ValueError if arguments are invalid for any model."""
     if (images is None) != (masks is None):
         got = "images=DIR without masks=DIR" if masks is None else "masks=DIR without images=DIR"
-        raise ValueError(f"evaluate: got {got}, expected both or neither")
+        raise ValueError(f"evaluate: got {got}; give both or neither")
     if label_images is not None and (images is None or not objects):
         raise ValueError(
-            "evaluate: got label_images=DIR without images=DIR or without objects=True, expected "
-            "both; for the validation split, set data.instances instead"
+            "evaluate: label_images=DIR needs images=DIR and objects=True; for the validation "
+            "split, set data.instances instead"
         )
     if not 0 <= boundary_tolerance < math.inf:
         raise ValueError(
@@ -153,8 +153,8 @@ def _object_class(model: Model, objects: str | bool, thresholds: bool) -> int | 
     names = model.classes.names
     if thresholds and len(names) > 2:
         raise ValueError(
-            f"evaluate: got thresholds=True for a model of {len(names)} classes, expected a model "
-            "of two, as the thresholds are those of the second class; leave thresholds=True out"
+            f"evaluate: got thresholds=True for a model of {len(names)} classes, but the "
+            "thresholds are those of the second of two; leave thresholds=True out"
         )
     if not objects:
         return None
@@ -162,8 +162,8 @@ def _object_class(model: Model, objects: str | bool, thresholds: bool) -> int | 
     if objects is True:
         if len(names) > 2:
             raise ValueError(
-                f"evaluate: got objects=True for a model of {len(names)} classes, expected the "
-                f"class whose components are the objects, such as {names[1]}: objects=CLASS"
+                f"evaluate: the model has {len(names)} classes; name the class whose objects are "
+                f"scored with objects=CLASS: one of {', '.join(names[1:])}"
             )
         return 1
     if objects not in names:
@@ -204,14 +204,14 @@ def validation_pairs(model: Model, instances: bool) -> list[Pair]:
     stems = [member.val_stems for member in model.members]
     if differing := sum(one != stems[0] for one in stems):
         raise ValueError(
-            f"evaluate: got checkpoints with different validation images ({differing} of "
-            f"{len(stems)} differ from the first), expected the same, as no model should be scored "
-            "on its training images; score other images with images=DIR and masks=DIR"
+            f"evaluate: {differing} of {len(stems)} checkpoints have other validation images than "
+            "the first, and would be scored on their training images; score other images with "
+            "images=DIR and masks=DIR"
         )
     if not stems[0]:
         raise ValueError(
-            "evaluate: got a checkpoint without validation images, expected images=DIR and "
-            "masks=DIR, the images to score"
+            "evaluate: the model was trained without validation images; give the images to score "
+            "with images=DIR and masks=DIR"
         )
     config = model.config
     find = list_pairs if config.data.validation.images is None else list_validation_pairs
@@ -220,8 +220,8 @@ def validation_pairs(model: Model, instances: bool) -> list[Pair]:
     missing = [stem for stem in model.val_stems if stem not in by_stem]
     if missing:
         raise FileNotFoundError(
-            f"{config.data.root}: got no pair {', '.join(missing[:5])}, expected all files "
-            f"of the {len(model.val_stems)} validation images of the run; set data.root=FOLDER"
+            f"{config.data.root}: {len(missing)} of the {len(model.val_stems)} validation images "
+            f"of the run are missing here ({join_some(missing)}); set data.root=FOLDER"
             + "".join(f"\n{error}" for error in errors[:5])
         )
     return [by_stem[stem] for stem in model.val_stems]

@@ -48,8 +48,8 @@ def find_folds(runs: Sequence[str | Path]) -> list[Fold]:
         validation = contents["config"]["data"]["validation"]
         if validation["folds"] is None:
             raise ValueError(
-                f"{path}: is no fold of a cross-validation, expected models that have not seen "
-                "the images; give the config of the run, whose folds are trained then"
+                f"{path}: is not a fold of a cross-validation, so that no model is new to all "
+                "images; give the config of the run, and its folds are trained"
             )
         own = {**validation, "fold": None}, contents["config"]["data"]["classes"]
         if (series := series or own) != own:
@@ -61,8 +61,8 @@ def find_folds(runs: Sequence[str | Path]) -> list[Fold]:
     assert series is not None
     if missing := [str(i) for i in range(series[0]["folds"]) if i not in found]:
         raise FileNotFoundError(
-            f"{paths[0].parent.parent}: got no run of fold {join_some(missing)}, expected all "
-            f"{series[0]['folds']} folds; train them, or give the config"
+            f"{paths[0].parent.parent}: there is no run of fold {join_some(missing)}; train all "
+            f"{series[0]['folds']} folds, or give the config"
         )
     return [Fold(i, found[i]) for i in sorted(found)]
 

@@ -130,8 +130,8 @@ def export_int8(
         model = replace(model, calibration=replace(model.calibration, promises=()))
     if not model.val_stems:
         raise ValueError(
-            f"{checkpoint}: got a model without validation images, expected some to compare INT8 "
-            "with it; export float32"
+            f"{checkpoint}: the model has no validation images to compare INT8 with float32 on; "
+            "export float32"
         )
     parts = make_parts(ExportedModel(model, output).eval(), str(out))
     pairs, images = validation_pairs(model, instances=False), _training_images(model)
@@ -182,7 +182,7 @@ def _training_images(model: Predictor) -> SegmentationDataset:
 
     chosen = [pair for pair in pairs if is_training(pair)]
     if not chosen:
-        raise ValueError(f"{data.root}: got no training images, expected some to calibrate INT8")
+        raise ValueError(f"{data.root}: there are no training images to calibrate INT8 with")
     return SegmentationDataset(chosen, build_reader(model.config), normalization=None)
 
 

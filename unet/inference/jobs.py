@@ -123,7 +123,7 @@ def _list_folder(folder: Path, config: Config, out: Path, found: FoundImages) ->
         if path.is_dir():
             problem = "cannot be listed; correct its permissions"
             if os.access(path, os.R_OK | os.X_OK):
-                problem = "is a folder without images, expected an image; remove or rename it"
+                problem = "is a folder with the name of an image; remove or rename it"
             found.errors.append(f"{path}: {problem}")
         else:
             (images if path.suffix.lower() in SUFFIXES else others).append(path)
@@ -150,8 +150,8 @@ def _list_folder(folder: Path, config: Config, out: Path, found: FoundImages) ->
         raise ValueError(
             "\n".join(
                 [
-                    f"{folder}: got no image, expected files ending in "
-                    f"{', '.join(sorted(SUFFIXES))}",
+                    f"{folder}: contains no images (files that end in "
+                    f"{', '.join(sorted(SUFFIXES))}); check the path",
                     *notes,
                 ]
             )

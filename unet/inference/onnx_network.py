@@ -79,7 +79,7 @@ def load_onnx(path: Path) -> dict[str, Any]:
     try:
         contents["network"] = find_network(model)
     except Exception as error:  # onnx raises whatever its code meets in a wrong graph
-        raise _changed(path, f"got no network from {GRID} to {LOGITS}") from error
+        raise _changed(path, f"has no network from {GRID} to {LOGITS}") from error
     return contents
 
 

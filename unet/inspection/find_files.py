@@ -58,10 +58,10 @@ def find_files(root: Path) -> FoundFiles:
     if tests:
         return _from_folders(root, paths, find_pairings(root, paths), [])
     raise ValueError(
-        f"{root}: got no images and masks with corresponding names, expected files of the same "
-        "names in two folders, names that differ by a suffix such as _mask, or a folder for each "
-        f"image ({', '.join(sorted(SUFFIXES))}); rename them, or write a data.csv with the columns "
-        "image and mask"
+        f"{root}: found no images and masks with corresponding names. They may be files of the "
+        "same names in two folders, names that differ by a suffix such as _mask, or a folder for "
+        f"each image ({', '.join(sorted(SUFFIXES))}); rename them, or write a data.csv with the "
+        "columns image and mask"
     )
 
 

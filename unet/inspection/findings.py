@@ -19,27 +19,23 @@ def find_errors(config: Config, train: PairStatistics, val: PairStatistics) -> l
         if name == "validation" and config.data.validation.none:
             continue
         if not len(statistics):
-            errors.append(
-                f"data.validation: leaves no {name} image, expected some for training and some for "
-                "validation; correct it, or add images"
-            )
+            errors.append(f"data.validation: leaves no {name} image; correct it, or add images")
         elif not statistics.class_pixels.any():
             errors.append(
-                f"data.ignore: got {name} masks in which every pixel is ignored, expected pixels "
-                "of data.classes; correct data.ignore or the masks"
+                f"data.ignore: every pixel of the {name} masks is ignored; correct data.ignore or "
+                "the masks"
             )
     for i, name in enumerate(config.data.classes):
         monitors_class = config.train.monitor in (f"iou_{name}", f"dice_{name}")
         if monitors_class and len(val) and not val.class_pixels[:, i].any():
             errors.append(
                 f"train.monitor: got {config.train.monitor}, but no validation mask has a pixel of "
-                f"{name}, expected a score that every validation has; correct it or data.validation"
+                f"{name}, so that there is no such score; correct it or data.validation"
             )
     border = config.loss.border
     if border is not None and len(train) and train.num_cells.max() < 2:
         errors.append(
-            "loss.border: got no training image with two cells, expected some, because the weights "
-            "lie between two cells; correct "
+            "loss.border: the weights lie between two cells, and no training mask has two; correct "
             + ("loss.border.classes" if border.classes else "data.instances")
         )
     sizes = np.unique(train.sizes, axis=0).tolist()

@@ -128,7 +128,7 @@ def propose(
         find_files(folder) if known is None else known.find_files(folder)
     )
     if not pairs:
-        raise ValueError(f"{folder}: got no image with a mask; {' '.join(lines)}")
+        raise ValueError(f"{folder}: found no image with a mask; {' '.join(lines)}")
     exclude, pairs = _leave_out(folder, pairs, tests) if known is None else ([], pairs)
     some = _spread(pairs)
     examined = show_progress([*some, *_spread(val_pairs)], "examine", "mask")
@@ -136,7 +136,7 @@ def propose(
     headers = list(read_each(read_header, [pair.images[0] for pair in some]))
     sizes = np.array([header.upright_size for header in headers])
     if not sizes.size or not values.pixels:
-        raise ValueError(f"{folder}: got no image and mask that can be read; replace the files")
+        raise ValueError(f"{folder}: none of the images and masks can be read; replace the files")
     if known is not None:
         classes, rare = known.describe_classes(values)
     elif class_names:

@@ -49,7 +49,7 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(f"train.device: got {name!r}, expected auto, cpu, cuda, cuda:N or mps")
     if device.type == "mps" and (not has_mps or distributed.local_world_size() > 1):
         raise ValueError(
-            "train.device: got mps, expected it on a Mac with an Apple GPU, in one process; take "
+            "train.device: got mps, which needs a Mac with an Apple GPU and one process; take "
             "auto or cpu"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -108,7 +108,7 @@ def test_any_value_of_another_type_is_read_or_an_error_of_our_own(
         ("<a>", "a.xml", "cannot be read as XML"),
         ("<a/>", "a.xml", "XML of a, expected annotations; export it from CVAT as"),
         ("<annotations><track/></annotations>", "a.xml", "tracks of a video, expected images"),
-        ("a,b\n1,2", "a.csv", "the columns a, b, expected such as ImageId and EncodedPixels"),
+        ("a,b\n1,2", "a.csv", "the columns a, b, expected one of image names and one of run"),
         ("names: [", "data.yaml", "cannot be read as YAML"),
         ("path: x", "data.yaml", "got names None, expected the names of the classes"),
         ("names: [a]", "data.yaml", "no text files in a folder labels"),
@@ -126,7 +126,7 @@ def test_other_files_are_errors(text: str, name: str, message: str, tmp_path: Pa
 def test_a_folder_without_annotations_and_one_of_two_formats_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         read_annotations(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="got no annotations, expected files of COCO"):
+    with pytest.raises(ValueError, match="contains no annotations, which may be COCO"):
         read_annotations(tmp_path)
     FORMATS["via"](tmp_path)
     FORMATS["labelme_polygons"](tmp_path)

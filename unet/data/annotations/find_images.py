@@ -43,7 +43,8 @@ def list_images(folder: Path, is_excluded: Callable[[Path], bool]) -> list[str]:
     ]
     if not images:
         raise ValueError(
-            f"{folder}: got no image, expected files ending in {', '.join(sorted(SUFFIXES))}"
+            f"{folder}: contains no images (files that end in {', '.join(sorted(SUFFIXES))}); "
+            "give the folder of the annotated images"
         )
     return sorted(images, key=lambda path: (natural_key(path), path))
 
@@ -69,8 +70,8 @@ def match_images(entries: Sequence[Entry], images: Sequence[str], folder: Path) 
             found.missing.append(entry)
         elif len(candidates) > 1:
             found.errors.append(
-                f"{entry.place}: the image {entry.image} may be {join_some(candidates)} in "
-                f"{folder}, expected one; rename all but one, or import the folders one by one"
+                f"{entry.place}: the image {entry.image} may be any of {join_some(candidates)} in "
+                f"{folder}; rename all but one, or import the folders one by one"
             )
         else:
             found.entries[candidates[0]].append(entry)

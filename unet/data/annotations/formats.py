@@ -58,8 +58,8 @@ def read_annotations(
             continue
         if name and kind != name:
             raise ValueError(
-                f"{source}: got files of {name} and, such as {path}, of {kind}, expected one "
-                "format; import one of them"
+                f"{source}: contains files of {name} and of {kind}, such as {path}; import one "
+                "format at a time"
             )
         name = kind
         found.splits |= one.splits
@@ -84,7 +84,7 @@ def _list_annotations(folder: Path, is_excluded: Callable[[Path], bool]) -> Sequ
     if any(path.suffix.lower() == ".zip" for path in paths):
         raise ValueError(f"{folder}: got a ZIP file; unpack it first")
     raise ValueError(
-        f"{folder}: got no annotations, expected files of {_KNOWN} (.json, .geojson, .xml, .yaml "
+        f"{folder}: contains no annotations, which may be {_KNOWN} (.json, .geojson, .xml, .yaml "
         "or .csv)"
     )
 

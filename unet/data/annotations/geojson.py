@@ -161,8 +161,8 @@ def _to_pixels(
     target, transform = read_place(image, f"{path}, which has map coordinates")
     if target is None:
         raise ValueError(
-            f"{image}: got no georeference, expected one, as {path} has map coordinates ({crs}); "
-            "export the polygons in pixels"
+            f"{image}: has no georeference, but {path} has map coordinates ({crs}); export the "
+            "polygons in pixels"
         )
     rasterio = import_extra("rasterio", "map coordinates")
     warp = import_extra("rasterio.warp", "map coordinates")
@@ -170,8 +170,8 @@ def _to_pixels(
         source = rasterio.crs.CRS.from_user_input(crs)
     except rasterio.errors.CRSError as error:
         raise ValueError(
-            f"{path}: got the coordinate reference system {crs}, expected such as EPSG:32633 "
-            f"({' '.join(str(error).split())})"
+            f"{path}: got the coordinate reference system {crs}, expected one that is known, such "
+            f"as EPSG:32633 ({' '.join(str(error).split())})"
         ) from error
     inverse = ~transform
 

@@ -123,7 +123,7 @@ def import_annotations(
             )
         result.warnings += _count(found.left_out + tally.left_out)
         if not tally.objects:
-            raise ValueError("\n".join([f"{source}: got no region in any image", *result.warnings]))
+            raise ValueError("\n".join([f"{source}: no image has a region", *result.warnings]))
         held_out = [one for one in chosen if _split_of(found, images, one) == "val"]
         result.validation = target.write_validation(held_out)
         mark = {"source": str(source), "format": name, "classes": result.classes}
@@ -138,7 +138,7 @@ def _list_classes(
     backgrounds = [name for name in found if name.lower() in _BACKGROUNDS]
     names = [name for name in found if name not in backgrounds and name != _IGNORED]
     if not names:
-        raise ValueError(f"{source}: got no class, expected annotations of one or more")
+        raise ValueError(f"{source}: has no classes, expected annotations of one or more")
     for name in names:
         if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
             raise ValueError(

@@ -37,7 +37,7 @@ def read(path: Path) -> Annotations:
             if image is None or runs is None:
                 raise ValueError(
                     f"{path}: got the columns {', '.join(columns.values()) or '(none)'}, expected "
-                    "such as ImageId and EncodedPixels"
+                    "one of image names and one of run lengths, such as ImageId and EncodedPixels"
                 )
             for row in reader:
                 where = f"{path}: line {reader.line_num}"

@@ -59,7 +59,7 @@ def read(path: Path) -> Annotations:
                 found.add_polygon(entry, name, [ring.reshape(-1, 2)], unit=None)
     if not labels:
         raise ValueError(
-            f"{path}: got no text files in a folder labels next to it, expected one for each image"
+            f"{path}: there are no text files in a folder labels next to it, one for each image"
         )
     return found
 
