@@ -332,7 +332,7 @@ def finish(
     name = f"round-{number}"
     run = folder / "runs" / name
     step, half = describe_progress(run), describe_save(run)
-    failure = run_through(folder, name, workers, "--resume", limit=60 + 10 * base.seconds)
+    failure = run_through(folder, name, workers, "--resume", limit=120 + 10 * base.seconds)
     log = log_of(folder, name, "--resume").read_text(encoding="utf-8")
     if failure:
         result = f"RESUME FAILED, {failure}"
@@ -408,7 +408,9 @@ def signal_one(
         failures.append(f"traceback: {text.strip().splitlines()[-1]}")
     left_over = [one for one in (folder / "runs").rglob(".*.tmp") if f"{name}_" in str(one)]
     failures += [f"{path} is left over" for path in left_over]
-    if failure := run_through(folder, name, workers, *more, "--resume", limit=60 + 10 * moment):
+    if failure := run_through(
+        folder, name, workers, *more, "--resume", limit=120 + 10 * seconds[kind]
+    ):
         failures.append(f"RESUME FAILED, {failure}")
     else:
         runs, expected = runs_of(folder, name), runs_of(folder, base)

@@ -80,5 +80,5 @@ def test_auto_takes_mps_where_there_is_no_cuda(monkeypatch: pytest.MonkeyPatch) 
             pick_dtype(precision, torch.device("mps"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert pick_device("auto") == torch.device("cpu")
-    with pytest.raises(ValueError, match="in one process; take auto or cpu"):
+    with pytest.raises(ValueError, match="and one process; take auto or cpu"):
         pick_device("mps")

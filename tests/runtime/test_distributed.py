@@ -175,12 +175,14 @@ def test_two_processes_freeze_an_encoder_as_one_does(config: Path) -> None:
 
 def test_wrong_input_is_reported_once(config: Path, data_root: Path) -> None:
     (data_root / "masks" / "3.png").write_bytes(b"damaged")
-    wrong = (["train.epochs=many"], ["train.batch_size=3"], [])
+    wrong = (["train.epochs=many"], ["train.batch_size=3"], ["train.device=cuda:7"], [])
     result = torchrun(*(["train", str(config), *overrides] for overrides in wrong))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("exit code 2\n") == 3
+    assert result.stdout.count("exit code 2\n") == 4
     assert result.stderr.count("train.epochs=many: got the text 'many'") == 1
     assert result.stderr.count("got 3, expected a multiple of the 2 processes") == 1
+    assert result.stderr.count("process 0: error: train.device: got 'cuda:7' for 2 processes") == 1
+    assert result.stderr.count("train.device") == 1
     assert result.stderr.count("3.png: cannot be read") == 1
     assert not Path("runs/tiny").exists()
 

@@ -77,11 +77,10 @@ def _run(words: Sequence[str]) -> int:
     except Exception as error:
         if arguments.traceback:
             traceback.print_exc()
-        # An error before the processes have joined is the same in all, as is a loss that is not
-        # finite: the first process reports it.
-        if rank == "0" or (_has_joined() and not isinstance(error, FloatingPointError)):
+        message = _message(error, arguments.run is run_train)
+        if not _is_reported(message):
             who = f"process {rank}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-            print_error(f"{who}error: {_message(error, arguments.run is run_train)}")
+            print_error(f"{who}error: {message}")
         return 1 if isinstance(error, UnpredictedError) else 2
 
 
@@ -109,10 +108,13 @@ def _message(error: Exception, is_training: bool) -> str:
             )
 
 
-def _has_joined() -> bool:
-    """Whether this process is part of a process group."""
-    distributed = sys.modules.get("torch.distributed")
-    return distributed is not None and bool(distributed.is_initialized())
+def _is_reported(message: str) -> bool:
+    """Whether the first of several processes reports the same error."""
+    if "unet.runtime.distributed" not in sys.modules:  # it imports torch
+        return os.environ.get("RANK", "0") != "0"
+    from unet.runtime import distributed
+
+    return distributed.is_reported(message)
 
 
 def _report_thread_error(failure: threading.ExceptHookArgs) -> None:

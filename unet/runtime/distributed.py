@@ -63,12 +63,21 @@ def disable_progress() -> bool | None:
     return True if rank() else None
 
 
+_store: Store | None = None
+"""What the processes share; it belongs to the process, as the process group does."""
+
+
 def initialize(timeout_minutes: float = 10.0) -> None:
     """Join the process group, once; with gloo for CPUs and, where there is nccl, nccl for GPUs.
 
-    Then each process ends with a message as soon as another has not run for `timeout_minutes`. A
-    process that computes or reads for longer is not meant: its heartbeat goes on.
+    From now on each process ends with a message as soon as another has not run for
+    `timeout_minutes`. A process that computes or reads for longer is not meant: its heartbeat goes
+    on.
+
+    Raises:
+        LostProcessError: if a process does not start within this time.
     """
+    global _store
     if world_size() > 1 and not dist.is_initialized():
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
@@ -79,19 +88,41 @@ def initialize(timeout_minutes: float = 10.0) -> None:
         if local_world_size() == world_size():
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             store = PrefixStore(attempt, store)
+        _store = store
+        _start_heartbeat(store.clone(), 60 * timeout_minutes)
         timeout = timedelta(hours=2)  # the first may read a large data set
         dist.init_process_group(
             backend, timeout=timeout, store=store, rank=number, world_size=count
         )
         atexit.register(dist.destroy_process_group)
-        _start_heartbeat(store.clone(), 60 * timeout_minutes)
+
+
+def is_reported(error: str) -> bool:
+    """Whether the first process shows the same error at the same time."""
+    if _store is None:
+        return rank() > 0  # before the processes have joined, all have the same errors
+    try:
+        if rank() == 0:
+            _store.set(f"error/{error}", "")
+        else:
+            _store.wait([f"error/{error}"], timedelta(seconds=2))
+    except RuntimeError:  # the first has another error, or has ended
+        return False
+    return rank() > 0
 
 
 def _start_heartbeat(store: Store, timeout: float) -> None:
     """Count in the store while this process runs, and look whether the others do."""
     store.set_timeout(timedelta(seconds=timeout))
     store.set(f"heartbeat/{rank()}", "0")
-    dist.barrier()  # the first collective: afterwards, every process has a heartbeat
+    for other in range(world_size()):
+        try:
+            store.wait([f"heartbeat/{other}"])
+        except RuntimeError as error:
+            raise LostProcessError(
+                f"process {other} has not started within {timeout / 60:g} minutes "
+                "(train.timeout_minutes)"
+            ) from error
     ended = threading.Event()
 
     def watch() -> None:

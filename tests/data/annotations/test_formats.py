@@ -130,7 +130,7 @@ def test_a_folder_without_annotations_and_one_of_two_formats_are_errors(tmp_path
         read_annotations(tmp_path)
     FORMATS["via"](tmp_path)
     FORMATS["labelme_polygons"](tmp_path)
-    with pytest.raises(ValueError, match=r"files of LabelMe and, such as .*via\.json, of VIA"):
+    with pytest.raises(ValueError, match=r"files of LabelMe and of VIA, such as .*via\.json"):
         read_annotations(tmp_path)
 
 
