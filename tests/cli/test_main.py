@@ -419,9 +419,13 @@ def test_every_fold_is_trained_and_their_models_are_averaged(
     assert "several checkpoints, expected a folder for the scores: -o" in capsys.readouterr().err
     assert main(["evaluate", *both, "-o", "scores2"]) == 2
     assert "1 of 2 checkpoints have other validation images" in capsys.readouterr().err
-    for arguments in (both[:1], [str(data_root / "images")]):
-        assert main(["predict", *arguments, "-o", "masks2"]) == 2
-        assert "first one or more checkpoints, whose names end in .pt" in capsys.readouterr().err
+    assert main(["predict", both[0], "-o", "masks2"]) == 2
+    assert (
+        f"got no images; add them, for example: unet predict {both[0]} im"
+        in capsys.readouterr().err
+    )
+    assert main(["predict", str(data_root / "images"), "-o", "masks2"]) == 2
+    assert "images: is neither a checkpoint (.pt, .pth or .onnx) nor the" in capsys.readouterr().err
 
 
 def test_evaluate_prints_the_scores_and_names_its_options_in_errors(

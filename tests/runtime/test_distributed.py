@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from unet.checkpoint import load_checkpoint
 from unet.cli.main import main
 from unet.config.values import config_to_dict
 from unet.runtime import distributed
+from unet.runtime.errors import LostProcessError
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -272,11 +274,41 @@ def test_a_stopped_process_is_named_by_the_others(config: Path) -> None:
     assert process.returncode != 0
 
 
+def test_a_process_that_never_starts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    store = dist.HashStore()
+    store.set("heartbeat/1", "0")
+    with pytest.raises(LostProcessError, match=r"process 2 has not started within 0\.001 minutes"):
+        distributed._start_heartbeat(store, 0.06)
+
+
+class StoppedStore(dist.HashStore):
+    """Of a process that is stopped, and later killed."""
+
+    errors = iter((dist.DistStoreError("wait timeout"), RuntimeError("Connection reset by peer")))
+
+    def get(self, key: str) -> bytes:  # noqa: ARG002
+        raise next(self.errors)
+
+
+def test_a_stopped_process_that_has_the_store_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr("os._exit", lambda _: ended.set())
+    monkeypatch.setattr("atexit.register", lambda _: None)
+    distributed._start_heartbeat(StoppedStore(), 0.06)
+    assert ended.wait(10)
+    assert "error: process 0 or torchrun on its machine has not run for" in capfd.readouterr().err
+
+
 def test_gpus_without_nccl_as_on_windows_use_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(distributed, "rendezvous", lambda _: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(
+        distributed, "rendezvous", lambda *_, **__: iter([(dist.HashStore(), 0, 2)])
+    )
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: started.append(backend))
     monkeypatch.setattr(distributed, "_start_heartbeat", lambda *_: None)
     monkeypatch.setattr("atexit.register", lambda _: None)

@@ -82,7 +82,14 @@ def initialize(timeout_minutes: float = 10.0) -> None:
         has_nccl = torch.cuda.is_available() and dist.is_nccl_available()  # not on Windows
         backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
         store: Store
-        store, number, count = next(rendezvous("env://"))
+        try:
+            limit = timedelta(minutes=timeout_minutes)
+            store, number, count = next(rendezvous("env://", timeout=limit))
+        except RuntimeError as error:
+            raise LostProcessError(
+                f"cannot join the other processes within {timeout_minutes:g} minutes "
+                f"(train.timeout_minutes): {str(error).splitlines()[0]}"
+            ) from error
         # After a restart, torchrun's store still has the addresses of the ended processes. (Several
         # machines may have different numbers of restarts.)
         if local_world_size() == world_size():
@@ -133,11 +140,14 @@ def _start_heartbeat(store: Store, timeout: float) -> None:
             try:
                 store.set(f"heartbeat/{rank()}", str(count))
                 beats = {other: store.get(f"heartbeat/{other}") for other in seen}
+            except dist.DistStoreError:  # no answer: what has the store was stopped
+                silent = ["0 or torchrun on its machine"]
             except RuntimeError:  # torchrun or the process with the store has ended
                 return
-            now = time.monotonic()
-            seen = {i: seen[i] if beats[i] == seen[i][0] else (beats[i], now) for i in seen}
-            silent = [str(i) for i, (_, since) in seen.items() if now - since > timeout]
+            else:
+                now = time.monotonic()
+                seen = {i: seen[i] if beats[i] == seen[i][0] else (beats[i], now) for i in seen}
+                silent = [str(i) for i, (_, since) in seen.items() if now - since > timeout]
             if silent and not ended.is_set():
                 # The main thread waits within torch, where no exception can reach it.
                 print(

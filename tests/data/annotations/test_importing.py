@@ -59,7 +59,9 @@ def test_a_name_that_several_files_have_is_an_error(tmp_path: Path) -> None:
     for name in ("x/1.png", "y/1.png"):
         write_image(tmp_path / "images", name)
     write_labelme(tmp_path / "json", "1.png")
-    with pytest.raises(ValueError, match=r"image 1.png may be any of x/1.png, y/1.png in .*rename all"):
+    with pytest.raises(
+        ValueError, match=r"image 1.png may be any of x/1.png, y/1.png in .*rename all"
+    ):
         import_annotations(tmp_path / "json", tmp_path / "images", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
