@@ -60,6 +60,40 @@ def test_a_class_on_one_side_is_evidence_of_left_and_right(tmp_path: Path) -> No
     assert evidence.sided.startswith("left halves have more of cell than right halves")
 
 
+def cells_moved(moves: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Images, whose cells are moved by (y, x) against those of their masks, and the masks."""
+    masks = [np.kron(RNG.random((10, 10)) < 0.4, np.ones((8, 8))) for _ in moves]
+    images = [
+        RNG.normal(120, 20, mask.shape) + 100 * np.roll(mask, move, (0, 1))
+        for mask, move in zip(masks, moves, strict=True)
+    ]
+    return images, masks
+
+
+@pytest.mark.parametrize(("move", "offset_y", "offset_x"), [
+    ((1, 0), "1.0 pixels above the edges in the images", None),
+    ((-1, 0), "1.0 pixels below the edges in the images", None),
+    ((0, 1), None, "1.0 pixels left of the edges in the images"),
+    ((0, -1), None, "1.0 pixels right of the edges in the images"),
+    ((0, 0), None, None),
+])  # fmt: skip
+def test_masks_beside_the_edges_of_images_are_an_offset(
+    tmp_path: Path, move: tuple[int, int], offset_y: str | None, offset_x: str | None
+) -> None:
+    evidence = evidence_of(tmp_path, *cells_moved([move] * 8))
+    assert (evidence.offset_y, evidence.offset_x) == (offset_y, offset_x)
+
+
+def test_offsets_that_differ_from_image_to_image_are_none(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, *cells_moved([(1, 1), (-1, -1)] * 4))
+    assert (evidence.offset_y, evidence.offset_x) == (None, None)
+
+
+def test_masks_without_edges_have_no_offset(tmp_path: Path) -> None:
+    evidence = evidence_of(tmp_path, noise(8), [np.ones((40, 40))] * 8)
+    assert (evidence.offset_y, evidence.offset_x) == (None, None)
+
+
 def test_four_images_are_no_evidence(tmp_path: Path) -> None:
     images = noise(4)
     for image in images:
@@ -87,6 +121,15 @@ def test_the_evidence_decides_flips_and_norm() -> None:
     assert "# Up and down differ: upper halves are brighter." in upright
     sided = lines_for(Evidence(40, 0.3, None, "left halves are brighter"))
     assert "flip_horizontal: true" not in sided
+    above = lines_for(Evidence(40, 0.3, None, None, offset_y="0.6 pixels above the edges"))
+    assert "flip_horizontal: true, elastic_std: 3" in above
+    assert "flip_vertical" not in above
+    assert "quarter_turns" not in above
+    assert "# The masks lie 0.6 pixels above the edges; a network" in above
+    beside = lines_for(Evidence(40, 0.3, None, None, offset_x="0.6 pixels left of the edges"))
+    assert "flip_horizontal: true" not in beside
+    assert "flip_vertical: true" in beside
+    assert "quarter_turns" not in beside
     few = lines_for(Evidence(4, 0.3, None, None))
     assert "flip_vertical: true" not in few
     assert "flip_vertical: true" in lines_for(Evidence(4, 0.3, None, None), channels=1)

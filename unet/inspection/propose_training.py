@@ -81,11 +81,22 @@ def propose_training(
 def _propose_flips(channels: int, evidence: Evidence) -> tuple[str, list[str]]:
     """The settings of flips and turns, and comments on the reason."""
     flips, comments = "flip_horizontal: true, ", []
+    offsets = [offset for offset in (evidence.offset_y, evidence.offset_x) if offset is not None]
     if evidence.sided is not None:
         flips = ""
         comments.append(f"# Left and right differ: {evidence.sided}.")
+    elif evidence.offset_x is not None:
+        flips = ""
     if evidence.upright is not None:
         comments.append(f"# Up and down differ: {evidence.upright}.")
+    elif offsets:
+        comments += [
+            f"# The masks lie {' and '.join(offsets)}; a network",
+            "# learns this only from images that are not flipped or turned in that direction.",
+        ]
+        flips += (
+            "elastic_std: 3, " if evidence.offset_y else "flip_vertical: true, elastic_std: 3, "
+        )
     elif evidence.sided is None and (evidence.count >= 10 or channels == 1):
         flips += "flip_vertical: true, quarter_turns: true, elastic_std: 3, "
         comments.append(
