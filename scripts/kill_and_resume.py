@@ -46,7 +46,7 @@ SETTINGS = [
     "train.device=cpu",
     "train.precision=float32",
 ]
-QUICK = ("train.epochs=2", "train.steps_per_epoch=3")
+QUICK = ("train.epochs=2", "train.steps_per_epoch=3", "train.previews=0", "train.loggers=[]")
 WORKERS = (0, 2)
 SERIES = (
     ("train.seeds=2", "train.epochs=1"),

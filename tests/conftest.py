@@ -1,12 +1,16 @@
 """Fixtures: a tiny data set, a folder to work in."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import write_pairs
+from helpers import shrink_encoders, write_pairs
 from torchvision.models import get_model
+
+from unet.runtime.optional import is_installed
+from unet.training.duration import Costs, measure_costs
 
 # Sums of floats depend on the number of threads: tests, fixtures and the processes that they start
 # have one thread each. With pytest-xdist, each core runs one test.
@@ -20,16 +24,34 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _plain_logs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip curves and TensorBoard, most of the time of a tiny training, unless `extras` is used."""
-    if "extras" not in request.fixturenames:
-        monkeypatch.setattr("unet.training.logger.is_installed", lambda _: False)
+def pytest_configure(config: pytest.Config) -> None:
+    """With pytest-xdist, run each file in one process, so that its tests share their fixtures."""
+    if config.getoption("dist", "no") == "load":
+        config.option.dist, config.option.loadscopereorder = "loadfile", False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_trainings() -> Iterator[None]:
+    """Skip most of the time of a tiny training: curves, TensorBoard, and the timing of its steps.
+
+    For the whole session, as fixtures that several tests share train, too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unet.training.logger.is_installed", lambda _: False)
+        patch.setattr("unet.training.train.measure_costs", lambda *_: Costs(0.1, 1.0))
+        yield
 
 
 @pytest.fixture
-def extras() -> None:
+def extras(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let trainings in this process write curves.png and tensorboard/."""
+    monkeypatch.setattr("unet.training.logger.is_installed", is_installed)
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let trainings in this process time their steps."""
+    monkeypatch.setattr("unet.training.train.measure_costs", measure_costs)
 
 
 @pytest.fixture
@@ -49,8 +71,9 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def encoder_weights() -> Path:
-    """As torchvision has them, which lie in a file."""
+def encoder_weights(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with weights of an encoder, as torchvision has them; encoders are small."""
+    shrink_encoders(monkeypatch)
     torch.manual_seed(7)
     torch.save(get_model("efficientnet_b0", weights=None).state_dict(), "weights.pth")
     return Path("weights.pth")

@@ -1,13 +1,16 @@
 """A tiny data set, small configs and networks."""
 
 import csv
+import json
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import rasterio
 import torch
 from affine import Affine
@@ -15,6 +18,10 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models._api import BUILTIN_MODELS
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
 
 from unet.build import build_network
 from unet.checkpoint import load_checkpoint
@@ -120,7 +127,13 @@ def make_config(root: Path, *overrides: str) -> Config:
             },
             "model": {"in_channels": 1, "widths": [4, 8]},
             "optimizer": {"lr": 0.01},
-            "train": {"epochs": 3, "batch_size": 2, "num_workers": 0, "precision": "float32"},
+            "train": {
+                "epochs": 3,
+                "batch_size": 2,
+                "num_workers": 0,
+                "precision": "float32",
+                "previews": 0,  # to draw them takes half as long as to train
+            },
         },
         overrides,
     )
@@ -202,6 +215,36 @@ def with_encoder(encoder: str, **settings: object) -> UNet:
     torch.manual_seed(0)
     widths = (4, 4, 6, 8, 8)[-len(encoder_spec(encoder).channels) :]
     return UNet(num_classes=2, widths=widths, encoder=encoder, **settings)
+
+
+def shrink_encoders(patch: pytest.MonkeyPatch) -> None:
+    """Make three encoders of torchvision with one block of each type or stage, and few channels."""
+
+    def convnext(**_: object) -> nn.Module:
+        return ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 1),
+                         CNBlockConfig(24, 32, 1), CNBlockConfig(32, None, 1)])  # fmt: skip
+
+    def mobilenet(**_: object) -> nn.Module:
+        blocks = ((8, 8, 8, "RE", 1), (8, 16, 16, "RE", 2), (16, 32, 16, "HS", 2),
+                  (16, 32, 24, "HS", 2), (24, 48, 24, "HS", 2))  # fmt: skip
+        return MobileNetV3(
+            [InvertedResidualConfig(i, 3, e, o, i > 8, a, s, 1, 1.0) for i, e, o, a, s in blocks],
+            last_channel=32,
+        )
+
+    def efficientnet(**_: object) -> nn.Module:
+        stages = ((1, 3, 1, 8, 8), (2, 3, 2, 8, 8), (2, 5, 2, 8, 16), (2, 3, 2, 16, 16),
+                  (2, 5, 1, 16, 16), (2, 5, 2, 16, 24), (2, 3, 1, 24, 24))  # fmt: skip
+        return EfficientNet([MBConvConfig(*stage, num_layers=1) for stage in stages], dropout=0.2)
+
+    nodes = tuple(f"features.{i}" for i in range(1, 6))
+    for name, build, changes in (
+        ("convnext_tiny", convnext, {"channels": (8, 16, 24, 32)}),
+        ("mobilenet_v3_large", mobilenet, {"nodes": nodes, "channels": (8, 16, 16, 24, 24)}),
+        ("efficientnet_b0", efficientnet, {"channels": (8, 8, 16, 16, 24)}),
+    ):
+        patch.setitem(BUILTIN_MODELS, name, build)
+        patch.setitem(ENCODER_SPECS, name, replace(ENCODER_SPECS[name], **changes))
 
 
 def write_png16(path: Path, pixels: np.ndarray) -> None:
@@ -309,3 +352,12 @@ def files_in(folder: str | Path) -> list[str]:
 def values_of(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics_of(folder: Path | str) -> dict:
+    return json.loads((Path(folder) / "metrics.json").read_text())

@@ -1,4 +1,3 @@
-import csv
 import itertools
 import json
 import math
@@ -6,31 +5,21 @@ import os
 import re
 import shutil
 import sys
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_config, write_instances, write_pairs
+from helpers import make_config, metrics_of, rows_of, write_pairs
 from PIL import Image
 
 import unet
 from unet import export, load_model, predict
-from unet.data.image_file import ImageFile
-from unet.data.image_io import read_image, to_float
-from unet.data.image_types import Pixels
-from unet.data.label_images import connected_components
 from unet.data.pairing import find_pairs
 from unet.evaluation.evaluate import evaluate
-from unet.evaluation.measure import OBJECT_MEASURES
 from unet.evaluation.results import UnwrittenError
-from unet.evaluation.scoring import score_pairs
 from unet.inference.tta import TtaMode
 from unet.inspection.check import check_data
-from unet.metrics.instances import average_precision
-from unet.metrics.isbi2012 import membrane_scores
 from unet.runtime import optional
 from unet.training.train import train
 
@@ -44,29 +33,6 @@ def counted_by_hand(checkpoint: Path, pairs: list, tta: tuple[TtaMode, ...] = ()
             truth = (np.asarray(mask) == 200).astype(int)
         np.add.at(matrix, (truth, predict(model, pair.images[0], tta=tta)), 1)
     return matrix
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def metrics_of(folder: Path | str) -> dict:
-    return json.loads((Path(folder) / "metrics.json").read_text())
-
-
-@pytest.fixture
-def new(tmp_path: Path) -> dict[str, str]:
-    """Five images; the mask of the last one is ignored."""
-    write_pairs(tmp_path / "new", 5, seed=7)
-    Image.fromarray(np.full((36, 52), 7, np.uint8)).save(tmp_path / "new" / "masks" / "4.png")
-    return {"images": str(tmp_path / "new" / "images"), "masks": str(tmp_path / "new" / "masks")}
-
-
-@pytest.fixture
-def copied(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the data of the run, which tests may change."""
-    return Path(shutil.copytree(trained / "data", tmp_path / "copied"))
 
 
 def test_the_validation_split_is_scored_from_the_checkpoint_alone(
@@ -154,47 +120,6 @@ def test_unknown_mask_values_are_an_error_before_anything_is_written(
     with pytest.raises(ValueError, match=r"0\.png: got the mask value 77"):
         evaluate(best, **new, out="scores")
     assert not Path("scores").exists()
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file has been decoded, by its name in its folder."""
-    counts: Counter[str] = Counter()
-    read = ImageFile.read
-
-    def count(file: ImageFile, *args: Any) -> Pixels:
-        counts["/".join(file.path.parts[-2:])] += 1
-        return read(file, *args)
-
-    monkeypatch.setattr(ImageFile, "read", count)
-    return counts
-
-
-def test_every_file_is_decoded_once(
-    best: Path, copied: Path, new: dict[str, str], decoded: Counter[str]
-) -> None:
-    evaluate(best, **new, out="scores")
-    expected = {f"{folder}/{i}.png": 1 for folder in ("images", "masks") for i in range(5)}
-    assert decoded == expected
-
-    decoded.clear()
-    write_instances(copied)
-    settings = {"data.root": copied, "data.instances": "instances"}
-    summary = evaluate(best, objects=True, out="objects", overrides=settings)
-    folders = ("images", "masks", "instances")
-    assert decoded == {f"{folder}/{s}.png": 1 for folder in folders for s in summary.stems}
-
-
-def test_images_that_are_not_kept_are_decoded_again_for_the_same_report(
-    best: Path, new: dict[str, str], decoded: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate(best, **new, out="kept")
-    monkeypatch.setattr("unet.evaluation.evaluate._MOST_KEPT", 0)
-    decoded.clear()
-    evaluate(best, **new, out="again")
-    reports = [Path(folder, "report.html").read_text() for folder in ("kept", "again")]
-    assert reports[0] == reports[1]
-    assert decoded["images/0.png"] == 2
 
 
 def test_the_errors_of_all_files_are_shown_together(best: Path, new: dict[str, str]) -> None:
@@ -320,121 +245,6 @@ def test_test_time_augmentation_scores_the_masks_that_predict_gives_with_it(
     assert report["confusion_matrix"] != metrics_of(evaluated)["confusion_matrix"]
 
 
-def test_every_threshold_is_scored(best: Path, new: dict[str, str]) -> None:
-    evaluate(best, **new, thresholds=True, out="scores")
-    model = load_model(best)
-    probabilities, truths = [], []
-    for pair in find_pairs(Path(), [new["images"]], new["masks"])[0][:4]:
-        image = torch.from_numpy(to_float(read_image(pair.images[0], 1)))
-        probabilities.append(model.logits(image).softmax(0)[1].numpy())
-        with Image.open(pair.masks[0]) as mask:
-            truths.append(np.asarray(mask) == 200)
-    probability, truth = np.array(probabilities), np.array(truths)
-    rows = rows_of(Path("scores/thresholds.csv"))
-    assert len(rows) == 256
-    for row in rows[::15]:
-        predicted = probability >= float(row["threshold"])
-        hits = (predicted & truth).sum()
-        assert int(row["true_positives"]) == hits
-        assert int(row["false_positives"]) == (predicted & ~truth).sum()
-        assert float(row["recall"]) == pytest.approx(hits / truth.sum())
-        assert float(row["precision"] or "nan") == pytest.approx(
-            hits / predicted.sum() if predicted.any() else math.nan, nan_ok=True
-        )
-    highest = max(float(row["f1"]) for row in rows)
-    report = metrics_of("scores")["threshold"]
-    assert report["foreground"] == "box"
-    assert report["best_f1"] == pytest.approx(highest)
-    # An evaluation with other options removes this file.
-    evaluate(best, **new, out="scores", overwrite=True)
-    assert not Path("scores/thresholds.csv").exists()
-
-
-def test_objects_are_measured_if_asked_for(best: Path, new: dict[str, str]) -> None:
-    evaluate(best, **new, objects=True, out="scores")
-    report = metrics_of("scores")
-    assert (report["objects"], report["objects_are"]) == ("box", "connected components")
-    mean = report["per_image"]["mean"]
-    # All images have the same size, so that the mean over them is that over all pixels.
-    assert mean["pixel_error"] == pytest.approx(1 - report["pixel_accuracy"])
-    assert (
-        0 <= mean["object_average_precision"] <= mean["object_average_precision_at_iou_0.50"] <= 1
-    )
-    named = evaluate(best, **new, objects="ground")
-    assert named.measures.objects == 0
-    with pytest.raises(
-        ValueError,
-        match=r"got the class boxx for objects=CLASS, .* ground, box; did you mean box\?",
-    ):
-        evaluate(best, **new, objects="boxx")
-
-
-@pytest.mark.parametrize(("objects", "tta"), [(True, ("flips",)), ("ground", ())])
-def test_objects_at_thresholds_are_those_of_masks_predicted_with_them(
-    best: Path, new: dict[str, str], objects: str | bool, tta: tuple[TtaMode, ...]
-) -> None:
-    tiled = ["tiling.size=[32,32]"]
-    options = {**new, "objects": objects, "thresholds": True, "tta": tta}
-    evaluate(best, **options, overrides=tiled, out="scores")
-    rows = rows_of(Path("scores/object_thresholds.csv"))
-    assert [float(row["threshold"]) for row in rows] == [i / 20 for i in range(1, 20)]
-    model = load_model(best, overrides=tiled)
-    pairs = find_pairs(Path(), [new["images"]], new["masks"])[0]
-    class_id = 0 if objects == "ground" else 1
-    for row in rows[::3]:
-        threshold = float(row["threshold"])
-        measured = []
-        for pair in pairs[:4]:  # the last one is ignored
-            mask = predict(model, pair.images[0], threshold=threshold, tta=tta) == class_id
-            with Image.open(pair.masks[0]) as file:
-                truth = (np.asarray(file) == 200).astype(int) == class_id
-            objects_found, true_objects = map(connected_components, (mask, truth))
-            precisions = average_precision(objects_found, true_objects)
-            scores = membrane_scores(mask, true_objects).values()
-            measured.append([*scores, np.mean(precisions), precisions[0]])
-        assert [float(row[name] or "nan") for name in OBJECT_MEASURES] == pytest.approx(
-            torch.tensor(measured, dtype=torch.float64).nanmean(0).tolist(), nan_ok=True
-        )
-    best_ones = metrics_of("scores")["object_thresholds"]
-    assert best_ones["foreground"] == "box"
-    for name, one in best_ones["best"].items():
-        column = {float(row["threshold"]): float(row[name] or "nan") for row in rows}
-        scores = [score for score in column.values() if not math.isnan(score)]
-        assert one["score"] == (min if name.endswith("error") else max)(scores)
-        assert one["score"] == column[one["threshold"]]
-        at_half = one["score_at_half"]
-        assert (math.nan if at_half is None else at_half) == pytest.approx(column[0.5], nan_ok=True)
-    rand = best_ones["best"]["thinned_rand_score"]
-    html = Path("scores/report.html").read_text()
-    assert f"<td>{rand['score']:.4f}</td><td>{rand['threshold']:.2f}</td>" in html
-
-
-def test_objects_at_thresholds_need_both_options(best: Path, evaluated: Path) -> None:
-    shutil.copytree(evaluated, "scores")
-    Path("scores/object_thresholds.csv").write_text("of an evaluation before")
-    for options in ({"objects": True}, {"thresholds": True}):
-        evaluate(best, **options, out="scores", overwrite=True)
-        assert not Path("scores/object_thresholds.csv").exists()
-        assert "object_thresholds" not in metrics_of("scores")
-        assert "Thresholds of objects" not in Path("scores/report.html").read_text()
-
-
-def test_more_than_two_classes_have_no_thresholds_and_name_their_objects(data_root: Path) -> None:
-    settings = ("data.classes={ground: 0, box: 200, never: 9}", "train.epochs=1")
-    checkpoint = train(make_config(data_root, *settings)) / "best.pt"
-    for objects in (False, "box"):
-        with pytest.raises(
-            ValueError, match="thresholds=True for a model of 3 classes, expected a model of two"
-        ):
-            evaluate(checkpoint, thresholds=True, objects=objects)
-    with pytest.raises(
-        ValueError, match=r"objects=True for a model of 3 .* such as box: objects=CLASS"
-    ):
-        evaluate(checkpoint, objects=True)
-    scores = evaluate(checkpoint, objects="box")
-    assert scores.absent == (["never"] if math.isnan(scores["iou"][2]) else [])
-
-
 def test_without_scipy_boundaries_are_not_measured(
     best: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -474,40 +284,6 @@ def test_results_that_cannot_be_written_leave_those_of_before_and_return_the_sco
     assert list(Path("new/scores").iterdir()) == []
 
 
-def test_validation_counts_the_same_pixels_and_returns_the_images_it_is_asked_for(
-    best: Path, evaluated: Path, trained: Path
-) -> None:
-    model, pairs = load_model(best), check_data(make_config(trained / "data")).val_pairs
-    matrix, kept, none = score_pairs(model, pairs, "validate", keep=[1, 0])
-    assert math.isnan(none)
-    assert matrix.tolist() == metrics_of(evaluated)["confusion_matrix"]
-    for pair, one in zip((pairs[1], pairs[0]), kept, strict=True):
-        assert np.array_equal(one.image.numpy(), to_float(read_image(pair.images[0], 1)))
-        assert np.array_equal(one.prediction, predict(model, pair.images[0]))
-        with Image.open(pair.masks[0]) as mask:
-            assert np.array_equal(one.target == 1, np.asarray(mask) == 200)
-    assert score_pairs(model, pairs, "validate")[1] == []
-
-
-def test_images_of_one_size_in_a_row_are_validated_together(
-    best: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_pairs(data_root / "more", 6, seed=3)
-    for name in ("images", "masks"):
-        path = data_root / "more" / name / "3.png"
-        with Image.open(path) as image:
-            image.crop((0, 0, 20, 30)).save(path)
-    pairs = find_pairs(data_root / "more", ["images"], "masks")[0]
-    model = load_model(best)
-    shapes = []
-    model.net.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
-    matrix = score_pairs(model, pairs, "validate")[0]
-    assert shapes == [(3, 1, 36, 52), (1, 1, 30, 20), (2, 1, 36, 52)]
-    monkeypatch.setattr("unet.inference.predictor._CPU_BATCH_PIXELS", 0)
-    assert torch.equal(matrix, score_pairs(model, pairs, "validate")[0])
-    assert len(shapes) == 3 + 6
-
-
 def test_checkpoints_with_different_validation_images_need_other_images(
     best: Path, data_root: Path, new: dict[str, str]
 ) -> None:
@@ -518,69 +294,6 @@ def test_checkpoints_with_different_validation_images_need_other_images(
     scores = evaluate([best, other], **new)
     assert scores.title.startswith("ensemble of 2 checkpoints on 5 images of ")
     assert np.sum(scores.matrix.numpy()) == 4 * 36 * 52
-
-
-def test_label_images_of_the_config_number_the_objects_of_the_validation_split(
-    best: Path, copied: Path
-) -> None:
-    write_instances(copied)
-    overrides = [f"data.root={copied}"]
-    more = [*overrides, "data.instances=instances"]
-    labelled = evaluate(best, objects=True, overrides=more)
-    assert labelled.measures.labelled
-    components = evaluate(best, objects=True, overrides=overrides)
-    # Each box is two objects, which the network cannot tell apart.
-    name, expected = "thinned_rand_score", []
-    for stem in labelled.stems:
-        found = predict(load_model(best), copied / f"images/{stem}.png") == 1
-        with Image.open(copied / f"instances/{stem}.png") as file:
-            labels = np.asarray(file)
-        expected.append(
-            membrane_scores(found, labels > 0, true_objects=labels)["thinned_rand_score"]
-        )
-    assert labelled.over_images(name)[0] == pytest.approx(np.mean(expected))
-    assert labelled.over_images(name)[0] < components.over_images(name)[0]
-
-
-def test_label_images_of_other_images_are_an_option(best: Path, copied: Path) -> None:
-    write_instances(copied)
-    new = {"images": f"{copied}/images", "masks": f"{copied}/masks"}
-    # The label images of the config belong to the validation split.
-    overrides = [f"data.root={copied}", "data.instances=instances"]
-    scores = evaluate(best, **new, objects=True, overrides=overrides)
-    assert not scores.measures.labelled
-    evaluate(best, **new, label_images=f"{copied}/instances", objects=True, out="scores")
-    report = metrics_of("scores")
-    assert (report["objects_are"], len(report["images"])) == ("label images", 6)
-
-
-def test_label_images_that_do_not_fit_are_an_error(best: Path, copied: Path) -> None:
-    write_instances(copied)
-    overrides = [f"data.root={copied}", "data.instances=instances"]
-    with pytest.raises(ValueError, match=r"png: numbers \d+% of the pixels of ground in .*masks"):
-        evaluate(best, objects="ground", overrides=overrides)
-    stem = load_model(best).val_stems[0]
-    Image.new("L", (5, 7)).save(copied / f"instances/{stem}.png")
-    with pytest.raises(ValueError, match=rf"{stem}\.png: got a label image of 7 x 5 pixels"):
-        evaluate(best, objects=True, overrides=overrides)
-    (copied / f"instances/{stem}.png").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=rf"no file of the same stem for .*masks/{stem}\.png"
-    ):
-        evaluate(best, objects=True, overrides=overrides)
-    shutil.rmtree(copied / "instances")
-    with pytest.raises(FileNotFoundError, match="instances"):
-        evaluate(best, objects=True, overrides=overrides)
-
-
-def test_scores_without_objects_need_no_label_images(data_root: Path) -> None:
-    write_instances(data_root)
-    overrides = "data.instances=instances", "loss.border={sigma: 3}", "train.epochs=1"
-    run = train(make_config(data_root, *overrides))
-    shutil.rmtree(data_root / "instances")
-    matrix = evaluate(run / "best.pt").matrix
-    assert matrix.sum() == 2 * 36 * 52
-    assert matrix[1].sum() == 2 * 16 * 20  # the masks as they are
 
 
 def test_classes_are_renamed_and_coloured_after_training(

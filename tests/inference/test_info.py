@@ -51,7 +51,7 @@ def test_the_description_has_at_most_80_columns(tmp_path: Path) -> None:
 
 
 def test_the_best_and_last_scores_of_a_run_are_shown(data_root: Path) -> None:
-    run = train(make_config(data_root, "train.previews=0"))
+    run = train(make_config(data_root))
     until_best = load_checkpoint(run / "best.pt")["progress"]["history"]
     text = row(describe_checkpoint(run / "best.pt"), "scores")
     shown = f"epoch {until_best[-1]['epoch']} of 3, mean IoU {until_best[-1]['mean_iou']:.4f}"

@@ -65,7 +65,7 @@ def test_a_file_holds_all_that_a_checkpoint_holds_apart_from_weights(
     ("overrides", "method"),
     [
         (("model.norm=group",), "image"),
-        (("model.padding=valid", "augment.crop=null", "model.widths=[4,6,8]"), "given"),
+        (("model.padding=valid", "augment.crop=null", "model.widths=[4,6]"), "given"),
     ],
 )
 def test_a_file_predicts_as_its_checkpoint_whole_in_tiles_and_with_options(

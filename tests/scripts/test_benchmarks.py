@@ -1,8 +1,5 @@
 """The benchmarks run. What they measure is not tested."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import benchmark_calibration
@@ -13,9 +10,8 @@ import benchmark_results
 import benchmark_review
 import benchmark_step
 import benchmark_training
+import kill_and_resume
 import pytest
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def test_the_benchmark_of_the_layer_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,29 +52,28 @@ def test_the_benchmark_of_folders_runs(capsys: pytest.CaptureFixture[str]) -> No
 
 
 # More than 5 seconds: three new processes train.
-def test_a_killed_and_resumed_run_has_the_same_weights() -> None:
-    result = subprocess.run(
-        [sys.executable, SCRIPTS / "kill_and_resume.py", "--quick"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stderr
-    assert "1 of 1: same weights" in result.stdout
-
-
-# More than 5 seconds: a series is trained, stopped and resumed.
-def test_a_signal_ends_a_series_that_resumes_to_the_same_weights() -> None:
-    result = subprocess.run(
-        [sys.executable, SCRIPTS / "kill_and_resume.py", "--quick", "--signals", "1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "1 of 1: ended in time, same weights" in result.stdout
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "1 of 1: same weights"),
+        # A series is trained, stopped and resumed.
+        (["--signals", "1"], "1 of 1: ended in time, same weights"),
+    ],
+    ids=["killed", "signalled"],
+)
+def test_a_stopped_and_resumed_run_has_the_same_weights(
+    words: list[str],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = ["--folder", str(tmp_path / "new")]
+    monkeypatch.setattr("sys.argv", ["kill_and_resume.py", "--quick", *words, *folder])
+    code = kill_and_resume.main()
+    shown = capsys.readouterr()
+    assert code == 0, shown
+    assert line in shown.out
 
 
 def test_the_benchmark_of_results_runs(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def parts() -> dict[str, Any]:
 
 
 def test_custom_parts_are_trained_named_scored_and_used_to_predict(data_root: Path) -> None:
-    config = make_config(data_root, "train.epochs=20", "train.previews=0")
+    config = make_config(data_root, "train.epochs=20")
     network = Tiny()
     run = unet.train(config, **parts() | {"network": network})
     saved = load_config(run / "config.yaml")

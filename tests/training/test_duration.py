@@ -15,7 +15,7 @@ from unet.training.duration import Costs, describe_duration, plan_minutes
 from unet.training.step import TrainingStep
 from unet.training.train import train
 
-pytestmark = pytest.mark.usefixtures("workdir")
+pytestmark = pytest.mark.usefixtures("workdir", "timed")
 
 MINUTES = ["train.epochs=null", "train.minutes=2", "schedule.warmup_epochs=5"]
 

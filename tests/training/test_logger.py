@@ -55,7 +55,7 @@ def test_tensorboard_holds_scalars_pictures_and_the_config(
 ) -> None:
     pytest.importorskip("tensorboard")
     monkeypatch.chdir(tmp_path)
-    run = train(make_config(data_root, "train.epochs=2"))
+    run = train(make_config(data_root, "train.epochs=2", "train.previews=1"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -79,7 +79,7 @@ def test_a_run_does_not_need_the_extras(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("unet.training.logger.is_installed", lambda _: None)
-    run = train(make_config(data_root, "train.epochs=1"))
+    run = train(make_config(data_root, "train.epochs=1", "train.previews=1"))
     names = sorted(path.name for path in run.iterdir())
     assert names == [
         "best.pt", "config.yaml", "last.pt", "metrics.csv", "previews", "previous.pt",
@@ -104,7 +104,7 @@ def test_pictures_and_logs_that_cannot_be_written_are_a_warning(
                 place.mkdir() if "." in name else place.write_text("in the way")
 
     monkeypatch.setattr(RunLogger, "step", block)
-    run = train(make_config(data_root, "train.epochs=2"))
+    run = train(make_config(data_root, "train.epochs=2", "train.previews=1"))
     assert load_checkpoint(run / "last.pt")["progress"]["step"] == 4
     shown = capsys.readouterr().err
     for name in names:
@@ -113,7 +113,7 @@ def test_pictures_and_logs_that_cannot_be_written_are_a_warning(
     shutil.rmtree(run / "tensorboard")
     for name in names:
         shutil.rmtree(run / name) if "." in name else (run / name).unlink()
-    train(make_config(data_root, "train.epochs=2"), resume=True)
+    train(make_config(data_root, "train.epochs=2", "train.previews=1"), resume=True)
 
 
 class FakeMLflow:

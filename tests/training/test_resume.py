@@ -14,7 +14,6 @@ from unet.config.schema import Config
 from unet.config.values import config_to_dict
 from unet.inference.predictor import Predictor
 from unet.runtime.signals import Stopped
-from unet.training.duration import Costs
 from unet.training.logger import RunLogger
 from unet.training.train import train
 
@@ -49,7 +48,7 @@ def train_in_parts(config: Config) -> Path:
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],
+        ["train.previews=1"],
         ["train.num_workers=2"],
         pytest.param(["train.device=cuda", "train.deterministic=true"], marks=needs_cuda),
         pytest.param(
@@ -117,7 +116,6 @@ def test_a_signal_during_validation_ends_it(
             signal.raise_signal(signal.SIGTERM)
         return logits(model, image)
 
-    monkeypatch.setattr("unet.training.train.measure_costs", lambda *_: Costs(1, 1))
     monkeypatch.setattr(Predictor, "batch_size", lambda *_: 1)
     monkeypatch.setattr(Predictor, "logits", stopping)
     config = make_config(data_root, "name=parts", *settings)
@@ -221,7 +219,6 @@ def test_a_checkpoint_is_written_after_some_minutes(
     monkeypatch.undo()
 
 
-# More than 5 seconds: an encoder of torchvision is trained whole, and in three parts.
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_run_with_a_frozen_encoder_resumes_exactly(
     data_root: Path, encoder_weights: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str

@@ -42,7 +42,7 @@ def test_settings_reach_the_training_step(data_root: Path, monkeypatch: pytest.M
 
 
 def test_a_config_may_be_the_path_of_its_file(data_root: Path) -> None:
-    settings = config_to_dict(make_config(data_root, "train.epochs=1", "train.previews=0"))
+    settings = config_to_dict(make_config(data_root, "train.epochs=1"))
     Path("mine.yaml").write_text(yaml.safe_dump(settings))
     for given in ("mine.yaml", Path("mine.yaml"), settings):
         assert (train(given, overwrite=True) / "best.pt").exists()

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("workdir")
 
 @pytest.mark.usefixtures("extras")
 def test_a_run_writes_its_files(data_root: Path) -> None:
-    config = make_config(data_root)
+    config = make_config(data_root, "train.previews=2")
     assert train(config) == Path("runs/tiny")
     files = sorted(str(path.relative_to("runs/tiny")) for path in Path("runs/tiny").rglob("*.*"))
     assert [path for path in files if not path.startswith("tensorboard")] == [
