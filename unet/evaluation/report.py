@@ -68,12 +68,9 @@ class Histogram(NamedTuple):
     highest: float
 
 
-def choose_examples(ranking: Sequence[int], most: int = 4) -> dict[str, list[int]]:
-    """Choose the worst, median and best of ranked images, none of them twice; the worst is first.
-
-    `most` is the number of images in each group.
-    """
-    count = min(most, max(1, len(ranking) // 3))
+def choose_examples(ranking: Sequence[int]) -> dict[str, list[int]]:
+    """Choose the four worst, median and best of ranked images, none twice; the worst is first."""
+    count = min(4, max(1, len(ranking) // 3))
     middle = (len(ranking) - count) // 2
     worst = list(ranking[:count])
     best = [i for i in ranking[::-1][:count] if i not in worst]

@@ -129,8 +129,8 @@ def predict_raster(
     return note
 
 
-def _middle(size: tuple[int, int], side: int = 512) -> Block:
-    spans = [Span(max(0, (n - side) // 2), min(n, (n + side) // 2)) for n in size]
+def _middle(size: tuple[int, int]) -> Block:
+    spans = [Span(max(0, n // 2 - 256), min(n, n // 2 + 256)) for n in size]
     return Block(*spans)
 
 

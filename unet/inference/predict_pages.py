@@ -93,10 +93,10 @@ def predict_channels(
 
 
 def predict_pixels(
-    model: Model, image: Tensor, options: Options, bar: str | None = None
+    model: Model, image: Tensor, options: Options
 ) -> tuple[np.ndarray, Tensor | None]:
     """Return class ids (H, W) of an image (C, H, W), and probabilities (K, H, W) if needed."""
-    ids, scores = _predict(model, image, options, bar)
+    ids, scores = _predict(model, image, options, None)
     return _clean(ids, options), scores
 
 
