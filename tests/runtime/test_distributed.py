@@ -248,7 +248,7 @@ def start_and_wait_for_a_checkpoint(name: str, *options: str) -> subprocess.Pope
         stderr=subprocess.STDOUT,
         text=True,
     )
-    last, end = Path("runs", name, "last.pt"), time.monotonic() + 120
+    last, end = Path("runs", name, "last.pt"), time.monotonic() + 300
     while not last.exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end
