@@ -218,17 +218,15 @@ def with_encoder(encoder: str, **settings: object) -> UNet:
 
 
 def shrink_encoders(patch: pytest.MonkeyPatch) -> None:
-    """Make three encoders of torchvision with one block of each type or stage, and few channels."""
+    """Make encoders of torchvision with one block of each type, few channels and few levels."""
 
     def convnext(**_: object) -> nn.Module:
-        return ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 1),
-                         CNBlockConfig(24, 32, 1), CNBlockConfig(32, None, 1)])  # fmt: skip
+        return ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)])
 
     def mobilenet(**_: object) -> nn.Module:
-        blocks = ((8, 8, 8, "RE", 1), (8, 16, 16, "RE", 2), (16, 32, 16, "HS", 2),
-                  (16, 32, 24, "HS", 2), (24, 48, 24, "HS", 2))  # fmt: skip
+        blocks = (8, 3, 8, 8, False, "RE", 1), (8, 3, 16, 16, True, "HS", 2)
         return MobileNetV3(
-            [InvertedResidualConfig(i, 3, e, o, i > 8, a, s, 1, 1.0) for i, e, o, a, s in blocks],
+            [InvertedResidualConfig(*block, dilation=1, width_mult=1.0) for block in blocks],
             last_channel=32,
         )
 
@@ -237,14 +235,15 @@ def shrink_encoders(patch: pytest.MonkeyPatch) -> None:
                   (2, 5, 1, 16, 16), (2, 5, 2, 16, 24), (2, 3, 1, 24, 24))  # fmt: skip
         return EfficientNet([MBConvConfig(*stage, num_layers=1) for stage in stages], dropout=0.2)
 
-    nodes = tuple(f"features.{i}" for i in range(1, 6))
-    for name, build, changes in (
-        ("convnext_tiny", convnext, {"channels": (8, 16, 24, 32)}),
-        ("mobilenet_v3_large", mobilenet, {"nodes": nodes, "channels": (8, 16, 16, 24, 24)}),
-        ("efficientnet_b0", efficientnet, {"channels": (8, 8, 16, 16, 24)}),
+    for name, build, stages, channels in (
+        ("convnext_tiny", convnext, (1, 3), (8, 16)),
+        ("mobilenet_v3_large", mobilenet, (1, 2), (8, 16)),
+        ("efficientnet_b0", efficientnet, (1, 2, 3, 5, 7), (8, 8, 16, 16, 24)),
     ):
+        nodes, spec = tuple(f"features.{i}" for i in stages), ENCODER_SPECS[name]
+        small = replace(spec, nodes=nodes, channels=channels, levels=spec.levels[: len(nodes)])
         patch.setitem(BUILTIN_MODELS, name, build)
-        patch.setitem(ENCODER_SPECS, name, replace(ENCODER_SPECS[name], **changes))
+        patch.setitem(ENCODER_SPECS, name, small)
 
 
 def write_png16(path: Path, pixels: np.ndarray) -> None:
