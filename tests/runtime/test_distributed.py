@@ -268,12 +268,13 @@ def test_a_lost_process_is_reported_and_the_run_restarts_by_itself(
     assert len(victims) == 2
     os.kill(victims[1], signal.SIGKILL)
     start, lines = time.monotonic(), []
-    for line in process.stdout:
-        lines.append(line)
-        if "process 0: error: another process is gone" in line:
-            assert time.monotonic() - start < 30
-            break
-    out = "".join([*lines, *process.stdout])
+    with process.stdout:
+        for line in process.stdout:
+            lines.append(line)
+            if "process 0: error: another process is gone" in line:
+                assert time.monotonic() - start < 30
+                break
+        out = "".join([*lines, *process.stdout])
     assert process.wait(200) == 0, out
     assert "process 0: error: another process is gone" in out
     assert "best mean IoU" in out
