@@ -14,7 +14,7 @@ from unet.config.data_schema import AboveZero, Colour, Count, NotNegative, Posit
 from unet.config.loader import config_from_dict
 from unet.config.parsing import Range, describe_value, parse_section
 from unet.config.schema import Config
-from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file
+from unet.runtime.files import DamagedFileError, atomic_path, load_torch_file, no_such
 
 FORMAT, VERSION = "unet checkpoint", 6
 
@@ -169,7 +169,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     path = find_checkpoint(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint; check the path")
+        raise FileNotFoundError(no_such(path, "checkpoint"))
     try:
         contents = load_torch_file(path)
     except DamagedFileError as error:

@@ -84,7 +84,7 @@ def _with_other_classes(data_root: Path) -> Path:
 
 def test_a_model_without_folds_is_an_error(data_root: Path) -> None:
     run = train(make_config(data_root, "train.epochs=1"))
-    with pytest.raises(ValueError, match=r"best.pt: is not a fold of a cross-validation"):
+    with pytest.raises(ValueError, match=r"best.pt: was not trained on a fold"):
         review([run], "review")
     assert not Path("review").exists()
 

@@ -184,5 +184,5 @@ def test_files_of_similar_names_without_a_mask_among_them_are_an_error(tmp_path:
         for i in range(4):
             noise = RNG.integers(0, 256, (70, 90), np.uint8)
             Image.fromarray(noise).save(tmp_path / folder / f"{i}.png")
-    with pytest.raises(ValueError, match="have corresponding names, but neither looks like masks"):
+    with pytest.raises(ValueError, match="have corresponding names, but look alike"):
         find_pairings(tmp_path)

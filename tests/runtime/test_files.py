@@ -14,10 +14,28 @@ from unet.runtime.files import (
     atomic_path,
     check_writable,
     load_torch_file,
+    no_such,
     write_csv,
 )
 
 STATE = {"weight": torch.arange(1000.0), "names": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("typed", "advice"),
+    [
+        ("configs/mine.yml", "did you mean configs/mine.yaml?"),
+        ("config/mine.yaml", "did you mean configs/mine.yaml?"),
+        ("confgis", "did you mean configs?"),
+        ("configs/other.yaml", "check the path"),
+        ("config/other.yaml", "check the path"),
+        ("a" * 300, "check the path"),
+    ],
+)
+def test_a_missing_path_gets_a_suggestion(typed: str, advice: str, workdir: Path) -> None:
+    (workdir / "configs").mkdir()
+    (workdir / "configs/mine.yaml").touch()
+    assert no_such(typed, "file") == f"{typed}: there is no such file; {advice}"
 
 
 def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:

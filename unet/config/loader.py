@@ -16,6 +16,7 @@ from unet.config.parsing import UNKNOWN, Error, describe_value, named_items, par
 from unet.config.schema import Config
 from unet.config.suggestions import suggest
 from unet.config.values import changed_settings
+from unet.runtime.files import no_such
 from unet.runtime.optional import quickstart_config
 from unet.runtime.text import format_list, join_some, shorten
 
@@ -62,7 +63,7 @@ def load_config(
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give a config file in it")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such config file; check the path")
+        raise FileNotFoundError(no_such(path, "config file"))
     with path.open("rb") as file:
         text = file.read(_MAX_BYTES + 1)
     try:

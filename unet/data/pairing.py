@@ -15,6 +15,7 @@ import numpy as np
 
 from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions, UnreadableError
+from unet.runtime.files import no_such
 from unet.runtime.text import group_messages, join_some, plural
 
 _NUMBER = re.compile(r"(\d+)")
@@ -259,7 +260,7 @@ def _find_files(
     for place, pattern in enumerate(patterns):
         base = root / _fixed_folders(pattern)
         if not base.is_dir():
-            raise FileNotFoundError(f"{base}: there is no such folder; check the path")
+            raise FileNotFoundError(no_such(base, "folder"))
         expression = _compile(root, pattern)
         num_files = 0
         for path in list_files(base):

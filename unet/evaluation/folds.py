@@ -48,8 +48,8 @@ def find_folds(runs: Sequence[str | Path]) -> list[Fold]:
         validation = contents["config"]["data"]["validation"]
         if validation["folds"] is None:
             raise ValueError(
-                f"{path}: is not a fold of a cross-validation, so that no model is new to all "
-                "images; give the config of the run, and its folds are trained"
+                f"{path}: was not trained on a fold of a cross-validation, so that it knows "
+                "most images; give the config, whose folds are then trained"
             )
         own = {**validation, "fold": None}, contents["config"]["data"]["classes"]
         if (series := series or own) != own:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -166,7 +167,10 @@ def render_report(
             summary=summary,
             facts=facts,
             version=unet_version(),
-            settings=settings,
+            settings={
+                name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                for name, value in settings.items()  # as in YAML
+            },
             numbers={title: show_score(name, summary[name]) for title, name in numbers.items()}
             | {"images": len(summary.sizes)},
             files=[name for name in result_files(summary) if name != "report.html"],

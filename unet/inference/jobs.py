@@ -16,6 +16,7 @@ from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions
 from unet.data.pairing import find_pairs, is_at, list_files, natural_key
 from unet.inference.geotiff import is_raster
+from unet.runtime.files import no_such
 from unet.runtime.text import join_some, plural
 
 FOLDERS = {"overlay": "overlays", "probabilities": "probabilities", "instances": "instances"}
@@ -98,7 +99,7 @@ def find_images(inputs: Sequence[str], config: Config, out: Path) -> FoundImages
             if not paths:
                 raise FileNotFoundError(f"{entry}: matches no file to predict; check the pattern")
         else:
-            raise FileNotFoundError(f"{entry}: there is no such file or folder; check the path")
+            raise FileNotFoundError(no_such(entry, "file or folder"))
         for one in paths:
             names.setdefault(one, one.relative_to(base).with_suffix("").as_posix())
     found.images.extend((name, (str(path),)) for path, name in names.items())

@@ -90,9 +90,9 @@ def find_pairings(root: Path, paths: Iterable[str] | None = None) -> list[Pairin
     if found and not pairings:
         largest = max(found.values(), key=lambda one: len(one.files))
         raise ValueError(
-            f"{root}: got {largest.images} and {largest.masks}, which have corresponding names, "
-            "but neither looks like masks, in which most pixels equal their neighbours, and the "
-            "other like images; replace the masks, or write the config by hand if they are right"
+            f"{root}: found no masks: {largest.images} and {largest.masks} have corresponding "
+            "names, but look alike; in masks, more pixels equal their neighbours than in images. "
+            "Give the folder that contains both, or write the config by hand if these are right"
         )
 
     def is_special(pairing: Pairing) -> tuple[bool, bool]:

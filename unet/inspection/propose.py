@@ -37,6 +37,7 @@ from unet.inspection.mask_values import (
 from unet.inspection.outliers import find_outliers
 from unet.inspection.propose_training import MINUTES, UNEQUAL, propose_training
 from unet.inspection.statistics import collect_statistics
+from unet.runtime.files import no_such
 from unet.runtime.progress import show_progress
 from unet.runtime.text import plural
 
@@ -122,7 +123,7 @@ def propose(
         ValueError: if no readable images with masks are found in it.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such folder; check the path")
+        raise FileNotFoundError(no_such(folder, "folder"))
     known = known or KnownData.read(folder)
     lines, pairs, validation, val_pairs, class_names, tests = (
         find_files(folder) if known is None else known.find_files(folder)

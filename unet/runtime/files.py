@@ -8,7 +8,9 @@ import secrets
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ _FORMULA = re.compile(
 
 class DamagedFileError(ValueError):
     """A file was not written by torch.save, is damaged, or is unsafe to load."""
+
+
+def no_such(path: str | Path, what: str = "file") -> str:
+    """Say that there is no such path, and which one may be meant."""
+    path, advice = Path(path), "check the path"
+    with suppress(OSError):
+        first = next(one for one in (path, *path.parents) if one.parent.is_dir())
+        names = [entry.name for entry in islice(os.scandir(first.parent), 2000)]
+        for name in get_close_matches(first.name, names, 1, 0.7):
+            if (meant := first.with_name(name) / path.relative_to(first)).exists():
+                advice = f"did you mean {meant}?"
+    return f"{path}: there is no such {what}; {advice}"
 
 
 def check_writable(folder: Path) -> None:

@@ -88,7 +88,7 @@ def is_narrow() -> bool:
 
 def _open_bar(total: int, title: str, unit: str, leave: bool) -> "tqdm[Any]":
     columns = shutil.get_terminal_size().columns
-    speed = " {remaining}" if is_narrow() else " {rate_fmt}, {remaining} left"
+    speed = " {remaining}" if is_narrow() else " {rate_noinv_fmt}, {remaining} left"
     room = max(columns // 5, 8)
     bar: tqdm[Any] = tqdm(
         total=total,

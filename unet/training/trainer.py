@@ -181,7 +181,7 @@ class Trainer:
             initial=progress.step * self.samples_per_step,
             unit=" images",
             bar_format="{desc} |{bar}| {remaining} left{postfix}"
-            + ("" if is_narrow() else ", {rate_fmt}"),
+            + ("" if is_narrow() else ", {rate_noinv_fmt}"),
             disable=distributed.disable_progress(),
             dynamic_ncols=True,
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 from unet.data.annotations import coco, cvat, geojson, label_studio, labelme, run_lengths, via, yolo
 from unet.data.annotations.source import Annotations, load_json
 from unet.data.pairing import list_files, natural_key
+from unet.runtime.files import no_such
 
 _JSON_FORMATS = (coco, labelme, geojson, label_studio, via)
 _FILE_READERS: dict[str, tuple[str, Callable[[Path], Annotations]]] = {
@@ -39,7 +40,7 @@ def read_annotations(
         ValueError: if a file cannot be read, or is of no known format.
     """
     if not source.exists():
-        raise FileNotFoundError(f"{source}: there is no such file or folder; check the path")
+        raise FileNotFoundError(no_such(source, "file or folder"))
     if source.is_file():
         return _read_file(source)
     name, found = "", Annotations()

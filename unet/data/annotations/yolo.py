@@ -39,7 +39,7 @@ def read(path: Path) -> Annotations:
     names = data.get("names") if isinstance(data, dict) else None
     names = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(names, dict) or not names:
-        raise wrong(str(path), "names", names, "the names of the classes")
+        raise wrong(str(path), "names", names, "the names of the classes, as YOLO has them")
     names = {str(key): str(name) for key, name in names.items()}
     found = Annotations(classes=dict.fromkeys(names.values()), all_listed=True)
     found.splits = {part: split for split in _SPLITS for part in _parts(data.get(split), path)}
