@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import fcntl
 import os
@@ -97,6 +98,26 @@ def test_an_interrupt_is_no_traceback(
     assert main(["train", str(config)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not Path("runs/tiny").exists()
+
+
+@pytest.mark.usefixtures("default_interrupt")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_with_its_own_words_for_an_interrupt_ends_with_the_code_of_the_signal(
+    signum: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def predict(*_: object) -> None:
+        try:
+            signal.raise_signal(signum)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; 1 of 3 images have their masks") from None
+
+    arguments = argparse.Namespace(run=predict, traceback=False)
+    monkeypatch.setattr(main_module, "parse", lambda _: (arguments, []))
+    assert main(["predict"]) == code
+    assert capsys.readouterr().err == "interrupted; 1 of 3 images have their masks\n"
 
 
 @pytest.mark.usefixtures("default_interrupt")

@@ -19,7 +19,7 @@ from unet.cli.commands import run_train
 from unet.cli.terminal import Terminal, print_error
 from unet.runtime.errors import UnpredictedError, is_out_of_memory
 from unet.runtime.optional import install_command
-from unet.runtime.signals import Stopped, stop_errors
+from unet.runtime.signals import Stopped, StopRequest, stop_errors
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: `check` found errors, or some images were not predicted. 2: wrong input. 130, 143:
     interrupted by SIGINT, SIGTERM. 141: nobody reads the output, as in `unet evaluate ... | head`.
     """
+    stop = StopRequest()
     try:
         with stop_errors() as stop:
             code = _run(sys.argv[1:] if argv is None else argv)
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if os.environ.get("RANK", "0") == "0":
             print_error(str(error) or "interrupted")
-        return 128 + getattr(error, "signum", signal.SIGINT)
+        return 128 + (stop.signum or signal.SIGINT)
 
 
 def run() -> None:

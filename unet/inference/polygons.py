@@ -20,6 +20,7 @@ from unet.inference.options import OptionError, PolygonFormat
 from unet.inference.predictor import Model
 from unet.runtime import distributed
 from unet.runtime.files import atomic_path
+from unet.runtime.progress import show_progress
 
 FOLDER = "polygons"
 """The subfolder of the files."""
@@ -55,10 +56,11 @@ def write_polygons(model: Model, jobs: Sequence[Job], out: Path, kind: PolygonFo
     names = model.classes.names[1:]
     if kind == "coco":
         if distributed.rank() == 0:
-            images = [(_image_name(job, out), *_trace(model, job)) for job in jobs]
+            traced = show_progress(jobs, "trace", "mask")
+            images = [(_image_name(job, out), *_trace(model, job)) for job in traced]
             _write(out / FOLDER / _ALL, coco.write(images, names))
         return
-    for job in distributed.shard(jobs):
+    for job in show_progress(distributed.shard(jobs), "trace", "mask"):
         path = polygon_files(job, out)[kind]
         size, outlines = _trace(model, job)
         if kind == "labelme":
