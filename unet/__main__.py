@@ -1,8 +1,13 @@
-"""`python -m unet` is the `unet` command."""
+"""The `unet` command, which is also `python -m unet`."""
 
+import signal
 import sys
 
-if __name__ == "__main__":
+
+def start() -> None:
+    """Run the command of this process and exit."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while modules are imported
     try:
         from unet.cli.main import run
     except ModuleNotFoundError as error:  # a clone that is not installed
@@ -15,3 +20,7 @@ if __name__ == "__main__":
         )
         sys.exit(2)
     run()
+
+
+if __name__ == "__main__":
+    start()

@@ -100,6 +100,21 @@ def test_an_interrupt_is_no_traceback(
     assert not Path("runs/tiny").exists()
 
 
+def test_an_interrupt_while_modules_are_imported_is_no_traceback() -> None:
+    code = (
+        "import signal, sys\n"
+        "from unet.__main__ import start\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'unet.cli.main': signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored after `&`
+        "start()"
+    )
+    result = run("-c", code)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+
+
 @pytest.mark.usefixtures("default_interrupt")
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_command_with_its_own_words_for_an_interrupt_ends_with_the_code_of_the_signal(
