@@ -1,7 +1,5 @@
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -114,88 +112,6 @@ def test_pictures_and_logs_that_cannot_be_written_are_a_warning(
     for name in names:
         shutil.rmtree(run / name) if "." in name else (run / name).unlink()
     train(make_config(data_root, "train.epochs=2", "train.previews=1"), resume=True)
-
-
-class FakeMLflow:
-    """MlflowClient as far as it is used; its runs are kept in the class."""
-
-    runs: ClassVar[dict[str, list[tuple[str, float, int]]]] = {}
-    places: ClassVar[list[str]] = []
-
-    def __init__(self, place: str) -> None:
-        self.places.append(place)
-
-    def get_experiment_by_name(self, _: str) -> None:
-        return None
-
-    def create_experiment(self, _: str) -> str:
-        return "1"
-
-    def search_runs(self, *_: Any, **__: Any) -> list[Any]:
-        return [SimpleNamespace(info=SimpleNamespace(run_id=name)) for name in self.runs]
-
-    def create_run(self, _: str, run_name: str) -> Any:
-        self.runs[run_name] = []
-        return SimpleNamespace(info=SimpleNamespace(run_id=run_name))
-
-    def log_batch(self, run: str, metrics: list[Any]) -> None:
-        self.runs[run] += [(name, value, step) for name, value, _, step in metrics]
-
-    def log_text(self, *_: Any) -> None: ...
-    def log_image(self, *_: Any) -> None: ...
-    def update_run(self, *_: Any, **__: Any) -> None: ...
-    def set_terminated(self, *_: Any) -> None: ...
-
-
-class FakeWandbRun:
-    def __init__(self) -> None:
-        self.rows: list[tuple[int, dict[str, Any]]] = []
-
-    def log(self, row: dict[str, Any], step: int) -> None:
-        self.rows.append((step, row))
-
-    def finish(self) -> None: ...
-
-
-def test_mlflow_and_wandb_log_locally_and_a_resumed_run_continues(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # is restored, too
-    started, written = [], FakeWandbRun()
-
-    def init(**options: Any) -> FakeWandbRun:
-        started.append(options)
-        (tmp_path / "runs/tiny/wandb/offline-run-20260101_000000-abc").mkdir(
-            parents=True, exist_ok=True
-        )
-        return written
-
-    entities = SimpleNamespace(Metric=lambda *values: values)
-    fakes = {
-        "mlflow": SimpleNamespace(MlflowClient=FakeMLflow, entities=entities),
-        "wandb": SimpleNamespace(init=init, Settings=dict, Image=id),
-    }
-    monkeypatch.setattr("unet.training.loggers.import_extra", lambda name, *_: fakes[name])
-    config = make_config(data_root, "train.loggers=[mlflow,wandb]")
-    (run := tmp_path / "runs" / "tiny").mkdir(parents=True)
-    (run / "config.yaml").write_text("a: 1")
-    for before in (0, 2):
-        logger = RunLogger(run, build_classes(config), config.train, before)
-        for step in (before + 1, before + 2):
-            logger.step(step, 0.5, 0.1, 1.0)
-        logger.validation([ROWS[before // 2]], [])
-        logger.close()
-    steps = [step for name, _, step in FakeMLflow.runs["tiny"] if name == "train/loss"]
-    assert steps == [1, 2, 3, 4]
-    assert FakeMLflow.places == [(tmp_path / "runs/mlruns").as_uri()] * 2
-    assert [step for step, row in written.rows if "train/loss" in row] == [1, 2, 3, 4]
-    assert [step for step, row in written.rows if "validation/mean_iou" in row] == [2, 4]
-    assert [(options["mode"], options["id"]) for options in started] == [
-        ("offline", None),
-        ("offline", "abc"),
-    ]
 
 
 def test_a_logger_that_fails_is_a_warning(

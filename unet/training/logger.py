@@ -72,7 +72,15 @@ class RunLogger:
                 logger.numbers(scores, row["step"])
                 if sheet is not None:
                     logger.picture(sheet, row["step"])
-                logger.flush()
+
+    def flush(self, is_complete: bool) -> None:
+        """Write what has been logged, before a checkpoint: a resumed run logs only the rest.
+
+        `is_complete` is False if a validation of this step follows.
+        """
+        for name, logger in list(self._loggers.items()):
+            with self._warnings(name):
+                logger.flush(is_complete)
 
     def close(self) -> None:
         """Close the loggers."""

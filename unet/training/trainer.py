@@ -202,11 +202,11 @@ class Trainer:
                     if progress.step % (settings.save_every_steps or math.inf) == 0 or (
                         time.monotonic() - self._saved > settings.save_every_minutes * 60
                     ):
-                        self._save()
+                        self._save(logger)
                 stop.check()
             except Stopped:
                 bar.close()
-                self._save()
+                self._save(None)  # at once; then the logger is closed
                 print(
                     f"\nstopped after step {progress.step} of {self.num_steps}, which is saved; "
                     "pass resume=True to continue from there"
@@ -269,7 +269,7 @@ class Trainer:
         Without validation pairs there are no scores, and the last model is the best.
         """
         if not (self.run / "last.pt").exists():
-            self._save()  # so that a run with a best.pt can always be resumed
+            self._save(logger)  # so that a run with a best.pt can always be resumed
         progress, monitor = self.progress, self.settings.monitor
         has_scores = len(self.data.val_pairs) > 0
         columns, previews = self._score(self.model, stop, self.previews) if has_scores else ({}, [])
@@ -290,12 +290,11 @@ class Trainer:
         progress.loss_sum = 0.0
         if logger is not None:
             if is_best:
-                states: dict[str, Any] = {"progress": progress.state_dict()}
-                if self.average is not None:
-                    states["raw_model"] = self.net.state_dict()
+                kept = [name for name in ("progress", "raw_model") if name in self.stateful]
+                states = {name: self.stateful[name].state_dict() for name in kept}
                 save_checkpoint(self.run / "best.pt", self.model.contents() | states)
             logger.validation(progress.history, previews)
-        self._save()  # last: this completes the validation
+        self._save(logger)  # last: this completes the validation
         left = row["seconds"] / progress.step * (self.num_steps - progress.step)
         return validation_text(row, self.settings.epochs or 1, monitor, is_best, left)
 
@@ -303,14 +302,15 @@ class Trainer:
         self, model: Predictor, stop: StopRequest, keep: Sequence[int] = ()
     ) -> tuple[dict[str, float], list[PredictedImage]]:
         distributed.broadcast_buffers(model.net)
-        loss = self.training_step.loss_function
         matrix, kept, val_loss = score_pairs(
-            model, self.data.val_pairs, "validate", stop, keep, loss
+            model, self.data.val_pairs, "validate", stop, keep, self.training_step.loss_function
         )
         columns = score_columns(scores(matrix), model.classes.names, self.settings.monitor)
         return {"val_loss": val_loss, **columns}, kept
 
-    def _save(self) -> None:
+    def _save(self, logger: RunLogger | None) -> None:
+        if logger is not None:
+            logger.flush(not self._validation_is_due)
         self._saved = time.monotonic()
         if distributed.rank() == 0:
             self.progress.seconds = round(self._saved - self._start, 1)
