@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 
@@ -49,3 +50,16 @@ def test_a_worker_that_is_killed_has_its_own_error() -> None:
         list(load_samples(Killed(), sampler=[0], num_workers=1))
     with pytest.raises(RuntimeError, match="other"), worker_errors():
         raise RuntimeError("other")
+
+
+def test_a_transform_that_cannot_be_sent_to_a_spawned_worker_is_named() -> None:
+    class Local(Squares):
+        pass
+
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        with pytest.raises(ValueError, match=r"^train.num_workers: got 1, .*Local.*; define it at"):
+            load_samples(Local(), sampler=[0], num_workers=1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)

@@ -1,3 +1,5 @@
+import importlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,22 @@ def test_without_a_network_connection_the_error_says_what_to_download(
     monkeypatch.setattr("timm.models.is_model_pretrained", lambda _: False)
     with pytest.raises(ValueError, match=r"got DEFAULT, but timm has no weights of timm/resnet10t"):
         load_encoder_weights("timm/resnet10t", "DEFAULT", 3)
+
+
+def test_a_server_without_address_is_not_tried_for_a_minute(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no address")
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("unet.models.timm_backbone.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"resnet10t could not be downloaded .*download timm/"):
+        load_encoder_weights("timm/resnet10t", "DEFAULT", 3)
+    assert time.monotonic() - start < 20  # of 65 s
+    assert not importlib.import_module("huggingface_hub.constants").HF_HUB_OFFLINE
 
 
 def test_the_normalization_is_that_of_timms_weights() -> None:

@@ -75,8 +75,11 @@ def test_custom_parts_are_trained_named_scored_and_used_to_predict(data_root: Pa
     Tiny().load_state_dict(torch.load(run / "best.pt")["model"])
 
 
-def test_loading_a_custom_network_without_it_names_it(data_root: Path) -> None:
+def test_loading_a_custom_network_without_it_names_it(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = unet.train(make_config(data_root, "train.epochs=1"), network=Tiny())
+    assert f"evaluate: unet.evaluate({str(run)!r}, network=Tiny(...))" in capsys.readouterr().out
     for use in (unet.load_model, unet.evaluate, lambda path: unet.export(path, "a.pt2")):
         with pytest.raises(ValueError, match=r"with a network of your own, Tiny, .*network=Tiny\("):
             use(run / "best.pt")

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -5,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import make_config, write_instances
+from helpers import make_config, states_equal, write_instances
 from PIL import Image
 
 import unet.training.train
 import unet.training.trainer
+from unet.checkpoint import load_checkpoint
 from unet.config.loader import load_config
 from unet.config.values import config_to_dict
 from unet.data.border_weights import border_weights
@@ -139,3 +142,25 @@ def test_what_needs_scores_is_refused_without_validation(data_root: Path) -> Non
         make_config(data_root, "data.validation=none", "train.patience=3")
     with pytest.raises(ValueError, match=r"got none, fraction, expected one of"):
         make_config(data_root, "data.validation={none: true, fraction: 0.2}")
+
+
+SPAWN = """
+import multiprocessing
+from unet import train
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
+    train("spawned.yaml")
+"""
+
+
+def test_workers_that_are_spawned_train_as_without_workers(data_root: Path) -> None:
+    # Takes 15 seconds: as on Windows and macOS, each worker imports torch.
+    config = make_config(data_root, "name=spawned", "train.epochs=1", "train.num_workers=1")
+    Path("spawned.yaml").write_text(yaml.safe_dump(config_to_dict(config)))
+    Path("script.py").write_text(SPAWN)
+    result = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    alone = train(make_config(data_root, "train.epochs=1"))
+    states = [load_checkpoint(run / "last.pt") for run in (alone, Path("runs/spawned"))]
+    assert states_equal(states[0]["model"], states[1]["model"])

@@ -74,7 +74,7 @@ def _run(words: Sequence[str]) -> int:
         for stream in (sys.stdout, sys.stderr):  # which Python flushes at its end
             with contextlib.suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + getattr(signal, "SIGPIPE", 13)  # Windows has none
     except Exception as error:
         if arguments.traceback:
             traceback.print_exc()

@@ -1,6 +1,8 @@
 """Samples of a dataset, loaded by worker processes."""
 
+import pickle
 import traceback
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +37,17 @@ def load_samples(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # otherwise it draws from the global one
     )
-    with stop_request():  # a signal must not raise an error within a fork, here or in the worker
-        iterator = iter(loader)  # which starts the workers
+    try:
+        # A signal must not raise an error within a fork, here or in the worker.
+        with stop_request(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Got pickle error")  # the error says more
+            iterator = iter(loader)  # which starts the workers
+    except (AttributeError, TypeError, pickle.PicklingError) as error:  # without fork
+        raise ValueError(
+            f"train.num_workers: got {num_workers}, but the transform cannot be sent to other "
+            f"processes ({error}); define it at the top level of a module, or set "
+            "train.num_workers=0"
+        ) from error
     return _iterate(iterator)
 
 

@@ -1,9 +1,14 @@
 """Networks of timm as encoders; needs the extra timm."""
 
 import difflib
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +105,8 @@ def download_timm_weights(name: str, in_channels: int) -> dict[str, Tensor]:
             f"train.encoder_weights: got DEFAULT, but timm has no weights of {name}; give a file"
         )
     try:
-        return TimmBackbone(name, in_channels, pretrained=True).state_dict()
+        with _without_retries():
+            return TimmBackbone(name, in_channels, pretrained=True).state_dict()
     except Exception as error:  # of the network connection, whatever package opens it
         config = timm.get_pretrained_cfg(network)
         raise ValueError(
@@ -108,6 +114,22 @@ def download_timm_weights(name: str, in_channels: int) -> dict[str, Tensor]:
             f"({shorten(' '.join(str(error).split()))}); download {config.hf_hub_id or config.url} "
             "on a machine with a network connection, and set train.encoder_weights=FILE"
         ) from error
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Keep huggingface_hub from trying for a minute if its server has no address here."""
+    hub: Any = import_extra("huggingface_hub.constants", "train.encoder_weights", "timm")
+    before = hub.HF_HUB_OFFLINE
+    try:
+        if not getproxies():
+            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, None)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True  # files that were downloaded before are still found
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
 
 
 def _create(name: str, **options: Any) -> Any:

@@ -74,6 +74,10 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
     result = "trained on all pairs without validation, so best.pt is the last model"
     if monitor in best:
         result = f"best {score_title(monitor)} {best[monitor]:.4f} in epoch {best['epoch']}"
+    evaluate, predict = f"unet evaluate {run / 'best.pt'}", f"unet predict {run / 'best.pt'} IMAGES"
+    if network := config.custom.network:  # which no command has
+        evaluate = f"unet.evaluate({str(run)!r}, network={network}(...))"
+        predict = f"unet.load_model({str(run)!r}, network={network}(...))"
     duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else plural(round(seconds), "second")
     return "\n".join(
         [
@@ -83,8 +87,8 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
             f"curves:   {run / 'curves.png'}"
             if is_installed("matplotlib")
             else f"curves:   need Matplotlib; install it with {install_command('plots')}",
-            *([f"evaluate: unet evaluate {run / 'best.pt'}"] if monitor in best else []),
-            f"predict:  unet predict {run / 'best.pt'} IMAGES",
+            *([f"evaluate: {evaluate}"] if monitor in best else []),
+            f"predict:  {predict}",
         ]
     )
 
