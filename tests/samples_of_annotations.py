@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 from PIL import Image
@@ -137,6 +138,36 @@ def via(folder: Path) -> Path:
     return write_json(folder / "via.json", {"_via_settings": {}, "_via_img_metadata": files})
 
 
+def via_csv(folder: Path) -> Path:
+    lines = ["filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,"
+             "region_attributes"]  # fmt: skip
+    for i, (name, box) in enumerate(BOXES):
+        x, y = zip(*ring(box), ring(box)[0], strict=True)
+        shape = {"name": "polyline", "all_points_x": [*x], "all_points_y": [*y]}  # closed
+        cells = (json.dumps(one).replace('"', '""') for one in (shape, {"class": name}))
+        lines.append(f'a.png,123,"{{}}",3,{i},' + ",".join(f'"{cell}"' for cell in cells))
+    path = folder / "via.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def imagej(folder: Path) -> Path:
+    import roifile
+
+    path = folder / "a.zip"
+    with ZipFile(path, "w") as file:
+        for i, (name, box) in enumerate(BOXES):
+            left, top, right, bottom = box
+            roi = roifile.ImagejRoi.frompoints(ring(box))
+            if i == 1:
+                roi = roifile.ImagejRoi(
+                    roitype=roifile.ROI_TYPE.RECT, left=left, top=top, right=right, bottom=bottom
+                )
+            roi.properties = {"class": name}
+            file.writestr(f"{i}.roi", roi.tobytes())
+    return path
+
+
 def cvat_text(shapes: str, name: str = "a.png") -> str:
     labels = "".join(
         f"<label><name>{label}</name><color>#{colour}</color></label>"
@@ -255,10 +286,12 @@ FORMATS: dict[str, Callable[[Path], Path]] = {
         labelme_polygons,
         labelme_rectangles_and_masks,
         via,
+        via_csv,
         cvat,
         yolo,
         label_studio,
         geojson,
         run_lengths,
+        imagej,
     )
 }

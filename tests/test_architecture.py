@@ -114,7 +114,7 @@ def test_every_module_has_a_test_file_or_is_used_by_a_module_that_has_one() -> N
         folder = ROOT.joinpath("tests", *package.split(".")[1:])
         if (folder / f"test_{module}.py").exists():
             return True
-        imports = re.compile(rf"from {name} import|from {package} import .*\b{module}\b")
+        imports = re.compile(rf"from {name} import|from {package} import (\([^)]*|.*)\b{module}\b")
         users = [other for other, path in modules.items() if imports.search(path.read_text())]
         return any(map(is_tested, users))
 

@@ -24,7 +24,7 @@ from unet.inference.predict import Options, predict_files
 
 pytestmark = pytest.mark.usefixtures("workdir")
 
-WRITTEN = ("geojson", "coco", "labelme")
+WRITTEN = ("geojson", "coco", "labelme", "imagej")
 
 
 def random_ids(rng: np.random.Generator, size: tuple[int, int], num_classes: int) -> np.ndarray:
@@ -164,5 +164,15 @@ def test_polygons_of_stacks_and_unknown_formats_are_errors(
     message = "--polygons: got stack.tif, a stack of 2 pages, expected single images"
     assert message in capsys.readouterr().err
     assert not Path("predictions").exists()
-    with pytest.raises(OptionError, match="got 'shape', expected one of geojson, coco, labelme"):
+    with pytest.raises(
+        OptionError, match="got 'shape', expected one of geojson, coco, labelme, imagej"
+    ):
         Options(polygons="shape")  # type: ignore[arg-type]
+
+
+def test_images_that_are_too_large_for_imagej_are_an_error(tmp_path: Path) -> None:
+    jobs = make_jobs(tmp_path, [np.ones((1, 32768), np.uint8)])
+    model = make_model(tmp_path, "data.classes={ground: 0, box: 200, disc: 100}")
+    with pytest.raises(OptionError, match="of 1 x 32768 pixels, expected at most 32767 for Image"):
+        write_polygons(model, jobs, tmp_path / "out", "imagej")
+    assert not (tmp_path / "out/polygons").exists()

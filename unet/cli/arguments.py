@@ -261,10 +261,10 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     add("--probabilities", action="store_true", help=text)
     add("--instances", action="store_true", help="also write a label image of the objects")
     text = (
-        "also write the outlines of objects: geojson, labelme (a file for each image) or coco "
-        "(one for all)"
+        "also write the outlines of objects: geojson, labelme, imagej (a file for each image) "
+        "or coco (one for all)"
     )
-    add("--polygons", choices=["geojson", "coco", "labelme"], help=text)
+    add("--polygons", choices=["geojson", "coco", "labelme", "imagej"], help=text)
     text = "choose the second of two classes where its probability is at least P"
     add("--threshold", type=_number(float, 0, 1), metavar="P", help=text)
     text = "class whose promised threshold is used, see unet calibrate (default: the second of two)"

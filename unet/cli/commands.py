@@ -87,7 +87,7 @@ def run_import(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     _refuse_existing(config, arguments, "or another -o DIR")
     from unet.data.annotations.importing import import_annotations
     from unet.data.annotations.target import source_folder
-    from unet.inspection.propose import KnownData, propose
+    from unet.inspection.propose import propose
 
     source: Path = arguments.annotations
     imported = import_annotations(
@@ -103,8 +103,7 @@ def run_import(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
         print(f"note: {note}")
     for warning in imported.warnings:
         print(f"warning: {warning}")
-    known = KnownData(imported.classes, imported.ignored, arguments.instances, imported.validation)
-    _write_config(config, propose(out, config.stem, known))
+    _write_config(config, propose(out, config.stem))
     print(f"read {imported.format}: {plural(imported.num_images, 'image')}\n")
     print(f"{format_table(imported.table())}\n")
     print(f"wrote {out} and {config}; next:\n  unet check {config}\n  unet train {config}")

@@ -10,7 +10,7 @@ from unet.inference.predictor import Model
 from unet.inference.tta import TtaMode, list_views
 from unet.runtime.optional import import_extra
 
-PolygonFormat = Literal["geojson", "coco", "labelme"]
+PolygonFormat = Literal["geojson", "coco", "labelme", "imagej"]
 
 _NEED_OBJECTS = ("min_size", "keep_largest", "instances")
 
@@ -39,7 +39,7 @@ class Options:
         probabilities: write probabilities/NAME.tif, a float32 page for each class.
         instances: write instances/NAME.tif, 32-bit integers, see `number_objects`.
         polygons: write the outlines of objects as polygons/NAME.geojson, as polygons/NAME.json of
-            labelme, or all as polygons/coco.json; None for none.
+            labelme, as polygons/NAME.zip of ImageJ, or all as polygons/coco.json; None for none.
         windows: whether to read TIFFs window by window, see `is_raster`.
 
     Raises:
@@ -88,6 +88,8 @@ class Options:
                 import_extra("skimage.measure", name)
         if self.polygons is not None:
             import_extra("rasterio", "polygons")
+        if self.polygons == "imagej":
+            import_extra("roifile", "polygons")
 
     def find_promise(self, model: Model) -> Promise | None:
         """Return the promise that the masks keep; None if there is none, or with a threshold.

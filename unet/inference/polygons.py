@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unet.build import build_read_options
-from unet.data.annotations import coco, geojson, labelme
+from unet.data.annotations import coco, geojson, imagej, labelme
 from unet.data.annotations.outlines import Outline, trace
 from unet.data.annotations.regions import Size
 from unet.data.image_io import read_stored
@@ -25,7 +25,7 @@ from unet.runtime.progress import show_progress
 FOLDER = "polygons"
 """The subfolder of the files."""
 
-_SUFFIXES = {"geojson": ".geojson", "labelme": ".json"}
+_SUFFIXES = {"geojson": ".geojson", "labelme": ".json", "imagej": ".zip"}
 _ALL = "coco.json"  # the file of all images
 
 
@@ -52,8 +52,9 @@ def write_polygons(model: Model, jobs: Sequence[Job], out: Path, kind: PolygonFo
 
     Raises:
         OSError: if a file cannot be written.
+        OptionError: if an image is too large for ImageJ.
     """
-    names = model.classes.names[1:]
+    names, colours = model.classes.names[1:], model.classes.colours[1:]
     if kind == "coco":
         if distributed.rank() == 0:
             traced = show_progress(jobs, "trace", "mask")
@@ -66,9 +67,17 @@ def write_polygons(model: Model, jobs: Sequence[Job], out: Path, kind: PolygonFo
         if kind == "labelme":
             image = Path(os.path.relpath(job.files[0], path.parent)).as_posix()
             _write(path, labelme.write(image, size, outlines, names))
+        elif kind == "imagej":
+            if max(size) > imagej.LARGEST:
+                raise OptionError(
+                    "polygons",
+                    f"got {job.files[0]} of {size[0]} x {size[1]} pixels, expected at most "
+                    f"{imagej.LARGEST} for ImageJ; write geojson",
+                )
+            _write(path, imagej.write(outlines, names, colours))
         else:
             place = geojson.read_place(Path(job.files[0]), "polygons")
-            _write(path, geojson.write(outlines, names, model.classes.colours[1:], place))
+            _write(path, geojson.write(outlines, names, colours, place))
 
 
 def _trace(model: Model, job: Job) -> tuple[Size, list[Outline]]:
@@ -90,7 +99,7 @@ def _image_name(job: Job, out: Path) -> str:
     return _name(job, out).with_suffix(Path(job.files[0]).suffix).as_posix()
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
+def _write(path: Path, data: dict[str, Any] | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, flush=False) as temporary:
-        temporary.write_text(json.dumps(data), encoding="utf-8")
+        temporary.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())

@@ -50,12 +50,14 @@ class KnownData(NamedTuple):
 
     Args:
         classes: names and mask values.
+        colours: of the classes that have one in the annotation tool.
         ignored: whether the masks have the value 255, to be ignored.
         instances: whether there are label images.
         validation: the file that lists the validation images; None for a random split.
     """
 
     classes: Mapping[str, int]
+    colours: Mapping[str, Sequence[int]]
     ignored: bool
     instances: bool
     validation: str | None
@@ -65,11 +67,12 @@ class KnownData(NamedTuple):
         """Return what an import wrote down; None if it has not written the folder."""
         try:
             mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-            classes, ignored = dict[str, int](mark["classes"]), bool(mark["ignored"])
+            classes, colours = dict[str, int](mark["classes"]), dict(mark["colours"])
+            ignored = bool(mark["ignored"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
         validation = VALIDATION if (folder / VALIDATION).is_file() else None
-        return cls(classes, ignored, (folder / "instances").is_dir(), validation)
+        return cls(classes, colours, ignored, (folder / "instances").is_dir(), validation)
 
     def find_files(self, folder: Path) -> FoundFiles:
         """Return the lines and pairs of the folder."""
@@ -94,6 +97,9 @@ class KnownData(NamedTuple):
         }
         given = ", ".join(f"{quote(name)}: {value}" for name, value in self.classes.items())
         lines = [f"  classes: {{{given}}}"]
+        if self.colours:
+            shown = (f"{quote(name)}: {[*colour]}" for name, colour in self.colours.items())
+            lines.append(f"  colours: {{{', '.join(shown)}}}")
         lines += ["  ignore: [255]"] if self.ignored else []
         return lines, [name for name, fraction in fractions.items() if 0 < fraction < 0.02][:20]
 
@@ -104,15 +110,12 @@ _IF_OBJECTS = (
 )
 
 
-def propose(
-    folder: Path, name: str, known: KnownData | None = None, minutes: float = MINUTES
-) -> str:
+def propose(folder: Path, name: str, minutes: float = MINUTES) -> str:
     """Examine a folder of images and masks, and write a config named `name` for it.
 
     Args:
         folder: with images and masks.
         name: of the config.
-        known: what is known of the folder; None to find it out, or read what an import knew.
         minutes: length of the training.
 
     Returns:
@@ -124,7 +127,7 @@ def propose(
     """
     if not folder.is_dir():
         raise FileNotFoundError(no_such(folder, "folder"))
-    known = known or KnownData.read(folder)
+    known = KnownData.read(folder)
     lines, pairs, validation, val_pairs, class_names, tests = (
         find_files(folder) if known is None else known.find_files(folder)
     )

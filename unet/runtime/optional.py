@@ -19,6 +19,7 @@ _EXTRAS = {
     "onnxscript": "onnx",
     "pycocotools": "annotations",
     "rasterio": "tiff",
+    "roifile": "annotations",
     "scipy": "metrics",
     "skimage": "metrics",
     "tifffile": "tiff",

@@ -41,7 +41,7 @@ def test_a_folder_of_annotations_is_read_as_its_files_are(name: str, tmp_path: P
     assert np.array_equal(values_of(tmp_path / "out/masks/a.png"), expected_ids())
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"imagej"}))
 def test_a_file_that_is_cut_off_or_of_other_types_is_an_error_with_its_name(
     name: str, tmp_path: Path
 ) -> None:
@@ -75,7 +75,9 @@ def places(data: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
             yield from places(value, (*place, key))
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"cvat", "yolo", "run_lengths"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(FORMATS) - {"cvat", "imagej", "run_lengths", "via_csv", "yolo"})
+)
 def test_any_value_of_another_type_is_read_or_an_error_of_our_own(
     name: str, tmp_path: Path
 ) -> None:
@@ -112,7 +114,8 @@ def test_any_value_of_another_type_is_read_or_an_error_of_our_own(
         ("names: [", "data.yaml", "cannot be read as YAML"),
         ("path: x", "data.yaml", "got names None, expected the names of the classes"),
         ("names: [a]", "data.yaml", "no text files in a folder labels"),
-        ("PK", "a.zip", "is a ZIP file; unpack it first"),
+        ("PK", "a.zip", "cannot be read as ZIP"),
+        ("PK", "a.roi", "a.roi: cannot be read as an ImageJ ROI .*; save it again"),
         ("", "a.txt", "unknown format"),
     ],
 )

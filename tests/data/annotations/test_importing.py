@@ -229,7 +229,8 @@ def test_regions_outside_of_the_image_are_named(tmp_path: Path) -> None:
 def test_annotations_without_a_region_write_nothing(tmp_path: Path) -> None:
     write_image(tmp_path, "a.png")
     write_json(tmp_path / "a.json", labelme([labelme_shape("cell", [[1, 1], [2, 2]])]))
-    with pytest.raises(ValueError, match=r"has no classes|no image has a region"):
+    expected = r'has no classes; .*\nleft out a polygon "cell" with fewer than 3 points'
+    with pytest.raises(ValueError, match=expected):
         import_annotations(tmp_path, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -493,3 +494,65 @@ def test_a_config_for_an_imported_folder_has_its_classes_and_validation_images(
     assert data["validation"] == {"stems": "val.txt"}
     (out / "imported.json").write_text("[]", encoding="utf-8")  # not of an import
     assert "cell" not in yaml.safe_load(propose(out, "out"))["data"]["classes"]
+
+
+def test_paths_of_windows_and_renamed_images_are_found(tmp_path: Path) -> None:
+    for name in ("x/1.png", "y/1.png", "renamed.png"):
+        write_image(tmp_path / "images", name)
+    write_labelme(tmp_path / "json", "1.png", imagePath="..\\images\\y\\1.png")
+    write_labelme(tmp_path / "json", "renamed.png", imagePath="E:\\before.png")
+    imported = import_annotations(tmp_path / "json", tmp_path / "images", tmp_path / "out")
+    assert imported.warnings == []
+    assert files_in(tmp_path / "out/masks") == ["renamed.png", "y/1.png"]
+
+
+def test_files_of_coco_have_splits(tmp_path: Path) -> None:
+    parts = {"train": "train/a.json", "valid": "valid/a.json", "val2017": "instances_val2017.json"}
+    for form, names in {"folders": ["train", "valid"], "names": ["train", "val2017"]}.items():
+        folder = tmp_path / form
+        for name in names:
+            write_image(folder / "images", f"{name}/{name}.png")
+            data = coco([{"category_id": 3, "segmentation": [[2, 3, 10, 3, 10, 9, 2, 9]]}])
+            data["images"][0]["file_name"] = f"{name}.png"
+            place = parts[name] if form == "folders" else f"instances_{name}.json"
+            write_json(folder / place, data)
+        imported = import_annotations(folder, folder / "images", tmp_path / f"out_{form}")
+        assert imported.validation == "val.txt"
+        text = (tmp_path / f"out_{form}/val.txt").read_text()
+        assert text == f"{names[1]}/{names[1]}\n"
+    one = import_annotations(folder / f"instances_{name}.json", folder, tmp_path / "one")
+    assert one.validation is None  # the only images are for training, too
+    imported = import_annotations(folder, folder / "images/val2017", tmp_path / "only_val")
+    assert imported.validation is None
+    assert "all images are of the validation split: the config splits them" in imported.notes
+
+
+def test_the_classes_of_run_lengths_may_have_underscores(tmp_path: Path) -> None:
+    write_image(tmp_path / "images", "img_1.png")
+    rows = ("ImageId_ClassId,EncodedPixels", "img_1.png_hex_nut,1 5", "img_1.png_bolt,30 4")
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    imported = import_annotations(tmp_path / "train.csv", tmp_path / "images", tmp_path / "out")
+    assert imported.classes == {"background": 0, "hex_nut": 1, "bolt": 2}
+
+
+def test_an_open_polyline_of_via_is_named_and_an_image_may_have_no_region(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path, name)
+    text = FORMATS["via_csv"](tmp_path).read_text()
+    crack = '"{""name"":""polyline"",""all_points_x"":[1,9],""all_points_y"":[1,9]}"'
+    (tmp_path / "via.csv").write_text(
+        f'{text}\na.png,1,"{{}}",1,0,{crack},"{{}}"\nb.png,5,{{}},0,0,{{}},{{}}'
+    )
+    imported = import_annotations(tmp_path / "via.csv", tmp_path, tmp_path / "out")
+    assert imported.warnings == ['left out an open polyline "object", such as in a.png']
+    assert not values_of(tmp_path / "out/masks/b.png").any()
+
+
+def test_the_colours_of_the_tool_are_those_of_the_config(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_image(tmp_path / "images", name)
+    imported = import_annotations(FORMATS["cvat"](tmp_path), tmp_path / "images", tmp_path / "out",
+                                  empty="background")  # fmt: skip
+    assert imported.num_images == 2
+    data = yaml.safe_load(propose(tmp_path / "out", "out"))["data"]
+    assert data["colours"] == {"cell": [255, 0, 0], "nucleus": [0, 255, 0]}

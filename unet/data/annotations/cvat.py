@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from unet.data.annotations.regions import Ellipse, Runs, runs_of_counts
 from unet.data.annotations.source import (
     OBJECT,
+    SPLITS,
     Annotations,
     Entry,
     box_ring,
@@ -22,7 +23,6 @@ from unet.data.annotations.source import (
 from unet.data.classes import Colour
 
 NAME = "CVAT"
-_SPLITS = {"validation": "val", "val": "val", "test": "test"}
 _AS_IMAGES = 'export it from CVAT as "CVAT for images 1.1"'
 
 
@@ -54,7 +54,7 @@ def read(path: Path) -> Annotations:
         size = get_size(image.attrib, "height", "width", where)
         if subset := image.get("subset"):  # of a project, whose images are in such folders
             name = f"{subset}/{name}"
-            if split := _SPLITS.get(subset.lower()):
+            if split := SPLITS.get(subset.lower()):
                 found.splits[subset] = split
         entry = Entry(name, str(path), size)
         found.entries.append(entry)

@@ -65,7 +65,8 @@ def match_images(entries: Sequence[Entry], images: Sequence[str], folder: Path) 
             for name in dict.fromkeys((parts[-1], stem)):
                 ends["/".join([*head, name])].append(image)
     for entry in entries:
-        candidates = _find(entry.image, ends) or _find(without_upload_number(entry.image), ends)
+        names = (entry.image, without_upload_number(entry.image), entry.other)
+        candidates = next(filter(None, (_find(name, ends) for name in names)), [])
         if not candidates:
             found.missing.append(entry)
         elif len(candidates) > 1:

@@ -3,8 +3,18 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unet.data.annotations import coco, cvat, geojson, label_studio, labelme, run_lengths, via, yolo
-from unet.data.annotations.source import Annotations, load_json
+from unet.data.annotations import (
+    coco,
+    cvat,
+    geojson,
+    imagej,
+    label_studio,
+    labelme,
+    run_lengths,
+    via,
+    yolo,
+)
+from unet.data.annotations.source import SPLITS, Annotations, load_json
 from unet.data.pairing import list_files, natural_key
 from unet.runtime.files import no_such
 
@@ -14,9 +24,10 @@ _FILE_READERS: dict[str, tuple[str, Callable[[Path], Annotations]]] = {
     ".csv": (run_lengths.NAME, run_lengths.read),
     ".yaml": (yolo.NAME, yolo.read),
     ".yml": (yolo.NAME, yolo.read),
+    **dict.fromkeys(imagej.SUFFIXES, (imagej.NAME, imagej.read)),
 }
 _JSON = (".json", ".geojson")
-_KNOWN = ", ".join(one.NAME for one in (*_JSON_FORMATS, cvat, yolo, run_lengths))
+_KNOWN = ", ".join(one.NAME for one in (*_JSON_FORMATS, cvat, yolo, run_lengths, imagej))
 
 
 class UnknownFormatError(ValueError):
@@ -63,12 +74,22 @@ def read_annotations(
                 "format at a time"
             )
         name = kind
+        if kind == coco.NAME and len(instances) > 1:
+            one.splits = _find_split(path.relative_to(source))
         found.splits |= one.splits
         found.all_listed |= one.all_listed
         found.extend(one)
     if unknown and not name:
         raise unknown[0]
     return name, found
+
+
+def _find_split(path: Path) -> dict[str, str]:
+    """Return the split of a file such as valid/annotations.json or instances_val2017.json."""
+    for part in (*path.parts[:-1], path.stem.removeprefix(coco.PREFIX)):
+        if split := SPLITS.get(part.lower().rstrip("0123456789")):
+            return {part: split}
+    return {}
 
 
 def _list_annotations(folder: Path, is_excluded: Callable[[Path], bool]) -> Sequence[Path]:
@@ -79,26 +100,24 @@ def _list_annotations(folder: Path, is_excluded: Callable[[Path], bool]) -> Sequ
     lists = [path for path in paths if path.name == yolo.CLASSES_FILE]
     if files := [*filter(yolo.matches, yamls)] or lists:
         return files
-    for suffixes in (_JSON, (".xml",), (".csv",)):
+    for suffixes in (_JSON, (".xml",), (".csv",), imagej.SUFFIXES):
         if files := [path for path in paths if path.suffix.lower() in suffixes]:
             return files
-    if any(path.suffix.lower() == ".zip" for path in paths):
-        raise ValueError(f"{folder}: got a ZIP file; unpack it first")
     raise ValueError(
-        f"{folder}: contains no annotations, which may be {_KNOWN} (.json, .geojson, .xml, .yaml "
-        "or .csv)"
+        f"{folder}: contains no annotations, which may be {_KNOWN} (.json, .geojson, .xml, .yaml, "
+        ".csv, .zip or .roi)"
     )
 
 
 def _read_file(path: Path) -> tuple[str, Annotations]:
     suffix = path.suffix.lower()
+    if suffix == ".csv" and via.is_csv(path):
+        return via.NAME, via.read_csv(path)
     if suffix in _FILE_READERS:
         name, read = _FILE_READERS[suffix]
         return name, read(path)
     if path.name == yolo.CLASSES_FILE:
         return yolo.NAME, yolo.read(path)
-    if suffix == ".zip":
-        raise ValueError(f"{path}: is a ZIP file; unpack it first")
     if suffix in _JSON:
         data = load_json(path)
         for module in _JSON_FORMATS:

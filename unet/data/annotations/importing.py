@@ -95,7 +95,7 @@ def import_annotations(
     """
     with Target(out, images, overwrite) as target:
         name, found = read_annotations(source, target.owns)
-        values, colours = _list_classes(found.classes, source)
+        values, colours = _list_classes(found, source)
         result = Imported(format=name, classes=values, notes=[*found.notes])
         names = list_images(images, target.owns)
         matches = _match(found, names, images, source, result)
@@ -125,20 +125,26 @@ def import_annotations(
         if not tally.objects:
             raise ValueError("\n".join([f"{source}: no image has a region", *result.warnings]))
         held_out = [one for one in chosen if _split_of(found, images, one) == "val"]
+        if len(held_out) == len(chosen):
+            held_out = []
+            result.notes.append("all images are of the validation split: the config splits them")
         result.validation = target.write_validation(held_out)
         mark = {"source": str(source), "format": name, "classes": result.classes}
+        mark["colours"] = {one: colours[one] for one in result.classes if one in colours}
         target.finish({**mark, "ignored": result.ignored})
     return result
 
 
 def _list_classes(
-    found: Mapping[str, Colour | None], source: Path
+    annotations: Annotations, source: Path
 ) -> tuple[dict[str, int], dict[str, Colour]]:
     """Return the mask value of each class, and the colours of those that have one."""
+    found = annotations.classes
     backgrounds = [name for name in found if name.lower() in _BACKGROUNDS]
     names = [name for name in found if name not in backgrounds and name != _IGNORED]
     if not names:
-        raise ValueError(f"{source}: has no classes, expected annotations of one or more")
+        lines = [f"{source}: has no classes; give annotations with regions"]
+        raise ValueError("\n".join([*lines, *_count(annotations.left_out)]))
     for name in names:
         if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
             raise ValueError(

@@ -42,7 +42,8 @@ def read(data: Any, path: Path) -> Annotations:
     """
     found, where = Annotations(classes=listed_classes(data)), str(path)
     size = get_size(data, "imageHeight", "imageWidth", where)
-    entry = Entry(get(data, "imagePath", str, where), where, size)
+    # Renamed together, image and annotation still belong to each other.
+    entry = Entry(get(data, "imagePath", str, where), where, size, other=path.stem)
     found.entries.append(entry)
     for i, shape in enumerate(get(data, "shapes", list, where)):
         _read_shape(found, entry, shape, f"{where}: shapes[{i}]")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from unet.data.annotations.regions import Runs
 from unet.data.annotations.source import OBJECT, Annotations, Entry, counts, wrong
+from unet.data.image_types import SUFFIXES
 
 NAME = "run lengths"
 
@@ -46,7 +47,7 @@ def read(path: Path) -> Annotations:
                     raise wrong(where, image, name, "the name of an image")
                 label = (row[kind] if kind else "") or OBJECT
                 if both is not None:
-                    name, _, label = name.rpartition("_")
+                    name, label = _split(name)
                 entry = entries.setdefault(name, Entry(name, str(path)))
                 _add(found, entry, label, row[runs] or "", where)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -54,6 +55,16 @@ def read(path: Path) -> Annotations:
     found.entries = list(entries.values())
     found.notes["run lengths are read down the columns, from pixel 1"] = None
     return found
+
+
+def _split(both: str) -> tuple[str, str]:
+    """Split IMAGE.jpg_CLASS, whose class may contain "_", or IMAGE_CLASS, whose image may."""
+    for end in sorted(SUFFIXES):
+        name, found, label = both.partition(f"{end}_")
+        if found:
+            return name + end, label
+    name, _, label = both.rpartition("_")
+    return name, label
 
 
 def _plain(column: str) -> str:

@@ -20,6 +20,8 @@ OBJECT = "object"
 CLASSES = "unet_classes"
 """A member of our own in formats without a list of classes: their names in order."""
 
+SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test"}
+
 _FARTHEST = 1e6  # pixels: coordinates beyond are no place in an image
 
 _AGAIN = "export the annotations again"
@@ -53,6 +55,7 @@ class Entry:
         shapes: in the order of the file.
         locate: makes the shapes of an image's path where they depend on it.
         everywhere: whether it is of all images if none has its name, as a map is.
+        other: the name that it has if no file has the first.
     """
 
     image: str
@@ -61,6 +64,7 @@ class Entry:
     shapes: list[Shape] = field(default_factory=list)
     locate: Callable[[Path], list[Shape]] | None = None
     everywhere: bool = False
+    other: str = ""
 
 
 @dataclass(kw_only=True)

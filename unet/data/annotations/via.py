@@ -1,8 +1,10 @@
-"""VGG Image Annotator 2: one JSON file for all images, a project or exported annotations.
+"""VGG Image Annotator: one JSON or CSV file for all images, a project or exported annotations.
 
 Source: the file format of VIA 2, and of version 1, whose regions are an object instead of a list.
 """
 
+import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,35 @@ def read(data: Any, path: Path) -> Annotations:
     return found
 
 
+def is_csv(path: Path) -> bool:
+    """Whether a CSV file has this format."""
+    with path.open("rb") as file:
+        return b"region_shape_attributes" in file.readline()
+
+
+def read_csv(path: Path) -> Annotations:
+    """Read annotations that were exported as CSV, a row for each region.
+
+    Raises:
+        ValueError: if a part of it has a wrong type.
+    """
+    files: dict[str, Any] = {}
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        try:
+            for row in csv.DictReader(lines):
+                name = row["filename"]
+                regions = files.setdefault(name, {"filename": name, "regions": []})["regions"]
+                shape = json.loads(row["region_shape_attributes"])
+                if shape:  # an image without regions has a row, too
+                    attributes = json.loads(row["region_attributes"])
+                    regions.append({"shape_attributes": shape, "region_attributes": attributes})
+        except (csv.Error, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: cannot be read as CSV of VIA ({error}); export the annotations again"
+            ) from error
+    return read(files, path)
+
+
 def _choose_attribute(found: Annotations, parsed: list[tuple[Entry, dict[str, Any], str]]) -> str:
     """Return the region attribute that is the class, and note it; empty if there is none."""
     names = [name for _, region, place in parsed for name in _attributes(region, place)]
@@ -83,13 +114,17 @@ def _add(found: Annotations, entry: Entry, name: str, shape: dict[str, Any], pla
         return numbers([shape.get(key) for key in keys], ", ".join(keys), place).tolist()
 
     match kind := shape.get("name"):
-        case "polygon":
+        case "polygon" | "polyline":
             columns = [
                 numbers(shape.get(key), key, place) for key in ("all_points_x", "all_points_y")
             ]
             if len(columns[0]) != len(columns[1]):
                 raise wrong(place, "all_points_x", len(columns[0]), "as many as all_points_y")
-            found.add_polygon(entry, name, [np.stack(columns, 1)])
+            ring = np.stack(columns, 1)
+            if kind == "polyline" and not _is_closed(ring):
+                found.left_out.append((entry.image, f'an open polyline "{name}"'))
+                return
+            found.add_polygon(entry, name, [ring])
         case "rect":
             found.add_polygon(entry, name, [box_ring(*values("x", "y", "width", "height"))])
         case "circle" | "ellipse":
@@ -103,3 +138,9 @@ def _add(found: Annotations, entry: Entry, name: str, shape: dict[str, Any], pla
                 found.add(entry, name, region)
         case _:
             found.left_out.append((entry.image, f'a {kind} "{name}"'))
+
+
+def _is_closed(ring: np.ndarray) -> bool:
+    """Whether a line goes around a region: its ends are nearer than 5 % of its length."""
+    sides = np.hypot(*(ring - np.roll(ring, 1, axis=0)).T)
+    return bool(sides[:1].sum() <= 0.05 * sides[1:].sum())
