@@ -142,6 +142,8 @@ def test_incompatible_weights_are_listed() -> None:
         ("model_state_dict", "module."),
         (None, "_orig_mod.module."),
         ("model", ""),
+        ("net", "backbone."),
+        ("weights", "model.encoder."),
     ],
 )
 def test_wrapped_state_dicts_are_unwrapped_and_this_is_said(

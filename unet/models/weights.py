@@ -15,8 +15,8 @@ from unet.runtime.optional import import_extra
 
 # What other tools wrap around a state dict, and put before the names in it: DataParallel,
 # torch.compile and Lightning.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "encoder.")
 
 
 def load_encoder_weights(encoder: str, weights: str, in_channels: int) -> dict[str, Tensor]:
