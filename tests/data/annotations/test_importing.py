@@ -1,6 +1,8 @@
 import json
 import os
 import re
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from unet.cli.main import main
 from unet.data.annotations.importing import import_annotations
 from unet.data.annotations.target import Target
 from unet.inspection.propose import propose
+from unet.runtime.signals import Stopped, stop_errors
 
 BOX = [[2, 3], [10, 3], [10, 9], [2, 9]]
 
@@ -556,3 +559,20 @@ def test_the_colours_of_the_tool_are_those_of_the_config(tmp_path: Path) -> None
     assert imported.num_images == 2
     data = yaml.safe_load(propose(tmp_path / "out", "out"))["data"]
     assert data["colours"] == {"cell": [255, 0, 0], "nucleus": [0, 255, 0]}
+
+
+def test_a_signal_during_the_clean_up_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "images", "1.png")
+    write_labelme(tmp_path / "json", "1.png")
+    remove = shutil.rmtree
+
+    def interrupted(*words: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        remove(*words, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    with pytest.raises(Stopped), stop_errors():
+        import_annotations(tmp_path / "json", tmp_path / "images", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "json", "out"]

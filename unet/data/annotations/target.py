@@ -13,6 +13,7 @@ from PIL import Image
 
 from unet.data.classes import Colour
 from unet.runtime.files import check_writable
+from unet.runtime.signals import stop_request
 
 MARK = "imported.json"
 VALIDATION = "val.txt"
@@ -57,7 +58,8 @@ class Target:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with stop_request():  # a signal waits
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def write_mask(self, image: str, ids: np.ndarray, palette: Sequence[Colour]) -> None:
         """Write the class ids (H, W) of an image as a PNG of indices, 255 for ignored pixels."""
@@ -101,12 +103,13 @@ class Target:
         self.out.mkdir(parents=True, exist_ok=True)
         old = self._folder / "old"
         old.mkdir()
-        for name in self._own:
-            if (self.out / name).exists():
-                (self.out / name).rename(old / name)
-        for name in self._own:
-            if (self._folder / name).exists():
-                (self._folder / name).rename(self.out / name)
+        with stop_request():  # a signal waits
+            for name in self._own:
+                if (self.out / name).exists():
+                    (self.out / name).rename(old / name)
+            for name in self._own:
+                if (self._folder / name).exists():
+                    (self._folder / name).rename(self.out / name)
 
     def _place(self, folder: str, image: str, ending: str) -> Path:
         path = self._folder / folder / f"{image.rpartition('.')[0]}{ending}"
