@@ -2,6 +2,7 @@ import doctest
 import io
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -488,12 +489,16 @@ def test_fx_traces_an_output_size() -> None:
     assert torch.equal(fx.symbolic_trace(up)(x), up(x))
 
 
-def test_spectral_norm_normalises_the_output_channels_as_in_torchs_layer() -> None:
+@pytest.mark.parametrize(
+    "spectral_norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm]
+)
+def test_spectral_norm_of_dim_1_does_as_that_of_torchs_layer(
+    spectral_norm: Callable[..., nn.Module],
+) -> None:
     layers = []
-    for kind in (ConvTranspose2d, nn.ConvTranspose2d):
+    for kind, dim in ((ConvTranspose2d, {"dim": 1}), (nn.ConvTranspose2d, {})):
         torch.manual_seed(0)
-        layer = kind(6, 4, 3, stride=2)
-        layers.append(nn.utils.parametrizations.spectral_norm(layer, dim=1))
+        layers.append(spectral_norm(kind(6, 4, 3, stride=2), **dim))
     torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=0, atol=0)
     x = torch.randn(1, 6, 5, 7)
     torch.testing.assert_close(layers[0](x), layers[1](x))

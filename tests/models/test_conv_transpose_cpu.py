@@ -8,12 +8,12 @@ from torch.nn import functional as F
 from unet.models import conv_transpose_cpu
 from unet.models.conv_transpose_cpu import (
     non_overlapping_by_permutation,
-    non_overlapping_by_pixel,
+    non_overlapping_by_product,
     non_overlapping_by_row,
     non_overlapping_conv_transpose2d,
 )
 
-FUNCTIONS = [non_overlapping_by_permutation, non_overlapping_by_row, non_overlapping_by_pixel]
+FUNCTIONS = [non_overlapping_by_permutation, non_overlapping_by_row, non_overlapping_by_product]
 Function = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -51,6 +51,20 @@ def torchs(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv_transpose2d(x, weight, bias, stride=tuple(weight.shape[2:]))
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_product_without_gradients_equals_torchs(dtype: torch.dtype, with_bias: bool) -> None:
+    x, weight, bias = draw(2, 40, 3, 5, kernel=(2, 3), dtype=dtype)
+    arguments = x, weight, bias if with_bias else None
+    with torch.inference_mode():
+        mine = non_overlapping_by_product(*arguments)
+    exact = torchs(*(None if one is None else one.double() for one in arguments))
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-8}[dtype]
+    assert mine.dtype == dtype
+    torch.testing.assert_close(mine.double(), exact, rtol=tolerance, atol=tolerance)
+    assert mine.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_second_derivatives_of_every_function(function: Function) -> None:
     leaves = draw(1, 2, 2, 3, kernel=(2, 2), dtype=torch.float64)
@@ -84,8 +98,8 @@ def test_nan_in_a_pixel_stays_in_its_block(function: Function) -> None:
 @pytest.mark.parametrize(
     ("size", "function"),
     [
-        ((1, 16, 3, 4), "non_overlapping_by_pixel"),
-        ((2, 16, 3, 4), "non_overlapping_by_permutation"),
+        ((1, 16, 3, 4), "non_overlapping_by_product"),
+        ((2, 16, 3, 4), "non_overlapping_by_product"),
         ((2, 4, 3, 7), "non_overlapping_by_row"),
         ((0, 4, 3, 7), "non_overlapping_by_permutation"),
     ],
@@ -105,7 +119,7 @@ def test_the_function_is_chosen_by_pixels_and_channels(
         return run
 
     for name in (
-        "non_overlapping_by_pixel",
+        "non_overlapping_by_product",
         "non_overlapping_by_permutation",
         "non_overlapping_by_row",
     ):

@@ -26,10 +26,10 @@ def non_overlapping_conv_transpose2d(
         and not torch.compiler.is_compiling()  # conditions on sizes would specialise the graph
     ):
         pixels = n * height * width
-        if 0 < pixels <= channels:
-            return non_overlapping_by_pixel(input, weight, bias)
         if pixels >= 8 * channels:
             return non_overlapping_by_row(input, weight, bias)
+        if pixels > 0:
+            return non_overlapping_by_product(input, weight, bias)
     return non_overlapping_by_permutation(input, weight, bias, groups)
 
 
@@ -83,17 +83,32 @@ def non_overlapping_by_row(input: Tensor, weight: Tensor, bias: Tensor | None) -
     return output.permute(0, 2, 3, 1).reshape(size).permute(0, 3, 1, 2)
 
 
-def non_overlapping_by_pixel(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Swap the roles: convolve the weight with each pixel as a 1 x 1 kernel.
+def non_overlapping_by_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply the pixels by the weight as it is in memory, then shuffle the result.
 
-    With fewer pixels than channels the weight is the larger tensor and is not copied.
+    With few pixels the weight is the larger tensor, and it is not copied.
     """
     n, channels, height, width = input.shape
     _, out_channels, kernel_height, kernel_width = weight.shape
-    pixels = input.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
-    blocks = F.conv2d(weight.reshape(1, channels, -1, 1), pixels)
-    blocks = blocks.reshape(n, height, width, *weight.shape[1:])
+    pixels, kernels = input.permute(0, 2, 3, 1).reshape(-1, channels), weight.flatten(1)
     if bias is not None:
-        blocks = blocks + bias[:, None, None]
+        bias = bias.repeat_interleave(kernel_height * kernel_width)
+    if _has_fast_product(pixels, kernels):
+        # Without gradients, but oneDNN also in float32, which F.linear gives to another library.
+        blocks = torch.ops.mkldnn._linear_pointwise(pixels, kernels.t(), bias, "none", [], "")
+    else:
+        blocks = F.linear(pixels, kernels.t(), bias)
+    blocks = blocks.view(n, height, width, *weight.shape[1:]).permute(0, 1, 4, 2, 5, 3)
     size = (n, height * kernel_height, width * kernel_width, out_channels)
-    return blocks.permute(0, 1, 4, 2, 5, 3).reshape(size).permute(0, 3, 1, 2)
+    image: Tensor = blocks.reshape(size).permute(0, 3, 1, 2)
+    return image
+
+
+def _has_fast_product(pixels: Tensor, kernels: Tensor) -> bool:
+    """Whether oneDNN's product without gradients can be called directly."""
+    if not torch.is_inference_mode_enabled() or pixels.dtype != kernels.dtype:
+        return False
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    is_fast_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return pixels.dtype == torch.float32 or (pixels.dtype == torch.bfloat16 and is_fast_bfloat16)
