@@ -36,7 +36,10 @@ COPIES = {
     "turned and mirrored": lambda image: np.rot90(image[:, ::-1], 3),
     "compressed": compress,
     "brighter": lambda image: (image * 1.1 + 8).clip(0, 255).astype(np.uint8),
+    "much brighter": lambda image: (image * 1.5).clip(0, 255).astype(np.uint8),
     "smaller": lambda image: np.asarray(Image.fromarray(image).resize((72, 60))),
+    "half as large": lambda image: np.asarray(Image.fromarray(image).resize((48, 40))),
+    "much smaller": lambda image: np.asarray(Image.fromarray(image).resize((38, 32))),
 }
 
 

@@ -22,7 +22,7 @@ from unet.inspection.groups import GROUPS
 from unet.inspection.statistics import THUMBNAIL_SIDE, PairStatistics
 from unet.runtime.text import group_messages, plural
 
-_ALIKE, _SAME_DETAILS = 0.95, 0.75  # correlations
+_ALIKE, _SAME_DETAILS = 0.95, 0.7  # correlations
 _MOST_READ = 50  # pairs of images
 _DETAIL_SIDE = 128
 _BLOCK = 2000  # thumbnails compared at a time
@@ -136,10 +136,12 @@ def find_similar(
     found = []
     for _, i, j in sorted(candidates, reverse=True)[:_MOST_READ]:
         one, other = one_pairs[i], other_pairs[j]
-        details = _details(reader, one)
-        if max(float((details * view).sum()) for view in _views(_details(reader, other))) >= (
-            _SAME_DETAILS
-        ):
+        sizes = sorted(ones["sizes"][i].tolist()), sorted(others["sizes"][j].tolist())
+        # A smaller copy has no finer details.
+        smallest = _DETAIL_SIDE if sizes[0] == sizes[1] else min(sizes[0][0], sizes[1][0])
+        side = min(max(smallest, 2 * THUMBNAIL_SIDE), _DETAIL_SIDE)
+        details, other_details = (_details(reader, pair, side) for pair in (one, other))
+        if max(float((details * view).sum()) for view in _views(other_details)) >= _SAME_DETAILS:
             found.append((one, other))
     return found
 
@@ -196,9 +198,9 @@ def _views(square: np.ndarray) -> list[np.ndarray]:
     return [np.rot90(one, turns) for one in (square, square[:, ::-1]) for turns in range(4)]
 
 
-def _details(reader: PairReader, pair: Pair) -> np.ndarray:
+def _details(reader: PairReader, pair: Pair, side: int) -> np.ndarray:
     """The differences of an image from its local mean, (S, S) of unit length."""
     image = torch.from_numpy(to_float(reader.read(pair)[0])).mean(0, keepdim=True).nan_to_num()
-    small = resize_area(image, (_DETAIL_SIDE, _DETAIL_SIDE))
+    small = resize_area(image, (side, side))
     details = small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)
     return (details / details.norm().clamp(min=1e-6))[0].numpy()
