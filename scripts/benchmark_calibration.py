@@ -1,8 +1,8 @@
 """Measure on the validation images of a checkpoint what its calibration is worth on other images.
 
 The images are halved at random: temperature and threshold are fitted on one half and measured on
-the other. A promise holds if at most the promised fraction of the pixels of a class is missed in an
-image of the other half, drawn at random.
+the other. A promise holds if at most the promised fraction of the pixels of the second class is
+missed in an image of the other half, drawn at random.
 """
 
 import argparse
@@ -36,26 +36,31 @@ def measure(checkpoint: Path, settings: list[str], splits: int, max_missed: floa
     pairs = validation_pairs(model, instances=False)
     predicted = predict_pairs(model, pairs, "predict")
     images = [(logits.cpu().clone(), target) for _, _, logits, target in predicted]
-    errors, kept = [], []
+    limits = np.array([_threshold(*image, max_missed) for image in images])
+    errors, kept, fractions = [], [], []
     for seed in range(splits):
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(images))
-        halves = [[images[i] for i in some] for some in np.array_split(order, 2)]
-        fitted, held_out = halves
+        fitted, held_out = np.array_split(order, 2)
         if seed < 5:
-            temperature = _fit(fitted, len(model.classes.names))
-            errors.append([_error(held_out, t) for t in (1.0, temperature)])
-        known = _thresholds(fitted, max_missed)
-        threshold, others = promised_threshold(known), _thresholds(held_out, max_missed)
-        if threshold is not None and others:
-            kept.append(rng.choice(others) >= threshold)
+            temperature = _fit([images[i] for i in fitted], len(model.classes.names))
+            others = [images[i] for i in held_out]
+            errors.append([_error(others, t) for t in (1.0, temperature)])
+        known, new = (limits[some][~np.isnan(limits[some])] for some in (fitted, held_out))
+        threshold = promised_threshold(known.tolist())
+        if threshold is not None and len(new):
+            kept.append(rng.choice(new) >= threshold)
+            fractions.append(np.mean(new >= threshold))
     before, after = np.mean(errors, axis=0)
     print(
         f"{len(images)} images, {len(errors)} halves: expected calibration error {before:.4f} "
         f"before, {after:.4f} after (highest {np.max(errors, axis=0)[1]:.4f})"
     )
     if kept:
-        print(f"the promise held in {sum(kept)} of {len(kept)} splits")
+        print(
+            f"the promise held in {sum(kept)} of {len(kept)} splits, and for "
+            f"{100 * np.mean(fractions):.1f} % of all held-out images"
+        )
     else:
         print(f"no promise: half of the images is less than {FEWEST_IMAGES}")
 
@@ -73,13 +78,10 @@ def _error(images: list[tuple[Tensor, Tensor]], temperature: float) -> float:
     return calibration_errors(np.sum(counts, axis=0))[-1]
 
 
-def _thresholds(images: list[tuple[Tensor, Tensor]], max_missed: float) -> list[float]:
-    """The largest threshold of the second class that keeps the promise in each image with it."""
-    return [
-        largest_threshold(logits.softmax(0)[1][target == 1], max_missed)
-        for logits, target in images
-        if (target == 1).any()
-    ]
+def _threshold(logits: Tensor, target: Tensor, max_missed: float) -> float:
+    """The largest threshold of the second class that keeps the promise; NaN without the class."""
+    pixels = logits.softmax(0)[1][target == 1]
+    return largest_threshold(pixels, max_missed) if len(pixels) else float("nan")
 
 
 def main(argv: list[str] | None = None) -> int:
