@@ -52,7 +52,8 @@ def test_missing_pixels_are_black_and_change_no_others() -> None:
     shown = image_to_rgb(image)
     assert (shown[:5] == 0).all()
     assert shown[5, 0, 0] < 5
-    assert image_to_rgb(torch.full((1, 2, 2), torch.nan)).max() == 0
+    for stretch in (True, False):
+        assert image_to_rgb(torch.full((1, 2, 2), torch.nan), stretch).max() == 0
 
 
 def test_classes_are_shown_in_their_colours_and_ignored_pixels_in_white() -> None:

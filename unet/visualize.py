@@ -48,7 +48,7 @@ def image_to_rgb(image: Tensor, stretch: bool = True) -> np.ndarray:
     known = pixels[:, ::step, ::step]
     known = known[np.isfinite(known)]
     low, high = np.percentile(known, (0.2, 99.8)) if known.size else (0.0, 1.0)
-    if not stretch and high >= 0.25 and known.min() >= 0 and known.max() <= 1:
+    if not stretch and high >= 0.25 and known.min(initial=0) >= 0 and known.max(initial=1) <= 1:
         low, high = 0.0, 1.0
     stretched = np.nan_to_num((pixels - low) * (255 / max(high - low, 1e-6))).clip(0, 255)
     return stretched.round().astype(np.uint8).transpose(1, 2, 0)

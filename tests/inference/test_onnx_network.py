@@ -22,6 +22,8 @@ from unet.inference.loading import load_model
 from unet.inference.onnx_network import _pick_providers
 from unet.inference.predict import predict
 from unet.inference.predictor import Ensemble
+from unet.inference.tta import mean_probabilities
+from unet.inference.uncertainty import normalized_entropy, predict_uncertainty
 
 onnx = pytest.importorskip("onnx")
 for package in ("onnxruntime", "onnxscript"):
@@ -94,6 +96,14 @@ def test_files_and_checkpoints_are_averaged(files: tuple[Path, Path]) -> None:
     assert isinstance(both, Ensemble)
     expected = load_model(files[0]).logits(image).softmax(0)
     torch.testing.assert_close(both.logits(image).softmax(0), expected, rtol=0, atol=1e-4)
+    # Their uncertainty is the same, too, and they agree.
+    (_, one), (_, of_both) = (
+        predict_uncertainty(model, image, ["flips"]) for model in (load_model(files[1]), both)
+    )
+    expected = normalized_entropy(mean_probabilities(load_model(files[0]), image, ["flips"]))
+    for entropy in (one.entropy, of_both.entropy):
+        torch.testing.assert_close(entropy, expected, rtol=0, atol=1e-3)
+    assert of_both.means["disagreement"] == pytest.approx(0, abs=1e-4)
 
 
 def test_the_commands_take_a_file_as_a_checkpoint(

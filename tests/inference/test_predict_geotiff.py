@@ -399,6 +399,7 @@ def test_options_that_need_the_whole_mask_are_refused(checkpoint: Path) -> None:
         (Options(keep_largest=True), "keep_largest"),
         (Options(overlay=True), "overlay"),
         (Options(instances=True), "instances"),
+        (Options(uncertainty=True), "uncertainty"),
     ):
         with pytest.raises(ValueError, match=f"{name}: got a.tif, a raster that is read in windo"):
             predict_files([checkpoint], ["a.tif"], Path("out"), options)

@@ -62,7 +62,7 @@ def comparable(name: str) -> list[list[str]]:
         [*TRAIN, f"name={name}", *borders],
         [*TRAIN, f"name=frozen_{name}", *FROZEN],
         ["evaluate", "runs/two/best.pt", *new, "-o", f"scores/{name}"],
-        ["predict", "runs/two/best.pt", "damaged/images", "-o", f"masks/{name}"],
+        ["predict", "runs/two/best.pt", "damaged/images", "-o", f"masks/{name}", "--uncertainty"],
     ]
 
 
@@ -213,6 +213,9 @@ def test_two_processes_score_and_predict_as_one_each_image_once(
     for stem in "0134":
         masks = [Path(f"masks/{n}/{stem}.png").read_bytes() for n in ("one", "two")]
         assert masks[0] == masks[1]
+    tables = [Path(f"masks/{n}/uncertain.csv").read_text() for n in ("one", "two")]
+    assert tables[0] == tables[1]
+    assert tables[0].count("images/") == 4
 
 
 @pytest.mark.usefixtures("one")

@@ -260,6 +260,8 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     text = "also write a TIFF with a page for each class"
     add("--probabilities", action="store_true", help=text)
     add("--instances", action="store_true", help="also write a label image of the objects")
+    text = "also draw where the model is unsure, and list the most uncertain images first"
+    add("--uncertainty", action="store_true", help=text)
     text = (
         "also write the outlines of objects: geojson, labelme, imagej (a file for each image) "
         "or coco (one for all)"

@@ -32,6 +32,7 @@ _OTHER_OPTIONS = {
     "--resume": "--continue -c --continue-training",
     "--traceback": "--debug --verbose -v",
     "--probabilities": "--save-probabilities --softmax",
+    "--uncertainty": "--entropy --uncertain",
     "--tta": "--augment",
     "--threshold": "--conf",
     "--images": "--source --input -i",

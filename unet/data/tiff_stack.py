@@ -15,13 +15,12 @@ _LARGEST_TIFF = 4_000_000_000  # bytes of pixels; a file ends at 4 GiB
 
 
 @contextmanager
-def stack_writer(
-    path: Path, num_bytes: int, description: str | None = None
-) -> Iterator[Callable[[Image.Image], None]]:
-    """Provide a function that adds a page to a TIFF; an unfinished file does not stay.
+def stack_writer(path: Path, num_bytes: int) -> Iterator[Callable[[Image.Image, str | None], None]]:
+    """Provide a function that adds a page, and a text of it, to a TIFF.
 
-    The TIFF is deflated, or a BigTIFF, which Pillow does not compress, if `num_bytes`, the pixels
-    of all pages, are more than 4 GB. `description` is the tag ImageDescription of each page.
+    An unfinished file does not stay. The TIFF is deflated, or a BigTIFF, which Pillow does not
+    compress, if `num_bytes`, the pixels of all pages, are more than 4 GB. The text becomes the
+    page's tag ImageDescription.
 
     Raises:
         ValueError: if there were more bytes than `num_bytes`, and the file is full.
@@ -34,17 +33,16 @@ def stack_writer(
         tags.tagtype[STRIPOFFSETS] = TiffTags.LONG8
         tags[STRIPOFFSETS] = 0
         options = {"big_tiff": True, "tiffinfo": tags}
-    if description is not None:
-        options["description"] = description
     with (
         atomic_path(path, flush=False) as temporary,
         temporary.open("w+b") as stream,
         AppendingTiffWriter(stream) as file,
     ):
 
-        def add(page: Image.Image) -> None:
+        def add(page: Image.Image, text: str | None = None) -> None:
+            described = {} if text is None else {"description": text}
             try:
-                page.save(file, format="TIFF", **options)
+                page.save(file, format="TIFF", **options, **described)
                 file.newFrame()
             except struct.error as error:  # the place of the page does not fit into 32 bits
                 raise ValueError(

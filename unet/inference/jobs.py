@@ -19,8 +19,15 @@ from unet.inference.geotiff import is_raster
 from unet.runtime.files import no_such
 from unet.runtime.text import join_some, plural
 
-FOLDERS = {"overlay": "overlays", "probabilities": "probabilities", "instances": "instances"}
+FOLDERS = {
+    "overlay": "overlays",
+    "probabilities": "probabilities",
+    "instances": "instances",
+    "uncertainty": "uncertainty",
+}
 """Outputs in addition to the masks, and their subfolders."""
+
+_PICTURES = ("overlay", "uncertainty")
 
 # Other formats that can hold several pages are read as a single image, or refused.
 _STACK_SUFFIXES = frozenset({".tif", ".tiff", ".gif"})
@@ -291,7 +298,7 @@ def plan_jobs(
         raster, pages = _look_into(files, windows, options)
         suffix = ".tif" if raster or pages is not None else ".png"
         paths = {
-            extra: out / folder / f"{name}{suffix if extra == 'overlay' else '.tif'}"
+            extra: out / folder / f"{name}{suffix if extra in _PICTURES else '.tif'}"
             for extra, folder in FOLDERS.items()
         }
         mask = out / f"{name}{suffix if suffix == '.tif' else mask_suffix}"

@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import Literal, get_args
 
 from unet.checkpoint import Promise
+from unet.inference.jobs import FOLDERS
 from unet.inference.predictor import Model
 from unet.inference.tta import TtaMode, list_views
 from unet.runtime.optional import import_extra
@@ -38,6 +39,8 @@ class Options:
             each object has a colour of its own.
         probabilities: write probabilities/NAME.tif, a float32 page for each class.
         instances: write instances/NAME.tif, 32-bit integers, see `number_objects`.
+        uncertainty: write uncertainty/NAME.png, the entropy of each pixel over the image, and
+            uncertain.csv, the means of all images, see `predict_uncertainty`.
         polygons: write the outlines of objects as polygons/NAME.geojson, as polygons/NAME.json of
             labelme, as polygons/NAME.zip of ImageJ, or all as polygons/coco.json; None for none.
         windows: whether to read TIFFs window by window, see `is_raster`.
@@ -55,6 +58,7 @@ class Options:
     overlay: bool = False
     probabilities: bool = False
     instances: bool = False
+    uncertainty: bool = False
     polygons: PolygonFormat | None = None
     windows: bool | None = None
 
@@ -68,7 +72,7 @@ class Options:
         if self.polygons not in (None, *get_args(PolygonFormat)):
             known = ", ".join(get_args(PolygonFormat))
             raise OptionError("polygons", f"got {self.polygons!r}, expected one of {known}")
-        for name in ("keep_largest", "overlay", "probabilities", "instances", "windows"):
+        for name in ("keep_largest", *FOLDERS, "windows"):
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name == "windows" and value is None):
                 raise OptionError(name, f"got {value!r}, expected True or False")
@@ -129,7 +133,7 @@ class Options:
 
     def check_windows(self, path: str) -> None:
         """Raise `OptionError` if an option needs the whole of an image that is read in windows."""
-        for name in (*_NEED_OBJECTS, "overlay"):
+        for name in (*_NEED_OBJECTS, "overlay", "uncertainty"):
             if getattr(self, name):
                 raise OptionError(
                     name,

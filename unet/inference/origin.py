@@ -13,7 +13,8 @@ from unet.data.tiff_decoder import read_tags
 from unet.inference.predictor import Model
 
 _SETTINGS = ("tiling.size", "tiling.overlap", "train.precision")
-_IMAGE_DESCRIPTION = 270  # tag of a TIFF
+IMAGE_DESCRIPTION = 270
+"""The tag of a TIFF that has the text."""
 
 
 def describe_origin(
@@ -57,7 +58,7 @@ def check_origin(mask: Path, origin: dict[str, Any]) -> None:
 def _read_origin(mask: Path) -> dict[str, Any] | None:
     try:
         if mask.suffix == ".tif":
-            text = read_tags(mask).get(_IMAGE_DESCRIPTION)
+            text = read_tags(mask).get(IMAGE_DESCRIPTION)
         else:
             with Image.open(mask) as image:
                 text = image.info.get("Description")

@@ -33,6 +33,7 @@ from unet.inference.predict_pages import (
 )
 from unet.inference.predictor import Ensemble, Model, Predictor
 from unet.inference.tta import TtaMode
+from unet.inference.uncertainty import TABLE, describe_table, write_table
 from unet.runtime import distributed
 from unet.runtime.device import memory_advice
 from unet.runtime.errors import UnpredictedError
@@ -133,7 +134,7 @@ def predict_files(
     `out/a/1.png`. A stack gives a TIFF with as many pages, a raster a GeoTIFF (see `is_raster`).
     Other outputs have the same names in the subfolders `FOLDERS`. Existing masks are kept if these
     checkpoints and options predicted them, so that the same call continues an interrupted one.
-    Polygons are traced from all masks, new and kept.
+    Polygons are traced from all masks, new and kept, which the table of uncertainty has, too.
 
     Args:
         checkpoints: a best.pt, last.pt or folder of a run; several for an `Ensemble`.
@@ -191,10 +192,12 @@ def predict_files(
     _note_unusual([item for some in distributed.all_gather(unusual) for item in some.items()])
     errors = {path: text for some in distributed.all_gather(own) for path, text in some.items()}
     failures, total = [*found.errors, *errors.values()], len(work) + len(found.errors)
+    done = [job for job in jobs if job.files[0] not in errors]
     if options.polygons is not None:
-        done = [job for job in jobs if job.files[0] not in errors]
         write_polygons(model, done, out, options.polygons)
         print(f"wrote polygons of {plural(len(done), 'image')} into {out / POLYGONS}")
+    if options.uncertainty and done and distributed.rank() == 0:
+        print(describe_table(write_table(done, out), out))
     if len(errors) < len(work):
         _finish(
             model, out, options, extras, f"predicted {len(work) - len(errors)} of {total} images"
@@ -203,7 +206,7 @@ def predict_files(
         raise UnpredictedError(
             "\n".join(failures) + f"\n{len(failures)} of {total} images were not predicted"
         )
-    return [job.outputs["mask"] for job in jobs if job.files[0] not in errors]
+    return [job.outputs["mask"] for job in done]
 
 
 def _finish(
@@ -322,7 +325,8 @@ def _check_others(jobs: Sequence[Job], out: Path, options: Options) -> None:
     for job in jobs:
         polygons = polygon_files(job, out)
         polygons.pop(options.polygons or "", None)
-        if stale := [path for path in (*job.others, *polygons.values()) if path.exists()]:
+        others = [*job.others, *polygons.values(), *([] if options.uncertainty else [out / TABLE])]
+        if stale := [path for path in others if path.exists()]:
             raise FileExistsError(
                 f"{stale[0]}: exists and belongs to {job.outputs['mask']}, which would be "
                 "replaced; remove it, or write it again with the same option"

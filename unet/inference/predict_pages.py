@@ -1,9 +1,11 @@
 """Predict images and stacks that are read page by page, and write their masks."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +22,21 @@ from unet.inference.jobs import Job
 from unet.inference.options import Options
 from unet.inference.predictor import Model
 from unet.inference.tta import choose_classes, mean_probabilities
+from unet.inference.uncertainty import Uncertainty, draw_uncertainty, predict_uncertainty
 from unet.runtime.progress import show_progress
 from unet.runtime.text import printable
 from unet.visualize import image_to_rgb, mask_to_rgb, objects_to_rgb, overlay, save_picture
 
-Writers = dict[str, Callable[[Image.Image], None]]
-Scored = tuple[Tensor, np.ndarray, Tensor | None]
-"""An image (C, H, W), its class ids (H, W), and probabilities (K, H, W) if needed."""
+Writer = Callable[[Image.Image, str | None], None]
+
+
+class Scored(NamedTuple):
+    """An image (C, H, W) and its class ids (H, W), and what options need besides."""
+
+    image: Tensor
+    ids: np.ndarray
+    probabilities: Tensor | None = None  # (K, H, W)
+    uncertainty: Uncertainty | None = None
 
 
 def predict_stack(model: Model, job: Job, options: Options, origin: str) -> str | None:
@@ -41,10 +51,10 @@ def predict_stack(model: Model, job: Job, options: Options, origin: str) -> str 
     assert job.pages is not None
     name, note = printable(Path(job.files[0]).name), None
     with ExitStack() as files:
-        writers: Writers = {}
+        writers: dict[str, Writer] = {}
         for page in show_progress(range(job.pages), name, "page"):
             scored = predict_channels(model, read_channels(model, job, page), options, name)
-            note = note or model.members[0].compare_range(scored[0])
+            note = note or model.members[0].compare_range(scored.image)
             _write_page(model, job, options, origin, scored, files, writers)
     return note
 
@@ -55,7 +65,7 @@ def write_image(
     """Write the outputs of the job of a single image; returns and raises as `predict_stack`."""
     with ExitStack() as files:
         _write_page(model, job, options, origin, scored, files, {})
-    return model.members[0].compare_range(scored[0])
+    return model.members[0].compare_range(scored.image)
 
 
 def _write_page(
@@ -65,49 +75,48 @@ def _write_page(
     origin: str,
     scored: Scored,
     files: ExitStack,
-    writers: Writers,
+    writers: dict[str, Writer],
 ) -> None:
-    image, ids, scores = scored
-    ids = _clean(ids, options)
-    mask = draw_mask(ids, model.classes, model.palette)
-    drawn = _draw(model, options, image, ids, scores)
+    scored = scored._replace(ids=_clean(scored.ids, options))
+    mask = draw_mask(scored.ids, model.classes, model.palette)
+    drawn = {"mask": [mask], **_draw(model, options, scored)}
+    texts = {"mask": origin}
+    if scored.uncertainty is not None:
+        texts["uncertainty"] = json.dumps(scored.uncertainty.means)
     for output, path in job.outputs.items():
-        pictures = [mask] if output == "mask" else drawn[output]
         if output not in writers:  # not before the first page is ready
-            num_bytes = (job.pages or 1) * sum(np.asarray(one).nbytes for one in pictures)
-            description = origin if output == "mask" else None
-            writer = _open_writer(path, num_bytes, description)
-            writers[output] = files.enter_context(writer)
-        if output != "mask":
-            for picture in pictures:
-                writers[output](picture)
-    writers["mask"](mask)  # written last, and closed last: if it exists, all files do
+            num_bytes = (job.pages or 1) * sum(np.asarray(one).nbytes for one in drawn[output])
+            writers[output] = files.enter_context(_open_writer(path, num_bytes))
+    # The mask is written last, and closed last: if it exists, all files do.
+    for output in reversed(job.outputs):
+        for picture in drawn[output]:
+            writers[output](picture, texts.get(output))
 
 
 def predict_channels(
     model: Model, channels: np.ndarray, options: Options, bar: str | None = None
 ) -> Scored:
     """Predict an image of `read_channels`; objects of the result are not yet removed."""
-    image = torch.from_numpy(to_float(channels))
-    return image, *_predict(model, image, options, bar)
+    return _predict(model, torch.from_numpy(to_float(channels)), options, bar)
 
 
 def predict_pixels(
     model: Model, image: Tensor, options: Options
 ) -> tuple[np.ndarray, Tensor | None]:
     """Return class ids (H, W) of an image (C, H, W), and probabilities (K, H, W) if needed."""
-    ids, scores = _predict(model, image, options, None)
-    return _clean(ids, options), scores
+    scored = _predict(model, image, options, None)
+    return _clean(scored.ids, options), scored.probabilities
 
 
-def _predict(
-    model: Model, image: Tensor, options: Options, bar: str | None
-) -> tuple[np.ndarray, Tensor | None]:
-    threshold, class_id = options.find_threshold(model)
-    if options.tta or threshold is not None or options.probabilities:
+def _predict(model: Model, image: Tensor, options: Options, bar: str | None) -> Scored:
+    threshold, uncertainty = options.find_threshold(model), None
+    if options.uncertainty:
+        scores, uncertainty = predict_uncertainty(model, image, options.tta, bar)
+    elif options.tta or threshold[0] is not None or options.probabilities:
         scores = mean_probabilities(model, image, options.tta, bar).cpu()
-        return choose_classes(scores, threshold, class_id), scores
-    return model.predict(image, bar).numpy(), None
+    else:
+        return Scored(image, model.predict(image, bar).numpy())
+    return Scored(image, choose_classes(scores, *threshold), scores, uncertainty)
 
 
 def _clean(ids: np.ndarray, options: Options) -> np.ndarray:
@@ -130,10 +139,9 @@ def read_channels(model: Model, job: Job, page: int | None = None) -> np.ndarray
         raise UnreadableError(f"{job.files[0]}: cannot be read ({reason})") from error
 
 
-def _draw(
-    model: Model, options: Options, image: Tensor, ids: np.ndarray, scores: Tensor | None
-) -> dict[str, list[Image.Image]]:
+def _draw(model: Model, options: Options, scored: Scored) -> dict[str, list[Image.Image]]:
     """Return the pages of each output in addition to the mask."""
+    image, ids, scores, uncertainty = scored
     drawn = {}
     regions, colours = ids, None
     if options.instances:
@@ -147,17 +155,18 @@ def _draw(
     if options.probabilities:
         assert scores is not None
         drawn["probabilities"] = [Image.fromarray(score) for score in scores.numpy()]
+    if uncertainty is not None:
+        picture = draw_uncertainty(image, uncertainty.entropy)
+        drawn["uncertainty"] = [Image.fromarray(picture)]
     return drawn
 
 
 @contextmanager
-def _open_writer(
-    path: Path, num_bytes: int, description: str | None
-) -> Iterator[Callable[[Image.Image], None]]:
-    """Yield a function that writes the picture of a PNG, or adds a page to a TIFF."""
+def _open_writer(path: Path, num_bytes: int) -> Iterator[Writer]:
+    """Yield a function that writes the picture of a PNG, or adds a page to a TIFF, with a text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".png":
-        yield partial(save_picture, path, description=description)
+        yield partial(save_picture, path)
         return
-    with stack_writer(path, num_bytes, description) as write:
+    with stack_writer(path, num_bytes) as write:
         yield write
