@@ -10,6 +10,7 @@ from PIL import Image
 from unet.build import list_pairs
 from unet.checkpoint import load_checkpoint, save_checkpoint
 from unet.config.loader import load_config
+from unet.evaluation.calibrate import calibrate
 from unet.evaluation.folds import find_folds
 from unet.evaluation.review import review
 from unet.training.series import configs_of_series, train_series
@@ -65,6 +66,14 @@ def test_an_existing_review_is_replaced_only_on_request(series: list[Path]) -> N
     Path("review/disputed/old.png").write_bytes(b"")
     review(series, "review", overwrite=True)
     assert not Path("review/disputed/old.png").exists()
+
+
+def test_several_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="review: got 2 processes, expected one; start it without"):
+        review(["runs/one"], "review")
+    with pytest.raises(ValueError, match="calibrate: got 2 processes, expected one"):
+        calibrate("best.pt")
 
 
 def test_a_missing_fold_is_an_error(series: list[Path], data_root: Path) -> None:

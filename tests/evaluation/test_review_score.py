@@ -30,16 +30,16 @@ def predict(ids: np.ndarray, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.log(p) + rng.normal(0, 0.2, p.shape))
 
 
-def review(masks: dict[int, np.ndarray], count: int = 20) -> list[Verdict]:
-    """Judge masks, some of them replaced."""
+def review(masks: dict[int, np.ndarray], count: int = 20, empty: int = 0) -> list[Verdict]:
+    """Judge masks, some of them replaced; so many more images have no cells."""
     images = []
-    for i in range(count):
-        truth = draw_cells(i)
+    for i in range(count + empty):
+        truth = draw_cells(i) if i < count else np.zeros((96, 110), np.uint8)
         image = torch.zeros(1, *truth.shape)
         pair = Pair(str(i), (f"{i}.png",), (f"{i}.png",))
         images.append(Predicted.of(pair, image, predict(truth, i), masks.get(i, truth)))
     evidence = collect_evidence(images, estimate_noise(images))
-    return judge(evidence, NAMES, [str(i) for i in range(count)])
+    return judge(evidence, NAMES, [str(i) for i in range(count + empty)])
 
 
 def without_a_cell(ids: np.ndarray) -> np.ndarray:
@@ -95,6 +95,22 @@ def test_masks_without_objects_can_be_judged() -> None:
     empty = np.zeros((96, 110), np.uint8)
     verdicts = review({0: empty, 1: np.full((96, 110), 255, np.uint8)}, count=2)
     assert all(np.isfinite(verdict.score) for verdict in verdicts)
+
+
+def test_images_without_objects_do_not_change_what_is_common() -> None:
+    moved = {3: np.roll(draw_cells(3), (4, -3), (0, 1))}
+    verdicts = review(moved, count=12, empty=30)
+    assert [i for i, one in enumerate(verdicts) if one.score >= SUSPECT] == [3]
+    assert verdicts[3].reason == "shifted by (4, -3)"
+    assert {one.reason for one in verdicts[12:]} == {""}
+
+
+def test_objects_of_an_empty_mask_are_missing() -> None:
+    empty = np.zeros((96, 110), np.uint8)
+    verdicts = review({4: empty})
+    assert max(verdicts, key=lambda one: one.score) is verdicts[4]
+    assert verdicts[4].score >= SUSPECT
+    assert verdicts[4].reason.startswith("object missing: ")
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

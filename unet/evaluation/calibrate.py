@@ -22,6 +22,7 @@ from unet.metrics.calibration import (
     promised_threshold,
     reliability_counts,
 )
+from unet.runtime import distributed
 from unet.runtime.files import check_writable
 from unet.runtime.text import format_list, plural
 
@@ -112,6 +113,7 @@ def _check_arguments(
     masks: str | Path | None,
     overwrite: bool,
 ) -> None:
+    distributed.check_single("calibrate")
     if path.suffix == ".onnx":
         raise ValueError(
             f"{path}: is an exported file, expected a checkpoint; calibrate the checkpoint, and "

@@ -28,6 +28,7 @@ from unet.evaluation.review_score import (
 )
 from unet.inference.predictor import Model
 from unet.metrics.label_errors import FEATURE
+from unet.runtime import distributed
 from unet.runtime.files import check_writable, write_csv
 from unet.runtime.optional import import_extra
 from unet.runtime.text import plural
@@ -104,7 +105,9 @@ def check_review(folder: Path, overwrite: bool) -> None:
         FileExistsError: if there is one and not `overwrite`.
         ImportError: if SciPy is not installed.
         PermissionError: if the folder cannot be written to.
+        ValueError: if there are several processes.
     """
+    distributed.check_single("review")
     import_extra("scipy", FEATURE)
     check_writable(folder)
     existing = [folder / name for name in _FILES if (folder / name).exists()]
@@ -223,7 +226,7 @@ def _render(
         .render(
             title=f"Review of {model.config.name.partition('_fold')[0]}",
             numbers={"masks": len(result.stems), "to look at": result.num_suspects},
-            suspects=result.num_suspects > 0,
+            suspects=result.num_suspects,
             legend=[*zip(names, model.classes.colours, strict=True), ("disputed", _DISPUTED)],
             examples=examples,
             groups=_group_rows(result, images, names),

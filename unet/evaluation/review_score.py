@@ -82,7 +82,7 @@ class Verdict(NamedTuple):
     """The score of a mask, above `SUSPECT` if it is suspected, and the reason in words."""
 
     score: float
-    reason: str
+    reason: str  # empty if there is no evidence
     shift: tuple[int, int]
     widths: list[float]  # pixels by which each class except the first is too wide; NaN without
     fit: float  # correlation with the prediction
@@ -154,14 +154,17 @@ def judge(found: Sequence[Evidence], names: Sequence[str], stems: Sequence[str])
     Evidence is the fraction of a mask's cost that one change of the mask removes. It is divided by
     what is common in the set: `_COMMON` times the upper quartile, or the floor of its type.
     """
-    shift = np.median([one.shift for one in found], axis=0).round().astype(int)
-    width = _medians([one.width for one in found])
     masks, predictions = (np.stack(maps) for maps in zip(*(one.maps for one in found), strict=True))
+    # Masks of one class, such as those without objects, have no shift and fit nothing.
+    varied = masks.any(1)
+    drawn = varied if varied.any() else ~varied
+    shift = np.median(np.array([one.shift for one in found])[drawn], axis=0).round().astype(int)
+    width = _medians([one.width for one in found])
     fits = masks @ predictions.T  # (N, N), of the mask of a row to the prediction of a column
     sizes = _medians([one.sizes for one in found])
     # Of images on which the model is worse than usual, its regions count less.
     own = np.diagonal(fits).clip(1e-3)
-    fit = (own / np.median(own)).clip(max=1.0)
+    fit = np.where(varied, (own / np.median(own[drawn])).clip(max=1.0), 1.0)
     claims = [
         [
             _claim_shift(one, shift),
@@ -172,14 +175,14 @@ def judge(found: Sequence[Evidence], names: Sequence[str], stems: Sequence[str])
         for i, one in enumerate(found)
     ]
     evidence = np.array([[claim.evidence for claim in row] for row in claims])
-    common = np.maximum(_COMMON * np.quantile(evidence, 0.75, axis=0), _FLOORS)
+    common = np.maximum(_COMMON * np.quantile(evidence[drawn], 0.75, axis=0), _FLOORS)
     scores = evidence / common
     return [
         Verdict(
             score=float(row.max()),
             reason=claims[i][int(row.argmax())].reason,
             shift=(one.shift[0] - int(shift[0]), one.shift[1] - int(shift[1])),
-            widths=[float(wide) for wide in one.width[1:] - width[1:]],
+            widths=[float(wide) for wide in one.width[1:] - width[1:] + 0.0],  # no -0.0
             fit=float(fits[i, i]),
             cost=one.cost,
             of_regions=int(row.argmax()) == _REGION,
@@ -202,6 +205,8 @@ class _Claim(NamedTuple):
 def _claim_shift(one: Evidence, typical: np.ndarray) -> _Claim:
     r = len(one.shifts) // 2
     dy, dx = (int(a) - int(b) for a, b in zip(one.shift, typical, strict=True))
+    if (dy, dx) == (0, 0) or not one.maps[0].any():
+        return _Claim(0.0, "")
     usual = one.shifts[tuple((typical + r).clip(0, 2 * r))]
     weight = min(1.0, max(abs(dy), abs(dx)) / 2)
     evidence = weight * float(usual - one.shifts.min()) / one.cost

@@ -181,6 +181,17 @@ def lost_process_errors() -> Iterator[None]:
         ) from error
 
 
+def check_single(name: str) -> None:
+    """Raise ValueError if torchrun has started several processes.
+
+    `name` is what only one of them can do.
+    """
+    if world_size() > 1:
+        raise ValueError(
+            f"{name}: got {world_size()} processes, expected one; start it without torchrun"
+        )
+
+
 def shard(items: Sequence[T]) -> Sequence[T]:
     """Return the items of this process; each item belongs to one process."""
     return items[rank() :: world_size()]
