@@ -27,8 +27,6 @@ FOLDERS = {
 }
 """Outputs in addition to the masks, and their subfolders."""
 
-_PICTURES = ("overlay", "uncertainty")
-
 # Other formats that can hold several pages are read as a single image, or refused.
 _STACK_SUFFIXES = frozenset({".tif", ".tiff", ".gif"})
 
@@ -297,8 +295,9 @@ def plan_jobs(
     for name, files in images:
         raster, pages = _look_into(files, windows, options)
         suffix = ".tif" if raster or pages is not None else ".png"
+        endings = {"overlay": suffix, "uncertainty": suffix}
         paths = {
-            extra: out / folder / f"{name}{suffix if extra in _PICTURES else '.tif'}"
+            extra: out / folder / f"{name}{endings.get(extra, '.tif')}"
             for extra, folder in FOLDERS.items()
         }
         mask = out / f"{name}{suffix if suffix == '.tif' else mask_suffix}"
