@@ -193,11 +193,7 @@ def predict_files(
     errors = {path: text for some in distributed.all_gather(own) for path, text in some.items()}
     failures, total = [*found.errors, *errors.values()], len(work) + len(found.errors)
     done = [job for job in jobs if job.files[0] not in errors]
-    if options.polygons is not None:
-        write_polygons(model, done, out, options.polygons)
-        print(f"wrote polygons of {plural(len(done), 'image')} into {out / POLYGONS}")
-    if options.uncertainty and done and distributed.rank() == 0:
-        print(describe_table(write_table(done, out), out))
+    _write_others(model, done, out, options)
     if len(errors) < len(work):
         _finish(
             model, out, options, extras, f"predicted {len(work) - len(errors)} of {total} images"
@@ -207,6 +203,15 @@ def predict_files(
             "\n".join(failures) + f"\n{len(failures)} of {total} images were not predicted"
         )
     return [job.outputs["mask"] for job in done]
+
+
+def _write_others(model: Model, jobs: Sequence[Job], out: Path, options: Options) -> None:
+    """Write what is made from the masks and pictures of jobs that are done, new and kept."""
+    if options.polygons is not None:
+        write_polygons(model, jobs, out, options.polygons)
+        print(f"wrote polygons of {plural(len(jobs), 'image')} into {out / POLYGONS}")
+    if options.uncertainty and jobs and distributed.rank() == 0:
+        print(describe_table(write_table(jobs, out), out))
 
 
 def _finish(
