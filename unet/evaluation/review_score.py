@@ -158,7 +158,9 @@ def judge(found: Sequence[Evidence], names: Sequence[str], stems: Sequence[str])
     # Masks of one class, such as those without objects, have no shift and fit nothing.
     varied = masks.any(1)
     drawn = varied if varied.any() else ~varied
-    shift = np.median(np.array([one.shift for one in found])[drawn], axis=0).round().astype(int)
+    shifts = np.array([one.shift for one in found])
+    shift = np.median(shifts[drawn], axis=0).round().astype(int)
+    shifts = np.where(varied[:, None], shifts - shift, 0)
     width = _medians([one.width for one in found])
     fits = masks @ predictions.T  # (N, N), of the mask of a row to the prediction of a column
     sizes = _medians([one.sizes for one in found])
@@ -181,7 +183,7 @@ def judge(found: Sequence[Evidence], names: Sequence[str], stems: Sequence[str])
         Verdict(
             score=float(row.max()),
             reason=claims[i][int(row.argmax())].reason,
-            shift=(one.shift[0] - int(shift[0]), one.shift[1] - int(shift[1])),
+            shift=(int(shifts[i, 0]), int(shifts[i, 1])),
             widths=[float(wide) for wide in one.width[1:] - width[1:] + 0.0],  # no -0.0
             fit=float(fits[i, i]),
             cost=one.cost,
