@@ -31,7 +31,7 @@ Writer = Callable[[Image.Image, str | None], None]
 
 
 class Scored(NamedTuple):
-    """An image (C, H, W) and its class ids (H, W), and what options need besides."""
+    """An image (C, H, W) and its class ids (H, W), and what other options need."""
 
     image: Tensor
     ids: np.ndarray
