@@ -156,7 +156,7 @@ def judge(found: Sequence[Evidence], names: Sequence[str], stems: Sequence[str])
     """
     masks, predictions = (np.stack(maps) for maps in zip(*(one.maps for one in found), strict=True))
     # Masks of one class, such as those without objects, have no shift and fit nothing.
-    varied = masks.any(1)
+    varied = np.asarray(masks.any(1))
     drawn = varied if varied.any() else ~varied
     shifts = np.array([one.shift for one in found])
     shift = np.median(shifts[drawn], axis=0).round().astype(int)

@@ -19,12 +19,8 @@ from unet.inference.geotiff import is_raster
 from unet.runtime.files import no_such
 from unet.runtime.text import join_some, plural
 
-FOLDERS = {
-    "overlay": "overlays",
-    "probabilities": "probabilities",
-    "instances": "instances",
-    "uncertainty": "uncertainty",
-}
+FOLDERS = {"overlay": "overlays"}
+FOLDERS |= {name: name for name in ("probabilities", "instances", "uncertainty")}
 """Outputs in addition to the masks, and their subfolders."""
 
 # Other formats that can hold several pages are read as a single image, or refused.
