@@ -113,7 +113,7 @@ def test_no_word_of_a_command_line_gives_a_traceback(
         (["predict", "a.pt", "b", "--min_size", "5"], "did you mean --min-size?"),
         (["predict", "a.pt", "b", "--nonsense"], "see unet predict --help"),
         (["predict", "a.pt", "b", "--threshold", "2"], "got '2', expected a number from 0 to 1"),
-        (["predict"], "such as: unet predict runs/mine/best.pt images/"),
+        (["predict"], "for example: unet predict runs/mine/best.pt images/"),
         (["train", "--folds", "2", "a.yaml"], "--folds: invalid choice: '2'"),
     ],
 )  # fmt: skip

@@ -126,11 +126,12 @@ def test_more_than_two_classes_have_no_thresholds_and_name_their_objects(data_ro
     checkpoint = train(make_config(data_root, *settings)) / "best.pt"
     for objects in (False, "box"):
         with pytest.raises(
-            ValueError, match="thresholds=True for a model of 3 classes, expected a model of two"
+            ValueError,
+            match="thresholds=True for a model of 3 classes, but the thresholds are those",
         ):
             evaluate(checkpoint, thresholds=True, objects=objects)
     with pytest.raises(
-        ValueError, match=r"objects=True for a model of 3 .* such as box: objects=CLASS"
+        ValueError, match=r"the model has 3 classes; .* objects=CLASS: one of box, never"
     ):
         evaluate(checkpoint, objects=True)
     scores = evaluate(checkpoint, objects="box")
