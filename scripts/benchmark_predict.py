@@ -4,8 +4,8 @@ An untrained network with fused batch norm runs over a synthetic image with one 
 ways: with `unet.inference.sliding_window`, with MONAI's `sliding_window_inference` if it is
 installed, and bare: over one tile as often as our prediction has tiles, discarding the results.
 
-With --folder, `predict_files` over folders of PNGs is compared with the bare network, which runs as
-often on one image in memory.
+With --folder, `predict_files` and `evaluate` with its report over folders of PNGs are compared with
+the bare network, which runs as often on one image in memory.
 
 All candidates run in turn in one process, so that a noisy machine slows all of them down equally,
 and ratios are computed within a round. Compare the rows of one run, not rows of two runs. Peak
@@ -43,6 +43,7 @@ from unet.build import build_network
 from unet.checkpoint import save_checkpoint
 from unet.config.loader import config_from_dict
 from unet.data.normalization import Normalization
+from unet.evaluation.evaluate import evaluate
 from unet.inference.loading import load_predictor
 from unet.inference.predict import predict_files
 from unet.inference.predictor import Predictor
@@ -234,14 +235,18 @@ def compare(
 
 
 def compare_folder(widths: list[int], images: int, side: int, rounds: int) -> None:
-    """Print the speed of `predict_files` over a folder, compared with the bare network."""
+    """Print the speeds of `predict_files` and `evaluate`, compared with the bare network."""
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
-        (folder / "images").mkdir()
+        for kind in ("images", "masks"):
+            (folder / kind).mkdir()
         for i in range(images):
             pixels = rng.normal(120, 40, (side // 8, side // 8, 3)).clip(0, 255).astype(np.uint8)
             picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC)
             picture.save(folder / "images" / f"{i}.png")
+            picture.convert("L").point(lambda value: 255 * (value > 128)).save(
+                folder / "masks" / f"{i}.png"
+            )
         config = config_from_dict(
             {
                 "name": "benchmark",
@@ -273,20 +278,34 @@ def compare_folder(widths: list[int], images: int, side: int, rounds: int) -> No
                 for _ in range(images):
                     net(image)
 
-        def ours() -> None:
+        def predict() -> None:
             with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
                 predict_files(
                     [folder / "best.pt"], [str(folder / "images")], folder / "out", overwrite=True
                 )
 
-        times = time_in_turns({BARE: bare, OURS: ours}, rounds, torch.device("cpu"))
-    ratios = times[BARE].ratios(times[OURS])
-    print(
-        f"{images} PNGs of {side} x {side}: {images / times[OURS].median:.1f} images/s, "
-        f"{statistics.median(ratios):.3f} times the speed of the bare network (rounds: "
-        f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}); the goal is at least {FOLDER_OF_BARE}",
-        flush=True,
-    )
+        def score() -> None:
+            with contextlib.redirect_stdout(None), contextlib.redirect_stderr(io.StringIO()):
+                evaluate(
+                    folder / "best.pt",
+                    images=folder / "images",
+                    masks=folder / "masks",
+                    out=folder / "scores",
+                    overwrite=True,
+                )
+
+        candidates = {BARE: bare, "predict": predict, "evaluate": score}
+        times = time_in_turns(candidates, rounds, torch.device("cpu"))
+    for command in ("predict", "evaluate"):
+        ratios = times[BARE].ratios(times[command])
+        print(
+            f"{command}, {images} PNGs of {side} x {side}: "
+            f"{images / times[command].median:.1f} images/s, "
+            f"{statistics.median(ratios):.3f} times the speed of the bare network (rounds: "
+            f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}); the goal is at least "
+            f"{FOLDER_OF_BARE}",
+            flush=True,
+        )
 
 
 def compare_files(files: dict[str, str], tile: int, rounds: int, device: torch.device) -> None:
@@ -324,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder",
         action="store_true",
-        help="compare predict_files over folders of PNGs with the bare network instead",
+        help="compare predict_files and evaluate over folders with the bare network instead",
     )
     parser.add_argument(
         "--images",
