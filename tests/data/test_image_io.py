@@ -3,13 +3,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 from helpers import write_png16
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from unet.data.image_io import read_header, read_image, to_channels, to_float
+from unet.data.image_io import read_header, read_image, read_stored, to_channels, to_float
 from unet.data.image_types import ReadOptions, UnreadableError
 from unet.data.pillow_decoder import PillowDecoder
 
@@ -101,8 +102,39 @@ def test_alpha_can_be_the_fourth_channel(tmp_path: Path) -> None:
 
 def test_grey_with_alpha_of_16_bits_is_an_error(tmp_path: Path) -> None:
     write_png16(tmp_path / "a.png", COLOUR16[:, :, :2])
-    with pytest.raises(ValueError, match="grey with alpha of 16 bits, which Pillow cuts"):
+    with pytest.raises(ValueError, match="grey with alpha of 16 bits, which Pillow changes"):
         read_image(tmp_path / "a.png", 1)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16"])
+def test_a_transparent_grey_value_of_a_png_is_missing(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(63).reshape(9, 7).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    contents = (tmp_path / "a.png").read_bytes()
+    start = contents.index(b"IDAT") - 4
+    chunk = b"tRNS" + struct.pack(">H", 1)
+    chunk = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(contents[:start] + chunk + contents[start:])
+    image = read_image(tmp_path / "a.png", 1)[0]
+    assert np.array_equal(np.isnan(image), values == 1)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12, 15, 16])
+def test_jpeg_2000_has_the_values_of_its_bits(tmp_path: Path, bits: int) -> None:
+    dtype = np.uint8 if bits <= 8 else np.uint16
+    values = np.random.default_rng(0).integers(0, 2**bits, (30, 20)).astype(dtype)
+    settings = {"level": 0, "reversible": True, "bitspersample": bits}
+    (tmp_path / "a.jp2").write_bytes(imagecodecs.jpeg2k_encode(values, **settings))
+    header, pixels = read_stored(tmp_path / "a.jp2")
+    assert header.bits == bits
+    assert np.array_equal(pixels.values[:, :, 0], values)
+
+
+def test_jpeg_2000_with_negative_values_is_an_error(tmp_path: Path) -> None:
+    contents = imagecodecs.jpeg2k_encode(np.full((30, 20), -5, np.int16), level=0, reversible=True)
+    (tmp_path / "a.jp2").write_bytes(contents)
+    with pytest.raises(ValueError, match=r"a\.jp2: got JPEG 2000 of values with a sign, .* a TIFF"):
+        read_image(tmp_path / "a.jp2", 1)
 
 
 def test_a_file_of_another_format_is_unreadable(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 UNET_VARIANTS=20000 tries more of them; `pytest -s` prints how many had which result.
 """
 
+import io
 import os
 import re
 import tracemalloc
@@ -24,7 +25,7 @@ from unet.data.image_file import open_image
 from unet.data.image_io import read_header, read_image
 from unet.data.image_types import ReadOptions, Window
 from unet.data.pillow_decoder import open_pillow
-from unet.data.tiff_decoder import is_plain, read_tags
+from unet.data.tiff_tags import is_plain, read_tags
 from unet.inference.geotiff import Block, Span, open_raster
 
 HEIGHT, WIDTH = 37, 53
@@ -250,7 +251,7 @@ def compare(
         assert np.array_equal(gdal, pixels.values, equal_nan=True), "GDAL"
         result = "equal, also GDAL's reading"
     if is_plain(path, read_tags(path)):
-        with open_pillow(path) as plain:
+        with io.FileIO(path) as raw, open_pillow(path, raw) as plain:
             assert np.array_equal(plain.read(0, None).values, known, equal_nan=True), "Pillow"
             assert plain.header.palette is None or np.array_equal(
                 plain.header.palette, tiff_palette
@@ -365,6 +366,15 @@ def test_the_colours_of_a_palette_are_those_of_the_file(tmp_path: Path) -> None:
     image.save(tmp_path / "a.tif")
     expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(read_image(tmp_path / "a.tif", 3), expected)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_palettes_with_colours_of_8_bits(tmp_path: Path, compression: str | None) -> None:
+    rng = np.random.default_rng(0)
+    values, colours = rng.integers(0, 256, (9, 7), np.uint8), rng.integers(0, 256, (3, 256))
+    settings = {"photometric": "palette", "colormap": colours.astype(np.uint16)}
+    tifffile.imwrite(tmp_path / "a.tif", values, compression=compression, **settings)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 3), colours[:, values])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint16"])

@@ -1,6 +1,8 @@
 """Pages of TIFFs that are images, and those that are not; missing pixels as GDAL declares them."""
 
+import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +53,109 @@ def test_pages_of_reduced_resolution_and_thumbnails_are_no_images(tmp_path: Path
 
 def test_pages_of_different_sizes_are_an_error(tmp_path: Path) -> None:
     write_pages(tmp_path / "a.tif", {"data": LARGE}, {"data": LARGE[:50, :70]})
-    with pytest.raises(ValueError, match=r"a\.tif: got pages of 96 x 80 and of 50 x 70 pixels"):
+    with pytest.raises(ValueError, match=r"a\.tif: got pages of 96 x 80 pixels \(YX, .*of 50 x 70"):
         read_image(tmp_path / "a.tif", 1)
+
+
+def test_pages_of_different_types_are_an_error(tmp_path: Path) -> None:
+    write_pages(tmp_path / "a.tif", {"data": LARGE}, {"data": LARGE.astype(np.uint16)})
+    with pytest.raises(
+        ValueError, match=r"\(YX, uint8\) and of 96 x 80 pixels \(YX, uint16\), exp"
+    ):
+        read_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("ending", ["ome.tif", "qptiff"])
+def test_pictures_of_the_slide_are_no_images(tmp_path: Path, ending: str) -> None:
+    path, maker = tmp_path / f"a.{ending}", {"qptiff": {"software": "PerkinElmer-QPI"}}
+    with tifffile.TiffWriter(path, ome=ending == "ome.tif") as file:
+        for size, name in ((96, "slide"), (20, "label image"), (30, "macro image")):
+            metadata = {"Name": name} if ending == "ome.tif" else None
+            file.write(LARGE[:size, :70], metadata=metadata, tile=(32, 32), **maker.get(ending, {}))
+            if name == "slide" and ending == "qptiff":
+                file.write(LARGE[:9, :9], metadata=None, **maker["qptiff"])
+                file.write(LARGE[:48, :35], metadata=None, tile=(32, 32), **maker["qptiff"])
+    assert read_header(path).pages == 1
+    assert np.array_equal(read_image(path, 1)[0], LARGE[:, :70])
+
+
+Tags = dict[int, tuple[int, int, bytes]]
+
+
+def write_directories(path: Path, *directories: tuple[Tags, Sequence[bytes]]) -> None:
+    """Write a TIFF of directories of tags (type, number of values, values) and strips."""
+    contents, link = bytearray(b"II*\0\0\0\0\0"), 4
+
+    def append(value: bytes) -> bytes:
+        contents.extend(value)
+        return struct.pack("<I", len(contents) - len(value))
+
+    for tags, strips in directories:
+        starts = b"".join([append(strip) for strip in strips])
+        records = b""
+        for code, (kind, number, value) in sorted({**tags, 273: (4, len(strips), starts)}.items()):
+            is_far = len(value) > 4 or (code, number) == (258, 2)  # which Zeiss writes
+            records += struct.pack("<HHI", code, kind, number)
+            records += append(value) if is_far else value.ljust(4, b"\0")
+        contents[link : link + 4] = struct.pack("<I", len(contents))
+        contents += struct.pack("<H", len(tags) + 1) + records
+        link = len(contents)
+        contents += bytes(4)
+    path.write_bytes(contents)
+
+
+def list_tags(planes: np.ndarray, subfile: int = 0) -> Tags:
+    """The tags of planes (C, H, W), each a strip."""
+    channels, height, width = planes.shape
+    tags = {
+        254: subfile,
+        256: width,
+        257: height,
+        259: 1,
+        262: 1,
+        277: channels,
+        278: height,
+        284: 2,
+    }
+    return {code: (4, 1, struct.pack("<I", value)) for code, value in tags.items()} | {
+        258: (3, channels, np.full(channels, 8 * planes.itemsize, "<u2").tobytes()),
+        279: (4, channels, np.full(channels, planes[0].nbytes, "<u4").tobytes()),
+    }
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("slices", [1, 3])
+def test_lsm_files_hold_slices_and_thumbnails(tmp_path: Path, slices: int, channels: int) -> None:
+    path, stack, thumbnail = (
+        tmp_path / "a.lsm",
+        STACK[0, 0, :channels],
+        np.zeros((1, 6, 5), np.uint8),
+    )
+    info = bytearray(512)
+    struct.pack_into("<I7i", info, 0, 67127628, 512, 20, 24, slices, channels, 1, 1)
+    pages = [stack + np.uint8(z) for z in range(slices)]
+    directories = []
+    for page in pages:
+        directories.append((list_tags(page), [plane.tobytes() for plane in page]))
+        directories.append((list_tags(thumbnail, 1), [thumbnail.tobytes()]))
+    directories[0][0][34412] = (1, 512, bytes(info))
+    write_directories(path, *directories)
+    assert (read_header(path).pages, read_header(path).bands) == (slices, channels)
+    for z, page in enumerate(pages):
+        assert np.array_equal(read_image(path, channels, z), page)
+        with open_image(path) as file:
+            assert np.array_equal(file.read(z, WINDOW).values, page.transpose(1, 2, 0)[3:17, 5:19])
+
+
+def test_metamorph_stacks_have_one_directory(tmp_path: Path) -> None:
+    path, planes = tmp_path / "a.stk", STACK[0, 0, :3]
+    dates = b"".join(struct.pack("<6I", z + 1, 1, 2450000, z, 0, 0) for z in range(3))
+    times = np.array([500, 1] * 3, "<u4").tobytes()
+    tags = {**list_tags(planes[:1]), 33628: (5, 3, times), 33629: (5, 3, dates)}
+    write_directories(path, (tags, [planes.tobytes()]))
+    assert (read_header(path).pages, read_header(path).axes) == (3, "ZYX")
+    for z in range(3):
+        assert np.array_equal(read_image(path, 1, z)[0], planes[z])
 
 
 @pytest.mark.parametrize("axes", ["TZCYX", "TCZYX", "CTZYX", "ZTCYX"])
@@ -254,3 +357,29 @@ def test_infinity_is_no_nodata(tmp_path: Path) -> None:
         ValueError, match=r"got 20 values of infinity or beyond .*; correct the image"
     ):
         read_image(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("compress", ["lerc", "lerc_deflate", "lerc_zstd"])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_nan_in_the_mask_of_lerc(
+    tmp_path: Path, compress: str, interleave: str, bands: int
+) -> None:
+    values = RNG.normal(size=(bands, 24, 20)).astype(np.float32)
+    values[-1, 3:9, 5:12] = np.nan
+    options = {"compress": compress, "max_z_error": 0, "interleave": interleave}
+    write_raster(tmp_path / "a.tif", values, **options)
+    for windows in (False, True):
+        options = ReadOptions(windows=windows)
+        image = read_image(tmp_path / "a.tif", bands, options=options)
+        assert np.array_equal(image, values, equal_nan=True)
+
+
+def test_alpha_in_the_mask_of_lerc(tmp_path: Path) -> None:
+    values = RNG.integers(1, 255, (4, 24, 20), dtype=np.uint8)
+    values[3] = 255
+    values[3, 4:9, 5:8] = 0
+    values[:3, 4:9, 5:8] = 0  # where LERC stores no values
+    options = {"compress": "lerc", "max_z_error": 0, "photometric": "rgb", "alpha": "yes"}
+    write_raster(tmp_path / "a.tif", values, **options)
+    assert np.array_equal(read_image(tmp_path / "a.tif", 4), values)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from helpers import (
     HEIGHT,
@@ -234,6 +235,30 @@ def test_stacks_are_predicted_page_by_page(checkpoint: Path, data_root: Path, en
     assert len(pages_of(Path("out/probabilities/stack.tif"))) == 12
     numbers = pages_of(Path("out/instances/stack.tif"))
     assert [page.dtype for page in numbers] == [np.dtype("int32")] * 6
+
+
+@pytest.mark.parametrize("name", ["big.tif", "geo.tif", "a.webp", "a.npy"])
+def test_stacks_of_any_format_are_predicted_page_by_page(
+    checkpoint: Path, data_root: Path, name: str
+) -> None:
+    paths = sorted((data_root / "images").iterdir())[:2]
+    pages = np.stack([np.asarray(Image.open(path)) for path in paths])
+    place = [(33550, 12, 3, (1.0, 1.0, 0.0)), (33922, 12, 6, (0.0, 0.0, 0.0, 5.0, 9.0, 0.0))]
+    match name:
+        case "a.npy":
+            np.save(name, pages)
+        case "a.webp":
+            frames = [Image.fromarray(page).convert("RGB") for page in pages]
+            frames[0].save(name, save_all=True, append_images=frames[1:], lossless=True)
+        case _:
+            is_big = name == "big.tif"
+            tags = [] if is_big else place
+            tifffile.imwrite(name, pages, bigtiff=is_big, metadata={"axes": "ZYX"}, extratags=tags)
+    overrides = ["data.axes=ZYX"] if name == "a.npy" else ()
+    model = load_model(checkpoint, overrides=overrides)
+    predict_files([checkpoint], [name], Path("out"), overrides=overrides)
+    for mask, page in zip(pages_of(Path("out") / f"{Path(name).stem}.tif"), pages, strict=True):
+        assert np.array_equal(mask, predict(model, page) * 200)
 
 
 def test_a_damaged_page_leaves_no_mask_of_the_stack(

@@ -156,8 +156,13 @@ class ClassMap:
         Raises:
             StrayValueError: if a value is neither class nor ignored, nor within the tolerance.
         """
-        if codes.size and codes.min() >= 0 and codes.max() < 65536:
-            ids: np.ndarray = self._lookup(np.arange(int(codes.max()) + 1))[codes]
+        ids: np.ndarray
+        if codes.dtype == np.uint8:  # several times as fast as an index
+            table = self._lookup(np.arange(256)).tobytes()
+            translated = bytearray(np.ascontiguousarray(codes)).translate(table)
+            ids = np.frombuffer(translated, np.uint8).reshape(codes.shape)
+        elif codes.size and codes.min() >= 0 and codes.max() < 65536:
+            ids = self._lookup(np.arange(int(codes.max()) + 1))[codes]
         else:
             ids = self._lookup(codes)
         stray = ids == _STRAY

@@ -33,14 +33,16 @@ from unet.data.image_types import (
 from unet.data.npy_decoder import START as NPY_START
 from unet.data.npy_decoder import open_npy
 from unet.data.pillow_decoder import open_pillow
-from unet.data.tiff_decoder import (
+from unet.data.tiff_decoder import open_tiff
+from unet.data.tiff_tags import (
+    COLOURS_TAG,
     NODATA_TAG,
     PLACE_TAGS,
+    colours_of,
     declared_nodata,
     is_plain,
-    open_tiff,
 )
-from unet.data.tiff_decoder import STARTS as TIFF_STARTS
+from unet.data.tiff_tags import STARTS as TIFF_STARTS
 from unet.runtime.text import plural
 
 # Errors of the machine, not of the file.
@@ -206,25 +208,24 @@ def _open_file(path: Path, options: ReadOptions) -> tuple[ImageFile, ExitStack]:
 
 @contextmanager
 def _open_decoder(path: Path, options: ReadOptions) -> Iterator[Decoder]:
-    with io.FileIO(path) as stream:
+    with ExitStack() as files:
+        stream = files.enter_context(io.FileIO(path))
         start = stream.read(8)
-    if start.startswith(NPY_START):
-        with open_npy(path, options) as npy:
-            yield npy
-    elif start.startswith(TIFF_STARTS):
-        with ExitStack() as files:
+        stream.seek(0)
+        if start.startswith(NPY_START):
+            yield files.enter_context(open_npy(path, options))
+        elif start.startswith(TIFF_STARTS):
             is_big = b"+" in start  # Pillow warns of its own reading of BigTIFFs
-            plain = None if options.windows or is_big else _open_plain_tiff(path, files)
+            plain = None if options.windows or is_big else _open_plain_tiff(path, stream, files)
             yield plain or files.enter_context(open_tiff(path, options))
-    else:
-        with open_pillow(path) as pillow:
-            yield pillow
+        else:
+            yield files.enter_context(open_pillow(path, stream))
 
 
-def _open_plain_tiff(path: Path, files: ExitStack) -> Decoder | None:
+def _open_plain_tiff(path: Path, stream: io.FileIO, files: ExitStack) -> Decoder | None:
     """Open a TIFF by Pillow if that reads it as tifffile does; return None for others."""
     try:
-        decoder = files.enter_context(open_pillow(path, is_tiff=True))
+        decoder = files.enter_context(open_pillow(path, stream, is_tiff=True))
     except (UnidentifiedImageError, ImageTypeError):
         return None
     tags = decoder.tiff_tags
@@ -234,6 +235,8 @@ def _open_plain_tiff(path: Path, files: ExitStack) -> Decoder | None:
         nodata=declared_nodata(path, tags.get(NODATA_TAG)),
         has_place=any(tag in tags for tag in PLACE_TAGS),
     )
+    if COLOURS_TAG in tags:
+        decoder.set_fields(palette=colours_of(np.array(tags[COLOURS_TAG]).reshape(3, -1)))
     return decoder
 
 

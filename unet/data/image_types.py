@@ -9,7 +9,7 @@ import numpy as np
 PILLOW_FORMATS = {
     "PNG": [".png"],
     "JPEG": [".jpg", ".jpeg"],
-    "TIFF": [".tif", ".tiff"],  # plain ones
+    "TIFF": [".tif", ".tiff", ".lsm", ".stk", ".svs", ".ndpi"],  # plain ones
     "BMP": [".bmp"],
     "GIF": [".gif"],
     "WEBP": [".webp"],

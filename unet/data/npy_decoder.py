@@ -22,6 +22,12 @@ class NpyDecoder:
     """An open NumPy file."""
 
     def __init__(self, array: np.ndarray, path: Path, options: ReadOptions) -> None:
+        if array.dtype.kind not in "buif" or not array.size:
+            shape = " x ".join(map(str, array.shape))
+            raise ImageTypeError(
+                f"{path}: got {shape or 'single'} values of {array.dtype}, expected numbers of an "
+                "image"
+            )
         axes = _find_axes(array, path, options)
         order = [axes.index(axis) for axis in ("Y", "X", "C", "S") if axis in axes]
         pages = [i for i, axis in enumerate(axes) if axis not in "YXCS"]
@@ -30,10 +36,6 @@ class NpyDecoder:
             turned = turned[..., None]
         self._array = turned.reshape(-1, *turned.shape[-3:])
         height, width, bands = turned.shape[-3:]
-        if array.dtype.kind not in "buif" or not array.size:
-            raise ImageTypeError(
-                f"{path}: got {array.dtype} of shape {array.shape}, expected numbers of an image"
-            )
         self.header = Header(
             size=(height, width),
             dtype=array.dtype.newbyteorder("="),
@@ -63,7 +65,7 @@ def _find_axes(array: np.ndarray, path: Path, options: ReadOptions) -> str:
         return "YX"
     if options.axes is not None and len(options.axes) == array.ndim:
         return options.axes
-    shape = " x ".join(map(str, array.shape))
+    shape = " x ".join(map(str, array.shape)) or "single"
     if array.ndim == 3:
         first, last = array.shape[0], array.shape[2]
         if min(first, last) <= _MOST_CHANNELS and first != last:

@@ -24,9 +24,9 @@ Image.MAX_IMAGE_PIXELS = None
 # Pillow keeps the high byte of 16-bit colours. Read in the other byte order, it keeps the low one.
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 
-# Where JPEG 2000 (marker SIZ) and AVIF (box av1C) say that values have more than 8 bits: the
-# marker, the offset of a byte, and the bits in it.
-_DEPTHS = {"JPEG2000": (b"\xff\x51", 40, 127), "AVIF": (b"av1C", 6, 64)}
+# Where JPEG 2000 (marker SIZ) and AVIF (box av1C) say how many bits values have: the marker, and
+# the offset of a byte.
+_DEPTHS = {"JPEG2000": (b"\xff\x51", 40), "AVIF": (b"av1C", 6)}
 
 _MODES = {"1": "grey", "L": "grey", "I": "grey", "F": "grey", "P": "palette", "CMYK": "CMYK"}
 _NAMES = {"LA": "grey with alpha", "RGB": "RGB", "RGBA": "RGBA"}
@@ -43,8 +43,10 @@ class PillowDecoder:
         # Packed pages of an animation, once they are read in another order than the file's: Pillow
         # decodes each from those before it.
         self._packed: list[tuple[Header, bytes]] | None = None
-        self._check_depth()
+        bits = self._check_depth()
         self.header = replace(_read_header(file), pages=self._pages)
+        if bits is not None:
+            self.set_fields(bits=bits)
 
     @property
     def tiff_tags(self) -> ImageFileDirectory_v2:
@@ -80,13 +82,14 @@ class PillowDecoder:
             file.seek(page)  # a GIF's pages differ in mode
             self.header = replace(_read_header(file), pages=self._pages)
         if file.format == "PNG":  # decoding does not compare all checksums
-            with Image.open(self._path, formats=("PNG",)) as same:
-                same.verify()
+            _compare_checksums(file)
         packing = _packing(file)
         file.load()
         if file.format == "PNG":
             self.header = replace(self.header, orientation=_orientation(file))
         values = _to_array(file, packing)
+        if file.format == "JPEG2000":  # Pillow shifts values of fewer bits
+            values = values >> (8 * values.itemsize - self.header.bits)
         if file.mode in {"RGB", "RGBA"} and ";16" in packing:
             with Image.open(self._path, formats=tuple(PILLOW_FORMATS)) as low:
                 low.tile = [_swap_bytes(tile) for tile in low.tile]
@@ -94,27 +97,38 @@ class PillowDecoder:
                 values = values.astype(np.uint16) << 8 | np.asarray(low)
         return values.reshape(*values.shape[:2], -1)
 
-    def _check_depth(self) -> None:
-        """Raise ImageTypeError for values that Pillow would cut to 8 bits."""
-        file, cut = self._file, ""
+    def _check_depth(self) -> int | None:
+        """Return the bits of the values of a JPEG 2000, else None.
+
+        Raises:
+            ImageTypeError: for values that Pillow would change.
+        """
+        file, change, bits = self._file, "", None
         if "LA;16" in _packing(file):
-            cut = "grey with alpha of 16 bits"
-        elif file.format in _DEPTHS and len(file.getbands()) > 1:
-            marker, place, mask = _DEPTHS[file.format]
+            change = "grey with alpha of 16 bits"
+        elif file.format in _DEPTHS:
+            marker, place = _DEPTHS[file.format]
             with self._path.open("rb") as stream:
                 head = stream.read(65536)
             start = head.find(marker)
-            if (
-                start >= 0
-                and head[start + place : start + place + 1]
-                and ((head[start + place] & mask) > (7 if file.format == "JPEG2000" else 0))
-            ):
-                cut = f"{file.format} in colours of more than 8 bits"
-        if cut:
+            depth = head[start + place] if 0 <= start < len(head) - place else 7
+            is_grey = len(file.getbands()) == 1
+            if file.format == "AVIF":
+                change = "" if is_grey or not depth & 64 else "AVIF in colours of more than 8 bits"
+            elif depth & 128:
+                change = "JPEG 2000 of values with a sign"
+            elif not is_grey and depth != 7:
+                change = f"JPEG 2000 in colours of {depth + 1} bits"
+            elif depth > 15:
+                change = f"JPEG 2000 of {depth + 1} bits"
+            else:
+                bits = depth + 1
+        if change:
             raise ImageTypeError(
-                f"{self._path}: got {cut}, which Pillow cuts to 8 bits, expected another type; "
-                "save it as a TIFF"
+                f"{self._path}: got {change}, which Pillow changes, expected another type; save it "
+                "as a TIFF"
             )
+        return bits
 
 
 class _Stream(io.BufferedReader):
@@ -127,12 +141,12 @@ class _Stream(io.BufferedReader):
 
 
 @contextmanager
-def open_pillow(path: Path, is_tiff: bool = False) -> Iterator[PillowDecoder]:
-    """Open a file by Pillow."""
+def open_pillow(path: Path, raw: io.FileIO, is_tiff: bool = False) -> Iterator[PillowDecoder]:
+    """Decode an open file by Pillow."""
     # Pillow reads the many small tags of a TIFF one by one, and large ones in blocks.
     kind = io.BufferedReader if is_tiff else _Stream
     # By name, Pillow would map an uncompressed TIFF by the size that it has after its turn.
-    with kind(io.FileIO(path)) as stream, Image.open(stream, formats=tuple(PILLOW_FORMATS)) as file:
+    with kind(raw) as stream, Image.open(stream, formats=tuple(PILLOW_FORMATS)) as file:
         yield PillowDecoder(file, path)
 
 
@@ -175,8 +189,8 @@ def _read_header(file: Image.Image) -> Header:
         return replace(header, palette=_read_palette(file))
     if mode == "CMYK":
         return replace(header, note="converted from CMYK to RGB")
-    if isinstance(transparent, int | tuple) and mode in {"1", "L", "RGB"}:
-        return replace(header, nodata=transparent)
+    if isinstance(transparent, int | tuple) and mode in {"1", "L", "I", "I;16", "RGB"}:
+        return replace(header, nodata=transparent if mode != "1" else float(transparent != 0))
     return header
 
 
@@ -199,6 +213,23 @@ def _read_palette(file: Image.Image) -> np.ndarray:
     strip.putpalette(data, packing)
     strip.info = {key: file.info[key] for key in ("transparency",) if key in file.info}
     return np.asarray(strip.convert(mode))[0]
+
+
+def _compare_checksums(file: ImageFile) -> None:
+    """Raise OSError if a part of a PNG is damaged or missing."""
+    stream = file.fp
+    assert stream is not None
+    place = stream.tell()
+    stream.seek(0)
+    contents, start, name = memoryview(stream.read()), 8, b""
+    stream.seek(place)
+    while name != b"IEND":
+        end = start + 8 + int.from_bytes(contents[start : start + 4], "big")
+        name = bytes(contents[start + 4 : start + 8])
+        checksum = int.from_bytes(contents[end : end + 4], "big")
+        if end + 4 > len(contents) or zlib.crc32(contents[start + 4 : end]) != checksum:
+            raise OSError(f"its chunk {name.decode(errors='replace')} is damaged or cut off")
+        start = end + 4
 
 
 def _packing(file: Image.Image) -> str:

@@ -3,19 +3,15 @@
 Pages of reduced resolution, thumbnails and internal masks are no images.
 """
 
-import json
 import logging
 import math
-import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from unet.data.image_types import (
     Header,
@@ -25,30 +21,16 @@ from unet.data.image_types import (
     UnreadableError,
     Window,
 )
+from unet.data.tiff_tags import NODATA_TAG, ORIENTATION_TAG, PLACE_TAGS, colours_of, declared_nodata
 from unet.runtime.optional import import_extra
-
-STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""The first bytes of TIFFs and BigTIFFs."""
-
-# ModelPixelScale, ModelTiepoint, ModelTransformation, GeoKeyDirectory.
-PLACE_TAGS = (33550, 33922, 34264, 34735)
-"""The tags of a GeoTIFF."""
 
 _CHANNEL_AXES = "CS"
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
-NODATA_TAG = 42113
-"""GDAL's tag of the value of missing pixels."""
-
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
+_LERC = 34887  # a compression
+_SLIDE_PICTURES = re.compile("label|macro|map|thumbnail|overview", re.IGNORECASE)
 
 _PHOTOMETRICS = {2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB", 8: "L*a*b*"}
-
-# Tags of a page, as in the standard.
-_SUBFILE, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 254, 256, 257, 258, 259, 262
-_FILL_ORDER, _DESCRIPTION, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP = 266, 270, 274, 277, 278
-_PLANAR, _PREDICTOR, _SUB_IFDS, _EXTRA_SAMPLES, _FORMAT = 284, 317, 330, 338, 339
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
-_STRIPS, _TILES = (273, 279), (324, 325)  # offsets and numbers of bytes
 
 
 class TiffDecoder:
@@ -77,7 +59,7 @@ class TiffDecoder:
         self._mask = _find_mask(file, page)
         palette = None
         if page.photometric == 3 and page.colormap is not None and page.dtype.kind == "u":
-            palette = (page.colormap.T >> 8).astype(np.uint8)
+            palette = colours_of(page.colormap)
         extra, bits = page.extrasamples, page.bitspersample
         self.header = Header(
             size=(sizes["Y"], sizes["X"]),
@@ -89,7 +71,7 @@ class TiffDecoder:
             pages=math.prod(sizes[axis] for axis in self._page_axes),
             axes=axes,
             nodata=declared_nodata(path, page.tags.valueof(NODATA_TAG)),
-            orientation=int(page.tags.valueof(_ORIENTATION, 1)),
+            orientation=int(page.tags.valueof(ORIENTATION_TAG, 1)),
             palette=palette,
             has_mask=self._mask is not None,
             has_windows=page.is_tiled or self._series.dataoffset is not None,
@@ -146,9 +128,13 @@ class TiffDecoder:
         known = np.ones((bottom - top, right - left, 1), bool)
         for number in _segments(key, window):
             data = self._segment(page, number)
-            block, (plane, _, row, column, _), (_, rows, columns, _) = key.decode(
-                data, number, jpegtables=page.jpegtables
+            is_lerc = key.compression == _LERC and data is not None
+            block, (plane, _, row, column, _), shape = key.decode(
+                None if is_lerc else data, number, jpegtables=page.jpegtables
             )
+            if is_lerc:
+                block = _decode_lerc(data, shape)
+            rows, columns = shape[1:3]
             y0, y1 = max(row, top), min(row + rows, bottom)
             x0, x1 = max(column, left), min(column + columns, right)
             inside = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
@@ -200,96 +186,6 @@ def open_tiff(path: Path, options: ReadOptions) -> Iterator[TiffDecoder]:
         yield TiffDecoder(file, path, options)
 
 
-def is_plain(path: Path, tags: ImageFileDirectory_v2) -> bool:
-    """Whether Pillow reads a TIFF with these tags as tifffile does."""
-
-    def get(tag: int, default: Any = None) -> Any:
-        return tags.get(tag, default)
-
-    samples, photometric = get(_SAMPLES, 1), get(_PHOTOMETRIC)
-    bits, formats, extra = get(_BITS, (1,)), get(_FORMAT, (1,)), get(_EXTRA_SAMPLES, ())
-    types = {
-        (1, (1,), (1,)): (0, 1),
-        (1, (8,), (1,)): (0, 1, 3),
-        (1, (16,), (1,)): (1,),
-        (1, (32,), (3,)): (1,),
-        (3, (8, 8, 8), (1,)): (2,),
-        (3, (16, 16, 16), (1,)): (2,),
-        (2, (8, 8), (1,)): (1,),  # with alpha
-        (4, (8, 8, 8, 8), (1,)): (2,),
-    }
-    return (
-        photometric in types.get((samples, bits, tuple(set(formats))), ())
-        and extra == ((2,) if samples in (2, 4) else ())
-        and get(_COMPRESSION, 1) in (1, 5, 8, 32946, 32773)
-        and get(_PREDICTOR, 1) in (1, 2)
-        and (bits != (32,) or tags.prefix == b"II")  # which Pillow swaps twice if compressed
-        and get(_PLANAR, 1) == get(_FILL_ORDER, 1) == get(_ORIENTATION, 1) == 1
-        and not get(_SUBFILE, 0)
-        and not tags.next
-        and _SUB_IFDS not in tags
-        and _is_one_image(str(get(_DESCRIPTION, "")), get(_HEIGHT), get(_WIDTH), samples)
-        and has_all_segments(path, tags)
-    )
-
-
-def _is_one_image(description: str, height: int, width: int, samples: int) -> bool:
-    """Whether the description does not say that there are more images than directories."""
-    if description.startswith("ImageJ="):
-        return not re.search(r"^(images|channels)=(?!1$)", description, re.MULTILINE)
-    if description.startswith('{"'):
-        try:
-            shape = json.loads(description).get("shape", [height, width])
-        except ValueError:
-            return True
-        return list(shape) in ([height, width], [height, width, samples])
-    return "<OME" not in description
-
-
-def read_tags(path: Path) -> ImageFileDirectory_v2:
-    """Read the tags of a TIFF's first page; those of a damaged file as far as possible."""
-    with path.open("rb") as file:
-        head = file.read(8)
-        if head[2:4] == b"+\0":
-            head += file.read(8)
-        tags = ImageFileDirectory_v2(head if len(head) >= 8 else b"II*\0\0\0\0\0")
-        if head[:4] != b"MM\0+":  # which Pillow cannot read
-            file.seek(tags.next)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tags.load(file)
-    return tags
-
-
-def has_all_segments(path: Path, tags: ImageFileDirectory_v2) -> bool:
-    """Whether the strips or tiles of one plane are all there and lie inside the file."""
-    offsets, counts = _TILES if _TILES[0] in tags else _STRIPS
-    starts, sizes = tags.get(offsets, ()), tags.get(counts, ())
-    height, width = tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)
-    if offsets == _TILES[0]:
-        rows, columns = tags.get(_TILE_HEIGHT, 1), tags.get(_TILE_WIDTH, 1)
-        expected = math.ceil(height / max(rows, 1)) * math.ceil(width / max(columns, 1))
-    else:
-        expected = math.ceil(height / max(min(tags.get(_ROWS_PER_STRIP, height), height), 1))
-    end, segments = path.stat().st_size, zip(starts, sizes, strict=False)
-    are_all = 0 < expected <= len(starts) == len(sizes)
-    return are_all and all(0 < start < start + size <= end for start, size in segments)
-
-
-def declared_nodata(path: Path, tag: str | None) -> float | tuple[float, ...] | None:
-    """Return the nodata that GDAL's tag or its file PATH.aux.xml declares, for each band."""
-    texts = [tag] if tag else []
-    name = f"{path}.aux.xml"
-    if os.path.isfile(name) and (second := Path(name)).stat().st_size < 1_000_000:  # noqa: PTH113
-        found = re.findall(r"<NoDataValue[^>]*>\s*([^<\s]+)", second.read_text(errors="replace"))
-        texts = found or texts
-    try:
-        numbers = [float(text.strip("\0 ")) for text in texts]
-    except ValueError:
-        return None
-    return None if not numbers else numbers[0] if len(set(numbers)) == 1 else tuple(numbers)
-
-
 def _find_image(file: Any, path: Path) -> Any:
     """The image among the series of pages; not its copies of reduced resolution and its masks."""
     images = [
@@ -303,15 +199,20 @@ def _find_image(file: Any, path: Path) -> Any:
     if file.is_svs or file.is_ndpi or file.is_scn or file.is_bif or file.is_philips:
         return first  # whose others are pictures of the slide and its label
     for other in images[1:]:
-        sides = [
-            (large.shape[large.axes.index("Y")], large.shape[large.axes.index("X")])
-            for large in (first, other)
+        (height, width), (h, w) = sizes = [
+            (one.shape[one.axes.index("Y")], one.shape[one.axes.index("X")])
+            for one in (first, other)
         ]
-        (height, width), (h, w) = sides
-        if not (h < height and w < width and abs(h * width / (w * height) - 1) < 0.05):
+        is_smaller = h < height and w < width
+        is_copy = is_smaller and abs(h * width / (w * height) - 1) < 0.05
+        if not (is_copy or (h * w < height * width and _SLIDE_PICTURES.search(other.name))):
+            got = [
+                f"{h} x {w} pixels ({one.axes}, {one.dtype})"
+                for (h, w), one in zip(sizes, (first, other), strict=True)
+            ]
             raise ImageTypeError(
-                f"{path}: got pages of {height} x {width} and of {h} x {w} pixels, expected "
-                "pages of one size; save each page as a file"
+                f"{path}: got pages of {' and of '.join(got)}, expected pages of one size and "
+                "type; save each page as a file"
             )
     return first
 
@@ -334,6 +235,27 @@ def _describe_mode(page: Any, bands: int) -> str:
     if name == "RGB" and bands == 3:
         return "RGB"
     return name if bands == 1 or (name in {"CMYK", "L*a*b*"} and bands <= 4) else f"{bands} bands"
+
+
+def _decode_lerc(data: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Decode a strip or tile (1, h, w, samples). NaN and alpha are in its mask; tifffile drops it.
+
+    Channels with masks of their own come one after the other.
+    """
+    lerc = import_extra("imagecodecs", "LERC")
+    values, valid = lerc.lerc_decode(data, masks=True)
+    _, height, width, samples = shape
+    if valid is not None and values.shape == (samples, height, width) and samples > 1:
+        values, valid = values.transpose(1, 2, 0), valid.reshape(values.shape).transpose(1, 2, 0)
+    values = values.reshape(height, width, -1)
+    if valid is not None:
+        valid = valid.reshape(height, width, -1)
+        if values.shape[2] == samples - 1:
+            values = np.concatenate([values, valid * values.dtype.type(255)], 2)
+        elif values.dtype.kind == "f":
+            values = np.where(valid, values, values.dtype.type(np.nan))
+    decoded: np.ndarray = values.reshape(shape)
+    return decoded
 
 
 def _segments(page: Any, window: Window) -> Iterator[int]:

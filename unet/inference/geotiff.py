@@ -15,7 +15,7 @@ from torch import Tensor
 from unet.data.image_file import ImageFile, open_image
 from unet.data.image_io import missing_pixels, stored_to_channels, to_float
 from unet.data.image_types import ReadOptions, UnreadableError, Window
-from unet.data.tiff_decoder import NODATA_TAG, PLACE_TAGS, STARTS, has_all_segments, read_tags
+from unet.data.tiff_tags import NODATA_TAG, PLACE_TAGS, STARTS, has_all_segments, read_tags
 from unet.models.blocks import mirrored
 from unet.runtime.files import atomic_path
 from unet.runtime.optional import import_extra

@@ -23,8 +23,8 @@ FOLDERS = {"overlay": "overlays"}
 FOLDERS |= {name: name for name in ("probabilities", "instances", "uncertainty")}
 """Outputs in addition to the masks, and their subfolders."""
 
-# Other formats that can hold several pages are read as a single image, or refused.
-_STACK_SUFFIXES = frozenset({".tif", ".tiff", ".gif"})
+# Other formats can hold several pages.
+_SINGLE_SUFFIXES = frozenset({".jpg", ".jpeg", ".bmp", ".jp2", ".j2k"})
 
 _MAX_NAME_BYTES = 255  # of all common file systems
 
@@ -333,15 +333,14 @@ def _look_into(
     files: Sequence[str], windows: bool | None, options: ReadOptions
 ) -> tuple[bool, int | None]:
     """Return whether an image is read in windows, and the number of pages of a stack, else None."""
-    path = Path(files[0])
+    path, raster = Path(files[0]), False
     try:
         if not path.is_file():  # to open a pipe would wait for ever
             return False, None
-        if len(files) == 1 and is_raster(path, windows):
-            return True, None
-        if path.suffix.lower() not in _STACK_SUFFIXES:
-            return False, None
-        pages = read_header(path, options).pages
+        raster = len(files) == 1 and is_raster(path, windows)
+        if windows if raster else path.suffix.lower() in _SINGLE_SUFFIXES:
+            return raster, None
+        pages = read_header(path, replace(options, windows=raster)).pages
     except Exception:  # reading it later reports the error
-        return False, None
-    return False, pages if pages > 1 else None
+        return raster, None
+    return raster and pages == 1, pages if pages > 1 else None

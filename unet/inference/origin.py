@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from unet.config.values import flat_settings
-from unet.data.tiff_decoder import read_tags
+from unet.data.tiff_tags import read_tags
 from unet.inference.predictor import Model
 
 _SETTINGS = ("tiling.size", "tiling.overlap", "train.precision")
