@@ -66,7 +66,7 @@ def test_the_split_by_stems_takes_the_given_ones() -> None:
     assert np.flatnonzero(split_by_stems(PAIRS, ["4", "0"])).tolist() == [0, 4]
     with pytest.raises(ValueError, match=r"data\.validation\.stems: got '77', expected stems"):
         split_by_stems(PAIRS, ["77"])
-    with pytest.raises(ValueError, match="got every image"):
+    with pytest.raises(ValueError, match="lists every image"):
         split_by_stems(PAIRS, [pair.stem for pair in PAIRS])
 
 

@@ -266,7 +266,8 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "also write the outlines of objects: geojson, labelme, imagej (a file for each image) "
         "or coco (one for all)"
     )
-    add("--polygons", choices=["geojson", "coco", "labelme", "imagej"], help=text)
+    formats = ["geojson", "coco", "labelme", "imagej"]
+    add("--polygons", choices=formats, metavar="FORMAT", help=text)
     text = "choose the second of two classes where its probability is at least P"
     add("--threshold", type=_number(float, 0, 1), metavar="P", help=text)
     text = "class whose promised threshold is used, see unet calibrate (default: the second of two)"
