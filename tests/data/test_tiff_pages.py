@@ -147,6 +147,53 @@ def test_lsm_files_hold_slices_and_thumbnails(tmp_path: Path, slices: int, chann
             assert np.array_equal(file.read(z, WINDOW).values, page.transpose(1, 2, 0)[3:17, 5:19])
 
 
+def test_lsm_files_without_thumbnails_are_an_error(tmp_path: Path) -> None:
+    info, pages = bytearray(512), list(STACK[0, 0, :2, None])
+    struct.pack_into("<I7i", info, 0, 67127628, 512, 20, 24, 2, 1, 1, 1)
+    for count in (1, 2):
+        directories = [(list_tags(page), [page[0].tobytes()]) for page in pages[:count]]
+        directories[0][0][34412] = (1, 512, bytes(info))
+        for tags, _ in directories:
+            tags[254] = (4, 1, struct.pack("<I", 0))
+        write_directories(tmp_path / "a.lsm", *directories)
+        with pytest.raises(
+            ValueError, match=r"a\.lsm: got an LSM file without thumbnails, expected"
+        ):
+            read_header(tmp_path / "a.lsm")
+
+
+def test_a_file_of_an_ome_image_of_several_files_is_an_error_unless_axes_are_given(
+    tmp_path: Path,
+) -> None:
+    planes = "".join(
+        f'<TiffData IFD="0" FirstC="{i}"><UUID FileName="{i}.ome.tif">urn:uuid:{i}</UUID>'
+        "</TiffData>"
+        for i in range(2)
+    )
+    pixels = '<Pixels ID="P:0" DimensionOrder="XYCZT" Type="uint8" SizeX="80" SizeY="96"'
+    head = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"'
+    whole = f'{pixels} SizeC="2" SizeZ="1" SizeT="1">{planes}</Pixels></Image></OME>'
+    texts = [f'{head} UUID="urn:uuid:{i}"><Image ID="Image:0">{whole}' for i in range(2)]
+    texts.append(f'{head}><BinaryOnly MetadataFile="0.ome.tif" UUID="urn:uuid:0"/></OME>')
+    for i, text in enumerate(texts):
+        path = tmp_path / f"{i}.ome.tif"
+        tifffile.imwrite(path, LARGE + np.uint8(i), description=text, metadata=None)
+        for windows in (False, True):
+            with pytest.raises(ValueError, match=r"of several files, with the axes YX \(96 x 80\)"):
+                read_stored(path, options=ReadOptions(windows=windows))
+            own = read_stored(path, options=ReadOptions(windows=windows, axes="YX"))[1].values
+            assert np.array_equal(own[..., 0], LARGE + np.uint8(i))
+
+
+@pytest.mark.parametrize("kind", [2, 128])  # square roots, multiples
+def test_values_that_are_to_be_scaled_are_an_error(tmp_path: Path, kind: int) -> None:
+    tags = [(33445, "I", 1, kind, True), (33446, "2I", 1, (1, 500), True)]
+    tifffile.imwrite(tmp_path / "a.tif", LARGE.astype(np.uint16), metadata=None, extratags=tags)
+    for windows in (False, True):
+        with pytest.raises(ValueError, match=r"a\.tif: got an MD Gel file, whose values are to be"):
+            read_stored(tmp_path / "a.tif", options=ReadOptions(windows=windows))
+
+
 def test_metamorph_stacks_have_one_directory(tmp_path: Path) -> None:
     path, planes = tmp_path / "a.stk", STACK[0, 0, :3]
     dates = b"".join(struct.pack("<6I", z + 1, 1, 2450000, z, 0, 0) for z in range(3))

@@ -128,9 +128,9 @@ def test_files_of_a_folder_that_are_not_read_are_named_with_a_converter(
     for name in ("notes.txt", "Thumbs.db", "a.csv", "sub/b.csv", "scan.nii.gz", ".hidden"):
         Path("in", name).write_text("something")
     Path("in/slice").write_bytes(bytes(128) + b"DICM" + bytes(300))
-    with pytest.raises(
-        ValueError, match=r"^in: contains no images .*\n.*\n.*scan\.nii\.gz\): a NIfTI"
-    ):
+    Path("in/photo.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(300))
+    Path("in/scan.jxl").write_bytes(b"\xff\x0a" + bytes(300))
+    with pytest.raises(ValueError, match=r"(?s)^in: contains no images .*scan\.nii\.gz\): a NIfTI"):
         predict_files([checkpoint], ["in"], Path("out"))
     Image.effect_noise((30, 20), 50).save("in/a.png")
     predict_files([checkpoint], ["in"], Path("out"))
@@ -141,6 +141,8 @@ def test_files_of_a_folder_that_are_not_read_are_named_with_a_converter(
     assert nifti.startswith("warning: in: did not read 1 file (scan.nii.gz): a NIfTI volume; save")
     (dicom,) = [line for line in printed if "slice" in line and line != nifti]
     assert "1 file (slice): a DICOM file; save it as a PNG or TIFF" in dicom
+    assert any("(photo.heic): a HEIC file; save it as a PNG" in line for line in printed)
+    assert any("(scan.jxl): a JPEG XL file; save it as a PNG" in line for line in printed)
 
 
 def save_model(tmp_path: Path, **data: Any) -> Path:

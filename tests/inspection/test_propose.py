@@ -79,6 +79,22 @@ def test_masks_of_half_the_size_are_resized_and_counted(tmp_path: Path, step: in
     assert check_data(proposed(tmp_path / "data")).errors == []
 
 
+def test_a_single_image_is_trained_on_without_validation(tmp_path: Path) -> None:
+    write(tmp_path, "images/1.png", "masks/1.png", [0, 255])
+    config = proposed(tmp_path)
+    assert config.data.validation.none
+
+
+def test_masks_that_exif_does_not_turn_with_their_images_have_a_setting(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in range(4):
+        write(tmp_path, f"images/{i}.jpg", f"masks/{i}.png", [0, 255])
+        with Image.open(tmp_path / f"images/{i}.jpg") as image:
+            image.save(tmp_path / f"images/{i}.jpg", exif=exif)
+    assert proposed(tmp_path).data.exif == "ignore"
+
+
 def test_stacks_are_recognised(tmp_path: Path) -> None:
     pages = [draw([0, 255]) for _ in range(5)]
     for i, name in enumerate(("volume", "labels")):

@@ -50,6 +50,8 @@ OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 _BYTES_PER_PIXEL = 8  # of the images that are decoded, at most on average
 
+_HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # brands
+
 _NIFTI = "a NIfTI volume; save its slices as images, for example with med2image"
 
 
@@ -105,6 +107,11 @@ class ImageFile:
     def _check(self, page: int | None, window: Window | None) -> None:
         header, (height, width) = self.header, self.header.size
         limit, num_bytes = self._options.max_pixels, header.bands * header.dtype.itemsize
+        if page is None and header.pages > 1 and self._options.windows:
+            raise ImageTypeError(
+                f"{self.path}: got {header.pages} pages (axes {header.axes}), expected one image, "
+                "as it is read in windows; turn windows off to read it page by page"
+            )
         if page is None and header.pages > 1:
             raise ImageTypeError(
                 f"{self.path}: got {header.pages} pages (axes {header.axes}), expected one image; "
@@ -118,7 +125,8 @@ class ImageFile:
         if window is not None and header.orientation != 1:
             raise ImageTypeError(
                 f"{self.path}: got an EXIF orientation, expected an upright image, as it is read "
-                "in windows; save it rotated, or set data.exif=ignore"
+                "in windows; save it rotated, or turn windows off to read it whole, without "
+                "georeference"
             )
         if window is None and height * width * max(1, num_bytes / _BYTES_PER_PIXEL) > limit:
             raise ImageTypeError(
@@ -305,6 +313,10 @@ def other_format(path: Path) -> str | None:
         return "a DICOM file; save it as a PNG or TIFF, for example with dcmj2pnm of DCMTK"
     if start.startswith(b"\x89HDF"):
         return "an HDF5 file; save its arrays as images or .npy files"
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
+        return "a JPEG XL file; save it as a PNG, for example with djxl of libjxl"
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
+        return "a HEIC file; save it as a PNG, for example with heif-dec of libheif"
     return None
 
 

@@ -39,8 +39,8 @@ def split_randomly(
         what = plural(len(groups), "pair" if group is None else "group") + by
         raise ValueError(
             f"data.validation: got {what} to split, expected at least "
-            f"{len(fractions)}; add images, or choose the validation images by "
-            "data.validation.images"
+            f"{len(fractions)}; add images, choose the validation images by "
+            "data.validation.images, or train on all pairs by data.validation=none"
         )
     order = np.random.default_rng([Stream.SPLIT, seed]).permutation(len(groups)).tolist()
     # Groups with the same classes follow each other, so that all subsets get some of them.

@@ -30,6 +30,10 @@ _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
 _LERC = 34887  # a compression
 _SLIDE_PICTURES = re.compile("label|macro|map|thumbnail|overview", re.IGNORECASE)
 
+_NO_THUMBNAILS = (
+    "got an LSM file without thumbnails, expected one after each image, as the microscope writes "
+    "them; save it as a TIFF"
+)
 _PHOTOMETRICS = {2: "RGB", 3: "palette", 5: "CMYK", 6: "RGB", 8: "L*a*b*"}
 
 
@@ -40,9 +44,20 @@ class TiffDecoder:
         self._file, self._path = file, path
         self._series = _find_image(file, path)
         self._keyframe = page = self._series.keyframe
+        axes, shape = self._series.axes, self._series.shape
         if page.ndim > 3 or "Z" in page.axes:
             raise ImageTypeError(f"{path}: got tiles of a volume, expected pages; save each slice")
-        axes, shape = self._series.axes, self._series.shape
+        if self._series.transform is not None:
+            raise ImageTypeError(
+                f"{path}: got an MD Gel file, whose values are to be scaled or squared, expected "
+                "values that are used as stored; save it as a TIFF, for example with ImageJ"
+            )
+        if options.axes is None and _is_of_several_files(file):
+            raise ImageTypeError(
+                f"{path}: got a file of an OME image of several files, with the axes {axes} "
+                f"({' x '.join(map(str, shape))}) in this one, expected the whole image; save it "
+                "as one file, or set data.axes to read only the pages of each file"
+            )
         if options.axes is not None and len(axes) != 2 and axes != "YXS":
             places = [(options.axes.find(axis), axes.index(axis)) for axis in "YX"]
             if len(options.axes) != len(axes) or any(own != file for own, file in places):
@@ -182,12 +197,24 @@ def open_tiff(path: Path, options: ReadOptions) -> Iterator[TiffDecoder]:
     import_extra("imagecodecs", f"{path}, a TIFF of a type that Pillow does not read")
     tifffile = import_extra("tifffile", f"{path}, a TIFF of a type that Pillow does not read")
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # errors are raised
-    with tifffile.TiffFile(path, _multifile=False) as file:
+    try:
+        opened = tifffile.TiffFile(path, _multifile=False)
+    except IndexError as error:  # tifffile looks for the second page of LSM files
+        raise ImageTypeError(f"{path}: {_NO_THUMBNAILS}") from error
+    with opened as file:
         yield TiffDecoder(file, path, options)
+
+
+def _is_of_several_files(file: Any) -> bool:
+    text = file.pages.first.description if file.is_ome else ""
+    names = set(re.findall(r'FileName\s*=\s*["\']([^"\']*)', text))
+    return "<BinaryOnly" in text or (len(names) > 1 and file.series[0].kind != "ome")
 
 
 def _find_image(file: Any, path: Path) -> Any:
     """The image among the series of pages; not its copies of reduced resolution and its masks."""
+    if file.is_lsm and not file.pages[1].is_reduced:
+        raise ImageTypeError(f"{path}: {_NO_THUMBNAILS}")
     images = [
         one
         for one in file.series

@@ -29,7 +29,8 @@ _FILL_ORDER, _DESCRIPTION, _SAMPLES, _ROWS_PER_STRIP = 266, 270, 277, 278
 _PLANAR, _PREDICTOR, _SUB_IFDS, _EXTRA_SAMPLES, _FORMAT = 284, 317, 330, 338, 339
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _STRIPS, _TILES = (273, 279), (324, 325)  # offsets and numbers of bytes
-_PLANES = 33629  # MetaMorph's: several images in one directory
+# MetaMorph's: several images in one directory; MD Gel's: values that are to be scaled.
+_PLANES, _SCALED = 33629, 33445
 
 
 def is_plain(path: Path, tags: ImageFileDirectory_v2) -> bool:
@@ -59,8 +60,7 @@ def is_plain(path: Path, tags: ImageFileDirectory_v2) -> bool:
         and get(_PLANAR, 1) == get(_FILL_ORDER, 1) == get(ORIENTATION_TAG, 1) == 1
         and not get(_SUBFILE, 0)
         and not tags.next
-        and _SUB_IFDS not in tags
-        and _PLANES not in tags
+        and not any(tag in tags for tag in (_SUB_IFDS, _PLANES, _SCALED))
         and _is_one_image(str(get(_DESCRIPTION, "")), get(_HEIGHT), get(_WIDTH), samples)
         and has_all_segments(path, tags)
     )

@@ -21,6 +21,8 @@ def propose_split(pairs: Sequence[Pair]) -> list[str]:
 
     Neighbouring pages of a stack look alike: they stay together, or a block of one is held out.
     """
+    if len(pairs) == 1:
+        return ["  validation: none  # there is one image"]
     if pairs[0].page is not None:
         stacks = {pair.images for pair in pairs}
         if len(stacks) > 1:

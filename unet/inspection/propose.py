@@ -80,9 +80,7 @@ class KnownData(NamedTuple):
         pairs, _ = find_pairs(folder, ["images"], "masks", instances=labels)
         lines = ["  images: images", "  masks: masks"]
         lines += ["  instances: instances"] if self.instances else []
-        if len(pairs) == 1:
-            return FoundFiles(lines, pairs, "  validation: none  # there is one image")
-        if self.validation is None:
+        if self.validation is None or len(pairs) == 1:
             return FoundFiles(lines, pairs)
         stems = (folder / self.validation).read_text(encoding="utf-8", errors="surrogateescape")
         listed = set(stems.splitlines())
@@ -160,7 +158,7 @@ def propose(folder: Path, name: str, minutes: float = MINUTES) -> str:
         f"  root: {quote(folder.as_posix())}",
         *lines,
         *exclude,
-        *_propose_resize(some),
+        *_propose_sizes(some),
         *classes,
         *image_lines,
         *(propose_split(pairs) if validation is None else [validation]),
@@ -199,13 +197,24 @@ def _leave_out(
     return lines, [pair for pair in pairs if pair.stem not in left_out]
 
 
-def _propose_resize(pairs: Sequence[Pair]) -> list[str]:
-    """The lines of `resize_masks`, if several masks are smaller or larger copies of their size."""
-    sizes = read_each(
-        lambda pair: [read_header(one).upright_size for one in (pair.images[0], pair.masks[0])],
-        pairs,
-    )
+def _propose_sizes(pairs: Sequence[Pair]) -> list[str]:
+    """The lines of `exif` and `resize_masks`, if masks have another size than their images.
+
+    They are those of images before EXIF turns them, or several are smaller or larger copies.
+    """
+    headers = [
+        *read_each(lambda pair: [read_header(pair.images[0]), read_header(pair.masks[0])], pairs)
+    ]
+    sizes = [(image.upright_size, mask.upright_size) for image, mask in headers]
     unequal = [(image, mask) for image, mask in sizes if image != mask]
+    turned = [
+        image.size == mask.size for image, mask in headers if image.upright_size != image.size
+    ]
+    if unequal and len(turned) >= len(unequal) and all(turned):
+        return [
+            f"  # EXIF turns {plural(len(turned), 'image')}, but the masks were drawn before that.",
+            "  exif: ignore",
+        ]
     if not sum(are_alike(*both) for both in unequal) > 1:
         return []
     return [
