@@ -85,6 +85,19 @@ def test_a_single_image_is_trained_on_without_validation(tmp_path: Path) -> None
     assert config.data.validation.none
 
 
+def test_palettes_in_another_order_get_classes_by_colour(tmp_path: Path) -> None:
+    for i in range(4):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 1])
+        with Image.open(tmp_path / f"masks/{i}.png") as mask:
+            indices = np.asarray(mask) ^ (i % 2)
+        colours = [0, 0, 0, 200, 0, 0]
+        mask = Image.fromarray(indices.astype(np.uint8))
+        mask.putpalette(colours[3:] + colours[:3] if i % 2 else colours)
+        mask.save(tmp_path / f"masks/{i}.png")
+    values = proposed(tmp_path).data.classes.values()
+    assert sorted(map(tuple, values)) == [(0, 0, 0), (200, 0, 0)]
+
+
 def test_masks_that_exif_does_not_turn_with_their_images_have_a_setting(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6

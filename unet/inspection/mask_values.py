@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
@@ -49,8 +50,10 @@ class FoundClasses(NamedTuple):
     notes: list[str]  # what is not certain
 
 
-def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
+def count_values(masks: Iterable[tuple[str, int | None]], by_colour: bool = False) -> ValueCounts:
     """Count the values of masks (file and page); unreadable files are left out.
+
+    Palettes give colours if `by_colour`, or if the same index has two of them; else indices count.
 
     Raises:
         ValueError: if no mask can be read.
@@ -58,10 +61,14 @@ def count_values(masks: Iterable[tuple[str, int | None]]) -> ValueCounts:
     pixels, files, interior, smooth, edge = counters = [Counter[Value]() for _ in range(5)]
     together: set[frozenset[Value]] = set()
     most, jpeg = 0, False
-    count, failures = 0, list[Exception]()
-    for codes, is_jpeg in read_each(_read_codes, masks, failures):
+    count, failures, palette = 0, list[Exception](), dict[Value, tuple[int, ...]]()
+    masks = list(masks)
+    for codes, is_jpeg, colours in read_each(partial(_read_codes, by_colour), masks, failures):
         count += 1
         in_mask = _count(codes)
+        shown = {i: colours[i] for i in in_mask if isinstance(i, int) and 0 <= i < len(colours)}
+        if any(palette.setdefault(i, one) != one for i, one in shown.items()):
+            return count_values(masks, by_colour=True)
         pixels.update(in_mask)
         files.update(in_mask.keys())
         places = find_places(codes)
@@ -90,17 +97,24 @@ _COLOUR = 1 << 24
 """Added to colours as 0xRRGGBB, to tell them from grey values."""
 
 
-def _read_codes(mask: tuple[str, int | None]) -> tuple[np.ndarray, bool]:
-    """Values (H, W), colours as 0x1RRGGBB without alpha, and whether the file is a JPEG."""
-    _, bands = read_codes(*mask)
+def _read_codes(
+    by_colour: bool, mask: tuple[str, int | None]
+) -> tuple[np.ndarray, bool, list[tuple[int, ...]]]:
+    """Values (H, W), colours as 0x1RRGGBB without alpha, whether it is a JPEG, and the palette."""
+    header, bands = read_codes(*mask)
+    palette = np.empty((0, 3), np.uint8) if header.palette is None else header.palette[:, :3]
+    if by_colour and bands.max(initial=0) < len(palette):
+        colours = palette.astype(np.int64) @ [1 << 16, 1 << 8, 1] + _COLOUR
+        return colours[bands], False, []
     if bands.dtype.kind == "f" and not (bands == np.round(bands)).all():
         raise ValueError(f"{mask[0]}: got fractions or NaN in a mask, expected whole numbers")
     is_jpeg = Path(mask[0]).suffix.lower() in {".jpg", ".jpeg"}
     if bands.ndim == 3 and (bands == bands[..., :1]).all():
         bands = bands[..., 0]
     if bands.ndim == 3:
-        return to_8_bits(bands).astype(np.int64) @ [1 << 16, 1 << 8, 1] + _COLOUR, is_jpeg
-    return bands.astype(np.int64) if bands.dtype.kind in "bf" else bands, is_jpeg
+        return to_8_bits(bands).astype(np.int64) @ [1 << 16, 1 << 8, 1] + _COLOUR, is_jpeg, []
+    bands = bands.astype(np.int64) if bands.dtype.kind in "bf" else bands
+    return bands, is_jpeg, list(map(tuple, palette.tolist()))
 
 
 def _count(codes: np.ndarray) -> dict[Value, int]:
