@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from PIL import Image
 
@@ -10,6 +11,7 @@ from unet.config.loader import config_from_dict, load_config
 from unet.config.schema import Config
 from unet.inspection.check import check_data
 from unet.inspection.propose import propose
+from unet.runtime import optional
 
 RNG = np.random.default_rng(0)
 
@@ -83,6 +85,17 @@ def test_a_single_image_is_trained_on_without_validation(tmp_path: Path) -> None
     write(tmp_path, "images/1.png", "masks/1.png", [0, 255])
     config = proposed(tmp_path)
     assert config.data.validation.none
+
+
+def test_images_that_cannot_be_read_are_named_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(3):
+        write(tmp_path, f"images/{i}.tif", f"masks/{i}.png", [0, 255])
+        tifffile.imwrite(tmp_path / f"images/{i}.tif", draw([0, 255])[0], tile=(16, 16), bigtiff=1)
+    monkeypatch.setattr(optional, "is_installed", lambda *_: False)
+    with pytest.raises(ValueError, match=r"that can be read; .*tif.*: needs imagecodecs; install"):
+        propose(tmp_path, "mine")
 
 
 def test_palettes_in_another_order_get_classes_by_colour(tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def find_pairings(root: Path, paths: Iterable[str] | None = None) -> list[Pairin
             if (pairing.masks, pairing.images) not in found:
                 found[pairing.images, pairing.masks] = pairing
     # Among equals a plain path comes first, because its stems tell folders apart.
-    pairings = list(_tell_masks_from_images(found.values()))
+    failures: list[Exception] = []
+    pairings = list(_tell_masks_from_images(found.values(), failures))
+    if failures and not pairings:
+        raise ValueError(f"{root}: found no images and masks that can be read; {failures[0]}")
     if found and not pairings:
         largest = max(found.values(), key=lambda one: len(one.files))
         raise ValueError(
@@ -219,13 +222,15 @@ def _pair(one: Group, other: Group, affixes: Affixes) -> Pairing | None:
     return Pairing(images=images, masks=masks, files=files, count_single=count_single)
 
 
-def _tell_masks_from_images(pairings: Iterable[Pairing]) -> Iterator[Pairing]:
+def _tell_masks_from_images(
+    pairings: Iterable[Pairing], failures: list[Exception]
+) -> Iterator[Pairing]:
     """Yield pairings of a mask, which is flat nearly everywhere, and an image, which is not."""
     flatness_of = cache(_flatness)
     for pairing in pairings:
         stems = sorted(pairing.files)[:: max(1, len(pairing.files) // 5)]
         both = [pairing.files[stem] for stem in stems]
-        values = [*read_each(lambda files: [*map(flatness_of, files)], both)]
+        values = [*read_each(lambda files: [*map(flatness_of, files)], both, failures)]
         if not values:
             continue
         first, second = np.median(values, axis=0).tolist()
