@@ -65,6 +65,22 @@ def test_the_product_without_gradients_equals_torchs(dtype: torch.dtype, with_bi
     assert mine.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("reason", ["missing", "switched off", "traced"])
+def test_the_product_does_without_what_torch_keeps_private(
+    reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = draw(2, 40, 3, 5, kernel=(2, 3))
+    if reason == "missing":  # as in a build or version of torch without it
+        monkeypatch.setattr(torch.ops, "mkldnn", type("Namespace", (), {})())
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", reason != "switched off")
+    function: Function = non_overlapping_by_product
+    with torch.inference_mode():
+        if reason == "traced":
+            function = torch.jit.trace(function, arguments)
+            assert "mkldnn" not in str(function.graph)  # other software cannot run it
+        torch.testing.assert_close(function(*arguments), torchs(*arguments))
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_second_derivatives_of_every_function(function: Function) -> None:
     leaves = draw(1, 2, 2, 3, kernel=(2, 2), dtype=torch.float64)

@@ -105,10 +105,16 @@ def non_overlapping_by_product(input: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def _has_fast_product(pixels: Tensor, kernels: Tensor) -> bool:
-    """Whether oneDNN's product without gradients can be called directly."""
-    if not torch.is_inference_mode_enabled() or pixels.dtype != kernels.dtype:
-        return False
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    is_fast_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return pixels.dtype == torch.float32 or (pixels.dtype == torch.bfloat16 and is_fast_bfloat16)
+    """Whether oneDNN's product without gradients, which torch keeps private, can be called."""
+    return (
+        torch.is_inference_mode_enabled()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and pixels.dtype == kernels.dtype
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and bool(torch.backends.mkldnn.enabled)
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and (
+            pixels.dtype == torch.float32
+            or (pixels.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        )
+    )
