@@ -42,6 +42,16 @@ def test_help_fits_the_terminal(
         assert not re.search(r"(?<!['\w])\w+\.\w+=\[", shown)  # zsh needs quotes
 
 
+def test_the_command_help_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for words in (["help"], ["--help"], ["help", "train"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as error:
+            main(words)
+        assert error.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2] == shown[3]
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_an_unknown_augmentation_is_refused(
     command: str, capsys: pytest.CaptureFixture[str]

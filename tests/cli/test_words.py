@@ -97,7 +97,7 @@ def test_no_word_of_a_command_line_gives_a_traceback(
         (["segment"], "did you mean unet predict?"),
         (["a.yaml"], "a.yaml: unknown command; did you mean unet train a.yaml?"),
         (["best.pt", "images"], "did you mean unet evaluate best.pt or unet predict best.pt IM"),
-        (["help"], "did you mean unet --help?"),
+        (["help", "trian"], "trian: unknown command; did you mean unet train?"),
         (["xyzzy"], "expected one of init, import, check, train, evaluate, calibrate, predict"),
         ([], "expected a command: init, import, check"),
         (["train", "--epochs", "3", "a.yaml"], "have no dashes: did you mean train.epochs=3?"),

@@ -18,11 +18,13 @@ from unet.runtime.text import shorten
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse a command line into arguments and settings KEY=VALUE, which may stand anywhere in it.
 
-    Help and version are printed, and raise SystemExit(0).
+    Help, also that of `unet help COMMAND`, and version are printed, and raise SystemExit(0).
 
     Raises:
         ValueError: if a word is not understood.
     """
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     command, rest = find_command(words, _COMMANDS)
     if command is None:
         _main_parser().parse_args(rest)

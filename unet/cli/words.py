@@ -111,8 +111,6 @@ def _is_value(word: str, optional: bool) -> bool:
 
 def _suggest_command(word: str, known: Iterable[str]) -> str:
     word = word.lower()
-    if word == "help":
-        return "did you mean unet --help?"
     if word.endswith((".yaml", ".yml")):
         return f"did you mean unet train {word}?"
     if word.endswith((".pt", ".pth")):
