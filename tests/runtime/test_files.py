@@ -21,6 +21,17 @@ from unet.runtime.files import (
 STATE = {"weight": torch.arange(1000.0), "names": ["a", "b"]}
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has this file")
+def test_a_file_that_cannot_be_read_is_named() -> None:
+    with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'"):
+        load_torch_file(Path("/proc/self/mem"))
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/"])
+def test_a_path_that_is_something_else_is_not_suggested_itself(path: str) -> None:
+    assert no_such(path, "checkpoint") == f"{path}: exists, but is no checkpoint; check the path"
+
+
 @pytest.mark.parametrize(
     ("typed", "advice"),
     [

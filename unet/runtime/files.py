@@ -27,9 +27,11 @@ class DamagedFileError(ValueError):
 
 
 def no_such(path: str | Path, what: str = "file") -> str:
-    """Say that there is no such path, and which one may be meant."""
+    """Say that there is no such path, and which one may be meant; or that it is something else."""
     path, advice = Path(path), "check the path"
     with suppress(OSError):
+        if path.exists():  # such as a device, or a file instead of a folder
+            return f"{path}: exists, but is no {what}; {advice}"
         first = next(one for one in (path, *path.parents) if one.parent.is_dir())
         names = [entry.name for entry in islice(os.scandir(first.parent), 2000)]
         for name in get_close_matches(first.name, names, 1, 0.7):
@@ -134,9 +136,12 @@ def load_torch_file(path: Path) -> Any:
         if is_zip:
             _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:  # the file may be good
+        error.filename = error.filename or str(path)  # errors of reading have none
+        raise
     except Exception as error:  # torch raises many types for files that it did not write
-        if isinstance(error, OSError) or is_out_of_memory(error):
-            raise  # the file may be good
+        if is_out_of_memory(error):
+            raise
         raise DamagedFileError(
             f"{path}: cannot be loaded safely; it is another type of file, is damaged, or holds "
             "code to run"
