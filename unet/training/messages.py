@@ -78,15 +78,20 @@ def summary_text(config: Config, run: Path, history: list[dict[str, Any]], left_
     if network := config.custom.network:  # which no command has
         evaluate = f"unet.evaluate({str(run)!r}, network={network}(...))"
         predict = f"unet.load_model({str(run)!r}, network={network}(...))"
+    pictures = []  # those that could be written
+    if any((run / "previews").glob("*.png")):
+        pictures.append(f"pictures: {run / 'previews'}")
+    if not is_installed("matplotlib"):
+        plots = install_command("plots")
+        pictures.append(f"curves:   need Matplotlib; install it with {plots}")
+    elif (run / "curves.png").is_file():
+        pictures.append(f"curves:   {run / 'curves.png'}")
     duration = f"{seconds / 60:.1f} minutes" if seconds > 90 else plural(round(seconds), "second")
     return "\n".join(
         [
             *lines,
             f"{result}; {duration} in total",
-            *([f"pictures: {run / 'previews'}"] if monitor in best else []),
-            f"curves:   {run / 'curves.png'}"
-            if is_installed("matplotlib")
-            else f"curves:   need Matplotlib; install it with {install_command('plots')}",
+            *pictures,
             *([f"evaluate: {evaluate}"] if monitor in best else []),
             f"predict:  {predict}",
         ]
