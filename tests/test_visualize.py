@@ -1,13 +1,16 @@
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from unet.data.classes import ClassMap
 from unet.visualize import (
-    ERROR_COLOURS,
     draw_confusion_matrix,
     draw_legend,
     draw_preview_sheet,
     draw_sample_sheet,
+    error_colours,
     errors_to_rgb,
     find_errors,
     fraction_colours,
@@ -96,7 +99,7 @@ def test_a_preview_sheet_shows_name_image_target_prediction_and_errors(
     panels = [bottom[8 + i * (width + 8) :][:width] for i in range(4)]
     assert (panels[1] == COLOURS[0]).all()
     assert (panels[2] == COLOURS[1]).all()
-    assert (panels[3] == ERROR_COLOURS["invented"]).all()
+    assert (panels[3] == error_colours(COLOURS)["invented"]).all()
     assert sheet.shape[1] >= 8 + 4 * (width + 8)
     renamed = [("another name", *row[1:]) for row in rows]
     assert not np.array_equal(np.asarray(draw_preview_sheet(renamed, ["", ""], COLOURS)), sheet)
@@ -154,12 +157,33 @@ def test_missed_and_invented_pixels_have_colours_of_their_own() -> None:
     assert [np.flatnonzero(one).tolist() for one in errors] == [[2], [3], [6]]
     image = np.full((1, 7, 3), 100, np.uint8)
     image[0, 1] = 255
-    shown = errors_to_rgb(image, errors, target == 255)[0].tolist()
-    colours = list(map(list, ERROR_COLOURS.values()))
+    colours = [[0, 255, 255], [230, 0, 126], [120, 60, 255]]
+    shown = errors_to_rgb(image, errors, target == 255, map(tuple, colours))[0].tolist()
     expected = [[100] * 3, [193] * 3, *colours[:2], [255] * 3, [100] * 3, colours[2]]
     assert shown == expected
-    half = errors_to_rgb(image, errors * 0.5, target == 255)[0]
+    half = errors_to_rgb(image, errors * 0.5, target == 255, map(tuple, colours))[0]
     assert np.abs(half[2] - (100 + np.array(colours[0])) / 2).max() <= 0.5
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ClassMap({f"class {i}": i for i in range(8)}).colours,
+        [(0, 0, 0), (0, 255, 255), (230, 0, 120)],
+        [(0, 0, 0), (130, 60, 250), (255, 0, 0)],
+    ],
+)
+def test_no_error_has_nearly_the_colour_of_a_class(classes: list[tuple[int, int, int]]) -> None:
+    colours = error_colours(classes)
+    assert list(colours) == ["missed", "invented", "wrong class"]
+    for colour in colours.values():
+        others = [*classes, *colours.values(), (255, 255, 255)]
+        assert min(math.dist(colour, one) for one in others if one is not colour) > 100
+
+
+def test_errors_have_colours_even_if_a_class_has_each_of_them() -> None:
+    classes = [(r, g, b) for r in (0, 120, 255) for g in (0, 120, 255) for b in (0, 120, 255)]
+    assert len(set(error_colours(classes).values())) == 3
 
 
 @pytest.mark.parametrize("count", [2, 12, 40])

@@ -4,7 +4,7 @@ Masks are class ids (H, W). Pictures are uint8 RGB (H, W, 3) or Pillow images.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +13,18 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from unet.data.classes import IGNORE_INDEX, Colour
+from unet.metrics.confusion import row_fractions
 from unet.runtime.files import atomic_path
 
 IGNORED_COLOUR: Colour = (255, 255, 255)
 
-ERROR_COLOURS: dict[str, Colour] = {
-    "missed": (0, 200, 255),
-    "invented": (230, 0, 126),
-    "wrong class": (255, 230, 0),
-}
-"""Colours of the errors of `find_errors`."""
+# Of the errors, unless a class has nearly the same. The first three are unlike the palette.
+_ERROR_COLOURS: tuple[Colour, ...] = (
+    *((0, 255, 255), (230, 0, 126), (120, 60, 255)),
+    *((170, 255, 0), (255, 0, 0), (255, 255, 0), (0, 255, 0), (0, 0, 255)),
+)
 
-_BACKGROUND: Colour = (32, 32, 32)
-_GREY: Colour = (90, 90, 90)
+_BACKGROUND, _GREY = (32, 32, 32), (90, 90, 90)
 _GAP, _SIDE, _LINE = 8, 256, 24  # pixels: between panels, of a square panel, of a line of text
 _FILL = 0.25  # fraction of a class's colour inside its contours
 
@@ -79,7 +78,7 @@ def weights_to_rgb(weights: np.ndarray, highest: float) -> np.ndarray:
 
 
 def find_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Find wrong pixels, bool (3, H, W), in the order of `ERROR_COLOURS`.
+    """Find wrong pixels, bool (3, H, W), in the order of `error_colours`.
 
     Missed: the first class, the background, instead of another. Invented: another class instead of
     the background. Wrong class: another class instead of another. Ignored pixels have no errors.
@@ -89,18 +88,31 @@ def find_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     return np.stack([missed, invented, wrong & ~missed & ~invented])
 
 
-def errors_to_rgb(image: np.ndarray, errors: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Show errors in the colours of `ERROR_COLOURS` over a picture (H, W, 3) in pale grey.
+def error_colours(classes: Sequence[Colour]) -> dict[str, Colour]:
+    """Name the errors that `find_errors` can find, each with a colour unlike those of classes."""
+
+    def is_like_a_class(colour: Colour) -> bool:
+        return min(math.dist(colour, one) for one in classes) < 100
+
+    names = ("missed", "invented", "wrong class")[: 3 if len(classes) > 2 else 2]
+    return dict(zip(names, sorted(_ERROR_COLOURS, key=is_like_a_class), strict=False))
+
+
+def errors_to_rgb(
+    image: np.ndarray, errors: np.ndarray, ignored: np.ndarray, colours: Iterable[Colour]
+) -> np.ndarray:
+    """Show errors over a picture (H, W, 3) in pale grey.
 
     Args:
         image: the picture.
         errors: (3, H, W), from `find_errors`, or the fraction of each pixel that is wrong.
         ignored: bool (H, W), pixels to show in white.
+        colours: one for each error, from `error_colours`.
     """
     grey = (40 + image.mean(2) * 0.6).astype(np.uint8)
     shown = np.repeat(grey[..., None], 3, axis=2)
     shown[ignored] = IGNORED_COLOUR
-    for colour, one in zip(ERROR_COLOURS.values(), errors, strict=True):
+    for colour, one in zip(colours, errors, strict=False):
         fraction = one[..., None].astype(np.float32)
         shown = np.rint(shown + fraction * (np.array(colour) - shown)).astype(np.uint8)
     return shown
@@ -156,16 +168,17 @@ def draw_preview_sheet(
         names: the classes.
         colours: one for each class.
     """
+    wrong = error_colours(colours)
     drawn: list[Row] = []
     for name, image, target, prediction in rows:
         photo = _fit(image_to_rgb(image), Image.Resampling.BILINEAR)
         ids = [_fit_mask(one) for one in (target, prediction)]
         masks = [mask_to_rgb(one, colours) for one in ids]
-        errors = errors_to_rgb(photo, find_errors(*ids), ids[0] == IGNORE_INDEX)
+        ignored = ids[0] == IGNORE_INDEX
+        errors = errors_to_rgb(photo, find_errors(*ids), ignored, wrong.values())
         drawn.append((name, [Image.fromarray(one) for one in (photo, *masks, errors)]))
     labels = _label_classes(names, colours, [target for _, _, target, _ in rows])
-    wrong = list(ERROR_COLOURS.items())[: 3 if len(names) > 2 else 2]
-    labels += [(f"error: {name}", colour) for name, colour in wrong]
+    labels += [(f"error: {name}", colour) for name, colour in wrong.items()]
     return _draw_sheet(drawn, ("image", "target", "prediction", "errors"), labels)
 
 
@@ -289,13 +302,6 @@ def _fit(panel: np.ndarray, resampling: Image.Resampling) -> np.ndarray:
     scale = min(_SIDE / math.sqrt(height * width), 2 * _SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(panel).resize(size, resampling))
-
-
-def row_fractions(matrix: np.ndarray) -> np.ndarray:
-    """Divide each row of a confusion matrix (K, K) by its sum; NaN where the sum is 0."""
-    with np.errstate(invalid="ignore"):
-        fractions: np.ndarray = matrix / matrix.sum(1, keepdims=True)
-    return fractions
 
 
 def fraction_colours(fraction: float) -> tuple[Colour, Colour]:

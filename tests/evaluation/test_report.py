@@ -22,9 +22,9 @@ from unet.evaluation.report import (
 )
 from unet.evaluation.summary import Summary, summarize
 from unet.metrics.precision_recall import NUM_BINS, Curve, precision_recall, probability_counts
-from unet.visualize import ERROR_COLOURS
+from unet.visualize import error_colours
 
-INVENTED = ERROR_COLOURS["invented"]
+INVENTED = error_colours([(90, 90, 90), (230, 159, 0)])["invented"]
 PICTURES = ["image", "target", "prediction", "errors"]
 
 VOID = {"meta", "img", "br", "input"}
@@ -145,7 +145,9 @@ def test_each_row_of_pictures_says_what_is_wrong_in_the_colours_of_the_legend() 
         "cell mean IoU 0.5000 missed 22.2 % invented 22.2 % files: image a #1.png, mask a #1.png"
     )
     for name in ("missed", "invented"):
-        swatch = "background: rgb({} {} {})".format(*ERROR_COLOURS[name])
+        swatch = "background: rgb({} {} {})".format(
+            *error_colours([(90, 90, 90), (230, 159, 0)])[name]
+        )
         assert len(re.findall(rf"{re.escape(swatch)}\"></span>{name}", html)) == 2
     assert "wrong class" not in html
     assert "wrong class" in make_report(("ground", "cell", "wall"))

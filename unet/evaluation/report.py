@@ -27,16 +27,16 @@ from unet.evaluation.tables import (
     threshold_rows,
 )
 from unet.metrics.calibration import reliability_curve
+from unet.metrics.confusion import row_fractions
 from unet.metrics.precision_recall import Curve
 from unet.runtime.optional import unet_version
 from unet.runtime.text import plural, shorten
 from unet.visualize import (
-    ERROR_COLOURS,
     IGNORED_COLOUR,
+    error_colours,
     errors_to_rgb,
     find_errors,
     mask_to_rgb,
-    row_fractions,
 )
 
 LONGEST_SIDE = 1024
@@ -50,7 +50,7 @@ class Example(NamedTuple):
     score: float
     """Mean IoU."""
     errors: Mapping[str, float]
-    """Fractions of the counted pixels, see `ERROR_COLOURS`."""
+    """Fractions of the counted pixels, see `find_errors`."""
     pictures: Sequence[tuple[str, str, str]]
     """Title, CSS class and data URL."""
     files: Sequence[tuple[str, str]]
@@ -98,11 +98,10 @@ def make_example(
     """
     _, target, prediction = arrays
     errors = find_errors(target, prediction).sum((1, 2)) / (target != IGNORE_INDEX).sum()
-    names = list(ERROR_COLOURS)[: _num_errors(colours)]
     return Example(
         stem=pair.stem,
         score=score,
-        errors=dict(zip(names, errors.tolist(), strict=False)),
+        errors=dict(zip(error_colours(colours), errors.tolist(), strict=False)),
         pictures=draw_example(*arrays, colours),
         files=link_files(pair, folder),
     )
@@ -121,7 +120,8 @@ def draw_example(
         [_shrink_errors(one, small.shape[:2]) for one in find_errors(target, prediction)]
     )
     masks = [shrink(mask_to_rgb(ids, colours), nearest=True) for ids in (target, prediction)]
-    wrong = errors_to_rgb(small, errors, shrink(ignored, nearest=True))
+    in_colours = error_colours(colours).values()
+    wrong = errors_to_rgb(small, errors, shrink(ignored, nearest=True), in_colours)
     return [
         ("image", "photo", data_url(small, "JPEG")),
         ("target", "mask", data_url(masks[0], "PNG")),
@@ -151,7 +151,7 @@ def render_report(
     legend = list(zip(summary.class_names, colours, strict=True))
     if sum(height * width for height, width in summary.sizes) > counted:
         legend.append(("ignored", IGNORED_COLOUR))
-    legend += list(ERROR_COLOURS.items())[: _num_errors(colours)]
+    legend += error_colours(colours).items()
     numbers = {
         "mean IoU": "mean_iou",
         f"mean IoU without {summary.class_names[0]}": "mean_iou_foreground",
@@ -176,7 +176,7 @@ def render_report(
             files=[name for name in result_files(summary) if name != "report.html"],
             scores=score_rows(summary),
             colours=colours,
-            errors=ERROR_COLOURS,
+            errors=error_colours(colours),
             objects=object_rows(summary),
             objects_are=object_title(summary),
             rules=rules(summary.measures),
@@ -241,11 +241,6 @@ def _reliability(summary: Summary, colours: Sequence[Colour]) -> list[dict[str, 
         ]
         diagrams.append({"name": name, "colour": colour, "error": error, "points": points})
     return [diagrams[-1], *diagrams[:-1]]
-
-
-def _num_errors(colours: Sequence[Colour]) -> int:
-    """How many of `ERROR_COLOURS` there are: no class is wrong if there is only one foreground."""
-    return 3 if len(colours) > 2 else 2
 
 
 def link_files(pair: Pair, folder: Path) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations  # torch is imported by who has tensors: conf
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from unet.data.classes import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -105,3 +107,10 @@ def _ratios(right: Tensor, target: Tensor, predicted: Tensor) -> dict[str, Tenso
         "precision": right / predicted.maximum(target.clamp(max=1)),
         "recall": right / target.maximum(predicted.clamp(max=1)),
     }
+
+
+def row_fractions(matrix: np.ndarray) -> np.ndarray:
+    """Divide each row of a confusion matrix (K, K) by its sum; NaN where the sum is 0."""
+    with np.errstate(invalid="ignore"):
+        fractions: np.ndarray = matrix / matrix.sum(1, keepdims=True)
+    return fractions
