@@ -77,12 +77,12 @@ def list_pairs(
     labels = data.instances if instances else None
     images: Sequence[Places] = data.channels or [data.images]
     masks = _in_class_order(config, data.masks)
-    options = build_read_options(config)
+    options, left_out = build_read_options(config), (data.exclude, data.skip_unlabelled)
     if data.csv is not None:
         pairs, errors = read_table(root, data.csv, data.stacks, options)
     else:
         pairs, errors = find_pairs(
-            root, images, masks, data.stacks, warnings, labels, options, data.exclude
+            root, images, masks, data.stacks, warnings, labels, options, *left_out
         )
     return add_regions(pairs, config.data.ignore_regions), errors
 
@@ -96,9 +96,9 @@ def list_validation_pairs(
         return [], []
     labels = validation.instances if instances else None
     masks, stacks = _in_class_order(config, validation.masks), config.data.stacks
-    options, exclude = build_read_options(config), config.data.exclude
-    images = [validation.images]
-    pairs, errors = find_pairs(root, images, masks, stacks, warnings, labels, options, exclude)
+    options, places = build_read_options(config), [validation.images]
+    left_out = config.data.exclude, config.data.skip_unlabelled
+    pairs, errors = find_pairs(root, places, masks, stacks, warnings, labels, options, *left_out)
     return add_regions(pairs, config.data.ignore_regions), errors
 
 

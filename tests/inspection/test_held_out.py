@@ -5,7 +5,8 @@ import yaml
 from helpers import write_pairs
 
 from unet.config.loader import config_from_dict
-from unet.data.pairing import find_pairs, list_files
+from unet.data.file_list import list_files
+from unet.data.pairing import find_pairs
 from unet.inspection.check import check_data
 from unet.inspection.held_out import describe_split_lists
 from unet.inspection.propose import propose

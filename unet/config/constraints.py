@@ -91,6 +91,8 @@ def _check_places(config: Config) -> Iterator[Conflict]:
     if data.csv is not None:
         if (data.images, data.masks, validation.images) != ("images", "masks", None):
             yield "data.csv", "images or masks too", "only those in the table"
+        if data.skip_unlabelled:
+            yield "data.csv", "data.skip_unlabelled too", "only one; remove rows from the table"
         if data.exclude:
             yield "data.csv", "data.exclude too", "only one of them; remove rows from the table"
         if data.instances is not None:

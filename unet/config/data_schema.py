@@ -173,6 +173,8 @@ class DataConfig:
     )
     # Skip files that cannot be read, and report their number.
     skip_unreadable: bool = False
+    # Leave out images without a mask, and report their number. Otherwise, they are errors.
+    skip_unlabelled: bool = False
     # Maximum size in GiB of the cache of decoded images, which all workers use.
     cache_gib: Anytime[NotNegative] = 2.0
     validation: Annotated[

@@ -317,6 +317,10 @@ def other_format(path: Path) -> str | None:
         return "a JPEG XL file; save it as a PNG, for example with djxl of libjxl"
     if start[4:8] == b"ftyp" and start[8:12] in _HEIC:
         return "a HEIC file; save it as a PNG, for example with heif-dec of libheif"
+    if start.startswith(b"MATLAB"):
+        return "a MATLAB file; save its arrays as .npy files, for example with scipy.io.loadmat"
+    if start[:2] in (b"P4", b"P5", b"P6") and start[2:3].isspace():
+        return "a PNM file; save it as a PNG"
     return None
 
 

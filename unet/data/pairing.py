@@ -1,10 +1,9 @@
 """Which image file belongs to which mask file."""
 
-import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import takewhile
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unet.data.file_list import is_named_as_image, list_files
 from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions, UnreadableError
 from unet.runtime.files import no_such
@@ -26,7 +26,6 @@ Places = str | Sequence[str]
 MaskPlaces = Places | Mapping[str, Places]
 """Also one for each class except the first."""
 
-_SUFFIXES = tuple(SUFFIXES)
 _ANY_SUFFIX = rf"(?i:{'|'.join(re.escape(suffix) for suffix in sorted(SUFFIXES))})"
 
 
@@ -82,6 +81,7 @@ def find_pairs(
     instances: Places | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
     exclude: Sequence[str] = (),
+    skip_unlabelled: bool = False,
 ) -> tuple[list[Pair], list[str]]:
     """Find the files that match patterns, and pair those of the same stem.
 
@@ -95,7 +95,8 @@ def find_pairs(
     belong to the first masks, and so on; a pair's stem is then the path of its image in `root`.
 
     Returns the pairs in natural order, and errors: files without counterpart, stems that occur
-    twice. Files that match no pattern are reported to `warnings`.
+    twice. Files that match no pattern are reported to `warnings`, and the images without any mask
+    that `skip_unlabelled` leaves out.
 
     Raises:
         FileNotFoundError: if a folder is missing.
@@ -109,23 +110,12 @@ def find_pairs(
         for some in (images, label_places)
     )
     roles = [*image_roles, *label_roles]
-    counts = {len(role) for role in roles}
-    if len(counts - {1}) > 1:
-        raise ValueError(
-            f"{root}: got {join_some([str(len(role)) for role in roles])} places for images, masks "
-            "and label images, expected the same number of each, or one; correct data.images, "
-            "data.masks or data.instances"
-        )
+    _check_places(root, image_roles, label_roles)
     # A file that is a mask is no image: both may be in one folder.
     labels = [_compile(root, pattern) for role in label_roles for pattern in role]
-    if {_compile(root, pattern) for role in image_roles for pattern in role} & set(labels):
-        raise ValueError(
-            f"{root / image_roles[0][0]}: got the same place for images and masks, expected two; "
-            "correct data.images, data.masks or data.instances"
-        )
     errors: list[str] = []
     unused: set[str] = set()
-    apart = 1 not in counts
+    apart = all(len(role) > 1 for role in roles)
     found = [_find_files(root, one, apart, labels, errors, unused, exclude) for one in image_roles]
     found += [_find_files(root, one, apart, (), errors, unused, exclude) for one in label_roles]
     unused.difference_update(path for files in found for path in files.values())
@@ -134,6 +124,8 @@ def find_pairs(
             f"{plural(len(unused), 'other file')} next to the images and masks, such as "
             f"{min(unused)}"
         )
+    if skip_unlabelled:
+        found = _without_unlabelled(found, len(images), warnings)
     complete = _complete_stems(root, roles, found, apart, instances, errors)
     if apart and len(set(found[0].values())) < len(found[0]):
         raise ValueError(
@@ -152,6 +144,41 @@ def find_pairs(
         for key in _sort(complete)
     ]
     return (split_stacks(pairs, errors, options) if stacks else pairs), errors
+
+
+def _check_places(
+    root: Path, image_roles: Sequence[Sequence[str]], label_roles: Sequence[Sequence[str]]
+) -> None:
+    numbers = [len(role) for role in (*image_roles, *label_roles)]
+    if len({*numbers} - {1}) > 1:
+        raise ValueError(
+            f"{root}: got {join_some([*map(str, numbers)])} places for images, masks and label "
+            "images, expected the same number of each, or one; correct data.images, data.masks or "
+            "data.instances"
+        )
+    images, labels = (
+        {_compile(root, pattern) for role in roles for pattern in role}
+        for roles in (image_roles, label_roles)
+    )
+    if images & labels:
+        raise ValueError(
+            f"{root / image_roles[0][0]}: got the same place for images and masks, expected two; "
+            "correct data.images, data.masks or data.instances"
+        )
+
+
+def _without_unlabelled(
+    found: Sequence[dict[Key, str]], num_images: int, warnings: list[str] | None
+) -> list[dict[Key, str]]:
+    """Leave out the files of images that have no mask."""
+    labelled = set[Key]().union(*found[num_images:])
+    skipped = _sort(found[0].keys() - labelled)
+    if skipped and warnings is not None:
+        warnings.append(
+            f"left out {plural(len(skipped), 'image')} without a mask, such as "
+            f"{found[0][skipped[0]]}"
+        )
+    return [{key: path for key, path in files.items() if key in labelled} for files in found]
 
 
 def split_stacks(
@@ -181,35 +208,6 @@ def natural_key(text: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(_NUMBER.split(text))]
 
 
-def list_files(folder: str | Path, above: tuple[str | Path, ...] = ()) -> Iterator[str]:
-    """List all files in a folder and its subfolders except hidden ones, in no particular order.
-
-    Subfolders that cannot be listed, or are named as an image and hold none, and links that lead
-    nowhere are in the list, too: reading them says what is wrong.
-    """
-    above = (*above, folder)
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = entry.path.replace(os.sep, "/").removeprefix("./")
-            if not _is_folder(entry):
-                yield path
-            # A link may lead back to a folder that contains it.
-            elif not entry.is_symlink() or not _leads_back(entry.path, above):
-                try:
-                    within = list_files(entry.path, above)
-                    if not _is_named_as_image(path):
-                        yield from within
-                        continue
-                    files = list(within)
-                    yield from files
-                    if not any(map(_is_named_as_image, files)):
-                        yield path
-                except PermissionError:
-                    yield path
-
-
 def is_at(path: str | Path, root: Path, places: Places) -> bool:
     """Whether a file in `root` is one that a pattern describes, or one of several."""
     patterns = [places] if isinstance(places, str) else places
@@ -223,23 +221,8 @@ def is_excluded(path: str, root: Path, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
-def _is_named_as_image(path: str) -> bool:
-    return path.lower().endswith(_SUFFIXES)
-
-
-def _leads_back(link: str, above: Iterable[str | Path]) -> bool:
-    return os.path.realpath(link) in map(os.path.realpath, above)
-
-
 def _sort(keys: Iterable[Key]) -> list[Key]:
     return sorted(sorted(keys), key=lambda key: (key[0], natural_key(key[1])))  # 01 before 1
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
 
 
 def _find_files(
@@ -268,7 +251,7 @@ def _find_files(
                 continue
             match = expression.fullmatch(path)
             if match is None or any(other.fullmatch(path) for other in excluded):
-                if not _is_named_as_image(path) and Path(path).is_dir():
+                if not is_named_as_image(path) and Path(path).is_dir():
                     errors.append(f"{path}: cannot be listed; correct its permissions")
                 else:
                     unused.add(path)

@@ -1,6 +1,7 @@
 """Read image files by Pillow: all formats but NumPy's and TIFFs that are not plain."""
 
 import io
+import logging
 import os
 import sys
 import zlib
@@ -17,6 +18,9 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from unet.data.image_types import PILLOW_FORMATS, Header, ImageTypeError, Pixels, Window
+
+# What Pillow logs of files that another decoder reads would be printed once for each file.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # `ReadOptions.max_pixels` is the limit: Pillow's own is the same for all files of a process.
 Image.MAX_IMAGE_PIXELS = None

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from unet.data.pairing import Pair, list_files
+from unet.data.file_list import list_files
+from unet.data.pairing import Pair
 
 
 def add_regions(pairs: Sequence[Pair], folder: str | None) -> list[Pair]:

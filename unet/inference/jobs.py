@@ -11,10 +11,11 @@ from typing import Any
 from unet.build import list_pairs
 from unet.config.data_schema import DataConfig
 from unet.config.schema import Config
+from unet.data.file_list import list_files
 from unet.data.image_file import other_format
 from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions
-from unet.data.pairing import find_pairs, is_at, list_files, natural_key
+from unet.data.pairing import find_pairs, is_at, natural_key
 from unet.inference.geotiff import is_raster
 from unet.runtime.files import no_such
 from unet.runtime.text import join_some, plural

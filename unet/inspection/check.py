@@ -18,9 +18,10 @@ from unet.build import (
     split_pairs,
 )
 from unet.config.schema import Config
+from unet.data.file_list import list_files
 from unet.data.image_range import ImageRange, image_range
 from unet.data.normalization import Normalization, normalization_from_sums
-from unet.data.pairing import PackedPairs, Pair, is_excluded, list_files
+from unet.data.pairing import PackedPairs, Pair, is_excluded
 from unet.data.splits import TRAIN, UNUSED, VAL
 from unet.data.synthetic import draw_quickstart
 from unet.inspection.duplicates import find_duplicates, warn_of_similar

@@ -1,5 +1,6 @@
 """A folder without a config -> patterns that look like those of images and their masks."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +12,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from unet.data.file_list import list_files
 from unet.data.image_file import OUT_OF_RESOURCES
 from unet.data.image_io import read_header, read_stored
 from unet.data.image_types import SUFFIXES
-from unet.data.pairing import list_files
 from unet.inspection.file_groups import Group, group_by_folder, group_by_stem, split_name
 from unet.runtime.progress import show_progress
 
@@ -31,8 +32,8 @@ _STEM_PARTS = tuple(
         r"()(.+)(/[^/]+)",  # north/7/image and north/7/mask
     )
 )
-_SAMPLE = 8
-"""Stems of a group that are compared with all stems of another one."""
+_SAMPLE, _MOST_AFFIXES = 16, 32
+"""Stems of a group that are compared with all stems of another one, and affixes that are tried."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,8 +91,10 @@ def find_pairings(root: Path, paths: Iterable[str] | None = None) -> list[Pairin
     pairings = list(_tell_masks_from_images(found.values(), failures))
     if failures and not pairings:
         raise ValueError(f"{root}: found no images and masks that can be read; {failures[0]}")
-    if found and not pairings:
-        largest = max(found.values(), key=lambda one: len(one.files))
+    firsts = [(one, next(iter(one.files.values()))) for one in found.values()]
+    apart = [one for one, files in firsts if len({*map(os.path.dirname, files)}) > 1]
+    if apart and not pairings:
+        largest = max(apart, key=lambda one: len(one.files))
         raise ValueError(
             f"{root}: found no masks: {largest.images} and {largest.masks} have corresponding "
             "names, but look alike; in masks, more pixels equal their neighbours than in images. "
@@ -130,7 +133,10 @@ def _find_affixes(one: Group, other: Group) -> Iterator[Affixes]:
         if len(one.files.keys() & other.files.keys()) >= 0.9 * largest:
             return  # no affixes are needed
     candidates: Counter[Affixes] = Counter()
-    for case, stem in sorted(one.files)[:: max(1, len(one.files) // _SAMPLE)]:
+    keys = sorted(one.files)
+    # At random, because every eighth file, for example, may be of the same kind.
+    chosen = np.random.default_rng(0).integers(len(keys), size=_SAMPLE).tolist()
+    for case, stem in [keys[i] for i in chosen] if len(keys) > _SAMPLE else keys:
         mine, theirs = one.stems(case), other.stems(case)
         for longer in theirs.containing(stem):  # 7 and 7_mask
             before, _, after = longer.partition(stem)
@@ -148,7 +154,7 @@ def _find_affixes(one: Group, other: Group) -> Iterator[Affixes]:
                             continue
                         candidates[before, after, their_before, their_after] += 1
     del candidates["", "", "", ""]
-    likely = [affixes for affixes, _ in candidates.most_common(16)]
+    likely = [affixes for affixes, _ in candidates.most_common(_MOST_AFFIXES)]
     yield from sorted(likely, key=lambda affixes: affixes != _without_common(affixes))
 
 

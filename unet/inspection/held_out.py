@@ -34,6 +34,15 @@ def without_split(name: str) -> str:
     return _SPLIT.sub("", name)
 
 
+def rank_style(one: Pairing, best: Pairing) -> tuple[bool, bool, int]:
+    """Rank pairings of another split: named like those of `best`, and with many files."""
+    like_masks, like_images = (
+        without_split(mine) == without_split(theirs)
+        for mine, theirs in ((one.masks, best.masks), (one.images, best.images))
+    )
+    return like_masks, like_images, len(one.files)
+
+
 def is_for_testing(folder: str) -> bool:
     """Whether a folder, or one that contains it, is named as one for testing."""
     return any(split_of(part) == "test" for part in folder.split("/"))
@@ -81,16 +90,7 @@ def describe_test_folders(
     pairings = [one for one in pairings if is_for_testing(one.images) and is_for_testing(one.masks)]
     if not pairings:
         return []
-    images, masks = without_split(best.images), without_split(best.masks)
-
-    def rank(one: Pairing) -> tuple[bool, bool, int]:
-        like_masks, like_images = (
-            without_split(one.masks) == masks,
-            without_split(one.images) == images,
-        )
-        return like_masks, like_images, len(one.files)
-
-    test = max(pairings, key=rank)
+    test = max(pairings, key=lambda one: rank_style(one, best))
     places = [shlex.quote(str(root / place)) for place in (test.images, test.masks)]
     lines = [f"  # {len(test.files)} labelled test images are not used here"]
     if not is_plain:

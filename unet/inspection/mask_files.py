@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise, takewhile
 from operator import eq
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +14,21 @@ from unet.data.masks import read_codes
 from unet.inspection.discovery import Pairing, read_each
 from unet.inspection.mask_values import MANY_OBJECTS, count_values, find_places
 
-_MASK = re.compile(r"mask|label|annot|seg|(?<![a-z])gt|ground|truth", re.IGNORECASE)
+_MASK = re.compile(r"mask|label|annot|seg|semantic|(?<![a-z])gt|ground|truth", re.IGNORECASE)
+_CLASSES = re.compile(r"semantic|class|categor|type", re.IGNORECASE)
+_OBJECTS = re.compile(r"instance|object|panoptic", re.IGNORECASE)
+_DERIVED = re.compile(
+    r"overlay|blend|visual|preview|distance|bound|border|contour|edge|cent(er|re|roid)|weight|"
+    r"skelet|depth|disparity|(?<![a-z])dsm|ndvi|evi(?![a-z])|(?<![a-z])(nir|right|heat)(?![a-z])",
+    re.IGNORECASE,
+)
 _SECOND = re.compile(
     r"(annotat\w*?|expert|rater|observer|reader|grader|manual|masks?|labels?|gt|version|v)"
     r"[-_ ]?(\d*[2-9]|[b-f])(?![0-9a-z])|2nd|second|3rd|third",
     re.IGNORECASE,
 )
-"""Names of masks, and those of a second annotator."""
+"""Names of masks, of classes, of objects, of what is made from images or masks, and of a second
+annotator."""
 
 _MOST_MASKS = 10
 """Masks of a pattern that are read, spread over all."""
@@ -55,6 +64,11 @@ def find_label_images(pairings: Sequence[Pairing], masks: Pairing) -> str | None
 def read_values(mask: tuple[str, int | None]) -> np.ndarray:
     """Read the values of a mask (file and page) without any conversion."""
     return read_codes(*mask)[1]
+
+
+def join_bands(mask: np.ndarray) -> np.ndarray:
+    """One number (H, W) for each value or colour of a mask."""
+    return mask if mask.ndim == 2 else mask.astype(np.int64) @ (1 << 16) ** np.arange(mask.shape[2])
 
 
 def are_label_images(masks: Iterable[np.ndarray]) -> bool:
@@ -113,27 +127,61 @@ def _in_one_place(mask: np.ndarray, numbers: np.ndarray) -> float:
     return min(len(single) / len(runs), 1 - len(np.unique(apart)) / len(numbers))
 
 
-def rank_masks(pairing: Pairing) -> tuple[bool, bool, bool, bool, int, int]:
-    """Return a sort key for masks of the same images: likely masks of classes rank highest.
+class MaskRank(NamedTuple):
+    """Masks of the same images with the larger rank are more likely those of classes."""
 
-    They differ between images, unlike a field of view; they hold classes, not instances; they are
-    named like masks, and not like those of a second annotator; their path is similar to that of the
-    images; they hold many classes.
-    """
+    changes: bool  # between images, unlike a field of view
+    fills: bool  # areas or lines, not single points
+    names_classes: int  # above 0 if named like classes, below like objects
+    holds_classes: bool  # not instances
+    is_named: bool  # like masks
+    is_first: bool  # not named like those of a second annotator
+    is_original: bool  # not named like what is made from other masks
+    near: int  # the number of folders that it shares with the images
+    has_ids: bool  # of several classes, not colours
+    classes: int  # number of classes
+
+
+def rank_masks(pairing: Pairing) -> MaskRank:
+    """Rank masks by their pixels and names, for masks of the same images."""
     masks = [(mask, page) for _, mask, page in some_masks(pairing)]
     drawn = [*read_each(read_values, masks)]
     changes = [
         one.shape != other.shape or np.sum(one != other) > 0.1 * np.sum((one > 0) | (other > 0))
         for one, other in pairwise(drawn)
     ]
-    values = count_values(masks)
-    is_named = bool(_MASK.search(pairing.masks))
-    is_first = not _SECOND.search(pairing.masks)
-    near = sum(map(eq, pairing.images.split("/"), pairing.masks.split("/")))
+    values, name = count_values(masks), pairing.masks
     enough = 0.002 * values.pixels.total()
     classes = sum(count >= enough for count in values.pixels.values())
-    holds_classes = not are_label_images(drawn)
-    return not changes or any(changes), holds_classes, is_named, is_first, near, classes
+    return MaskRank(
+        changes=not changes or any(changes),
+        fills=any(map(_fills, drawn)),
+        names_classes=bool(_CLASSES.search(name)) - bool(_OBJECTS.search(name)),
+        holds_classes=not (are_label_images(drawn) or may_number_objects(drawn)),
+        is_named=bool(_MASK.search(name)),
+        is_first=not _SECOND.search(name),
+        is_original=not _DERIVED.search(name),
+        near=sum(map(eq, pairing.images.split("/"), name.split("/"))),
+        has_ids=classes > 2 and all(one.ndim == 2 for one in drawn),
+        classes=classes,
+    )
+
+
+def _fills(mask: np.ndarray) -> bool:
+    """Whether most pixels of a class have a neighbour of the same value."""
+    codes = join_bands(mask)
+    padded = np.pad(codes, 1)
+    inside = padded[1:-1, 1:-1] > 0
+    alike = [
+        codes == padded[1 + down : len(padded) - 1 + down, 1 + right : padded.shape[1] - 1 + right]
+        for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1))
+    ]
+    return bool(2 * np.count_nonzero(np.any(alike, axis=0) & inside) > np.count_nonzero(inside))
+
+
+def rank_names(pairing: Pairing) -> tuple[bool, bool]:
+    """Whether masks are named like masks, and images not like what is made from images."""
+    return bool(_MASK.search(pairing.masks)), not _DERIVED.search(pairing.images)
 
 
 def find_class_masks(same: Sequence[Pairing], best: Pairing) -> dict[str, Pairing]:
@@ -174,6 +222,8 @@ def find_class_masks(same: Sequence[Pairing], best: Pairing) -> dict[str, Pairin
 
 def _inside(mask: np.ndarray, is_jpeg: bool) -> np.ndarray:
     """The class in a binary mask; an empty array for other masks."""
+    if mask.ndim == 3 and (mask == mask[..., :1]).all():
+        mask = mask[..., 0]
     if mask.ndim == 2 and mask.max() in (0, 1, 255, 65535) and not has_soft_edges(mask):
         return mask > 0
     if mask.ndim == 2 and mask.dtype == np.uint8:

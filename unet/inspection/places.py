@@ -8,7 +8,14 @@ import numpy as np
 from unet.data.image_io import read_header
 from unet.inspection.discovery import Pairing, read_each
 from unet.inspection.held_out import split_of
-from unet.inspection.mask_files import are_label_images, rank_masks, read_values, some_masks
+from unet.inspection.mask_files import (
+    are_label_images,
+    join_bands,
+    rank_masks,
+    rank_names,
+    read_values,
+    some_masks,
+)
 from unet.inspection.mask_values import Value, count_values, find_classes
 
 _FEWEST = 2
@@ -24,7 +31,7 @@ def find_other_places(
     """
     alike, unlike = list[Pairing](), list[Pairing]()
     used = {path for both in best.files.values() for path in both}
-    for one in candidates:
+    for one in sorted(candidates, key=lambda one: (len(one.files), rank_names(one)), reverse=True):
         files = {path for both in one.files.values() for path in both}
         is_held_out = split_of(one.images) in ("test", "val") and split_of(best.images) == ""
         if len(one.files) < _FEWEST or is_held_out or used & files:
@@ -49,7 +56,7 @@ def _are_alike(one: Pairing, other: Pairing) -> bool:
         headers = read_each(read_header, [image for image, _, _ in some])
         bands.append({(header.bands - header.alpha, header.dtype) for header in headers})
         values.append(_find_values([(mask, page) for _, mask, page in some]))
-    same_values = values[0] <= values[1] or values[1] <= values[0]
+    same_values = 2 * len(values[0] & values[1]) > min(map(len, values))
     return bool(bands[0] & bands[1]) and same_values and not _are_copies(one, other)
 
 
@@ -70,17 +77,23 @@ def _find_values(masks: Sequence[tuple[str, int | None]]) -> set[Value | str]:
 
 
 def _are_copies(one: Pairing, other: Pairing) -> bool:
-    """Whether most masks of the same stem are equal when they are resized."""
+    """Whether most masks of the same stem are equal when they are resized, except for some edges.
+
+    Pixels count where one of the two has another value than most of its pixels.
+    """
+    equal = []
     stems = sorted(one.files.keys() & other.files.keys())
-    equal = [
-        np.mean(_shrink(one.files[stem][1]) == _shrink(other.files[stem][1])) > 0.97
-        for stem in stems[:: max(1, len(stems) // 5)]
-    ]
+    for stem in stems[:: max(1, len(stems) // 5)]:
+        first, second = (_shrink(some.files[stem][1]) for some in (one, other))
+        values, counts = np.unique(first, return_counts=True)
+        usual = values[counts.argmax()]
+        counting = (first != usual) | (second != usual)
+        equal.append(bool(np.mean((first == second)[counting]) > 0.7) if counting.any() else True)
     return len(equal) > 0 and bool(np.mean(equal) > 0.5)
 
 
 def _shrink(mask: str) -> np.ndarray:
     """The values of a mask at 32 x 32 places."""
-    values = next(iter(read_each(read_values, [(mask, None)])), np.zeros((1, 1)))
+    values = join_bands(next(iter(read_each(read_values, [(mask, None)])), np.zeros((1, 1))))
     rows, columns = (((np.arange(32) + 0.5) * size / 32).astype(int) for size in values.shape[:2])
     return values[rows[:, None], columns]

@@ -150,6 +150,8 @@ def propose(folder: Path, name: str, minutes: float = MINUTES) -> str:
         if may_number_objects(drawn) and not any("object:" in line for line in classes):
             classes.insert(0, _IF_OBJECTS)
     channels, image_lines = _propose_channels(headers)
+    if len(pairs[0].images) > 1:
+        channels = len(pairs[0].images)
     head = f"# {name}: proposed by unet init. Check it; class names, for example, are guesses."
     if known is not None:
         head = f"# {name}: proposed by unet import."

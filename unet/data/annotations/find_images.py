@@ -8,8 +8,9 @@ from pathlib import Path
 
 from unet.data.annotations.label_studio import without_upload_number
 from unet.data.annotations.source import Entry
+from unet.data.file_list import list_files
 from unet.data.image_types import SUFFIXES
-from unet.data.pairing import list_files, natural_key
+from unet.data.pairing import natural_key
 from unet.runtime.text import join_some
 
 

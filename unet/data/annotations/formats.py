@@ -15,7 +15,8 @@ from unet.data.annotations import (
     yolo,
 )
 from unet.data.annotations.source import SPLITS, Annotations, load_json
-from unet.data.pairing import list_files, natural_key
+from unet.data.file_list import list_files
+from unet.data.pairing import natural_key
 from unet.runtime.files import no_such
 
 _JSON_FORMATS = (coco, labelme, geojson, label_studio, via)

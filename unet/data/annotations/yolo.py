@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from unet.data.annotations.source import Annotations, Entry, numbers, wrong
-from unet.data.pairing import list_files, natural_key
+from unet.data.file_list import list_files
+from unet.data.pairing import natural_key
 
 NAME = "YOLO"
 CLASSES_FILE = "classes.txt"
