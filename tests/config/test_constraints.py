@@ -78,7 +78,11 @@ from unet.runtime.text import shorten
         ("data.channels=[a]", "data.channels: got 1 patterns, expected model.in_channels, 3"),
         ("data.normalization={mean: [1], std: [1]}", "normalization.mean: got 1 numbers, expected"),
         ("data.validation={folds: 3, fold: 3}", "data.validation.fold: got 3, expected 0 to 2"),
-        ("data={csv: a, skip_unlabelled: true}", "data.csv: got data.skip_unlabelled too"),
+        (
+            "data={root: x, csv: a, skip_unlabelled: true, classes: {a: 0, b: 1}, "
+            "validation: {folds: 2}}",
+            "data.csv: got data.skip_unlabelled too",
+        ),
         ("data.validation={split: val}", "data.validation.split: got no data.csv"),
         ("data.validation={fraction: 0.1, group: '('}", "expected a regular expression"),
         (
