@@ -108,9 +108,8 @@ def test_overlays_are_written_apart_from_the_masks_with_a_legend(
 def test_objects_have_colours_of_their_own_in_overlays(checkpoint: Path, data_root: Path) -> None:
     image = str(data_root / "images" / "0.png")
     predict_files([checkpoint], [image], Path("out"), Options(overlay=True, instances=True))
-    assert files_in("out") == [
-        *("0.png", "instances/0.tif", "overlays/0.png", "overlays/legend.png"),
-    ]
+    # A legend of the classes would name colours that the overlay does not have.
+    assert files_in("out") == ["0.png", "instances/0.tif", "overlays/0.png"]
     overlay, numbers = values_of(Path("out/overlays/0.png")), values_of(Path("out/instances/0.tif"))
     picture = values_of(Path(image))[..., None].repeat(3, 2)
     assert np.array_equal(

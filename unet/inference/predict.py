@@ -217,12 +217,12 @@ def _write_others(model: Model, jobs: Sequence[Job], out: Path, options: Options
 def _finish(
     model: Model, out: Path, options: Options, extras: Sequence[str], predicted: str
 ) -> None:
-    """Draw the legend of overlays, and print what was written."""
+    """Draw the legend of overlays of classes, and print what was written."""
     print(f"{predicted} into {out}")
     if extras:
         print("also wrote " + ", ".join(str(out / FOLDERS[extra]) for extra in extras))
     classes = model.classes
-    if "overlay" in extras and distributed.rank() == 0:
+    if "overlay" in extras and not options.instances and distributed.rank() == 0:
         labels = list(zip(classes.names, classes.colours, strict=True))
         save_picture(legend_path(out), draw_legend(labels))
     if (promise := options.find_promise(model)) is not None:
