@@ -9,6 +9,7 @@ from PIL import Image
 from unet.cli.main import main
 from unet.config.loader import config_from_dict, load_config
 from unet.config.schema import Config
+from unet.data.pairing import find_pairs
 from unet.inspection.check import check_data
 from unet.inspection.propose import propose
 from unet.runtime import optional
@@ -96,6 +97,17 @@ def test_images_that_cannot_be_read_are_named_as_such(
     monkeypatch.setattr(optional, "is_installed", lambda *_: False)
     with pytest.raises(ValueError, match=r"that can be read; .*tif.*: needs imagecodecs; install"):
         propose(tmp_path, "mine")
+
+
+def test_images_of_another_format_are_named_with_a_converter(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path, f"images/{i}.png", f"masks/{i}.png", [0, 255])
+        (tmp_path / f"images/{i}.png").unlink()
+        (tmp_path / f"images/{i}.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(300))
+    with pytest.raises(ValueError, match=r"not read: a HEIC file; save it as a PNG"):
+        propose(tmp_path, "mine")
+    with pytest.raises(ValueError, match=r"expected names .*0\.heic is a HEIC file; save it as a"):
+        find_pairs(tmp_path, ["images"], "masks")
 
 
 def test_palettes_in_another_order_get_classes_by_colour(tmp_path: Path) -> None:

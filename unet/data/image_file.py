@@ -10,7 +10,7 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import count
@@ -322,6 +322,13 @@ def other_format(path: Path) -> str | None:
     if start[:2] in (b"P4", b"P5", b"P6") and start[2:3].isspace():
         return "a PNM file; save it as a PNG"
     return None
+
+
+def find_other_format(paths: Iterable[str]) -> str | None:
+    """Name a file of another known format, of the first of each ending, and how to convert it."""
+    firsts = {path.rpartition(".")[2]: path for path in sorted(paths, reverse=True)}
+    formats = ((path, other_format(Path(path))) for path in sorted(firsts.values()))
+    return next((f"{path} is {what}" for path, what in formats if what is not None), None)
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unet.data.file_list import is_named_as_image, list_files
+from unet.data.image_file import find_other_format
 from unet.data.image_io import read_header
 from unet.data.image_types import DEFAULT_OPTIONS, SUFFIXES, ReadOptions, UnreadableError
 from unet.runtime.files import no_such
@@ -262,11 +263,13 @@ def _find_files(
                 twice.append(" and ".join(sorted((found[key], path))))
             found[key] = path
         if not num_files:
-            suffixes = Counter(Path(path).suffix or "(no ending)" for path in list_files(base))
+            there_are = [*list_files(base)]
+            suffixes = Counter(Path(path).suffix or "(no ending)" for path in there_are)
             there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(5))
             raise ValueError(
                 f"{root / pattern}: matches no file in {base} ({there or 'it is empty'}), expected "
-                f"names ending in {', '.join(sorted(SUFFIXES))}; check the pattern"
+                f"names ending in {', '.join(sorted(SUFFIXES))}; "
+                f"{find_other_format(there_are) or 'check the pattern'}"
             )
     advice = "remove one, or let {stem} in the pattern contain the difference"
     text = f"have the same stem, expected one file of each stem; {advice}"
