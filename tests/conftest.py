@@ -30,13 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist, config.option.loadscopereorder = "loadfile", False
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest files first, so that no process of pytest-xdist works alone at the end."""
-    longest = ["test_export.py", "test_benchmarks.py", "test_distributed.py", "test_train.py",
-               "test_resume.py", "test_checkpoint.py", "test_notebook.py"]  # fmt: skip
-    items.sort(key=lambda item: item.path.name not in longest)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _plain_trainings() -> Iterator[None]:
     """Skip most of the time of a tiny training: curves, TensorBoard, and the timing of its steps.
