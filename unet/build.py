@@ -292,7 +292,7 @@ def build_network(
             num_classes=num_classes,
             activation_checkpointing=config.train.activation_checkpointing,
         )
-    return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload]
+    return net.to(device, memory_format=memory_format(config))  # type: ignore[call-overload,no-any-return]
 
 
 def memory_format(config: Config) -> torch.memory_format:

@@ -50,7 +50,8 @@ def image_to_rgb(image: Tensor, stretch: bool = True) -> np.ndarray:
     if not stretch and high >= 0.25 and known.min(initial=0) >= 0 and known.max(initial=1) <= 1:
         low, high = 0.0, 1.0
     stretched = np.nan_to_num((pixels - low) * (255 / max(high - low, 1e-6))).clip(0, 255)
-    return stretched.round().astype(np.uint8).transpose(1, 2, 0)
+    shown: np.ndarray = stretched.round().astype(np.uint8).transpose(1, 2, 0)
+    return shown
 
 
 def mask_to_rgb(mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
@@ -58,7 +59,8 @@ def mask_to_rgb(mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     table = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
     table[: len(colours)] = colours
     table[IGNORE_INDEX] = IGNORED_COLOUR
-    return table[mask]
+    shown: np.ndarray = table[mask]
+    return shown
 
 
 def objects_to_rgb(numbers: np.ndarray) -> np.ndarray:
@@ -68,13 +70,15 @@ def objects_to_rgb(numbers: np.ndarray) -> np.ndarray:
     table[:, 0] = hues * 255
     picture = Image.frombytes("HSV", (len(hues), 1), table.tobytes())
     colours = np.asarray(picture.convert("RGB"))[0]
-    return colours[numbers]
+    shown: np.ndarray = colours[numbers]
+    return shown
 
 
 def weights_to_rgb(weights: np.ndarray, highest: float) -> np.ndarray:
     """Show weights (H, W): 0 is black, higher ones red, then yellow, `highest` and above white."""
     scaled = 3 * weights[..., None] / max(highest, 1e-6) - np.arange(3)
-    return (255 * scaled.clip(0, 1)).astype(np.uint8)
+    shown: np.ndarray = (255 * scaled.clip(0, 1)).astype(np.uint8)
+    return shown
 
 
 def find_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:

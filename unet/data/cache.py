@@ -86,7 +86,8 @@ class _SharedArrays:
         self._block = torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
+        array: np.ndarray = self._block.numpy()[self._bounds[index] : self._bounds[index + 1]]
+        return array
 
 
 def _checksum(arrays: Sequence[np.ndarray]) -> int:

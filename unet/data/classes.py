@@ -148,7 +148,8 @@ class ClassMap:
         values = np.array(self.values)
         dtypes = (np.uint8, np.uint16, np.int32)
         dtype = next(one for one in dtypes if _fits(values, one))
-        return values.astype(dtype)[ids]
+        encoded: np.ndarray = values.astype(dtype)[ids]
+        return encoded
 
     def decode(self, codes: np.ndarray, path: str | Path, what: str = "mask value") -> np.ndarray:
         """Convert mask values, colours as 0xRRGGBB, to class ids of uint8.

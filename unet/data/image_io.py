@@ -173,7 +173,8 @@ def _apply_palette(values: np.ndarray, palette: np.ndarray, where: str) -> np.nd
             f"{where}: got the index {highest}, expected one of the palette's {len(palette)} "
             "colours; save the image again"
         )
-    return palette[values[:, :, 0]]
+    colours: np.ndarray = palette[values[:, :, 0]]
+    return colours
 
 
 def _to_samples(values: np.ndarray, bits: int, where: str) -> np.ndarray:
@@ -188,7 +189,8 @@ def _to_samples(values: np.ndarray, bits: int, where: str) -> np.ndarray:
         if bits in (8, 16):
             return values
         if 255 % (2**bits - 1) == 0:  # 1, 2 and 4 bits
-            return values * values.dtype.type(255 // (2**bits - 1))
+            scaled: np.ndarray = values * values.dtype.type(255 // (2**bits - 1))
+            return scaled
         return values.astype(np.float32) / np.float32(2**bits - 1)
     if values.dtype.kind not in "uif":
         raise ImageTypeError(

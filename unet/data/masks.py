@@ -116,7 +116,10 @@ def read_regions(
     path: str | Path, size: Size, options: ReadOptions = DEFAULT_OPTIONS
 ) -> np.ndarray:
     """Read a mask of regions as bool (H, W): whether a value is not 0."""
-    return _fit(_codes(_read(path, None, options)[1], path), size, path, options) != 0
+    regions: np.ndarray = (
+        _fit(_codes(_read(path, None, options)[1], path), size, path, options) != 0
+    )
+    return regions
 
 
 def read_codes(
@@ -189,7 +192,8 @@ def _fit(
     if alike and options.resize_masks:
         rows = (2 * np.arange(size[0]) + 1) * height // (2 * size[0])
         columns = (2 * np.arange(size[1]) + 1) * width // (2 * size[1])
-        return codes[rows[:, None], columns]
+        resized: np.ndarray = codes[rows[:, None], columns]
+        return resized
     if codes.shape == size[::-1]:
         advice += ", or set data.exif=ignore if EXIF has turned only the image"
     elif alike:

@@ -216,7 +216,8 @@ def _read_palette(file: Image.Image) -> np.ndarray:
     strip = Image.fromarray(indices[None])
     strip.putpalette(data, packing)
     strip.info = {key: file.info[key] for key in ("transparency",) if key in file.info}
-    return np.asarray(strip.convert(mode))[0]
+    colours: np.ndarray = np.asarray(strip.convert(mode))[0]
+    return colours
 
 
 def _compare_checksums(file: ImageFile) -> None:

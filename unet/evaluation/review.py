@@ -176,7 +176,8 @@ def _disputed(image: Predicted, evidence: Evidence, verdict: Verdict) -> np.ndar
     """Where the mask is disputed, bool (H, W): its regions, or all that the model has otherwise."""
     p, target = image.arrays()
     if not verdict.of_regions:
-        return (p.argmax(0) != target) & (target != IGNORE_INDEX)
+        found: np.ndarray = (p.argmax(0) != target) & (target != IGNORE_INDEX)
+        return found
     found = np.zeros(target.shape, bool)
     for region in evidence.regions:
         found[region.box] |= region.pixels

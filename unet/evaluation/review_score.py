@@ -48,7 +48,8 @@ class LabelNoise(NamedTuple):
         """Calibrate probabilities 255 p (K, ...) uint8; returns float32."""
         table = np.exp(_logarithms() / self.temperature)
         scaled = table.astype(np.float32)[p]
-        return scaled / scaled.sum(0)
+        calibrated: np.ndarray = scaled / scaled.sum(0)
+        return calibrated
 
 
 @dataclass

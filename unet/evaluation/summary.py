@@ -166,7 +166,8 @@ class Summary(Mapping[str, Any]):
                 "foreground": self.class_names[1],
                 "best": {name: best._asdict() for name, best in self.best_thresholds.items()},
             }
-        return _null_for_nan(numbers)
+        result: dict[str, Any] = _null_for_nan(numbers)
+        return result
 
     def _suggest(self, name: object) -> str:
         if name in self.columns:

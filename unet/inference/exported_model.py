@@ -121,7 +121,8 @@ class _Part(nn.Module):
         self.module, self.method = module, method
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return getattr(self.module, self.method)(*inputs)
+        result: Tensor = getattr(self.module, self.method)(*inputs)
+        return result
 
 
 def _example(exported: ExportedModel) -> Tensor:

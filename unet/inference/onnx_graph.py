@@ -93,4 +93,5 @@ def join(parts: Parts, metadata: dict[str, str]) -> bytes:
     )
     onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    contents: bytes = model.SerializeToString()
+    return contents

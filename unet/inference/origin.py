@@ -31,7 +31,8 @@ def describe_origin(
     members = [flat_settings(member.config) for member in model.members]
     settings = {name: [values[name] for values in members] for name in _SETTINGS}
     values = {"checkpoints": digests, **options, **settings}
-    return json.loads(json.dumps(values))  # tuples become lists
+    origin: dict[str, Any] = json.loads(json.dumps(values))  # tuples become lists
+    return origin
 
 
 def check_origin(mask: Path, origin: dict[str, Any]) -> None:

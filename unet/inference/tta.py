@@ -71,7 +71,8 @@ def mean_probabilities(
     total: Any = 0.0
     for view in views:
         total = total + view.undo(model.logits(view.apply(image), bar).softmax(0), size)
-    return total / len(views)
+    probabilities: Tensor = total / len(views)
+    return probabilities
 
 
 def choose_classes(
@@ -86,10 +87,12 @@ def choose_classes(
         probabilities = probabilities.clone()
         # Above or below all probabilities.
         probabilities[class_id] = torch.where(probabilities[class_id] >= threshold, 2.0, -1.0)
-    return argmax_classes(probabilities).to("cpu", torch.uint8).numpy()
+    ids: np.ndarray = argmax_classes(probabilities).to("cpu", torch.uint8).numpy()
+    return ids
 
 
 def _resize(maps: Tensor, size: list[int]) -> Tensor:
     if list(maps.shape[1:]) == size:
         return maps
-    return F.interpolate(maps[None], size, mode="bilinear", antialias=True)[0]
+    resized: Tensor = F.interpolate(maps[None], size, mode="bilinear", antialias=True)[0]
+    return resized

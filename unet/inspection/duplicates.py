@@ -173,7 +173,8 @@ def _describe(thumbnails: np.ndarray) -> np.ndarray:
     order = np.arange(THUMBNAIL_SIDE)
     frequencies[:, order[:, None] + order < 3] = 0
     lengths = np.sqrt((frequencies**2).sum((1, 2), keepdims=True))
-    return matrix.T @ (frequencies / np.maximum(lengths, 1e-6)) @ matrix
+    described: np.ndarray = matrix.T @ (frequencies / np.maximum(lengths, 1e-6)) @ matrix
+    return described
 
 
 def _symmetric(described: np.ndarray) -> np.ndarray:
@@ -183,7 +184,8 @@ def _symmetric(described: np.ndarray) -> np.ndarray:
     """
     frequencies = _cosines() @ described @ _cosines().T
     squares = (frequencies**2 + frequencies.transpose(0, 2, 1) ** 2) / 2
-    return np.sqrt(squares).reshape(len(described), THUMBNAIL_SIDE**2)
+    symmetric: np.ndarray = np.sqrt(squares).reshape(len(described), THUMBNAIL_SIDE**2)
+    return symmetric
 
 
 def _cosines() -> np.ndarray:
@@ -203,4 +205,5 @@ def _details(reader: PairReader, pair: Pair, side: int) -> np.ndarray:
     image = torch.from_numpy(to_float(reader.read(pair)[0])).mean(0, keepdim=True).nan_to_num()
     small = resize_area(image, (side, side))
     details = small - F.avg_pool2d(small, 5, 1, 2, count_include_pad=False)
-    return (details / details.norm().clamp(min=1e-6))[0].numpy()
+    unit: np.ndarray = (details / details.norm().clamp(min=1e-6))[0].numpy()
+    return unit

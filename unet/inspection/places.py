@@ -96,4 +96,5 @@ def _shrink(mask: str) -> np.ndarray:
     """The values of a mask at 32 x 32 places."""
     values = join_bands(next(iter(read_each(read_values, [(mask, None)])), np.zeros((1, 1))))
     rows, columns = (((np.arange(32) + 0.5) * size / 32).astype(int) for size in values.shape[:2])
-    return values[rows[:, None], columns]
+    shrunk: np.ndarray = values[rows[:, None], columns]
+    return shrunk

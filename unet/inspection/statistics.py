@@ -203,7 +203,8 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     small = resize_area(some.mean(0, keepdim=True), (THUMBNAIL_SIDE, THUMBNAIL_SIDE))[0].numpy()
     small = np.where(np.isnan(small), np.nanmean(small) if np.isfinite(small).any() else 0, small)
     spread = max(float(np.ptp(small)), 1e-6)
-    return ((small - small.min()) / spread * 255).round().astype(np.uint8)
+    thumbnail: np.ndarray = ((small - small.min()) / spread * 255).round().astype(np.uint8)
+    return thumbnail
 
 
 def _split(message: str, pair: Pair) -> tuple[str, str]:

@@ -37,7 +37,8 @@ def reliability_counts(probabilities: Tensor, target: Tensor) -> np.ndarray:
     bins = (bins + torch.arange(rows)[:, None] * NUM_BINS).flatten()
     weights = torch.ones_like(predicted), predicted, right
     columns = [bins.bincount(one.flatten(), size).view(rows, NUM_BINS) for one in weights]
-    return torch.stack(columns, dim=1).numpy()
+    counts: np.ndarray = torch.stack(columns, dim=1).numpy()
+    return counts
 
 
 def calibration_errors(counts: np.ndarray) -> list[float]:
@@ -48,7 +49,8 @@ def calibration_errors(counts: np.ndarray) -> list[float]:
     pixels, probabilities, right = counts.transpose(1, 0, 2)
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         errors = np.abs(right - probabilities).sum(1) / pixels.sum(1)
-    return errors.tolist()
+    result: list[float] = errors.tolist()
+    return result
 
 
 def reliability_curve(counts: np.ndarray) -> dict[str, list[float]]:

@@ -55,7 +55,8 @@ def shift_costs(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     fits = fft.irfft2(spectrum, size)  # [d]: sum of p(x + d) over pixels x of the mask
     rolled = np.roll(fits, (r, r), (0, 1))[: 2 * r + 1, : 2 * r + 1]
     # The mask is moved by d, so it lay at -d.
-    return np.count_nonzero(inner != IGNORE_INDEX) - rolled[::-1, ::-1]
+    costs: np.ndarray = np.count_nonzero(inner != IGNORE_INDEX) - rolled[::-1, ::-1]
+    return costs
 
 
 def width_costs(target: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -94,7 +95,8 @@ def coarse(maps: np.ndarray) -> np.ndarray:
     means = means / np.maximum(np.outer(np.diff(rows), np.diff(columns)), 1)
     means -= means.mean((1, 2), keepdims=True)
     norm = np.sqrt(np.square(means).sum())
-    return (means / max(norm, 1e-9)).astype(np.float32).ravel()
+    flat: np.ndarray = (means / max(norm, 1e-9)).astype(np.float32).ravel()
+    return flat
 
 
 class Region(NamedTuple):

@@ -56,7 +56,8 @@ class Down(nn.Module):
         self.conv = DoubleConv(in_channels, out_channels, norm, padding)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.conv(self.halve(x))
+        out: Tensor = self.conv(self.halve(x))
+        return out
 
 
 class Up(nn.Module):

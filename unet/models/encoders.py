@@ -105,4 +105,5 @@ def build_backbone(name: str, in_channels: int) -> nn.Module:
         conv.in_channels = in_channels
         weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
         conv.weight = nn.Parameter(nn.init.kaiming_normal_(weight, nonlinearity="relu"))
-    return create_feature_extractor(net, list(encoder_spec(name).nodes))
+    graph: nn.Module = create_feature_extractor(net, list(encoder_spec(name).nodes))
+    return graph

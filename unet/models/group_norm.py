@@ -31,7 +31,8 @@ def _group_norm(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: f
     )
     if not is_slow:
         return nn.functional.group_norm(x, num_groups, weight, bias, eps)
-    return _GroupNorm.apply(x, weight, bias, num_groups, eps)
+    out: Tensor = _GroupNorm.apply(x, weight, bias, num_groups, eps)
+    return out
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -119,7 +119,8 @@ class UNet(Network):
         x = features.pop()
         for up in self.decoder:
             x = run_level(up, x, features.pop(), checkpointing=checkpointing)
-        return self.head(x)
+        logits: Tensor = self.head(x)
+        return logits
 
 
 def _check_arguments_of(

@@ -114,10 +114,11 @@ def _describe(weight: Tensor) -> str:
 def _build_whole(encoder: str) -> nn.Module:
     """Make a network with its classifier."""
     if encoder.startswith(TIMM):
-        return import_extra("timm", encoder).create_model(encoder.removeprefix(TIMM))
+        net: nn.Module = import_extra("timm", encoder).create_model(encoder.removeprefix(TIMM))
+        return net
     from torchvision.models import get_model  # slow to import, see `build_backbone`
 
-    return get_model(encoder, weights=None)
+    return get_model(encoder, weights=None)  # type: ignore[no-any-return]
 
 
 def _download(encoder: str) -> Path:

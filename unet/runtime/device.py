@@ -87,7 +87,8 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
             f"train.precision: got {precision} with train.device mps, expected float32 or auto"
         )
     if precision != "auto":
-        return getattr(torch, precision)
+        dtype: torch.dtype = getattr(torch, precision)
+        return dtype
     if device.type != "cuda":
         return torch.float32
     native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -216,7 +216,8 @@ def on_first_rank(function: Callable[P, T]) -> Callable[P, T]:
                 dist.broadcast_object_list(message)
         if not message[1]:
             raise SystemExit(2)
-        return message[0]
+        result: T = message[0]
+        return result
 
     return run
 
@@ -257,7 +258,8 @@ def all_reduce_sum_with_gradient(numbers: Tensor) -> Tensor:
     """
     if world_size() == 1 or not torch.is_grad_enabled():
         return numbers
-    return _AllReduceSum.apply(numbers)
+    result: Tensor = _AllReduceSum.apply(numbers)
+    return result
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -66,7 +66,8 @@ def read(path: Path) -> Annotations:
 def _add(found: Annotations, entry: Entry, shape: Any, where: str) -> None:
     def values(*keys: str) -> list[float]:
         given = [shape.get(key, "0" if key == "rotation" else None) for key in keys]
-        return numbers(given, ", ".join(keys), where).tolist()
+        as_numbers: list[float] = numbers(given, ", ".join(keys), where).tolist()
+        return as_numbers
 
     name = shape.get("label") or OBJECT
     group = shape.get("group_id")

@@ -109,7 +109,8 @@ def _add(
     percent = np.array([width, height]) / 100
 
     def values(*keys: str) -> list[float]:
-        return numbers([value.get(key, 0) for key in keys], "value", where).tolist()
+        given: list[float] = numbers([value.get(key, 0) for key in keys], "value", where).tolist()
+        return given
 
     match shape:
         case "polygon":

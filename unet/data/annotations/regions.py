@@ -189,4 +189,5 @@ def fill_ring(ring: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     columns = np.ceil(across - 0.5).clip(0, width).astype(int)
     windings = np.zeros((height, width + 1), np.int32)
     np.add.at(windings, (rows, columns), np.where(y1 > y0, 1, -1))
-    return windings[:, :-1].cumsum(1) != 0
+    inside: np.ndarray = windings[:, :-1].cumsum(1) != 0
+    return inside

@@ -207,7 +207,8 @@ def points(values: Any, where: str, highest: float = _FARTHEST) -> np.ndarray:
 def box_ring(left: float, top: float, width: float, height: float) -> np.ndarray:
     """Return the corners (4, 2) of a box."""
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]])
-    return np.add(corners, (left, top))
+    ring: np.ndarray = np.add(corners, (left, top))
+    return ring
 
 
 def turned(ring: np.ndarray, about: np.ndarray, angle: float) -> np.ndarray:
@@ -216,4 +217,5 @@ def turned(ring: np.ndarray, about: np.ndarray, angle: float) -> np.ndarray:
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     if angle == 0:
         return ring
-    return (ring - about) @ matrix + about
+    result: np.ndarray = (ring - about) @ matrix + about
+    return result

@@ -111,7 +111,10 @@ def _class_name(region: dict[str, Any], attribute: str) -> str:
 
 def _add(found: Annotations, entry: Entry, name: str, shape: dict[str, Any], place: str) -> None:
     def values(*keys: str) -> list[float]:
-        return numbers([shape.get(key) for key in keys], ", ".join(keys), place).tolist()
+        given: list[float] = numbers(
+            [shape.get(key) for key in keys], ", ".join(keys), place
+        ).tolist()
+        return given
 
     match kind := shape.get("name"):
         case "polygon" | "polyline":
