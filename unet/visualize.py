@@ -59,8 +59,7 @@ def mask_to_rgb(mask: np.ndarray, colours: Sequence[Colour]) -> np.ndarray:
     table = np.full((256, 3), IGNORED_COLOUR, dtype=np.uint8)
     table[: len(colours)] = colours
     table[IGNORE_INDEX] = IGNORED_COLOUR
-    shown: np.ndarray = table[mask]
-    return shown
+    return np.asarray(table[mask])
 
 
 def objects_to_rgb(numbers: np.ndarray) -> np.ndarray:
@@ -70,15 +69,13 @@ def objects_to_rgb(numbers: np.ndarray) -> np.ndarray:
     table[:, 0] = hues * 255
     picture = Image.frombytes("HSV", (len(hues), 1), table.tobytes())
     colours = np.asarray(picture.convert("RGB"))[0]
-    shown: np.ndarray = colours[numbers]
-    return shown
+    return np.asarray(colours[numbers])
 
 
 def weights_to_rgb(weights: np.ndarray, highest: float) -> np.ndarray:
     """Show weights (H, W): 0 is black, higher ones red, then yellow, `highest` and above white."""
     scaled = 3 * weights[..., None] / max(highest, 1e-6) - np.arange(3)
-    shown: np.ndarray = (255 * scaled.clip(0, 1)).astype(np.uint8)
-    return shown
+    return np.asarray(255 * scaled.clip(0, 1), dtype=np.uint8)
 
 
 def find_errors(target: np.ndarray, prediction: np.ndarray) -> np.ndarray:

@@ -61,7 +61,8 @@ def normalized_entropy(probabilities: Tensor) -> Tensor:
 
     It is 0 if one class is certain, and 1 if all K classes are equally probable.
     """
-    return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
+    entropy: Tensor = torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
+    return entropy
 
 
 def _mean(values: Tensor) -> float:
@@ -73,7 +74,8 @@ def draw_uncertainty(image: Tensor, entropy: Tensor) -> np.ndarray:
     grey = image_to_rgb(image, stretch=False).mean(2, keepdims=True) / 2
     weights = entropy.numpy()
     colours, opacity = weights_to_rgb(weights, 1.5), np.sqrt(weights)[..., None]
-    return (grey + opacity * (colours - grey)).round().astype(np.uint8)
+    drawn: np.ndarray = (grey + opacity * (colours - grey)).round().astype(np.uint8)
+    return drawn
 
 
 def write_table(jobs: Sequence[Job], out: Path) -> list[dict[str, Any]]:

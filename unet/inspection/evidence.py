@@ -154,7 +154,9 @@ def _smooth(image: np.ndarray) -> np.ndarray:
     """Blur an image along its first axis with a binomial filter; edges are repeated."""
     padded = np.pad(image, ((2, 2), (0, 0)), mode="edge")
     length = len(image)
-    return sum(w * padded[i : i + length] for i, w in enumerate(np.array([1, 4, 6, 4, 1]) / 16))
+    weights = np.array([1, 4, 6, 4, 1]) / 16
+    blurred: np.ndarray = sum(w * padded[i : i + length] for i, w in enumerate(weights))
+    return blurred
 
 
 def _describe_offset(measured: np.ndarray, sides: tuple[str, str]) -> str | None:
